@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Both do all set-up themselves and may be repeated.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev,bench,labelstudio
+DEMO_IMAGES ?= 2000
+STAMP := $(VENV)/.installed-$(EXTRAS)
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+export FIFTYONE_DO_NOT_TRACK := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show what can be made.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## Make .venv and install everything (some minutes, some GB the first time).
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): some minutes the first time"
+	@$(BIN)/pip install -q -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m curate.mongod --install
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: setup ## Draw a demo plant, index it, and say what to do next.
+	@$(BIN)/curate demo --images $(DEMO_IMAGES)
+	@$(BIN)/curate index --project demo
+	@$(BIN)/curate status --project demo
+
+test: setup ## Run all tests.
+	@$(BIN)/python -m pytest
+
+lint: setup ## Check style and types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## Measure speed: ratios against peers in the same run.
+	@$(BIN)/python -m tests.bench.bench_rle
+	@$(BIN)/python -m tests.bench.bench_index
+
+clean: ## Remove .venv and caches; never a project's work/.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find curate labeling synth train tests -name __pycache__ -type d -prune -exec rm -rf {} +

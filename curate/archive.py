@@ -1,0 +1,175 @@
+"""`curate backup` and `curate restore`: config, labels, splits, rounds, models' manifests and the index in one file.
+
+Images stay where they are; the archive knows them by content id and by `source:path`. Every member carries its
+checksum, and nothing is put in place before all of them hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from curate import __version__, database, edits, files
+from curate.errors import CurateError, unknown
+from curate.index import CHUNK, Index, chunks
+from curate.labels import Book
+from curate.project import FILE, Project, home_of, load
+from curate.state import SCHEMA, check
+
+MANIFEST = "manifest.json"
+INDEX = "index"
+KEPT = (
+    *("labels/*.jsonl", "splits/*.jsonl", "folds/*.json", "rounds/**/*"),
+    *("models/*.json", "models/*/*.json", "*.json", "*.csv", "files.sqlite"),
+)
+
+
+def backup(project: Project, file: Path) -> dict[str, Any]:
+    """Write the archive aside, then into place."""
+    if file.exists():
+        raise CurateError(f"{file} exists already; give a new name, so that no older backup is lost")
+    with files.writer_lock(project.work, "curate backup"), tempfile.TemporaryDirectory(dir=project.work) as scratch:
+        index, book = Index(project), Book(project.work / "labels")
+        edits.capture(index, book, project.class_names)
+        book.close()
+        index.dataset.export(
+            export_dir=f"{scratch}/{INDEX}", dataset_type=index.fo.types.FiftyOneDataset, export_media=False
+        )
+        members = dict(_members(project, Path(scratch)))
+        manifest = _manifest(project, index.count(), members)
+        with files.written_aside(file) as aside:
+            _pack(aside, members, manifest, Path(scratch))
+    return {"file": str(file), "samples": manifest["samples"], "files": len(members), "bytes": file.stat().st_size}
+
+
+def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
+    yield FILE, project.file
+    for pattern in KEPT:
+        for path in sorted(project.work.glob(pattern)):
+            if path.is_file() and not path.is_symlink():
+                yield f"work/{path.relative_to(project.work).as_posix()}", path
+    for path in sorted((scratch / INDEX).rglob("*")):
+        if path.is_file():
+            yield path.relative_to(scratch).as_posix(), path
+
+
+def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> dict[str, Any]:
+    sums = {name: _checksum(path) for name, path in members.items()}
+    about = {"project": project.name, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "tool": __version__}
+    return about | {"schema": SCHEMA, "samples": samples, "files": sums}
+
+
+def _pack(target: Path, members: Mapping[str, Path], manifest: dict[str, Any], scratch: Path) -> None:
+    files.write_json(scratch / MANIFEST, manifest)
+    with tarfile.open(target, "w:gz", compresslevel=3) as tar:
+        for name, path in {MANIFEST: scratch / MANIFEST, **members}.items():
+            tar.add(path, name, recursive=False)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# --- restore --------------------------------------------------------------------------------------------------------
+
+
+def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -> dict[str, Any]:
+    """Unpack aside, check every sum, load the index, and only then move the project into place."""
+    if not file.is_file():
+        raise CurateError(f"no archive at {file}")
+    manifest = _read_manifest(file)
+    folder = (to or home_of(Path.cwd()) / str(manifest["project"])).resolve()
+    if folder.exists() and not force:
+        raise CurateError(f"{folder} exists; give another folder with --to, or --force to set it aside first")
+    aside = folder.with_name(f"{folder.name}.restoring")
+    files.remove(aside)
+    try:
+        _unpack(file, aside, manifest)
+        _point_to(aside / FILE, data)
+        count = _load_index(aside, folder, int(manifest["samples"]))
+        files.remove(aside / INDEX)
+        set_aside = _set_aside(folder)
+        os.replace(aside, folder)
+    finally:
+        files.remove(aside)
+    return {"project": str(folder), "samples": count, "set_aside": set_aside}
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        with tarfile.open(file, "r:gz") as tar:
+            member = tar.next()
+            if member is None or member.name != MANIFEST or member.size > 1 << 28:
+                raise CurateError(f"{file} is no archive of curate backup")
+            handle = tar.extractfile(member)
+            manifest: dict[str, Any] = json.loads(handle.read()) if handle else {}
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise CurateError(f"{file} cannot be read as a backup: {error}") from None
+    check(int(manifest.get("schema", 0)), str(file))
+    return manifest
+
+
+def _unpack(file: Path, aside: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        with tarfile.open(file, "r:gz") as tar:
+            tar.extractall(aside, filter="data")  # refuses links and paths that lead out of the folder
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise CurateError(f"{file} is damaged: {error}") from None
+    for name, wanted in manifest["files"].items():
+        path = aside / name
+        if not path.is_file() or _checksum(path) != wanted:
+            raise CurateError(f"{file} is damaged: {name} does not have the checksum that it was stored with")
+    (aside / MANIFEST).unlink()
+
+
+def _point_to(file: Path, data: Mapping[str, str]) -> None:
+    """Images may lie elsewhere on this machine."""
+    document = tomlkit.parse(file.read_text(encoding="utf-8"))
+    sources = {str(s.get("name") or s["format"]): s for s in document["sources"]}  # type: ignore[union-attr]
+    for name, folder in data.items():
+        if name not in sources:
+            raise unknown("source", name, sources)
+        sources[name]["data"] = str(Path(folder).resolve())
+    files.write_text(file, tomlkit.dumps(document))
+
+
+def _load_index(aside: Path, folder: Path, samples: int) -> int:
+    config = load(aside).config
+    fo = database.connect(aside / "work")
+    project = Project(folder, config)
+    name = project.dataset_name
+    if fo.dataset_exists(name):  # a shared server that knows this project: keep what it holds
+        fo.load_dataset(name).name = f"{name}-before-{int(time.time())}"
+    dataset = fo.Dataset.from_dir(aside / INDEX, fo.types.FiftyOneDataset, name=name, persistent=True)
+    _relocate(dataset, project)
+    count = int(dataset.count("id"))
+    if count != samples:
+        dataset.delete()
+        raise CurateError(f"the archive promises {samples} images, {count} came back; nothing was changed")
+    database.leave(aside / "work" / "db")
+    return count
+
+
+def _relocate(dataset: Any, project: Project) -> None:
+    rows = list(zip(*dataset.values(["id", "paths"]), strict=True))
+    for chunk in chunks(rows, CHUNK):
+        dataset.set_values("filepath", {id: str(project.locate(paths[0])) for id, paths in chunk}, key_field="id")
+
+
+def _set_aside(folder: Path) -> str | None:
+    if not folder.exists():
+        return None
+    database.leave(folder / "work" / "db")
+    kept = folder.with_name(f"{folder.name}.before-{int(time.time())}")
+    os.replace(folder, kept)
+    return str(kept)

@@ -1,0 +1,139 @@
+"""`backup`, `restore`, `classes`, `gc`: nothing is lost, and nothing superseded stays for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curate.cli._common import JsonOption, ProjectOption, YesOption, confirm, emit, open_project, say, table
+
+_classes = typer.Typer(help="List, rename, merge, add or retire classes: in config, label log and index, in one step.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(backup)
+    app.command()(restore)
+    app.add_typer(_classes, name="classes")
+    app.command()(gc)
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="The archive to write (.tar.gz).")],
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write labels, index, rounds, models' manifests and config to one archive. Images stay where they are."""
+    from curate import archive
+
+    report = archive.backup(open_project(project), file)
+    emit(report) if json else say(f"[green]wrote[/] {file}: {report['samples']} images, {report['files']} files")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="An archive made by curate backup.")],
+    to: Annotated[Path | None, typer.Option(help="The project's folder [default: projects/NAME].")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Where a source's images lie now, as source=FOLDER.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a project that is there (it is set aside).")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Bring a project back from an archive."""
+    from curate import archive
+
+    report = archive.restore(file, to, dict(_pair(text) for text in data or []), force)
+    emit(report) if json else say(f"[green]restored[/] {report['samples']} images to {report['project']}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise typer.BadParameter(f"'{text}' is not source=FOLDER")
+    return name, value
+
+
+@_classes.command("list")
+def classes_list(project: ProjectOption = None, json: JsonOption = False) -> None:
+    """The project's classes, their colours and how many images show them."""
+    from curate import classes
+
+    rows = classes.listing(open_project(project))
+    if json:
+        emit({"classes": rows})
+        return
+    cells = [(r["name"], r["color"], r["images"], "retired" if r["retired"] else "") for r in rows]
+    table("classes", ["name", "colour", "images", ""], cells)
+
+
+@_classes.command("rename")
+def classes_rename(old: str, new: str, project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Give a class another name."""
+    from curate import classes
+
+    _done(classes.rename(open_project(project), old, new), json)
+
+
+@_classes.command("merge")
+def classes_merge(
+    names: Annotated[list[str], typer.Argument(help="The classes to merge.")],
+    into: Annotated[str, typer.Option(help="The class that takes them in; it exists, or is one of them.")],
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make several classes one."""
+    from curate import classes
+
+    _done(classes.merge(open_project(project), names, into), json)
+
+
+@_classes.command("add")
+def classes_add(
+    name: str,
+    color: Annotated[str | None, typer.Option(help="As #rrggbb.")] = None,
+    description: str = "",
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a class."""
+    from curate import classes
+
+    _done(classes.add(open_project(project), name, color, description), json)
+
+
+@_classes.command("retire")
+def classes_retire(name: str, project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Offer a class no longer; its labels stay, so that no defect turns into a clean image."""
+    from curate import classes
+
+    _done(classes.retire(open_project(project), name), json)
+
+
+def _done(report: dict[str, object], json: bool) -> None:
+    emit(report) if json else say(f"[green]{report['did']}[/] ({report['images']} images changed)")
+
+
+def gc(
+    project: ProjectOption = None,
+    yes: YesOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove superseded vectors, scores, models and left-over parts; lists them first. Labels are never touched."""
+    from curate import garbage
+    from curate.files import writer_lock
+
+    made = open_project(project)
+    with writer_lock(made.work, "curate gc"):
+        found = garbage.find(made)
+        size = sum(item.bytes for item in found)
+        if not json:
+            for item in found:
+                say(f"{item.bytes / 1e6:9.1f} MB  {item.path.relative_to(made.work)}  ({item.why})")
+            say(f"{len(found)} superseded, {size / 1e6:.1f} MB" if found else "nothing to remove")
+        removed = bool(found) and not dry_run and (yes or not json)  # with --json nothing goes without --yes
+        if removed:
+            confirm("remove them?", yes)
+            garbage.remove(found)
+    if json:
+        listed = [{"path": str(i.path), "bytes": i.bytes, "why": i.why} for i in found]
+        emit({"found": listed, "bytes": size, "removed": removed})

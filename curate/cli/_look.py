@@ -1,0 +1,48 @@
+"""`app`, `export`: see the data, and take it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="app")(browse)
+    app.command()(export)
+
+
+def browse(
+    project: ProjectOption = None,
+    port: Annotated[int, typer.Option(help="Port of the App.")] = 5151,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    remote: Annotated[bool, typer.Option("--remote", help="Open no browser here; print how to reach it.")] = False,
+    view: Annotated[str | None, typer.Option(help="Open on this saved view.")] = None,
+) -> None:
+    """Open the FiftyOne App on the project's images. Ctrl-C ends it."""
+    from curate import browse as app
+
+    made = open_project(project)
+    app.launch(made, port=port, address=address, remote=remote, view=view, ready=say)
+
+
+def export(
+    to: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle or masks.")],
+    project: ProjectOption = None,
+    split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Only regions of this class (repeatable).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the labelled images' labels: COCO, VOC, YOLO, Kaggle RLE CSV or PNG masks. Never a half-written folder."""
+    from curate import exports
+
+    made = open_project(project)
+    with bars() as step:
+        report = exports.export(made, format, to, split=split, classes=classes, progress=step)
+    emit(report) if json else say(f"[green]wrote[/] {report['images']} images, {report['regions']} regions to {to}")

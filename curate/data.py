@@ -1,0 +1,212 @@
+"""The nouns. Read this file first.
+
+A *format* yields a `Record` for each image that it finds: where the image is and what its label file says, as plain
+data whose pixels are not decoded yet (`Region` with a `Shape`). Reading one turns it into a `Label`: canonical, small,
+hashable, the same whether it came from a CSV, from the App or from Label Studio. The label log stores `Label`s, the
+FiftyOne dataset shows them, and `Label.digest` tells whether two are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Source = Literal["public", "production", "synthetic"]
+Split = Literal["train", "val", "test"]
+Status = Literal["unlabelled", "queued", "labelled", "skipped", "disputed"]
+Origin = Literal["import", "app", "label-studio", "decision"]
+
+SOURCES: tuple[str, ...] = get_args(Source)
+SPLITS: tuple[str, ...] = get_args(Split)
+STATUSES: tuple[str, ...] = get_args(Status)
+
+# --- what a format yields: shapes are decoded later, in parallel, against the real image size ---------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels: left, top, width, height."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeBox:
+    """A rectangle in fractions of the image: left, top, width, height (YOLO, once its centre is subtracted)."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
+@dataclass(frozen=True, slots=True)
+class Polygon:
+    """One or several rings of (x, y) points; a pixel belongs where its centre does. `relative`: in fractions."""
+
+    rings: tuple[tuple[tuple[float, float], ...], ...]
+    relative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KaggleRle:
+    """Column-major, 1-based `start length start length ...`, straight from the CSV cell."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoRle:
+    """COCO run-lengths: `counts` is the compressed string or the tuple of uncompressed counts."""
+
+    counts: str | tuple[int, ...]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """Pixels of a mask image whose value lies in `low..high`; `path` is relative to the data root."""
+
+    path: str
+    low: int = 128
+    high: int = 255
+
+
+Shape = Box | RelativeBox | Polygon | KaggleRle | CocoRle | MaskFile
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One annotated defect as the label file has it."""
+
+    label: str
+    shape: Shape
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image as a format describes it. `path` is relative to the data root, with forward slashes."""
+
+    path: str
+    regions: tuple[Region, ...] = ()
+    classes: tuple[str, ...] = ()
+    labelled: bool = False
+    group: str | None = None
+    stratum: str | None = None
+    size: tuple[int, int] | None = None
+    label_file: str | None = None
+    line: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Something in the label files that cannot become a record; it goes to the quarantine list."""
+
+    path: str
+    reason: str
+    label_file: str | None = None
+    line: int | None = None
+
+
+# --- what the house keeps -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Defect:
+    """A defect in canonical form. With `rle` (COCO-compressed, of the crop) the box is whole pixels and tight."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    rle: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"label": self.label, "box": list(self.box)}
+        return entry | ({"rle": self.rle} if self.rle is not None else {})
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Defect:
+        return make_defect(entry["label"], entry["box"], entry.get("rle"))
+
+
+def make_defect(label: str, box: Any, rle: str | None = None) -> Defect:
+    """A defect whose box is rounded to a thousandth of a pixel, so that a trip through a database is the identity."""
+    x, y, w, h = (round(float(value), 3) for value in box)
+    return Defect(label, (x, y, w, h), rle)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """All that is known of one image. Clean is `labelled` with nothing present: not the same as `unlabelled`.
+
+    `classes` are image-level facts that no region expresses (pixels unknown); `present` joins both.
+    """
+
+    status: Status = "unlabelled"
+    defects: tuple[Defect, ...] = ()
+    classes: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def present(self) -> frozenset[str]:
+        return frozenset(self.classes) | {defect.label for defect in self.defects}
+
+    @property
+    def clean(self) -> bool:
+        return self.status == "labelled" and not self.present
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal labels, whatever the order of their regions."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+    def renamed(self, names: Mapping[str, str]) -> Label:
+        if not names or not self.present & names.keys():
+            return self
+        defects = tuple(replace(d, label=names.get(d.label, d.label)) for d in self.defects)
+        return replace(self, defects=defects, classes=tuple(sorted({names.get(c, c) for c in self.classes})))
+
+    def to_json(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"status": self.status}
+        if self.defects:
+            entry["defects"] = [d.to_json() for d in sorted(self.defects, key=_order)]
+        if self.classes:
+            entry["classes"] = sorted(set(self.classes))
+        return entry | ({"reason": self.reason} if self.reason else {})
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Label:
+        defects = tuple(Defect.from_json(d) for d in entry.get("defects", ()))
+        return cls(entry["status"], defects, tuple(entry.get("classes", ())), entry.get("reason"))
+
+
+def _order(defect: Defect) -> tuple[Any, ...]:
+    return (defect.label, defect.box, defect.rle or "")
+
+
+UNLABELLED = Label()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One indexed image as exports, training and synthesis see it; `path` is absolute."""
+
+    id: str
+    path: Path
+    width: int
+    height: int
+    label: Label
+    split: str | None = None
+    group: str = ""
+    stratum: str | None = None
+    source: str = "public"

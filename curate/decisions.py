@@ -1,0 +1,67 @@
+"""Images whose copies have different labels: list them, and record which version a person lets stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from curate import edits
+from curate.data import Label
+from curate.errors import CurateError, unknown
+from curate.files import writer_lock
+from curate.index import Index, describe
+from curate.labels import DUPLICATE_LABELS, Book, Entry, me, now
+from curate.project import Project
+
+SPECIAL = ("first", "clean", "union")
+
+
+def conflicts(project: Project, image: str | None = None) -> list[dict[str, Any]]:
+    """Every undecided image (or the one asked for) with its versions."""
+    index, book = Index(project), Book(project.work / "labels")
+    return [_listed(id, book) for id in _disputed(index, image)]
+
+
+def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
+    """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
+    with writer_lock(project.work, "curate resolve"):
+        index, book = Index(project), Book(project.work / "labels")
+        edits.capture(index, book, project.class_names)
+        ids = _disputed(index, image)
+        chosen = {id: choose(book.versions(id), keep) for id in ids}
+        report = [_listed(id, book) | {"kept": keep} for id in ids]
+        for id, label in chosen.items():
+            book.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
+        book.close()
+        index.show(book, ids)
+        return report
+
+
+def choose(versions: list[tuple[str, Label]], keep: str) -> Label:
+    """The version named by its path, or the first, or none of the defects, or all of them."""
+    if keep == "clean":
+        return Label("labelled")
+    if keep == "union":
+        defects = dict.fromkeys(d for _, label in versions for d in label.defects)
+        return Label("labelled", tuple(defects), tuple(sorted({c for _, label in versions for c in label.classes})))
+    by_path = dict(versions)
+    if keep != "first" and keep not in by_path:
+        raise unknown("version", keep, [*SPECIAL, *by_path])
+    label = versions[0][1] if keep == "first" else by_path[keep]
+    return replace(label, reason=None)
+
+
+def _disputed(index: Index, image: str | None) -> list[str]:
+    field = index.fo.ViewField
+    found: list[str] = index.dataset.match(field("status_reason") == DUPLICATE_LABELS).values("content_id")
+    if image is None:
+        return found
+    matching = [id for id in found if id.startswith(image)]
+    if len(matching) != 1:
+        what = "no undecided image" if not matching else f"{len(matching)} undecided images"
+        raise CurateError(f"{what} with an id that starts with '{image}'. List them: curate resolve")
+    return matching
+
+
+def _listed(id: str, book: Book) -> dict[str, Any]:
+    return {"id": id, "versions": [describe(path, label) for path, label in book.versions(id)]}

@@ -1,0 +1,147 @@
+"""`curate doctor`: what is there, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from curate import database, project
+from curate.errors import CurateError
+
+State = Literal["ok", "absent", "missing"]
+
+
+class Check(NamedTuple):
+    """`absent` is optional and not there; `missing` is needed."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def run(wanted: str | None) -> list[Check]:
+    folder = _folder(wanted)
+    checks: tuple[Callable[[], Check], ...] = (
+        lambda: _project(wanted, folder),
+        lambda: _database(folder),
+        lambda: _disk(folder),
+        _gpu,
+        _label_studio,
+        _ray,
+        _weights,
+        _browser,
+    )
+    return [check() for check in checks]
+
+
+def _folder(wanted: str | None) -> Path | None:
+    try:
+        return project.find(wanted)
+    except CurateError:
+        return None
+
+
+def _project(wanted: str | None, folder: Path | None) -> Check:
+    try:
+        made = project.load(project.find(wanted))
+        return Check(
+            "project", "ok", f"{made.name}: {len(made.config.sources)} sources, {len(made.class_names)} classes"
+        )
+    except CurateError as error:
+        state: State = "missing" if wanted or folder else "absent"
+        return Check("project", state, str(error), "curate demo, or: curate init NAME --format FORMAT --data DIR")
+
+
+def _database(folder: Path | None) -> Check:
+    uri = os.environ.get(database.URI)
+    if uri:
+        return _server(uri)
+    try:
+        binary = database.mongod()
+    except CurateError as error:
+        return Check("database", "missing", "no mongod, no URI", str(error))
+    server = database.running(folder / "work" / "db") if folder else None
+    state = f"running, pid {server['pid']}, port {server['port']}" if server else "starts with the first command"
+    return Check("database", "ok", f"embedded, {state} ({binary})")
+
+
+def _server(uri: str) -> Check:
+    import pymongo
+    from pymongo.errors import PyMongoError
+
+    shown = uri.rpartition("@")[2]  # never a password
+    try:
+        with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
+            version = client.server_info()["version"]
+        return Check("database", "ok", f"MongoDB {version} at {shown}")
+    except PyMongoError as error:
+        text = type(error).__name__
+        return Check("database", "missing", f"no answer from {shown} ({text})", f"correct or unset {database.URI}")
+
+
+def _disk(folder: Path | None) -> Check:
+    place = folder or Path.cwd()
+    free = shutil.disk_usage(place).free / 1e9
+    remedy = "" if free > 5 else "free some space, or move the project: vectors, models and database need room"
+    return Check("disk", "ok" if free > 1 else "missing", f"{free:.0f} GB free at {place}", remedy)
+
+
+def _gpu() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("GPU", "missing", "torch is not installed", "make setup")
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return Check("GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    return Check("GPU", "absent", f"none; torch {torch.__version__} uses {os.cpu_count()} CPU cores", "none needed")
+
+
+def _label_studio() -> Check:
+    url = os.environ.get("LABEL_STUDIO_URL")
+    if url:
+        if os.environ.get("LABEL_STUDIO_API_KEY"):
+            return Check("Label Studio", "ok", f"{url}, token set")
+        return Check("Label Studio", "missing", f"{url}, but no token", "set LABEL_STUDIO_API_KEY")
+    if importlib.util.find_spec("label_studio"):
+        return Check("Label Studio", "ok", "server installed here")
+    return Check(
+        "Label Studio", "absent", "no server here, no LABEL_STUDIO_URL", "pip install 'steel-curate[labelstudio]'"
+    )
+
+
+def _ray() -> Check:
+    address = os.environ.get("RAY_ADDRESS")
+    if importlib.util.find_spec("ray"):
+        return Check("Ray", "ok", f"installed{f', cluster at {address}' if address else ', this machine only'}")
+    return Check("Ray", "absent", "not installed; the local engine needs none", "pip install 'steel-curate[ray]'")
+
+
+def _weights() -> Check:
+    found = sorted(_weight_files(), key=str)
+    if found:
+        return Check("weights", "ok", ", ".join(str(path) for path in found[:3]))
+    remedy = "give a local file where a command takes --weights, or reach the hub; the offline defaults need none"
+    return Check("weights", "absent", "no downloaded weights in the hub caches", remedy)
+
+
+def _weight_files() -> Iterator[Path]:
+    home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
+    yield from home.glob("hub/checkpoints/*.pth")
+    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    yield from hub.glob("hub/models--*")
+    real = Path(os.environ.get("CURATE_REAL_DATA", "../shared/data"))
+    yield from real.glob("weights/*.pth")
+
+
+def _browser() -> Check:
+    for name in ("chromium", "chromium-browser", "google-chrome", "firefox"):
+        path = shutil.which(name)
+        if path:
+            return Check("browser", "ok", path)
+    return Check("browser", "absent", "none on this machine", "curate app --remote, and open it from another machine")

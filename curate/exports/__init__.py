@@ -1,0 +1,117 @@
+"""One file an exporter: its name is the file's name, its help the docstring, its work the function `write`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from curate import files
+from curate.data import SPLITS, Item, Label
+from curate.errors import CurateError, unknown
+from curate.project import Project
+
+if TYPE_CHECKING:
+    from curate.index import Index
+
+Progress = Callable[[str, int, int], None]
+
+
+def names() -> list[str]:
+    """All exporters: the modules of this package that do not start with an underscore."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def summary(name: str) -> str:
+    """The first line of the exporter's help."""
+    return (inspect.getdoc(_load(name)) or "").partition("\n")[0]
+
+
+def export(
+    project: Project,
+    format: str,
+    to: Path,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Write the labelled images of a split (or all of them) to the new folder `to`, whole or not at all.
+
+    With `classes` only those are written and numbered, in the project's order; every labelled image stays, so one
+    without any of them is clean there. In the report, `skipped` counts images of the split that are not labelled or
+    not on disk, and `by_class` the index's regions, however many objects or files the exporter makes of them.
+    """
+    module = _load(format)
+    chosen = _check_names(project, split, classes)
+    _check_target(to)
+    from curate.index import Index
+
+    index = Index(project)
+    ids, skipped = _select(index, split)
+    by_class: Counter[str] = Counter()
+    items = _items(project, index, ids, chosen, by_class, progress)
+    with files.written_aside(to) as folder:
+        folder.mkdir()
+        regions = module.write(items, folder, chosen)
+    shown = {name: by_class[name] for name in chosen}
+    report = {"format": format, "folder": str(to), "images": len(ids), "regions": regions, "skipped": skipped}
+    return report | {"by_class": shown}
+
+
+def _load(name: str) -> ModuleType:
+    if name not in names():
+        raise unknown("export format", name, names())
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _check_names(project: Project, split: str | None, classes: Sequence[str] | None) -> list[str]:
+    """The classes to write, in the project's order."""
+    if split is not None and split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    for name in classes or ():
+        if name not in project.class_names:
+            raise unknown("class", name, project.class_names)
+    return [name for name in project.class_names if not classes or name in classes]
+
+
+def _check_target(to: Path) -> None:
+    if to.exists() or to.is_symlink():
+        raise CurateError(f"'{to}' exists already, and an export replaces nothing. Name a new folder, or remove it")
+    above = next(parent for parent in to.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise CurateError(f"'{to}' cannot be made: '{above}' is a file. Name another folder")
+
+
+def _select(index: Index, split: str | None) -> tuple[list[str], int]:
+    """The ids to write, sorted, and how many images of the split stay behind."""
+    cards = {id: card for id, card in index.cards().items() if split in (None, card.split)}
+    ids = sorted(id for id, card in cards.items() if card.status == "labelled" and not card.missing)
+    if ids:
+        return ids, len(cards) - len(ids)
+    where = f"of split '{split}' " if split else ""
+    raise CurateError(f"no image {where}is labelled, so there is nothing to export. See: curate status")
+
+
+def _items(
+    project: Project, index: Index, ids: list[str], chosen: Collection[str], tally: Counter[str], progress: Progress
+) -> Iterator[Item]:
+    known = frozenset(project.class_names)
+    for item in index.items(ids):
+        strange = sorted(item.label.present - known)
+        if strange:
+            raise unknown("class", strange[0], known, f"'{item.path}' shows it; run: curate classes add '{strange[0]}'")
+        label = _only(item.label, chosen)
+        tally.update(defect.label for defect in label.defects)
+        yield replace(item, label=label)
+        progress("export", 1, len(ids))
+
+
+def _only(label: Label, chosen: Collection[str]) -> Label:
+    defects = tuple(defect for defect in label.defects if defect.label in chosen)
+    return replace(label, defects=defects, classes=tuple(name for name in label.classes if name in chosen))

@@ -1,0 +1,44 @@
+"""PNG masks: one black-and-white image for each image and class.
+
+    to/masks/crack/a.png                 255 where the defect is, else 0
+    to/images/a.jpg
+    to/image_classes.csv                 only if a class is known of an image without pixels
+
+All defects of a class in an image are united. A clean image has no mask. Plain boxes have no pixels: they stand in
+image_classes.csv as classes of their image. Readable as `mask_folder` with `class_from = "folder"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from curate.data import Item
+from curate.errors import CurateError
+from curate.exports._common import boxed_classes, class_masks, note_classes, placed
+from curate.shapes import Mask
+
+
+def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
+    """Counts the masks."""
+    regions = 0
+    for label in classes:
+        _class_folder(folder, label).mkdir(parents=True)
+    for item, name in placed(items, folder):
+        note_classes(folder, name, boxed_classes(item))
+        for label, mask in class_masks(item).items():
+            _save(mask, _class_folder(folder, label) / f"{Path(name).stem}.png")
+            regions += 1
+    return regions
+
+
+def _class_folder(folder: Path, label: str) -> Path:
+    if label.startswith(".") or not label.isprintable() or set(label) & set("/\\"):
+        raise CurateError(f"class '{label}' cannot be the name of a folder. Run: curate classes rename '{label}' NAME")
+    return folder / "masks" / label
+
+
+def _save(mask: Mask, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(mask * 255).save(path)

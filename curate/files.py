@@ -1,0 +1,90 @@
+"""Small things about files that several rooms need: whole-or-nothing writes and the one-writer lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from curate.errors import CurateError
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`, moved into place when the block ends well and removed when it does not.
+
+    Works for a file and, where `target` does not exist yet, for a folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    remove(aside)
+    try:
+        yield aside
+        _sync(aside)
+        os.replace(aside, target)
+    finally:
+        remove(aside)
+
+
+def write_text(target: Path, text: str) -> None:
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    write_text(target, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
+    """One writer at a time per project; readers need no lock.
+
+    The kernel drops the lock when its holder dies, so a lock left by a killed process is never in the way; the
+    file's text only says who holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CurateError(_busy(handle.name)) from None
+        handle.truncate(0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
+        handle.write(json.dumps(holder))
+        handle.flush()
+        yield
+        handle.truncate(0)
+
+
+def _busy(lock: str) -> str:
+    try:
+        holder = json.loads(Path(lock).read_text(encoding="utf-8"))
+        who = f"'{holder['purpose']}' (pid {holder['pid']} on {holder['host']}, {_ago(holder['since'])})"
+    except (ValueError, KeyError):
+        who = "another command"
+    return f"{who} is writing to this project ({lock}). Wait for it to end, then run this again"
+
+
+def _ago(since: float) -> str:
+    seconds = int(time.time() - since)
+    return f"since {seconds} s" if seconds < 120 else f"since {seconds // 60} min"

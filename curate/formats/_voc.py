@@ -1,0 +1,151 @@
+"""Pascal VOC XML, shared by `voc`, `neu_det` and `gc10`: which file labels which image, and what it says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from curate.data import Box, Record, Region, Reject
+from curate.errors import LabelProblem
+from curate.formats._common import find_label_folder, label_name, listing, number, short, stem
+from curate.paths import safe_join
+
+USUAL = ("Annotations", "ANNOTATIONS", "annotations", "labels")
+XML = frozenset({".xml"})
+# Pictures in the original layout that are masks, with the names of their images.
+MASKS = frozenset({"SegmentationClass", "SegmentationObject"})
+
+
+def records(
+    root: Path,
+    labels: Path | None,
+    fully_labelled: bool,
+    *,
+    one_based: bool,
+    usual: Iterable[str] = USUAL,
+    copies: bool = False,
+) -> Iterator[Record | Reject]:
+    """One entry an image; `copies`: equal file names are the same picture, so each of them gets the label."""
+    folder = find_label_folder(root, labels, usual)
+    images = [path for path in listing(root) if MASKS.isdisjoint(PurePosixPath(path).parts)]
+    files = _files_by_image(root, folder, images, copies)
+    claims = Counter(source for sources in files.values() for source in sources)
+    for path in sorted({*images, *files}):
+        sources = files.get(path, [])
+        if not sources:
+            yield Record(path, labelled=fully_labelled)
+        elif len(sources) > 1:
+            reason = f"{len(sources)} label files fit this image: {', '.join(sources[:3])}"
+            yield Reject(path, reason, label_name(root, folder / sources[0]))
+        elif claims[sources[0]] > 1 and not copies:
+            reason = f"label file '{sources[0]}' fits {claims[sources[0]]} images equally well"
+            yield Reject(path, reason, label_name(root, folder / sources[0]))
+        else:
+            yield _entry(root, folder, path, sources[0], one_based)
+
+
+def _entry(root: Path, folder: Path, path: str, source: str, one_based: bool) -> Record | Reject:
+    label_file = label_name(root, folder / source)
+    try:
+        tree = _parse(folder, source)
+        regions = tuple(_region(found, one_based) for found in tree.iter("object"))
+    except LabelProblem as problem:
+        return Reject(path, str(problem), label_file)
+    return Record(path, regions, labelled=True, size=_size(tree), label_file=label_file)
+
+
+# --- which XML belongs to which image -----------------------------------------------------------------------------
+
+
+def _files_by_image(root: Path, folder: Path, images: list[str], copies: bool) -> dict[str, list[str]]:
+    by_stem: dict[str, list[str]] = {}
+    for image in images:
+        by_stem.setdefault(PurePosixPath(image).stem, []).append(image)
+    known = frozenset(images)
+    files: dict[str, list[str]] = {}
+    for source in listing(folder, XML):
+        candidates = by_stem.get(PurePosixPath(source).stem) or _named(folder, source, known, by_stem)
+        if len(candidates) > 1 and not copies:
+            candidates = _nearest(PurePosixPath(label_name(root, folder / source)), candidates, folder, source)
+        for path in candidates:
+            files.setdefault(path, []).append(source)
+    return files
+
+
+def _named(folder: Path, source: str, known: frozenset[str], by_stem: dict[str, list[str]]) -> list[str]:
+    """The images that the XML's <filename> means. The name is untrusted: it is compared, never opened."""
+    name = _file_name(folder, source) or stem(source)
+    if name in known or "/" in name or "\\" in name:
+        return [name]
+    return by_stem.get(PurePosixPath(name).stem, [name])
+
+
+def _nearest(xml: PurePosixPath, candidates: list[str], folder: Path, source: str) -> list[str]:
+    """Of several images with the XML's stem: those with its <filename>, then those in the most similar folder."""
+    name = _file_name(folder, source)
+    candidates = [path for path in candidates if PurePosixPath(path).name == name] or candidates
+    scores = [_shared_folders(xml, PurePosixPath(path)) for path in candidates]
+    return [path for path, score in zip(candidates, scores, strict=True) if score == max(scores)]
+
+
+def _shared_folders(one: PurePosixPath, other: PurePosixPath) -> int:
+    """Equal folder names from the front plus from the back: train/labels/a.xml is near to train/images/a.jpg."""
+    a, b = one.parent.parts, other.parent.parts
+    front = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    back = takewhile(lambda pair: pair[0] == pair[1], zip(a[::-1], b[::-1], strict=False))
+    return len(list(front)) + len(list(back))
+
+
+def _file_name(folder: Path, source: str) -> str:
+    try:
+        return _text(_parse(folder, source), "filename")
+    except LabelProblem:
+        return ""  # reported when its image's turn comes
+
+
+# --- what an XML says ---------------------------------------------------------------------------------------------
+
+
+def _parse(folder: Path, source: str) -> Any:
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import ParseError, parse
+
+    try:
+        return parse(safe_join(folder, source)).getroot()
+    except DefusedXmlException as problem:
+        raise LabelProblem(f"XML declares entities, which are refused: {short(str(problem))}") from None
+    except (ParseError, ValueError, LookupError) as problem:
+        raise LabelProblem(f"XML cannot be parsed: {problem}") from None
+    except OSError as problem:
+        raise LabelProblem(f"XML cannot be read: {problem.strerror}") from None
+
+
+def _region(found: Any, one_based: bool) -> Region:
+    name = _text(found, "name")
+    if not name:
+        raise LabelProblem("object without a name")
+    if found.find("bndbox") is None:
+        raise LabelProblem(f"object '{name}' has no bndbox")
+    left, top, right, bottom = (
+        number(_text(found, f"bndbox/{side}"), f"{side} of '{name}'") for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    first = 1.0 if one_based else 0.0
+    box = Box(left - first, top - first, right - left + first, bottom - top + first)
+    if box.w <= 0 or box.h <= 0:
+        raise LabelProblem(f"box of '{name}' is empty: xmin {left:g}, ymin {top:g}, xmax {right:g}, ymax {bottom:g}")
+    return Region(name, box)
+
+
+def _size(tree: Any) -> tuple[int, int] | None:
+    try:
+        width, height = (int(number(_text(tree, f"size/{side}"), side)) for side in ("width", "height"))
+    except LabelProblem:
+        return None  # the size is a cross-check; many tools leave it out
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _text(element: Any, path: str) -> str:
+    return (element.findtext(path) or "").strip()

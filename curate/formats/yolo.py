@@ -1,0 +1,156 @@
+"""YOLO text files: one an image, boxes or polygons in fractions of the image.
+
+    root/data.yaml                       (names; or classes.txt, obj.names, or the option `names`)
+    root/images/train/a.jpg
+    root/labels/train/a.txt              0 0.5 0.5 0.2 0.1        class, centre x, centre y, width, height
+                                         1 0.1 0.1 0.4 0.1 0.3 0.3        class and three or more points
+A text file may also lie beside its image. An empty one says that the image is clean; an image without one is clean
+only if the data set is `fully_labelled`. One unusable line sends its image, whole, to quarantine; so does a value
+outside of the image by more than a hundredth (it is then no fraction at all).
+
+Option `names`: the class names in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from curate.data import Polygon, Record, Region, Reject, RelativeBox, Shape
+from curate.errors import CurateError, LabelProblem
+from curate.formats._common import find_label_folder, label_name, listing, number, read_text, short, stem
+from curate.paths import safe_join
+
+NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
+SLACK = 0.01
+
+
+def read(
+    root: Path, labels: Path | None, fully_labelled: bool, *, names: list[str] | None = None
+) -> Iterator[Record | Reject]:
+    folder = find_label_folder(root, labels, ())
+    known = dict(enumerate(names)) if names else _names(root, folder)
+    images = listing(root)
+    files = _files_by_image(images, folder, labels is not None)
+    for path in sorted({*images, *files}):
+        if path in files:
+            yield from _entry(root, folder, path, files[path], known)
+        else:
+            yield Record(path, labelled=fully_labelled)
+
+
+def _entry(root: Path, folder: Path, path: str, source: str, known: dict[int, str]) -> Iterator[Record | Reject]:
+    label_file = label_name(root, folder / source)
+    try:
+        lines = read_text(safe_join(folder, source)).split("\n")
+    except LabelProblem as problem:
+        yield Reject(path, str(problem), label_file)
+        return
+    regions: list[Region] = []
+    rejects: list[Reject] = []
+    for line, text in enumerate(lines, 1):
+        try:
+            regions += [_region(text.split(), known, line)] if text.strip() else []
+        except LabelProblem as problem:
+            rejects.append(Reject(path, str(problem), label_file, line))
+    yield from rejects
+    if not rejects:
+        first = regions[0].line if regions else None
+        yield Record(path, tuple(regions), labelled=True, label_file=label_file, line=first)
+
+
+# --- which text file belongs to which image -----------------------------------------------------------------------
+
+
+def _files_by_image(images: list[str], folder: Path, separate: bool) -> dict[str, str]:
+    """Text file by image; `separate`: all of `folder` is labels, so each of its files must have an image."""
+    texts = {name for name in listing(folder, frozenset({".txt"})) if PurePosixPath(name).name not in NOT_LABELS}
+    stems = Counter(PurePosixPath(image).stem for image in images)
+    files: dict[str, str] = {}
+    for image in images:
+        places = _places(image, separate and stems[PurePosixPath(image).stem] == 1)
+        found = next((place for place in places if place in texts), None)
+        if found:
+            files[image] = found
+    for orphan in sorted(texts - set(files.values())):
+        if separate or "labels" in PurePosixPath(orphan).parts:
+            # The suffix is unknown: the index reports the bare stem as missing.
+            files[stem(_swap(orphan, "labels", "images"))] = orphan
+    return files
+
+
+def _places(image: str, by_stem: bool) -> list[str]:
+    """Where an image's text file may lie, the usual place first."""
+    parts = PurePosixPath(image).parts
+    below = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts else parts
+    flat = [PurePosixPath(image).stem] if by_stem else []
+    mirrored = stem(_swap(image, "images", "labels"))
+    return [f"{place}.txt" for place in (mirrored, stem(image), stem("/".join(below)), *flat)]
+
+
+def _swap(path: str, old: str, new: str) -> str:
+    """The path with its last folder `old` replaced by `new`."""
+    parts = list(PurePosixPath(path).parts)
+    if old in parts[:-1]:
+        parts[len(parts) - 1 - parts[::-1].index(old)] = new
+    return "/".join(parts)
+
+
+# --- class names --------------------------------------------------------------------------------------------------
+
+
+def _names(root: Path, folder: Path) -> dict[int, str]:
+    places = [place / name for place in (root, folder) for name in NAME_FILES]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        allowed = ", ".join(NAME_FILES)
+        raise CurateError(f"no class names below '{root}'; allowed: {allowed}. Add one or set the option `names`")
+    if found.suffix in (".yaml", ".yml"):
+        return _yaml_names(found)
+    return {i: line.strip() for i, line in enumerate(read_text(found).splitlines()) if line.strip()}
+
+
+def _yaml_names(source: Path) -> dict[int, str]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        content = yaml.safe_load(read_text(source))
+        names = content["names"]
+        if not isinstance(names, (list, dict)):
+            raise TypeError(f"names is {short(names)}")
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(key): str(name) for key, name in pairs}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as problem:
+        reason = short(str(problem))
+        raise CurateError(f"'{source}' has no readable list `names` ({reason}). Correct it or set `names`") from None
+
+
+# --- one line -----------------------------------------------------------------------------------------------------
+
+
+def _region(fields: list[str], known: dict[int, str], line: int) -> Region:
+    index = number(fields[0], "class index")
+    if index not in known:
+        allowed = ", ".join(str(key) for key in list(known)[:20])
+        raise LabelProblem(f"class index {short(fields[0])} has no name; allowed: {allowed}")
+    return Region(known[int(index)], _shape([_fraction(text) for text in fields[1:]]), line)
+
+
+def _fraction(text: str) -> float:
+    value = number(text, "coordinate")
+    if not -SLACK <= value <= 1 + SLACK:
+        raise LabelProblem(f"coordinate is {text}; allowed: a fraction of the image from 0 to 1")
+    return value
+
+
+def _shape(values: list[float]) -> Shape:
+    if len(values) == 4:
+        x, y, w, h = values
+        if w <= 0 or h <= 0:
+            raise LabelProblem(f"box is empty: width {w:g}, height {h:g}")
+        return RelativeBox(x - w / 2, y - h / 2, w, h)
+    if len(values) < 6 or len(values) % 2:
+        raise LabelProblem(f"line has {len(values)} coordinates; allowed: 4 (box) or an even number from 6 (polygon)")
+    return Polygon((tuple(zip(values[::2], values[1::2], strict=True)),), relative=True)

@@ -1,0 +1,80 @@
+"""`curate gc`: what later results have superseded. Labels, splits, rounds and the database are never candidates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from curate import files
+from curate.project import Project
+
+
+class Superseded(NamedTuple):
+    path: Path
+    bytes: int
+    why: str
+
+
+def find(project: Project) -> list[Superseded]:
+    """Everything that can go, with the reason; the caller lists it before anything is removed."""
+    found = [*_parts(project.work), *_tables(project.work), *_models(project.work)]
+    return [Superseded(path, _size(path), why) for path, why in found]
+
+
+def remove(found: Sequence[Superseded]) -> None:
+    for item in found:
+        files.remove(item.path)
+
+
+def _parts(work: Path) -> Iterator[tuple[Path, str]]:
+    """What a killed command left beside its target."""
+    for path in sorted(work.rglob(".*.part")):
+        if "db" not in path.relative_to(work).parts[:1]:
+            yield path, "left by a killed command"
+
+
+def _tables(work: Path) -> Iterator[tuple[Path, str]]:
+    """Vectors and scores: `<name>-<key>.lance`; for each name the newest stays."""
+    for folder in ("vectors", "scores"):
+        by_name: dict[str, list[Path]] = {}
+        for path in (work / folder).glob("*.lance"):
+            by_name.setdefault(path.stem.rpartition("-")[0], []).append(path)
+        for paths in by_name.values():
+            for path in sorted(paths, key=lambda p: p.stat().st_mtime)[:-1]:
+                yield path, f"superseded {folder}"
+
+
+def _models(work: Path) -> Iterator[tuple[Path, str]]:
+    """Models that no alias and no round names, save the newest."""
+    models = sorted((p for p in (work / "models").glob("*") if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    named = _mentioned(work)
+    for path in models[:-1]:
+        if path.name not in named:
+            yield path, "superseded model: no alias or round names it"
+
+
+def _mentioned(work: Path) -> set[str]:
+    """Every text value in the registry and in the rounds' manifests."""
+    names: set[str] = set()
+    for file in [*(work / "models").glob("*.json"), *(work / "rounds").glob("*/*.json")]:
+        names |= set(_texts(json.loads(file.read_text(encoding="utf-8"))))
+    return names
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,183 @@
+"""One record against the real file: is it readable, which image is it, what exactly is labelled. Pure, parallel."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from curate.data import UNLABELLED, Defect, Label, MaskFile, Record
+from curate.errors import LabelProblem
+from curate.paths import safe_join
+from curate.project import LimitsConfig
+from curate.shapes import defect_of
+
+STEP = 1  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
+MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "TIFF": "image/tiff", "WEBP": "image/webp"}
+SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg"},
+    "PNG": {".png"},
+    "BMP": {".bmp"},
+    "TIFF": {".tif", ".tiff"},
+    "WEBP": {".webp"},
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a source's config says about its records."""
+
+    root: Path
+    limits: LimitsConfig
+    names: Mapping[str, str]
+    allowed: frozenset[str]
+    empty_mask_keeps_class: bool = False
+    template: re.Pattern[str] | None = None
+    stratum: str | None = None
+    group: re.Pattern[str] | None = None
+
+    @property
+    def mark(self) -> str:
+        """Changes when any rule does."""
+        rules = (STEP, self.limits.model_dump_json(), sorted(self.names.items()), sorted(self.allowed))
+        rest = (self.empty_mask_keeps_class, self.template, self.stratum, self.group)
+        return hashlib.blake2b(repr((rules, rest)).encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file that is an image that can be read."""
+
+    id: str
+    width: int
+    height: int
+    channels: int
+    bytes: int
+    mime: str
+    note: str | None
+
+
+def fingerprint(record: Record, rules: Rules, mark: str) -> str | None:
+    """Changes with the file, its masks, its label or the rules; None where the file is missing."""
+    stats = [_stat(rules.root, record.path)]
+    if stats[0] is None:
+        return None
+    stats += [_stat(rules.root, r.shape.path) for r in record.regions if isinstance(r.shape, MaskFile)]
+    return hashlib.blake2b(repr((record, stats, mark)).encode(), digest_size=12).hexdigest()
+
+
+def _stat(root: Path, path: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(safe_join(root, path))
+    except LabelProblem:
+        return (-1, -1)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def picture_of(record: Record, rules: Rules) -> Picture:
+    """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
+    path = safe_join(rules.root, record.path)
+    content = path.read_bytes()
+    width, height, channels, kind = _header(content, rules.limits)
+    note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
+    id = hashlib.sha256(content).hexdigest()
+    return Picture(id, width, height, channels, len(content), MIME[kind], note)
+
+
+def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
+    from PIL import Image, UnidentifiedImageError
+
+    if not content:
+        raise LabelProblem("file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(content), formats=tuple(MIME)) as image:
+            if image.width * image.height > limits.max_pixels:
+                size = f"{image.width}x{image.height}"
+                raise LabelProblem(f"{size} pixels are more than limits.max_pixels = {limits.max_pixels}")
+            _whole(image, content, limits)
+            return image.width, image.height, len(image.getbands()), str(image.format)
+    except UnidentifiedImageError:
+        raise LabelProblem("not an image that can be read (JPEG, PNG, BMP, TIFF or WebP)") from None
+    except Image.DecompressionBombError:
+        raise LabelProblem(f"decompression bomb: more pixels than limits.max_pixels = {limits.max_pixels}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise LabelProblem(f"damaged image: {error}") from None
+
+
+def _whole(image: Any, content: bytes, limits: LimitsConfig) -> None:
+    """Truncation shows in a JPEG's missing end marker and a PNG's checksums, without decoding any pixel."""
+    if limits.verify == "decode" or image.format not in ("JPEG", "PNG"):
+        image.load()
+    elif image.format == "PNG":
+        image.verify()
+        if b"IEND" not in content[-64:]:
+            raise LabelProblem("truncated PNG: the end chunk is missing")
+    elif b"\xff\xd9" not in content[-4096:]:
+        raise LabelProblem("truncated JPEG: the end marker is missing")
+
+
+def _suffix_note(path: Path, kind: str) -> str | None:
+    suffix = path.suffix.lower()
+    return None if suffix in SUFFIXES.get(kind, {suffix}) else f"{suffix} file holds {kind} bytes"
+
+
+def label_of(record: Record, rules: Rules, width: int, height: int) -> Label:
+    """What the label file says, exactly. Raises LabelProblem where it does not fit the image or the classes."""
+    if record.size and record.size != (width, height):
+        declared = f"{record.size[0]}x{record.size[1]}"
+        raise LabelProblem(f"the label file says {declared}, the image is {width}x{height}")
+    if not record.labelled:
+        return UNLABELLED
+    clip = rules.limits.boxes == "clip"
+    found: list[Defect] = []
+    for region in record.regions:
+        name = _known(region.label, rules)
+        defect = defect_of(region, width, height, rules.root, clip, record.path)
+        if defect is not None:
+            found.append(replace(defect, label=name))
+    classes = {_known(name, rules) for name in record.classes}
+    if record.regions and not found and rules.empty_mask_keeps_class:
+        classes |= {_known(region.label, rules) for region in record.regions}
+    return Label("labelled", tuple(found), tuple(sorted(classes)))
+
+
+def _known(label: str, rules: Rules) -> str:
+    name = rules.names.get(label, label)
+    if name not in rules.allowed:
+        raise LabelProblem(f"unknown class '{name}'; allowed: {', '.join(sorted(rules.allowed)) or 'none'}")
+    return name
+
+
+# --- group and stratum from the path, where the format does not tell ------------------------------------------------
+
+
+def template_pattern(template: str) -> re.Pattern[str]:
+    """`{line}/{camera}/{date}/{name}` as a pattern over relative paths; a field never spans a slash."""
+    parts = re.split(r"\{(\w+)\}", template)
+    pattern = "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return re.compile(pattern + "$")
+
+
+def stratum_of(path: str, rules: Rules) -> str | None:
+    match = rules.template.match(path) if rules.template else None
+    if match is None:
+        return None
+    fields = match.groupdict()
+    if rules.stratum:
+        return rules.stratum.format_map(fields)
+    return "/".join(value for name, value in fields.items() if name not in ("name", "date")) or None
+
+
+def group_of(path: str, rules: Rules) -> str | None:
+    """The first bracketed part of the group pattern (or all it matched)."""
+    match = rules.group.search(path) if rules.group else None
+    if match is None:
+        return None
+    return next((part for part in match.groups() if part), match.group(0))

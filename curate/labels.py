@@ -1,0 +1,311 @@
+"""The label log: append-only, the durable record of every label ever imported, drawn or edited.
+
+One JSON line an entry, in numbered segments below `work/labels/`. A run writes a segment of its own, so no earlier
+line is ever touched; a line cut off by a kill was never acknowledged and is passed over. `Book` folds the log into
+what holds today for each image: the index is a projection of it and can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from curate.data import UNLABELLED, Label, Origin
+from curate.errors import CurateError
+
+DUPLICATE_LABELS = "duplicate-labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One label of one image: who said it, when, and where it came from. `path` is the import's `source:path`."""
+
+    id: str
+    label: Label
+    origin: Origin
+    who: str
+    at: str
+    path: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        entry = {"id": self.id, "origin": self.origin, "who": self.who, "at": self.at}
+        optional = {"path": self.path, "extra": dict(self.extra)}
+        return entry | {k: v for k, v in optional.items() if v} | {"digest": self.label.digest} | self.label.to_json()
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Entry:
+        label = Label.from_json(line)
+        return cls(line["id"], label, line["origin"], line["who"], line["at"], line.get("path"), line.get("extra", {}))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
+
+class Place(NamedTuple):
+    """Where an entry stands, and what can be told about it without reading it again."""
+
+    segment: str
+    offset: int
+    digest: str
+    present: frozenset[str]
+    status: str
+    epoch: int
+
+
+class Segments:
+    """Numbered files of JSON lines in one folder, only ever added to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("[0-9]*.jsonl"))
+
+    def next(self) -> Path:
+        names = self.names()
+        number = int(names[-1].split(".")[0]) + 1 if names else 1
+        return self.folder / f"{number:06d}.jsonl"
+
+    def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """(segment, offset, line) of every whole line, oldest first."""
+        for name in self.names():
+            offset = 0
+            with open(self.folder / name, "rb") as handle:
+                for number, raw in enumerate(handle, start=1):
+                    if raw.endswith(b"\n"):
+                        yield name, offset, self._parsed(raw, name, number)
+                    offset += len(raw)
+
+    def at(self, segment: str, offset: int) -> dict[str, Any]:
+        with open(self.folder / segment, "rb") as handle:
+            handle.seek(offset)
+            return self._parsed(handle.readline(), segment, 0)
+
+    def _parsed(self, raw: bytes, name: str, number: int) -> dict[str, Any]:
+        try:
+            line = json.loads(raw)
+            if isinstance(line, dict):
+                return line
+        except ValueError:
+            pass
+        where = f"{self.folder / name}:{number}"
+        raise CurateError(
+            f"{where}: damaged line in an append-only log; restore this file from a backup (curate restore)"
+        )
+
+
+class Writer:
+    """Appends lines to a new segment; nothing is on disk until the first line, everything is after `flush`."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self._handle: Any = None
+        self._offset = 0
+
+    def append(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        if self._handle is None:
+            self._segments.folder.mkdir(parents=True, exist_ok=True)
+            self._handle = open(self._segments.next(), "xb")  # noqa: SIM115 - closed by __exit__
+        raw = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        self._handle.write(raw)
+        place = Path(self._handle.name).name, self._offset
+        self._offset += len(raw)
+        return place
+
+    def push(self) -> None:
+        """Make what was appended readable; `flush` makes it durable."""
+        if self._handle is not None:
+            self._handle.flush()
+
+    def flush(self) -> None:
+        if self._handle is not None:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self.flush()
+            self._handle.close()
+            self._handle = None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the log holds of one image: the newest import of each path, and the newest word of a person."""
+
+    imports: dict[str, Place] = field(default_factory=dict)
+    person: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What holds for an image today. `others` are the versions that contradict it (path and label)."""
+
+    label: Label
+    entry: Entry | None = None
+    others: tuple[tuple[str, Label], ...] = ()
+
+
+class Book:
+    """The log, folded: small in memory (places, not labels), one lookup an image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.segments = Segments(folder)
+        self.writer = Writer(self.segments)
+        self._known: dict[str, _Known] = {}
+        # _renames[e]: what the names of an entry written in epoch e are called today. A rename opens a new epoch, so
+        # a class that is made later under an old name is left alone.
+        self._renames: list[dict[str, str]] = [{}]
+        self._sets: dict[frozenset[str], frozenset[str]] = {}
+        for segment, offset, line in self.segments.lines():
+            self._fold(line, segment, offset)
+
+    # --- writing ---
+
+    def append(self, entry: Entry) -> None:
+        """Record an entry. It is durable after `flush`, which comes before the index is touched."""
+        line = entry.to_json()
+        self._fold(line, *self.writer.append(line))
+
+    def imported(self, entry: Entry) -> bool:
+        """Record what a source says of one of its files, unless it said the same before."""
+        assert entry.path is not None
+        known = self._known.get(entry.id)
+        last = known.imports.get(entry.path) if known else None
+        if last is None and entry.label == UNLABELLED:
+            return False
+        if last and self._digest(last) == entry.label.digest:
+            return False
+        self.append(entry)
+        return True
+
+    def rename(self, names: Mapping[str, str], who: str, operation: str) -> None:
+        """From here on, every label of the log reads with these class names."""
+        line = {"event": "rename", "names": dict(names), "operation": operation, "who": who, "at": now()}
+        self._fold(line, *self.writer.append(line))
+        self.writer.flush()
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.__exit__(None, None, None)
+
+    # --- reading ---
+
+    def ids(self) -> Iterable[str]:
+        return self._known.keys()
+
+    def key(self, id: str) -> str:
+        """Changes whenever the state does; cheap, nothing is read."""
+        known = self._known.get(id)
+        if known is None:
+            return ""
+        if known.person:
+            return self._mark("person", [known.person])
+        return self._mark("import", [place for _, place in self._versions(known)])
+
+    def person_decided(self, id: str) -> bool:
+        known = self._known.get(id)
+        return known is not None and known.person is not None
+
+    def state(self, id: str) -> State:
+        known = self._known.get(id)
+        if known is None:
+            return State(UNLABELLED)
+        if known.person:
+            entry = self._read(known.person)
+            return State(entry.label, entry)
+        return self._imported_state(known)
+
+    def versions(self, id: str) -> list[tuple[str, Label]]:
+        """Every differing version that the sources hold of an image, oldest first."""
+        known = self._known.get(id)
+        return [(path, self._read(place).label) for path, place in self._versions(known)] if known else []
+
+    def history(self, id: str) -> list[Entry]:
+        """Everything ever said of an image, oldest first."""
+        epoch, found = 0, []
+        for _, _, line in self.segments.lines():
+            epoch += line.get("event") == "rename"
+            if line.get("id") == id:
+                found.append(self._renamed(Entry.from_json(line), epoch))
+        return found
+
+    # --- folding ---
+
+    def _fold(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
+        if line.get("event") == "rename":
+            self._compose(line["names"])
+        elif "event" not in line:
+            self._note(line, segment, offset)
+
+    def _compose(self, names: Mapping[str, str]) -> None:
+        for renames in self._renames:
+            renames.update({old: names.get(new, new) for old, new in renames.items()})
+            renames.update({old: new for old, new in names.items() if old not in renames})
+        self._renames.append({})
+
+    def _note(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
+        present = frozenset(line.get("classes", ())) | {d["label"] for d in line.get("defects", ())}
+        present = self._sets.setdefault(present, present)
+        place = Place(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
+        known = self._known.setdefault(line["id"], _Known())
+        if line["origin"] == "import":
+            known.imports[line["path"]] = place
+        else:
+            known.person = place
+
+    def _versions(self, known: _Known) -> list[tuple[str, Place]]:
+        labelled = {path: place for path, place in known.imports.items() if place.status != "unlabelled"}
+        seen: dict[str, tuple[str, Place]] = {}
+        for path, place in (labelled or known.imports).items():
+            seen.setdefault(self._digest(place), (path, place))
+        return list(seen.values())
+
+    def _affected(self, place: Place) -> bool:
+        return not self._renames[place.epoch].keys().isdisjoint(place.present)
+
+    def _digest(self, place: Place) -> str:
+        return self._read(place).label.digest if self._affected(place) else place.digest
+
+    def _imported_state(self, known: _Known) -> State:
+        versions = [(path, self._read(place)) for path, place in self._versions(known)]
+        first = versions[0][1]
+        if len(versions) == 1:
+            return State(first.label, first)
+        disputed = replace(first.label, status="disputed", reason=DUPLICATE_LABELS)
+        return State(disputed, first, tuple((path, entry.label) for path, entry in versions[1:]))
+
+    def _read(self, place: Place) -> Entry:
+        self.writer.push()
+        return self._renamed(Entry.from_json(self.segments.at(place.segment, place.offset)), place.epoch)
+
+    def _renamed(self, entry: Entry, epoch: int) -> Entry:
+        return replace(entry, label=entry.label.renamed(self._renames[epoch]))
+
+    def _mark(self, kind: str, places: list[Place]) -> str:
+        text = "|".join([kind, *map(self._digest, places)])
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -1,0 +1,117 @@
+"""Which file is which image: a small SQLite table of every file that the last run saw, and what became of it.
+
+It answers three questions without touching a pixel: has this file (or its label) changed, which paths show the same
+image, and which are quarantined or missing. It can be deleted: the next run then reads every file again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SCHEMA = """
+create table if not exists files (
+    reference text primary key, run integer, place integer, fingerprint text, outcome text, id text,
+    grp text, stratum text, problem text, label_file text, line integer, note text
+) without rowid;
+create index if not exists files_by_id on files (id);
+"""
+
+OK, QUARANTINED, MISSING = "ok", "quarantined", "missing"
+
+
+class Row(NamedTuple):
+    """One file. `reference` is `source:path`; `group` what the format or the path gave."""
+
+    reference: str
+    fingerprint: str
+    outcome: str
+    id: str | None = None
+    group: str | None = None
+    stratum: str | None = None
+    problem: str | None = None
+    label_file: str | None = None
+    line: int | None = None
+    note: str | None = None
+
+
+COLUMNS = ", ".join("grp" if name == "group" else name for name in Row._fields)
+MARKS = ", ".join("?" * (len(Row._fields) + 2))
+
+
+class Ledger:
+    """Open with `with`; each run gets a number, and rows of older runs are files that are no longer there."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(file)
+        self._db.executescript(SCHEMA)
+        self.run = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
+        self._place = 0
+
+    def begin(self) -> None:
+        self.run += 1
+        self._place = 0
+
+    def find(self, reference: str) -> Row | None:
+        row = self._db.execute(f"select {COLUMNS} from files where reference = ?", (reference,)).fetchone()  # noqa: S608
+        return Row(*row) if row else None
+
+    def save(self, rows: Iterable[Row]) -> None:
+        """One transaction: all of these rows or none."""
+        with self._db:
+            for row in rows:
+                self._place += 1
+                self._db.execute(
+                    f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})",  # noqa: S608
+                    (*row, self.run, self._place),
+                )
+
+    def forget(self) -> None:
+        """Drop every fingerprint, so that the next run reads every file again."""
+        with self._db:
+            self._db.execute("update files set fingerprint = ''")
+
+    def images(self) -> Iterator[tuple[str, list[str], list[str], str | None]]:
+        """(id, references, groups, stratum) of every image that this run saw, in the order of the sources."""
+        query = (
+            "select id, json_group_array(reference), json_group_array(grp), min(stratum), min(place) from"
+            " (select * from files where run = ? and outcome = ? order by place) group by id order by min(place)"
+        )
+        for id, references, groups, stratum, _ in self._db.execute(query, (self.run, OK)):
+            names = list(dict.fromkeys(name for name in json.loads(groups) if name))
+            yield id, json.loads(references), names, stratum
+
+    def seen(self, outcome: str) -> list[Row]:
+        """The rows of the last run with this outcome, in order."""
+        query = f"select {COLUMNS} from files where run = ? and outcome = ? order by place"  # noqa: S608
+        return [Row(*row) for row in self._db.execute(query, (self.run, outcome))]
+
+    def gone(self) -> list[str]:
+        """Files that an earlier run indexed, that the last one did not find, and whose image has no other file."""
+        query = (
+            "select reference from files where run < ? and outcome = ? and id not in"
+            " (select id from files where run = ? and id is not null) order by reference"
+        )
+        return [row[0] for row in self._db.execute(query, (self.run, OK, self.run))]
+
+    def notes(self) -> dict[str, int]:
+        query = "select note, count(*) from files where run = ? and note is not null group by note order by 2 desc, 1"
+        return dict(self._db.execute(query, (self.run,)))
+
+    def duplicates(self) -> int:
+        """How many files of the last run are a further copy of an image."""
+        query = "select count(*) - count(distinct id) from files where run = ? and outcome = ?"
+        return int(self._db.execute(query, (self.run, OK)).fetchone()[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

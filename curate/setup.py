@@ -1,0 +1,199 @@
+"""`curate init` and `curate demo`: a commented project.toml that a person can go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from curate import demo as plant
+from curate import files, formats
+from curate.data import SOURCES
+from curate.errors import CurateError, unknown
+from curate.project import FILE, PALETTE, Project, home_of, load
+
+PRODUCTION_FORMATS = ("images",)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def init(
+    name: str,
+    format: str,
+    data: Path,
+    labels: Path | None = None,
+    fully_labelled: bool = False,
+    kind: str | None = None,
+    options: Sequence[str] = (),
+) -> Project:
+    """Write a new project's config; its classes are those that the label files name."""
+    folder = _new_folder(name)
+    source: dict[str, Any] = {"format": format, "data": data, "fully_labelled": fully_labelled}
+    source["kind"] = kind or ("production" if format in PRODUCTION_FORMATS else "public")
+    source |= {"labels": labels, "options": _options(format, options)}
+    _check(source)
+    root, given = data.resolve(), labels.resolve() if labels else None
+    classes = formats.discover_classes(format, root, given, fully_labelled, source["options"])
+    return write(folder, [source], classes)
+
+
+def demo(folder: Path | None, images: int, seed: int, progress: Callable[[int], None]) -> tuple[Project, plant.Summary]:
+    """Draw the demo plant and make its project: a labelled library, and production images that nobody labelled."""
+    folder = (folder or home_of(Path.cwd()) / "demo").resolve()
+    drawn = 0
+
+    def advance(total: int) -> None:
+        nonlocal drawn
+        progress(total - drawn)
+        drawn = total
+
+    summary = plant.draw(folder / "data", images, seed, progress=advance)
+    if (folder / FILE).exists():
+        return load(folder), summary
+    names = {str(number): name for number, name in enumerate(plant.CLASSES, start=1)}
+    coil = r"([^/]+)_\d+\.[a-z]+$"
+    library = {"name": "library", "format": "severstal", "data": Path("data/library"), "fully_labelled": True}
+    production = {"name": "plant", "format": "images", "data": Path("data/plant"), "kind": "production"}
+    production |= {"template": "{line}/{camera}/{date}/{name}", "stratum": "{line}/{camera}", "group": coil}
+    return write(folder, [library | {"classes": names, "group": coil}, production], plant.CLASSES), summary
+
+
+def write(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Project:
+    made_here = not folder.exists()
+    try:
+        files.write_text(folder / FILE, _text(folder, sources, classes))
+        return load(folder)
+    except CurateError:
+        (folder / FILE).unlink(missing_ok=True)
+        if made_here and folder.exists():
+            folder.rmdir()
+        raise
+
+
+def _new_folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    folder = path.resolve() if len(path.parts) > 1 else home_of(Path.cwd()) / name
+    if not NAME.fullmatch(folder.name):
+        raise CurateError(f"project name '{folder.name}' may hold letters, digits, '.', '_' and '-' only")
+    if (folder / FILE).exists():
+        raise CurateError(f"project '{folder.name}' exists already: edit {folder / FILE}, or choose another name")
+    return folder
+
+
+def _check(source: Mapping[str, Any]) -> None:
+    formats.load(source["format"])
+    if source["kind"] not in SOURCES[:2]:
+        raise unknown("kind", source["kind"], SOURCES[:2])
+    for what in ("data", "labels"):
+        if source[what] and not source[what].exists():
+            raise CurateError(f"--{what} {source[what]}: there is nothing. Give the path of the {what}")
+
+
+def _options(format: str, given: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise CurateError(
+                f"--set '{text}' is not key=value; options of {format}: {', '.join(formats.options(format))}"
+            )
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# --- the text of project.toml ---------------------------------------------------------------------------------------
+
+
+def _text(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    return "\n".join([_head(folder.name), *(_source(folder, s) for s in sources), _SECOND, _classes(classes), _TAIL])
+
+
+def _head(name: str) -> str:
+    return f"# {name}: what curate knows of this project. Paths are relative to this file's folder.\n"
+
+
+def _source(folder: Path, source: Mapping[str, Any]) -> str:
+    lines = ["[[sources]]"]
+    for key in (
+        "name",
+        "format",
+        "data",
+        "labels",
+        "kind",
+        "fully_labelled",
+        "group",
+        "template",
+        "stratum",
+        "classes",
+    ):
+        if source.get(key):
+            value = _relative(source[key], folder) if isinstance(source[key], Path) else source[key]
+            lines.append(f"{key} = {_toml(value)}{_COMMENTS.get(key, '')}")
+    if source.get("options"):
+        lines.append(f"options = {_toml(source['options'])}")
+    return "\n".join(lines) + "\n"
+
+
+_COMMENTS = {
+    "fully_labelled": "  # an image without any label is clean",
+    "group": "  # pattern over the path: images of one physical piece; splits never cut through it",
+    "template": "  # how production paths are built",
+    "stratum": "  # what quotas are set on",
+}
+
+_SECOND = """# Further sources are indexed into the same dataset, for example unlabelled production images:
+# [[sources]]
+# name = "line-a"
+# format = "images"
+# kind = "production"
+# data = "/mnt/line-a"
+# template = "{line}/{camera}/{date}/{coil}_{name}"
+# stratum = "{line}/{camera}"
+# group = "/([^/_]+)_"                  # one coil is one group
+# classes = { "Riss" = "crack" }        # label in the source = class of this project
+"""
+
+_TAIL = """# [aliases]                              # old class name = new one; kept by `curate classes`
+# [splits]
+# ratio = "70/15/15"                    # train/val/test, given once per group, then frozen
+# seed = 42
+# [limits]
+# max_pixels = 200000000                # more is taken for a decompression bomb
+# verify = "tail"                       # "decode" reads every pixel: slow, finds damage inside a file
+# boxes = "clip"                        # or "quarantine": boxes that leave the image
+# Secrets (Label Studio tokens) never stand here: they come from the environment.
+"""
+
+
+def _classes(classes: Sequence[str]) -> str:
+    lines = ["# Change classes with `curate classes`, which also changes the labels."]
+    for number, name in enumerate(classes):
+        color = PALETTE[number % len(PALETTE)]
+        lines += ["[[classes]]", f"name = {_toml(name)}", f'color = "{color}"', ""]
+    return "\n".join(lines if classes else [*lines, ""])
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Relative where project and data lie in one tree, so that the whole can be moved; absolute elsewhere."""
+    absolute = (folder / path if not path.exists() else path).resolve()
+    tree = folder.parent.parent
+    return os.path.relpath(absolute, folder) if absolute.is_relative_to(tree) else str(absolute)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str) and "\\" in value and "'" not in value:
+        return f"'{value}'"
+    return json.dumps(value, ensure_ascii=False)

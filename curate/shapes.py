@@ -1,0 +1,144 @@
+"""From what a label file says (`Region`) to canonical `Defect`s, and between defects and pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from curate import rle
+from curate.data import Box, CocoRle, Defect, KaggleRle, MaskFile, Polygon, Region, RelativeBox, make_defect
+from curate.errors import LabelProblem
+from curate.paths import safe_join
+
+Mask = NDArray[np.uint8]
+
+
+def defect_of(region: Region, width: int, height: int, root: Path, clip: bool, where: str = "") -> Defect | None:
+    """The canonical defect, or None where a mask has no pixel. Raises LabelProblem where it cannot be trusted."""
+    shape = region.shape
+    if isinstance(shape, Box):
+        return _boxed(region.label, shape, width, height, clip)
+    if isinstance(shape, RelativeBox):
+        box = Box(shape.x * width, shape.y * height, shape.w * width, shape.h * height)
+        return _boxed(region.label, box, width, height, clip)
+    return defect_from_mask(region.label, _pixels(region, width, height, root, where))
+
+
+def defect_from_mask(label: str, mask: Mask) -> Defect | None:
+    """A defect from a whole-image mask: tight box, run-lengths of the crop."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    crop = mask[top:bottom, left:right]
+    return Defect(label, (float(left), float(top), float(right - left), float(bottom - top)), rle.mask_to_coco(crop))
+
+
+def crop_of(defect: Defect) -> Mask | None:
+    """The defect's pixels inside its box, or None for a plain box."""
+    if defect.rle is None:
+        return None
+    return rle.coco_to_mask(defect.rle, int(defect.box[3]), int(defect.box[2]))
+
+
+def mask_of(defect: Defect, width: int, height: int) -> Mask:
+    """The defect's pixels in the whole image; a plain box is filled."""
+    mask = np.zeros((height, width), np.uint8)
+    x, y, w, h = (round(value) for value in defect.box)
+    crop = crop_of(defect)
+    mask[y : y + h, x : x + w] = 1 if crop is None else crop
+    return mask
+
+
+def _boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
+    left, top, right, bottom = box.x, box.y, box.x + box.w, box.y + box.h
+    if not (np.isfinite([left, top, right, bottom]).all() and box.w > 0 and box.h > 0):
+        raise LabelProblem(f"box of '{label}' is not a rectangle: {box.x:g},{box.y:g} {box.w:g}x{box.h:g}")
+    inside = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
+    outside = inside != (left, top, right, bottom)
+    if inside[2] <= inside[0] or inside[3] <= inside[1] or (outside and not clip):
+        shown = f"{left:g},{top:g} to {right:g},{bottom:g}"
+        raise LabelProblem(f"box of '{label}' leaves the image: {shown} in {width}x{height}")
+    return make_defect(label, (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]))
+
+
+def _pixels(region: Region, width: int, height: int, root: Path, where: str) -> Mask:
+    shape = region.shape
+    if isinstance(shape, KaggleRle):
+        return rle.kaggle_to_mask(shape.text, height, width, f"{where} class {region.label}")
+    if isinstance(shape, CocoRle):
+        return _coco(shape, width, height, f"{where} class {region.label}")
+    if isinstance(shape, Polygon):
+        return polygon_mask(shape, width, height)
+    assert isinstance(shape, MaskFile)
+    return _mask_file(shape, width, height, root)
+
+
+def _coco(shape: CocoRle, width: int, height: int, where: str) -> Mask:
+    if (shape.width, shape.height) != (width, height):
+        raise LabelProblem(f"{where}: mask is {shape.width}x{shape.height}, the image {width}x{height}")
+    if isinstance(shape.counts, str):
+        return rle.coco_to_mask(shape.counts, height, width, where)
+    return rle.counts_to_mask(shape.counts, height, width, where)
+
+
+def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
+    from PIL import Image
+
+    try:
+        with Image.open(safe_join(root, shape.path)) as image:
+            if image.size != (width, height):
+                size = f"{image.width}x{image.height}"
+                raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
+            values = _grey(image)
+    except FileNotFoundError:
+        raise LabelProblem(f"mask {shape.path} does not exist") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise LabelProblem(f"mask {shape.path} cannot be read: {error}") from None
+    return ((values >= shape.low) & (values <= shape.high)).view(np.uint8)
+
+
+def _grey(image: Any) -> NDArray[Any]:
+    """Pixel values as stored: palette indices and 16-bit values stay what they are, colour becomes grey."""
+    if image.mode == "1":
+        return np.asarray(image).view(np.uint8) * np.uint8(255)
+    return np.asarray(image if image.mode in ("L", "P", "I", "I;16") else image.convert("L"))
+
+
+def polygon_mask(polygon: Polygon, width: int, height: int) -> Mask:
+    """Pixels whose centre lies inside a ring (even-odd within a ring, rings united)."""
+    mask = np.zeros((height, width), np.uint8)
+    scale = (width, height) if polygon.relative else (1, 1)
+    for ring in polygon.rings:
+        points = np.asarray(ring, np.float64)
+        if points.ndim != 2 or len(points) < 3 or not np.isfinite(points).all():
+            raise LabelProblem(f"polygon with {len(ring)} points is not a ring of at least 3 finite points")
+        _fill(np.ascontiguousarray(points * scale), mask)
+    return mask
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def _fill(points, mask):  # type: ignore[no-untyped-def]
+    height, width = mask.shape
+    count = len(points)
+    crossings = np.empty(count)
+    for row in range(height):
+        y = row + 0.5
+        found = 0
+        for i in range(count):
+            x0, y0 = points[i]
+            x1, y1 = points[(i + 1) % count]
+            if (y0 <= y) != (y1 <= y):
+                crossings[found] = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
+                found += 1
+        ends = np.sort(crossings[:found])
+        for i in range(0, found - 1, 2):
+            first = max(0, int(np.ceil(ends[i] - 0.5)))
+            last = min(width, int(np.ceil(ends[i + 1] - 0.5)))
+            for column in range(first, last):
+                mask[row, column] = 1

@@ -1,0 +1,251 @@
+"""Train, val and test: given once per group, then frozen. Pure functions, and the log that remembers them.
+
+Never through a group: the group (a coil, a tile) is the unit everywhere here. Ties are broken by a hash of group and
+seed, so that the same groups get the same splits on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curate import files
+from curate.data import SPLITS
+from curate.labels import Segments, now
+
+FEW_GROUPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A physical piece, and how many of its images show each class (clean ones count under none)."""
+
+    name: str
+    images: int
+    classes: Mapping[str, int]
+
+
+def draw(seed: int, *parts: object) -> int:
+    """A number that depends on nothing but its arguments."""
+    text = "\0".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def assign(
+    groups: Sequence[Group],
+    shares: Mapping[str, float],
+    seed: int,
+    settled: Mapping[str, Sequence[Group]] | None = None,
+) -> dict[str, str]:
+    """A split for each group: every class as near to `shares` as whole groups allow, the rarest class first.
+
+    `settled` holds the groups that have a split already; they count towards the shares.
+    """
+    quota = _Quota(groups, shares, settled or {})
+    assigned: dict[str, str] = {}
+    for name in quota.rarest_first():
+        for group in sorted(groups, key=lambda g: draw(seed, name, g.name)):
+            if group.name not in assigned and (name is None or name in group.classes):
+                assigned[group.name] = quota.take(group, name)
+    return assigned
+
+
+class _Quota:
+    """How many groups of each class each split still wants. Class None stands for all groups."""
+
+    def __init__(
+        self, groups: Sequence[Group], shares: Mapping[str, float], settled: Mapping[str, Sequence[Group]]
+    ) -> None:
+        everything = [*groups, *(g for members in settled.values() for g in members)]
+        self._total: Counter[str | None] = Counter(c for g in everything for c in (*g.classes, None))
+        self._shares = {split: share for split, share in shares.items() if share > 0}
+        self._images = sum(g.images for g in everything)
+        self._have: Counter[tuple[str, str | None]] = Counter()
+        self._filled: Counter[str] = Counter()
+        for split, members in settled.items():
+            for group in members:
+                self._count(split, group)
+
+    def rarest_first(self) -> list[str | None]:
+        names = sorted((n for n in self._total if n is not None), key=lambda n: (self._total[n], n))
+        return [*names, None]
+
+    def take(self, group: Group, name: str | None) -> str:
+        split = max(self._shares, key=lambda s: (self._want(s, name), self._room(s), -SPLITS.index(s)))
+        self._count(split, group)
+        return split
+
+    def _want(self, split: str, name: str | None) -> float:
+        return round(self._shares[split] * self._total[name] - self._have[split, name], 6)
+
+    def _room(self, split: str) -> float:
+        return round(self._shares[split] * self._images - self._filled[split], 6)
+
+    def _count(self, split: str, group: Group) -> None:
+        self._filled[split] += group.images
+        for name in (*group.classes, None):
+            self._have[split, name] += 1
+
+
+def folds(groups: Sequence[Group], count: int, repeats: int, seed: int) -> dict[str, list[int]]:
+    """Repeated grouped cross-validation: for each group its fold in each repeat, stratified like `assign`."""
+    result: dict[str, list[int]] = {group.name: [] for group in groups}
+    for repeat in range(repeats):
+        for name, fold in _one_fold(groups, count, draw(seed, "folds", repeat)).items():
+            result[name].append(fold)
+    return result
+
+
+def _one_fold(groups: Sequence[Group], count: int, seed: int) -> dict[str, int]:
+    totals = Counter(c for g in groups for c in (*g.classes, None))
+    have: Counter[tuple[int, str | None]] = Counter()
+    size: Counter[int] = Counter()
+    placed: dict[str, int] = {}
+    for name in [*sorted((n for n in totals if n is not None), key=lambda n: (totals[n], n)), None]:
+        for group in sorted(groups, key=lambda g: draw(seed, name, g.name)):
+            if group.name in placed or (name is not None and name not in group.classes):
+                continue
+            fold = min(range(count), key=lambda f: (have[f, name], size[f], draw(seed, name, group.name, f)))
+            placed[group.name] = fold
+            size[fold] += group.images
+            have.update((fold, c) for c in (*group.classes, None))
+    return placed
+
+
+def few_groups(groups: Iterable[Group]) -> dict[str, int]:
+    """Classes with so few groups that one small split says little: use folds."""
+    counts = Counter(c for g in groups for c in g.classes)
+    return {name: n for name, n in sorted(counts.items()) if n < FEW_GROUPS}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One image, as far as splits are concerned."""
+
+    group: str
+    source: str
+    status: str
+    classes: frozenset[str] = frozenset()
+    audit: bool = False
+
+
+def gathered(members: Iterable[Member]) -> list[Group]:
+    """The groups of these images, with their class counts, sorted by name."""
+    images: Counter[str] = Counter()
+    classes: dict[str, Counter[str]] = {}
+    for member in members:
+        images[member.group] += 1
+        classes.setdefault(member.group, Counter()).update(member.classes)
+    return [Group(name, images[name], dict(classes[name])) for name in sorted(images)]
+
+
+def due(members: Sequence[Member], decisions: Decisions, shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Splits for the groups that need one now.
+
+    Labelled public images are stratified by class. Production images get a split when they are labelled: audit picks
+    fill val and test, so that these keep the natural prior, all others go to train. Synthetic images are always train.
+    """
+    settled = {member.group for member in members if decisions.split(member.group)}
+    public = gathered(m for m in members if m.source == "public" and m.status in ("labelled", "disputed"))
+    production = [m for m in members if m.source == "production" and m.status == "labelled"]
+    audit = gathered(m for m in production if m.audit)
+    result = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
+    result |= {m.group: "train" for m in production if m.group not in settled}
+    held_out = {split: share for split, share in shares.items() if split != "train"}
+    for groups, quota in ((audit, held_out), (public, shares)):
+        if any(quota.values()):
+            result |= _assign_new(groups, decisions, quota, seed)
+    return result
+
+
+def _assign_new(groups: list[Group], decisions: Decisions, quota: Mapping[str, float], seed: int) -> dict[str, str]:
+    total = sum(quota.values())
+    settled: dict[str, list[Group]] = {split: [] for split in quota}
+    for group in groups:
+        split = decisions.split(group.name)
+        if split in settled:
+            settled[split].append(group)
+    fresh = [group for group in groups if decisions.split(group.name) is None]
+    return assign(fresh, {split: share / total for split, share in quota.items()}, seed, settled)
+
+
+# --- what was decided ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Two groups that turned out to be one piece stood in different splits; the train side moved."""
+
+    kept: str
+    joined: str
+    moved_from: str
+    moved_to: str
+
+
+class Decisions:
+    """Frozen splits and joined groups, append-only in `work/splits/`; whole batches or nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._segments = Segments(folder)
+        self._split: dict[str, str] = {}
+        self._alias: dict[str, str] = {}
+        for _, _, line in self._segments.lines():
+            self._fold(line)
+
+    def group(self, name: str) -> str:
+        """The group that `name` belongs to today."""
+        while name in self._alias:
+            name = self._alias[name]
+        return name
+
+    def split(self, name: str) -> str | None:
+        return self._split.get(self.group(name))
+
+    def assign(self, splits: Mapping[str, str]) -> None:
+        """Freeze the split of groups that have none; a group that has one keeps it."""
+        fresh = {self.group(name): split for name, split in splits.items() if self.split(name) is None}
+        self._append([{"group": name, "split": split, "at": now()} for name, split in sorted(fresh.items())])
+
+    def join(self, pairs: Iterable[tuple[str, str]]) -> list[Leak]:
+        """These groups are one piece. Where that joins two splits it is a leak: val and test win over train."""
+        lines: list[dict[str, str]] = []
+        leaks: list[Leak] = []
+        for first, second in pairs:
+            kept, joined = self.group(first), self.group(second)
+            if kept != joined:
+                leaks += self._joined(kept, joined, lines)
+        self._write(lines)
+        return leaks
+
+    def _joined(self, kept: str, joined: str, lines: list[dict[str, str]]) -> list[Leak]:
+        ours, theirs = self._split.get(kept), self._split.get(joined)
+        winner = max((ours, theirs), key=lambda split: SPLITS.index(split) if split else -1)
+        new = [{"join": joined, "into": kept, "at": now()}]
+        if winner and winner != ours:
+            new.append({"group": kept, "split": winner, "at": now()})
+        for line in new:
+            self._fold(line)
+        lines += new
+        if ours is None or theirs is None or ours == theirs:
+            return []
+        return [Leak(kept, joined, theirs if winner == ours else ours, str(winner))]
+
+    def _append(self, lines: list[dict[str, str]]) -> None:
+        for line in lines:
+            self._fold(line)
+        self._write(lines)
+
+    def _write(self, lines: list[dict[str, str]]) -> None:
+        if not lines:
+            return
+        files.write_text(self._segments.next(), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _fold(self, line: Mapping[str, str]) -> None:
+        if "join" in line:
+            self._alias[line["join"]] = line["into"]
+        else:
+            self._split[line["group"]] = line["split"]

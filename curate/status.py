@@ -1,0 +1,61 @@
+"""`curate status`: what the index holds, and what to run next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from curate.data import SPLITS, STATUSES
+from curate.index import Index
+from curate.labels import DUPLICATE_LABELS
+from curate.ledger import MISSING, QUARANTINED, Ledger
+from curate.project import Project
+
+
+def summarise(project: Project) -> dict[str, Any]:
+    """Numbers of images, as `curate status --json` prints them."""
+    index = Index(project)
+    members = index.members().values()
+    return {
+        "project": project.name,
+        "samples": index.count(),
+        "by_source": _counts(member.source for member in members),
+        "by_split": _counts(index.dataset.values("split"), SPLITS),
+        "by_status": _counts((member.status for member in members), STATUSES),
+        "by_class": _by_class(project, members),
+        **_files(project),
+        "conflicts": index.count(status="disputed", status_reason=DUPLICATE_LABELS),
+    }
+
+
+def _counts(values: Any, order: tuple[str, ...] = ()) -> dict[str, int]:
+    """In the order of the noun; images without a split count as `none`."""
+    counts = Counter(value or "none" for value in values)
+    known = [name for name in order if name in counts]
+    return {name: counts[name] for name in [*known, *sorted(counts.keys() - set(known))]}
+
+
+def _by_class(project: Project, members: Any) -> dict[str, int]:
+    counts = Counter(name for member in members for name in member.classes)
+    clean = sum(member.status == "labelled" and not member.classes for member in members)
+    names = [*project.class_names, *sorted(counts.keys() - set(project.class_names))]
+    return {name: counts[name] for name in names} | {"clean": clean}
+
+
+def _files(project: Project) -> dict[str, int]:
+    with Ledger(project.work / "files.sqlite") as table:
+        missing = len(table.seen(MISSING)) + len(table.gone())
+        return {"quarantined": len(table.seen(QUARANTINED)), "missing": missing, "duplicates": table.duplicates()}
+
+
+def next_step(summary: dict[str, Any], commands: Collection[str]) -> str:
+    """The one command that helps most now, of those that this version has."""
+    flag = f" --project {summary['project']}"
+    if not summary["samples"]:
+        return "curate index" + flag
+    if summary["conflicts"]:
+        return f"curate resolve{flag}  ({summary['conflicts']} images have copies with different labels)"
+    if "select" in commands and summary["by_status"].get("unlabelled"):
+        return f"curate select --budget 500{flag}"
+    return "curate app" + flag

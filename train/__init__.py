@@ -1,0 +1,1 @@
+"""Models, metrics and error browsing."""
