@@ -65,7 +65,8 @@ def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
 def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> dict[str, Any]:
     sums = {name: _checksum(path) for name, path in members.items()}
     about = {"project": project.name, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "tool": __version__}
-    return about | {"schema": SCHEMA, "samples": samples, "files": sums}
+    roots = {source.name: str(project.root(source)) for source in project.config.sources}
+    return about | {"schema": SCHEMA, "samples": samples, "roots": roots, "files": sums}
 
 
 def _pack(target: Path, members: Mapping[str, Path], manifest: dict[str, Any], scratch: Path) -> None:
@@ -95,14 +96,14 @@ def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -
     files.remove(aside)
     try:
         _unpack(file, aside, manifest)
-        _point_to(aside / FILE, data)
+        away = _point_to(aside / FILE, folder, data, manifest.get("roots", {}))
         count = _load_index(aside, folder, int(manifest["samples"]))
         files.remove(aside / INDEX)
         set_aside = _set_aside(folder)
         os.replace(aside, folder)
     finally:
         files.remove(aside)
-    return {"project": str(folder), "samples": count, "set_aside": set_aside}
+    return {"project": str(folder), "samples": count, "set_aside": set_aside, "unreachable": away}
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
@@ -132,15 +133,23 @@ def _unpack(file: Path, aside: Path, manifest: Mapping[str, Any]) -> None:
     (aside / MANIFEST).unlink()
 
 
-def _point_to(file: Path, data: Mapping[str, str]) -> None:
-    """Images may lie elsewhere on this machine."""
-    document = tomlkit.parse(file.read_text(encoding="utf-8"))
-    sources = {str(s.get("name") or s["format"]): s for s in document["sources"]}  # type: ignore[union-attr]
-    for name, folder in data.items():
+def _point_to(file: Path, folder: Path, data: Mapping[str, str], roots: Mapping[str, str]) -> list[str]:
+    """Images may lie elsewhere on this machine; the sources whose images cannot be found are returned."""
+    document: Any = tomlkit.parse(file.read_text(encoding="utf-8"))
+    sources = {str(source.get("name") or source["format"]): source for source in document["sources"]}
+    away = []
+    for name in data:
         if name not in sources:
             raise unknown("source", name, sources)
-        sources[name]["data"] = str(Path(folder).resolve())
+    for name, source in sources.items():
+        here = folder / str(source["data"])
+        known = here if here.is_dir() else Path(roots.get(name) or here)
+        wanted = Path(data[name] if name in data else known).resolve()
+        if wanted != here.resolve():
+            source["data"] = str(wanted)
+        away += [] if wanted.is_dir() else [name]
     files.write_text(file, tomlkit.dumps(document))
+    return away
 
 
 def _load_index(aside: Path, folder: Path, samples: int) -> int:

@@ -15,16 +15,18 @@ from curate.labels import DUPLICATE_LABELS
 from curate.project import Project
 
 SIDEBAR = {
-    "labels": ["defects", "classes", "other_defects", "versions"],
-    "state": ["status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"],
-    "scores": [],
-    "provenance": [
-        *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line"),
-        *("paths", "content_id", "filepath", "metadata.width", "metadata.height"),
-    ],
+    "labels": ("defects", "classes", "other_defects", "versions"),
+    "state": ("status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"),
+    "scores": (),
+    "provenance": (
+        *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line", "paths", "content_id"),
+        *("filepath", "metadata.size_bytes", "metadata.mime_type", "metadata.num_channels"),
+        *("metadata.width", "metadata.height"),
+    ),
+    # What no curator reads stands last and closed: the App would otherwise spread it over groups of its own.
+    "bookkeeping": ("id", "created_at", "last_modified_at", "width", "height", "label_digest", "state_key"),
 }
-# Bookkeeping that no curator reads; it stays out of the sidebar.
-HIDDEN = ("label_digest", "state_key", "width", "height", "created_at", "last_modified_at", "id")
+CLOSED = ("provenance", "bookkeeping")
 OURS = "by curate: "
 
 
@@ -51,13 +53,13 @@ def _colors(index: Index) -> None:
 def _sidebar(index: Index) -> None:
     """Our groups first; fields that later steps add (numbers) go to the scores."""
     dataset = index.dataset
-    ours = {path for group in SIDEBAR.values() for path in group} | set(HIDDEN) | {"tags", "metadata"}
+    ours = {path for group in SIDEBAR.values() for path in group} | {"tags", "metadata"}
     scores = [name for name in dataset.get_field_schema() if name not in ours]
     groups = [index.fo.SidebarGroupDocument(name="tags", paths=[])]
     for name, fields in SIDEBAR.items():
         paths = [*fields, *(scores if name == "scores" else [])]
         known = [path for path in paths if dataset.get_field(path) is not None]
-        expanded = name != "provenance" and bool(known)
+        expanded = name not in CLOSED and bool(known)
         groups.append(index.fo.SidebarGroupDocument(name=name, paths=known, expanded=expanded))
     dataset.app_config.sidebar_groups = groups
     dataset.save()

@@ -29,6 +29,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         yield aside
         _sync(aside)
         os.replace(aside, target)
+        sync_folder(target.parent)
     finally:
         remove(aside)
 
@@ -55,6 +56,15 @@ def _sync(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
+def sync_folder(folder: Path) -> None:
+    """Make durable which files the folder holds, so that a new file's name outlives a power cut as its bytes do."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
     """One writer at a time per project; readers need no lock.
@@ -72,15 +82,17 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
         handle.write(json.dumps(holder))
         handle.flush()
-        yield
-        handle.truncate(0)
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def _busy(lock: str) -> str:
     try:
         holder = json.loads(Path(lock).read_text(encoding="utf-8"))
         who = f"'{holder['purpose']}' (pid {holder['pid']} on {holder['host']}, {_ago(holder['since'])})"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         who = "another command"
     return f"{who} is writing to this project ({lock}). Wait for it to end, then run this again"
 

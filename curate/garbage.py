@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curate import files
+from curate.errors import CurateError
 from curate.project import Project
 
 
@@ -40,7 +41,7 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
     for folder in ("vectors", "scores"):
         by_name: dict[str, list[Path]] = {}
         for path in (work / folder).glob("*.lance"):
-            by_name.setdefault(path.stem.rpartition("-")[0], []).append(path)
+            by_name.setdefault(path.stem.rpartition("-")[0] or path.stem, []).append(path)
         for paths in by_name.values():
             for path in sorted(paths, key=lambda p: p.stat().st_mtime)[:-1]:
                 yield path, f"superseded {folder}"
@@ -48,7 +49,8 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
 
 def _models(work: Path) -> Iterator[tuple[Path, str]]:
     """Models that no alias and no round names, save the newest."""
-    models = sorted((p for p in (work / "models").glob("*") if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    folders = (p for p in (work / "models").glob("*") if p.is_dir() and not p.name.startswith("."))
+    models = sorted(folders, key=lambda p: p.stat().st_mtime)
     named = _mentioned(work)
     for path in models[:-1]:
         if path.name not in named:
@@ -56,10 +58,14 @@ def _models(work: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _mentioned(work: Path) -> set[str]:
-    """Every text value in the registry and in the rounds' manifests."""
+    """Every text in the registry and in the rounds' manifests, and every part of those that are paths."""
     names: set[str] = set()
     for file in [*(work / "models").glob("*.json"), *(work / "rounds").glob("*/*.json")]:
-        names |= set(_texts(json.loads(file.read_text(encoding="utf-8"))))
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise CurateError(f"{file} is damaged: what it names cannot be told; restore it (curate restore)") from None
+        names |= {part for text in _texts(value) for part in (text, *text.split("/"))}
     return names
 
 
@@ -67,7 +73,8 @@ def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for inner in value.values():
+        for name, inner in value.items():
+            yield name
             yield from _texts(inner)
     elif isinstance(value, list):
         for inner in value:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,8 @@ class Rules:
     def mark(self) -> str:
         """Changes when any rule does."""
         rules = (STEP, self.limits.model_dump_json(), sorted(self.names.items()), sorted(self.allowed))
-        rest = (self.empty_mask_keeps_class, self.template, self.stratum, self.group)
+        patterns = [pattern.pattern if pattern else None for pattern in (self.template, self.group)]
+        rest = (self.empty_mask_keeps_class, patterns, self.stratum)
         return hashlib.blake2b(repr((rules, rest)).encode(), digest_size=12).hexdigest()
 
 
@@ -73,17 +75,19 @@ def fingerprint(record: Record, rules: Rules, mark: str) -> str | None:
 
 def _stat(root: Path, path: str) -> tuple[int, int] | None:
     try:
-        stat = os.stat(safe_join(root, path))
+        found = os.stat(safe_join(root, path))
     except LabelProblem:
         return (-1, -1)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def picture_of(record: Record, rules: Rules) -> Picture:
     """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
     path = safe_join(rules.root, record.path)
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would wait for ever
+        raise LabelProblem("not a regular file")
     content = path.read_bytes()
     width, height, channels, kind = _header(content, rules.limits)
     note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
@@ -94,6 +98,7 @@ def picture_of(record: Record, rules: Rules) -> Picture:
 def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
     from PIL import Image, UnidentifiedImageError
 
+    Image.MAX_IMAGE_PIXELS = None  # limits.max_pixels decides, also above Pillow's own limit
     if not content:
         raise LabelProblem("file is empty (0 bytes)")
     try:
@@ -101,21 +106,20 @@ def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width}x{image.height}"
                 raise LabelProblem(f"{size} pixels are more than limits.max_pixels = {limits.max_pixels}")
-            _whole(image, content, limits)
-            return image.width, image.height, len(image.getbands()), str(image.format)
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # several pictures in one JPEG
+            _whole(image, kind, content, limits)
+            return image.width, image.height, len(image.getbands()), kind
     except UnidentifiedImageError:
         raise LabelProblem("not an image that can be read (JPEG, PNG, BMP, TIFF or WebP)") from None
-    except Image.DecompressionBombError:
-        raise LabelProblem(f"decompression bomb: more pixels than limits.max_pixels = {limits.max_pixels}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise LabelProblem(f"damaged image: {error}") from None
 
 
-def _whole(image: Any, content: bytes, limits: LimitsConfig) -> None:
+def _whole(image: Any, kind: str, content: bytes, limits: LimitsConfig) -> None:
     """Truncation shows in a JPEG's missing end marker and a PNG's checksums, without decoding any pixel."""
-    if limits.verify == "decode" or image.format not in ("JPEG", "PNG"):
+    if limits.verify == "decode" or kind not in ("JPEG", "PNG"):
         image.load()
-    elif image.format == "PNG":
+    elif kind == "PNG":
         image.verify()
         if b"IEND" not in content[-64:]:
             raise LabelProblem("truncated PNG: the end chunk is missing")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
+from curate.files import sync_folder
 
 DUPLICATE_LABELS = "duplicate-labels"
 
@@ -88,27 +89,39 @@ class Segments:
         for name in self.names():
             offset = 0
             with open(self.folder / name, "rb") as handle:
-                for number, raw in enumerate(handle, start=1):
+                for raw in handle:
                     if raw.endswith(b"\n"):
-                        yield name, offset, self._parsed(raw, name, number)
+                        line = self._decoded(raw)
+                        if line is None:
+                            raise self.damaged(name, offset)
+                        yield name, offset, line
                     offset += len(raw)
 
     def at(self, segment: str, offset: int) -> dict[str, Any]:
         with open(self.folder / segment, "rb") as handle:
             handle.seek(offset)
-            return self._parsed(handle.readline(), segment, 0)
+            raw = handle.readline()
+        line = self._decoded(raw)
+        if line is None:
+            raise self.damaged(segment, offset)
+        return line
 
-    def _parsed(self, raw: bytes, name: str, number: int) -> dict[str, Any]:
-        try:
-            line = json.loads(raw)
-            if isinstance(line, dict):
-                return line
-        except ValueError:
-            pass
-        where = f"{self.folder / name}:{number}"
-        raise CurateError(
+    def damaged(self, segment: str, offset: int) -> CurateError:
+        """The error for the line at this place."""
+        with open(self.folder / segment, "rb") as handle:
+            number = handle.read(offset).count(b"\n") + 1
+        where = f"{self.folder / segment}:{number}"
+        return CurateError(
             f"{where}: damaged line in an append-only log; restore this file from a backup (curate restore)"
         )
+
+    @staticmethod
+    def _decoded(raw: bytes) -> dict[str, Any] | None:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            return None
+        return line if isinstance(line, dict) else None
 
 
 class Writer:
@@ -123,7 +136,11 @@ class Writer:
         if self._handle is None:
             self._segments.folder.mkdir(parents=True, exist_ok=True)
             self._handle = open(self._segments.next(), "xb")  # noqa: SIM115 - closed by __exit__
-        raw = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+            self._offset = 0
+            sync_folder(self._segments.folder)
+        text = json.dumps(line, separators=(",", ":"), ensure_ascii=False)
+        # A file name may hold bytes that are no UTF-8; in a JSON text their escape means just them.
+        raw = text.encode("utf-8", "backslashreplace") + b"\n"
         self._handle.write(raw)
         place = Path(self._handle.name).name, self._offset
         self._offset += len(raw)
@@ -180,7 +197,10 @@ class Book:
         self._renames: list[dict[str, str]] = [{}]
         self._sets: dict[frozenset[str], frozenset[str]] = {}
         for segment, offset, line in self.segments.lines():
-            self._fold(line, segment, offset)
+            try:
+                self._fold(line, segment, offset)
+            except (KeyError, TypeError, AttributeError):
+                raise self.segments.damaged(segment, offset) from None
 
     # --- writing ---
 
@@ -224,8 +244,9 @@ class Book:
         if known is None:
             return ""
         if known.person:
-            return self._mark("person", [known.person])
-        return self._mark("import", [place for _, place in self._versions(known)])
+            return self._mark("person", [("", known.person)])
+        (_, first), *others = self._versions(known)
+        return self._mark("import", [("", first), *others])
 
     def person_decided(self, id: str) -> bool:
         known = self._known.get(id)
@@ -247,6 +268,7 @@ class Book:
 
     def history(self, id: str) -> list[Entry]:
         """Everything ever said of an image, oldest first."""
+        self.writer.push()
         epoch, found = 0, []
         for _, _, line in self.segments.lines():
             epoch += line.get("event") == "rename"
@@ -306,6 +328,6 @@ class Book:
     def _renamed(self, entry: Entry, epoch: int) -> Entry:
         return replace(entry, label=entry.label.renamed(self._renames[epoch]))
 
-    def _mark(self, kind: str, places: list[Place]) -> str:
-        text = "|".join([kind, *map(self._digest, places)])
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    def _mark(self, kind: str, versions: Iterable[tuple[str, Place]]) -> str:
+        text = "|".join([kind, *(part for path, place in versions for part in (path, self._digest(place)))])
+        return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()

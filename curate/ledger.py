@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from curate.errors import CurateError
+from curate.paths import printable
+
 SCHEMA = """
 create table if not exists files (
     reference text primary key, run integer, place integer, fingerprint text, outcome text, id text,
@@ -48,7 +51,11 @@ class Ledger:
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(file)
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise CurateError(f"{file}: {error}. Delete it: the next curate index reads every file again") from None
         self.run = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
         self._place = 0
 
@@ -57,7 +64,8 @@ class Ledger:
         self._place = 0
 
     def find(self, reference: str) -> Row | None:
-        row = self._db.execute(f"select {COLUMNS} from files where reference = ?", (reference,)).fetchone()  # noqa: S608
+        found = self._db.execute(f"select {COLUMNS} from files where reference = ?", _texts((reference,)))  # noqa: S608
+        row = found.fetchone()
         return Row(*row) if row else None
 
     def save(self, rows: Iterable[Row]) -> None:
@@ -67,7 +75,7 @@ class Ledger:
                 self._place += 1
                 self._db.execute(
                     f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})",  # noqa: S608
-                    (*row, self.run, self._place),
+                    (*_texts(row), self.run, self._place),
                 )
 
     def forget(self) -> None:
@@ -115,3 +123,8 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _texts(values: Iterable[object]) -> list[object]:
+    """SQLite takes UTF-8 only; a file name may hold other bytes."""
+    return [printable(value) if isinstance(value, str) else value for value in values]

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from curate.errors import LabelProblem
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # a drive or a URL; `12:30:05.jpg` is an honest file name
 
 
 def safe_join(root: Path, name: str) -> Path:
     """`root/name`, or a LabelProblem if the name (or a symlink on its way) leads out of `root`."""
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+    text = name.replace("\\", "/")
+    parts = PurePosixPath(text)
+    if printable(name) != name:
+        raise LabelProblem(f"path '{printable(name)}' is not valid UTF-8: rename the file")
+    if not parts.parts:
+        raise LabelProblem(f"path '{name}' names no file")
+    if "\0" in name or parts.is_absolute() or ".." in parts.parts or ELSEWHERE.match(text):
         raise LabelProblem(f"path '{name}' leaves the data root")
     path = root / parts
-    if not path.resolve().is_relative_to(root.resolve()):
+    real = Path(os.path.realpath(path))  # Path.resolve raises on a symlink that leads to itself
+    if not real.is_relative_to(os.path.realpath(root)):
         raise LabelProblem(f"path '{name}' leads out of the data root through a symlink")
+    if real.is_symlink():
+        raise LabelProblem(f"path '{name}' is a symlink that leads to itself")
     return path
+
+
+def printable(name: str) -> str:
+    """The name as text: bytes of a file name that are no UTF-8 (Python reads them as lone surrogates) are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def walk(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Iterator[str]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,9 @@ FILE = "project.toml"
 ENV_PROJECT = "CURATE_PROJECT"
 # Distinct in hue and lightness, readable on grey steel; the order is the order of classes in project.toml.
 PALETTE = ("#e6194b", "#ffd60a", "#3cb44b", "#4363d8", "#f58231", "#b34be6", "#42d4f4", "#f032e6", "#bfef45", "#fabed4")
+
+
+Trail = tuple[str | int, ...]
 
 
 class _Model(BaseModel):
@@ -55,9 +58,32 @@ class SourceConfig(_Model):
             raise ValueError(f"not a regular expression: {error}") from error
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _no_colon(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("a source's name may not hold ':', which parts it from the path in `source:path`")
+        return value
+
     @model_validator(mode="after")
-    def _named(self) -> SourceConfig:
-        return self if self.name else self.model_copy(update={"name": self.format})
+    def _fields_exist(self) -> SourceConfig:
+        fields = re.findall(r"\{(\w+)\}", self.template or "")
+        twice = next((name for name in fields if fields.count(name) > 1), None)
+        odd = next((name for name in fields if not name.isidentifier()), None)
+        if twice or odd:
+            raise ValueError(f"template '{self.template}': field {{{twice or odd}}} stands twice or is no name")
+        rest = re.sub("|".join(rf"\{{{name}\}}" for name in fields) or "$", "", self.stratum or "")
+        if "{" in rest or "}" in rest:
+            allowed = ", ".join(f"{{{name}}}" for name in fields) or "none without a template"
+            raise ValueError(f"stratum '{self.stratum}' names what the template does not hold; allowed: {allowed}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("name") or "format" not in values:
+            return values
+        return values | {"name": values["format"]}
 
 
 class ClassConfig(_Model):
@@ -78,7 +104,10 @@ class SplitConfig(_Model):
     @field_validator("ratio")
     @classmethod
     def _parses(cls, value: str) -> str:
-        parse_ratio(value)
+        try:
+            parse_ratio(value)
+        except CurateError as error:
+            raise ValueError(str(error)) from None
         return value
 
 
@@ -176,11 +205,16 @@ def load(folder: Path, overrides: Mapping[str, Any] | None = None) -> Project:
     try:
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CurateError(f"no project at {folder}: {FILE} is missing. Make one with: curate init") from None
+    except OSError as error:
+        raise CurateError(f"{file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CurateError(f"{file}: not valid TOML: {error}") from None
-    return Project(folder.resolve(), _validate(_merged(values, overrides or {}), file, text))
+    config = _validate(values, lambda names: f"{file}{_line_of(names, text)}: ")
+    if overrides:  # the file is right: what is wrong now, a flag has brought
+        config = _validate(_merged(values, overrides), lambda names: "")
+    return Project(folder.resolve(), config)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,23 +224,24 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _validate(values: dict[str, Any], file: Path, text: str) -> ProjectConfig:
+def _validate(values: dict[str, Any], where: Callable[[Trail], str]) -> ProjectConfig:
     try:
         return ProjectConfig.model_validate(values)
     except ValidationError as error:
-        raise CurateError(_explain(error, file, text)) from None
+        raise CurateError(_explain(error, where)) from None
 
 
-def _explain(error: ValidationError, file: Path, text: str) -> str:
-    first = error.errors()[0]
+def _explain(error: ValidationError, where: Callable[[Trail], str]) -> str:
+    # A misspelt key is told first: it often is why another one is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     names = [str(part) for part in first["loc"] if isinstance(part, str)]
-    where = f"{file}:{_line_of(names, text)}"
+    place = where(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(names[:-1])
-        return f"{where}: unknown key '{names[-1]}'{nearest(names[-1], known)}; allowed: {', '.join(known)}"
+        return f"{place}unknown key '{names[-1]}'{nearest(names[-1], known)}; allowed: {', '.join(known)}"
     value = first.get("input")
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
-    return f"{where}: {'.'.join(names) or 'project'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{place}{'.'.join(names) or 'project'}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _known_keys(trail: list[str]) -> list[str]:
@@ -220,14 +255,38 @@ def _known_keys(trail: list[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _line_of(names: list[str], text: str) -> int:
-    """The line where the last named key (or else its table) stands: TOML readers keep no positions."""
-    for name in reversed(names):
-        pattern = re.compile(rf"^\s*(?:\[+.*)?[\"']?{re.escape(name)}[\"']?\s*(?:=|\])")
-        for number, line in enumerate(text.splitlines(), start=1):
-            if pattern.match(line):
-                return number
-    return 1
+def _line_of(trail: Trail, text: str) -> str:
+    """`:12`, the line where that key (or else the table that lacks it) begins; nothing for the file as a whole.
+
+    TOML readers keep no positions. So: the text grows line by line until what can be read of it holds the key.
+    """
+    lines = text.split("\n")
+    held, begun, found = 0, 1, ""
+    for number in range(1, len(lines) + 1):
+        try:
+            values = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue  # inside a value of several lines
+        if (depth := _depth(values, trail)) > held:
+            held, found = depth, f":{_inner(trail[depth - 1], lines[begun - 1 : number], begun)}"
+        begun = number + 1
+    return found
+
+
+def _depth(values: Any, trail: Trail) -> int:
+    """How many steps of the trail can be gone."""
+    for depth, part in enumerate(trail):
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(trail)
+
+
+def _inner(key: str | int, lines: list[str], first: int) -> int:
+    """Inside a value of several lines: the first line that writes the key."""
+    pattern = re.compile(rf"(?<![\w-]){re.escape(str(key))}[\"']?\s*=")
+    return next((first + i for i, line in enumerate(lines) if pattern.search(line)), first)
 
 
 # --- which project a command means ---------------------------------------------------------------------------------

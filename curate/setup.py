@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,7 @@ def init(
     source |= {"labels": labels, "options": _options(format, options)}
     _check(source)
     root, given = data.resolve(), labels.resolve() if labels else None
+    formats.read(format, root, given, fully_labelled, source["options"])  # checks options and root, reads nothing yet
     classes = formats.discover_classes(format, root, given, fully_labelled, source["options"])
     return write(folder, [source], classes)
 
@@ -61,22 +64,27 @@ def demo(folder: Path | None, images: int, seed: int, progress: Callable[[int], 
 
 
 def write(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Project:
-    made_here = not folder.exists()
+    text = _text(folder, sources, classes)
+    made_here = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        files.write_text(folder / FILE, _text(folder, sources, classes))
+        files.write_text(folder / FILE, text)
         return load(folder)
-    except CurateError:
+    except BaseException:
         (folder / FILE).unlink(missing_ok=True)
-        if made_here and folder.exists():
-            folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in made_here:
+                path.rmdir()
         raise
 
 
 def _new_folder(name: str) -> Path:
     path = Path(name).expanduser()
-    folder = path.resolve() if len(path.parts) > 1 else home_of(Path.cwd()) / name
-    if not NAME.fullmatch(folder.name):
-        raise CurateError(f"project name '{folder.name}' may hold letters, digits, '.', '_' and '-' only")
+    folder = home_of(Path.cwd()) / name if len(path.parts) == 1 else path.resolve()
+    if not name or not NAME.fullmatch(folder.name):
+        shown = folder.name if name else ""
+        raise CurateError(
+            f"project name '{shown}' may hold letters, digits, '.', '_' and '-' only, a letter or digit first"
+        )
     if (folder / FILE).exists():
         raise CurateError(f"project '{folder.name}' exists already: edit {folder / FILE}, or choose another name")
     return folder
@@ -194,6 +202,8 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str) and "\\" in value and "'" not in value:
+    if isinstance(value, str) and "\\" in value and "'" not in value and value.isprintable():
         return f"'{value}'"
-    return json.dumps(value, ensure_ascii=False)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise CurateError(f"a config cannot hold {value!r}; allowed: text, numbers, true, false, lists and tables")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

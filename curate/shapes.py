@@ -56,10 +56,11 @@ def mask_of(defect: Defect, width: int, height: int) -> Mask:
 
 
 def _boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
-    left, top, right, bottom = box.x, box.y, box.x + box.w, box.y + box.h
-    if not (np.isfinite([left, top, right, bottom]).all() and box.w > 0 and box.h > 0):
+    # Rounded as it is kept: a fraction of an image that touches its border must not leave it by float noise.
+    left, top, right, bottom = (round(value, 3) for value in (box.x, box.y, box.x + box.w, box.y + box.h))
+    if not (np.isfinite([left, top, right, bottom]).all() and right > left and bottom > top):
         raise LabelProblem(f"box of '{label}' is not a rectangle: {box.x:g},{box.y:g} {box.w:g}x{box.h:g}")
-    inside = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
+    inside = max(0.0, left), max(0.0, top), min(right, width), min(bottom, height)  # this order: never -0.0
     outside = inside != (left, top, right, bottom)
     if inside[2] <= inside[0] or inside[3] <= inside[1] or (outside and not clip):
         shown = f"{left:g},{top:g} to {right:g},{bottom:g}"
@@ -90,6 +91,7 @@ def _coco(shape: CocoRle, width: int, height: int, where: str) -> Mask:
 def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # a mask has to have the size of its image, which intake has judged
     try:
         with Image.open(safe_join(root, shape.path)) as image:
             if image.size != (width, height):

@@ -80,7 +80,22 @@ class _Quota:
         return split
 
     def _want(self, split: str, name: str | None) -> float:
-        return round(self._shares[split] * self._total[name] - self._have[split, name], 6)
+        target = self._shares[split] * self._total[name] if name is None else self._targets(self._total[name])[split]
+        return round(target - self._have[split, name], 6)
+
+    def _targets(self, total: int) -> dict[str, float]:
+        """The shares of `total` groups of one class, but one for each split where there are enough: a class that is
+        absent from val or test cannot be judged there."""
+        if total < len(self._shares):
+            return {split: share * total for split, share in self._shares.items()}
+        small: set[str] = set()
+        while True:
+            rest, weight = total - len(small), sum(s for split, s in self._shares.items() if split not in small)
+            targets = {split: 1.0 if split in small else s * rest / weight for split, s in self._shares.items()}
+            short = {split for split, target in targets.items() if target < 1}
+            if not short:
+                return targets
+            small |= short
 
     def _room(self, split: str) -> float:
         return round(self._shares[split] * self._images - self._filled[split], 6)
@@ -153,13 +168,13 @@ def due(members: Sequence[Member], decisions: Decisions, shares: Mapping[str, fl
     public = gathered(m for m in members if m.source == "public" and m.status in ("labelled", "disputed"))
     production = [m for m in members if m.source == "production" and m.status == "labelled"]
     audit = gathered(m for m in production if m.audit)
-    result = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
-    result |= {m.group: "train" for m in production if m.group not in settled}
+    synthetic = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
+    result = {m.group: "train" for m in production if m.group not in settled}
     held_out = {split: share for split, share in shares.items() if split != "train"}
     for groups, quota in ((audit, held_out), (public, shares)):
         if any(quota.values()):
             result |= _assign_new(groups, decisions, quota, seed)
-    return result
+    return result | synthetic
 
 
 def _assign_new(groups: list[Group], decisions: Decisions, quota: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -193,8 +208,11 @@ class Decisions:
         self._segments = Segments(folder)
         self._split: dict[str, str] = {}
         self._alias: dict[str, str] = {}
-        for _, _, line in self._segments.lines():
-            self._fold(line)
+        for segment, offset, line in self._segments.lines():
+            try:
+                self._fold(line)
+            except KeyError:
+                raise self._segments.damaged(segment, offset) from None
 
     def group(self, name: str) -> str:
         """The group that `name` belongs to today."""

@@ -24,7 +24,7 @@ ProjectOption = Annotated[
         "--project",
         "-p",
         metavar="NAME|PATH",
-        help="The project [default: CURATE_PROJECT, else the one you stand in, else the only one].",
+        help="The project \\[default: CURATE_PROJECT, else the one you stand in, else the only one].",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, YesOption, confirm, emit, open_project, say, table
+from curate.cli._common import JsonOption, ProjectOption, YesOption, confirm, emit, open_project, say, table, warn
 
 _classes = typer.Typer(help="List, rename, merge, add or retire classes: in config, label log and index, in one step.")
 
@@ -33,7 +33,7 @@ def backup(
 
 def restore(
     file: Annotated[Path, typer.Argument(help="An archive made by curate backup.")],
-    to: Annotated[Path | None, typer.Option(help="The project's folder [default: projects/NAME].")] = None,
+    to: Annotated[Path | None, typer.Option(help="The project's folder \\[default: projects/NAME].")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Where a source's images lie now, as source=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a project that is there (it is set aside).")] = False,
     json: JsonOption = False,
@@ -42,6 +42,8 @@ def restore(
     from curate import archive
 
     report = archive.restore(file, to, dict(_pair(text) for text in data or []), force)
+    for name in report["unreachable"]:
+        warn(f"the images of source '{name}' are not on this machine; restore with --data {name}=FOLDER, or mount them")
     emit(report) if json else say(f"[green]restored[/] {report['samples']} images to {report['project']}")
 
 

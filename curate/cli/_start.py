@@ -25,7 +25,7 @@ def init(
     fully_labelled: Annotated[
         bool, typer.Option("--fully-labelled", help="An image without any label is clean, not unlabelled.")
     ] = False,
-    kind: Annotated[str | None, typer.Option(help="public or production [default: by the format].")] = None,
+    kind: Annotated[str | None, typer.Option(help="public or production \\[default: by the format].")] = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="A format's option, as key=value.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -57,7 +57,7 @@ def formats(json: JsonOption = False) -> None:
 def demo(
     images: Annotated[int, typer.Option(min=60, help="How many strips to draw.")] = 2000,
     seed: Annotated[int, typer.Option(help="The same seed draws the same plant.")] = 0,
-    folder: Annotated[Path | None, typer.Option(help="Where [default: projects/demo].", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where \\[default: projects/demo].", show_default=False)] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw a demo plant (steel strips, six defect kinds, two of them rare) and make its project."""

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -55,10 +56,11 @@ def write_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
 
 
 def _unused_name(item: Item, used: set[str]) -> str:
-    """The image's own name if its stem is free: label files are named after stems, and some disks ignore case."""
+    """The image's own name if its stem is free (label files are named after stems), else the stem with the id."""
     stem = _plain_stem(item)
     for candidate in (stem, f"{stem}-{item.id[:8]}", f"{stem}-{item.id}"):
-        key = ENDINGS.sub("", candidate.casefold())
+        # Some disks take names for one that differ in case, or in how an umlaut is composed.
+        key = ENDINGS.sub("", unicodedata.normalize("NFC", candidate).casefold())
         if key not in used:
             used.add(key)
             return candidate + item.path.suffix
@@ -82,6 +84,8 @@ def _place_image(source: Path, target: Path) -> None:
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise  # the target is a link too: to copy over it would destroy somebody's original
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
 

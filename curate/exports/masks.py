@@ -22,8 +22,9 @@ from curate.shapes import Mask
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
     """Counts the masks."""
     regions = 0
+    (folder / "masks").mkdir()
     for label in classes:
-        _class_folder(folder, label).mkdir(parents=True)
+        _class_folder(folder, label).mkdir()
     for item, name in placed(items, folder):
         note_classes(folder, name, boxed_classes(item))
         for label, mask in class_masks(item).items():

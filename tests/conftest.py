@@ -1,0 +1,103 @@
+"""One real MongoDB for the whole session, in a folder of its own: a user's database is never touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate import database, indexing, setup
+from curate.index import Index
+from curate.project import ENV_PROJECT, Project, load
+from tests import fakes
+
+os.environ.pop(ENV_PROJECT, None)
+os.environ.pop(database.URI, None)
+database.quieten()
+
+Make = Callable[..., Project]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a `mongod` of this session; FiftyOne connects to it once, on first use."""
+    uri = database.start(tmp_path_factory.mktemp("mongo") / "db")
+    os.environ[database.URI] = uri
+    yield uri
+    os.environ.pop(database.URI)
+
+
+@pytest.fixture
+def make(tmp_path: Path, server: str) -> Iterator[Make]:
+    """Makes projects below tmp_path/projects, and removes their datasets afterwards."""
+    made: list[Project] = []
+
+    def build(sources: Sequence[Mapping[str, Any]], classes: Sequence[str] = ("crack", "hole"), **more: Any) -> Project:
+        name = more.pop("name", "plant")
+        project = setup.write(tmp_path / "projects" / name, sources, classes)
+        if more:
+            project = load(project.folder, more)
+        made.append(project)
+        return project
+
+    yield build
+    fo = database.connect(tmp_path)
+    for name in fo.list_datasets():
+        if any(name.startswith(project.dataset_name) for project in made):
+            fo.delete_dataset(name)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Six labelled pieces of two views each, and two clean ones: masks/<class>/<stem>.png beside images/."""
+    root = tmp_path / "library"
+    for piece in range(8):
+        for view in range(2):
+            stem = f"piece{piece}_{view}"
+            fakes.save_image(root / "images" / f"{stem}.png", 32, 24, seed=10 * piece + view)
+            name = "crack" if piece < 4 else "hole"
+            if piece < 6:
+                fakes.save_mask(root / "masks" / name / f"{stem}.png", [(piece, 2, 9, 5 + view)], (32, 24))
+    return root
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Path:
+    """Ten production images from two cameras, which nobody labelled."""
+    root = tmp_path / "line"
+    for number in range(10):
+        fakes.save_image(root / "A" / f"cam{number % 2}" / f"coil{number // 2}_{number}.png", 32, 24, seed=900 + number)
+    return root
+
+
+LIBRARY = {"name": "library", "format": "mask_folder", "fully_labelled": True, "group": r"(piece\d+)_"}
+LINE = {
+    "name": "line",
+    "format": "images",
+    "kind": "production",
+    "template": "{line}/{camera}/{name}",
+    "group": r"(coil\d+)_",
+}
+
+
+@pytest.fixture
+def plant(make: Make, library: Path, line: Path) -> Project:
+    return make([LIBRARY | {"data": library}, LINE | {"data": line}])
+
+
+@pytest.fixture
+def indexed(plant: Project) -> Project:
+    indexing.run(plant)
+    return plant
+
+
+def dump(project: Project) -> dict[str, Any]:
+    """All that the index holds of every image, but for times and database ids."""
+    index = Index(project)
+    names = ["content_id", "status", "status_reason", "split", "group", "stratum", "source", "paths", "missing"]
+    names += ["label_origin", "width", "height", "versions"]
+    rows = {row[0]: row[1:] for row in zip(*index.dataset.values(names), strict=True)}
+    return {item.id: (item.label.to_json(), str(item.path), *rows[item.id]) for item in index.items()}

@@ -1,0 +1,119 @@
+"""Renaming, merging, adding and retiring classes: config, log and index change together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curate import classes, indexing
+from curate.errors import CurateError
+from curate.index import Index
+from curate.labels import Book
+from curate.project import Project, load
+from curate.status import summarise
+from tests import fakes
+from tests.conftest import dump
+
+
+def by_class(project: Project) -> dict[str, int]:
+    counts: dict[str, int] = summarise(load(project.folder))["by_class"]
+    return counts
+
+
+def test_rename_reaches_config_log_and_index(indexed: Project) -> None:
+    assert classes.rename(indexed, "crack", "fissure")["images"] == 8
+    renamed = load(indexed.folder)
+    assert renamed.class_names == ["fissure", "hole"]
+    assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
+    book = Book(indexed.work / "labels")
+    assert {name for id in book.ids() for name in book.state(id).label.present} == {"fissure", "hole"}
+    report = indexing.run(renamed)
+    assert (report.updated, report.quarantined, report.app_edits) == (0, 0, 0)
+
+
+def test_label_files_keep_their_old_names_and_are_still_understood(indexed: Project, library: Path) -> None:
+    classes.rename(indexed, "crack", "fissure")
+    fakes.save_image(library / "images" / "new_1.png", 32, 24, seed=3131)
+    fakes.save_mask(library / "masks" / "crack" / "new_1.png", size=(32, 24))
+    assert indexing.run(load(indexed.folder)).added == 1
+    assert by_class(indexed)["fissure"] == 9
+
+
+def test_merge(indexed: Project) -> None:
+    classes.merge(indexed, ["hole"], "crack")
+    assert load(indexed.folder).class_names == ["crack"]
+    assert by_class(indexed) == {"crack": 12, "clean": 4}
+    assert indexing.run(load(indexed.folder)).updated == 0
+
+
+def test_a_chain_of_renames_and_a_merge(indexed: Project) -> None:
+    classes.rename(indexed, "crack", "a")
+    classes.rename(load(indexed.folder), "a", "b")
+    classes.merge(load(indexed.folder), ["hole"], "b")
+    project = load(indexed.folder)
+    assert project.config.aliases == {"crack": "b", "a": "b", "hole": "b"}
+    assert indexing.run(project).updated == 0
+    assert by_class(project) == {"b": 12, "clean": 4}
+
+
+def test_renaming_back_leaves_no_loop(indexed: Project) -> None:
+    before = dump(indexed)
+    classes.rename(indexed, "crack", "x")
+    classes.rename(load(indexed.folder), "x", "crack")
+    project = load(indexed.folder)
+    assert "crack" not in project.config.aliases
+    indexing.run(project)
+    assert dump(project) == before
+
+
+def test_labels_survive_a_lost_database_after_a_rename(indexed: Project) -> None:
+    classes.rename(indexed, "crack", "fissure")
+    project = load(indexed.folder)
+    before = dump(project)
+    Index(project).dataset.delete()
+    indexing.run(project)
+    assert dump(project) == before
+
+
+def test_a_kill_between_log_and_config_is_mended_by_the_next_run(indexed: Project, monkeypatch: object) -> None:
+    """The log is written first; here the process dies before project.toml is."""
+    book = Book(indexed.work / "labels")
+    book.rename({"crack": "fissure"}, "someone", "renamed crack to fissure")
+    book.close()
+    classes.rename(indexed, "crack", "fissure")
+    assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
+    assert indexing.run(load(indexed.folder)).updated == 0
+
+
+def test_add_and_retire(indexed: Project) -> None:
+    classes.add(indexed, "dent", "#102030", "a dent")
+    classes.retire(load(indexed.folder), "crack")
+    project = load(indexed.folder)
+    assert [(c.name, c.retired) for c in project.config.classes] == [("crack", True), ("hole", False), ("dent", False)]
+    assert project.colors["dent"] == "#102030"
+    assert by_class(project)["crack"] == 8, "labels of a retired class stay: no defect turns into a clean image"
+
+
+def test_comments_of_the_config_stay(indexed: Project) -> None:
+    classes.rename(indexed, "crack", "fissure")
+    assert "# Secrets (Label Studio tokens) never stand here" in indexed.file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda p: classes.rename(p, "krack", "x"), "unknown class 'krack' .did you mean 'crack'"),
+        (lambda p: classes.rename(p, "crack", "hole"), "curate classes merge crack --into hole"),
+        (lambda p: classes.merge(p, ["crack"], "crack"), "nothing to merge"),
+        (lambda p: classes.add(p, "crack"), "exists already"),
+        (lambda p: classes.add(p, "new", "red"), "color"),
+        (lambda p: classes.retire(p, "nope"), "unknown class 'nope'"),
+    ],
+)
+def test_bad_requests_change_nothing(indexed: Project, call: object, text: str) -> None:
+    before, config = dump(indexed), indexed.file.read_text()
+    with pytest.raises(CurateError, match=text):
+        call(indexed)  # type: ignore[operator]
+    assert dump(indexed) == before
+    assert indexed.file.read_text() == config

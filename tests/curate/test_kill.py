@@ -1,0 +1,157 @@
+"""`kill -9` at any moment: the next run completes, and the result is that of a run that nobody disturbed.
+
+Real processes on the embedded database, as `curate index` runs for a user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate import database, setup
+from tests.fakes import REPOSITORY
+
+SHOW = """
+import json, sys
+from pathlib import Path
+from curate.project import load
+from tests.conftest import dump
+print(json.dumps(dump(load(Path(sys.argv[1]))), sort_keys=True))
+"""
+
+
+def environment() -> dict[str, str]:
+    """Without the session's database: these processes start the embedded one of their project."""
+    return {name: value for name, value in os.environ.items() if name != database.URI}
+
+
+def curate(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from curate.cli import main; main()", *arguments, "--project", str(project)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment(), cwd=REPOSITORY, text=True, **streams)  # type: ignore[call-overload]
+
+
+def index(project: Path) -> dict[str, Any]:
+    process = curate(project, "index", "--json")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    report: dict[str, Any] = json.loads(output)
+    return report
+
+
+def shown(project: Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", SHOW, str(project)]
+    result = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return {id: [value for value in row if str(project) not in str(value)] for id, row in found.items()}
+
+
+@pytest.fixture
+def projects(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two equal demo plants: one to disturb, one to leave alone."""
+    disturbed, calm = tmp_path / "a" / "plant", tmp_path / "b" / "plant"
+    setup.demo(disturbed, 400, 1, lambda done: None)
+    shutil.copytree(disturbed, calm)
+    yield disturbed, calm
+    for project in (disturbed, calm):
+        database.stop(project / "work" / "db")
+
+
+def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    """Until the label log has so many lines: the moment to strike, whatever the speed of the machine."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(file.read_bytes().count(b"\n") for file in path.glob("*.jsonl")) >= lines:
+            return
+        time.sleep(0.005)
+
+
+def strike(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_kill_9_at_many_moments_equals_an_uninterrupted_run(projects: tuple[Path, Path]) -> None:
+    disturbed, calm = projects
+    killed = 0
+    for delay in (0.0, 0.03, 0.1, 0.25, 0.5):
+        process = curate(disturbed, "index", "--json")
+        wait_for(disturbed / "work" / "labels", 1, process)
+        time.sleep(delay)
+        killed += process.poll() is None
+        strike(process)
+    assert killed >= 3, "the runs ended before they could be killed"
+    index(disturbed)
+    index(calm)
+    assert shown(disturbed) == shown(calm)
+    report = index(disturbed)
+    assert (report["added"], report["updated"]) == (0, 0)
+
+
+def test_kill_9_of_the_database_loses_nothing(projects: tuple[Path, Path]) -> None:
+    disturbed, calm = projects
+    process = curate(disturbed, "index", "--json")
+    wait_for(disturbed / "work" / "labels", 20, process)
+    server = database.running(disturbed / "work" / "db")
+    assert server is not None
+    os.kill(server["pid"], signal.SIGKILL)
+    strike(process)
+    index(disturbed)
+    index(calm)
+    assert shown(disturbed) == shown(calm)
+
+
+def test_a_torn_last_line_of_the_log_is_passed_over(projects: tuple[Path, Path]) -> None:
+    disturbed, calm = projects
+    index(disturbed)
+    segment = disturbed / "work" / "labels" / "000001.jsonl"
+    (disturbed / "work" / "labels" / "000002.jsonl").write_bytes(segment.read_bytes().splitlines(keepends=True)[0][:50])
+    assert index(disturbed)["unchanged"] == 400
+    index(calm)
+    assert shown(disturbed) == shown(calm)
+
+
+def test_two_commands_that_start_at_once_share_one_server(projects: tuple[Path, Path]) -> None:
+    disturbed, _ = projects
+    index(disturbed)
+    pair = [curate(disturbed, "status", "--json") for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert json.loads(outputs[0][0]) == json.loads(outputs[1][0])
+    assert database.running(disturbed / "work" / "db") is None, "the last command out stops the server"
+
+
+def test_a_second_writer_is_refused_and_says_who_writes(projects: tuple[Path, Path]) -> None:
+    disturbed, _ = projects
+    first = curate(disturbed, "index")
+    wait_for(disturbed / "work" / "labels", 1, first)
+    second = curate(disturbed, "index")
+    _, errors = second.communicate(timeout=120)
+    assert first.poll() is not None or second.returncode == 1
+    if second.returncode == 1:
+        assert f"error: 'curate index' (pid {first.pid}" in errors
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+
+
+def test_ctrl_c_leaves_nothing_half_written(projects: tuple[Path, Path]) -> None:
+    disturbed, calm = projects
+    process = curate(disturbed, "index")
+    wait_for(disturbed / "work" / "labels", 1, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in errors
+    index(disturbed)
+    index(calm)
+    assert shown(disturbed) == shown(calm)
