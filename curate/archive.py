@@ -144,7 +144,7 @@ def _point_to(file: Path, folder: Path, data: Mapping[str, str], roots: Mapping[
     for name, source in sources.items():
         here = folder / str(source["data"])
         known = here if here.is_dir() else Path(roots.get(name) or here)
-        wanted = Path(data[name] if name in data else known).resolve()
+        wanted = Path(data.get(name, str(known))).resolve()
         if wanted != here.resolve():
             source["data"] = str(wanted)
         away += [] if wanted.is_dir() else [name]

@@ -19,14 +19,14 @@ SIDEBAR = {
     "state": ("status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"),
     "scores": (),
     "provenance": (
-        *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line", "paths", "content_id"),
-        *("filepath", "metadata.size_bytes", "metadata.mime_type", "metadata.num_channels"),
-        *("metadata.width", "metadata.height"),
+        *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line"),
+        *("paths", "filepath", "content_id"),
     ),
+    "metadata": tuple(f"metadata.{name}" for name in ("size_bytes", "mime_type", "num_channels", "width", "height")),
     # What no curator reads stands last and closed: the App would otherwise spread it over groups of its own.
     "bookkeeping": ("id", "created_at", "last_modified_at", "width", "height", "label_digest", "state_key"),
 }
-CLOSED = ("provenance", "bookkeeping")
+CLOSED = ("provenance", "metadata", "bookkeeping")
 OURS = "by curate: "
 
 

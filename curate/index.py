@@ -202,7 +202,7 @@ def _declare(dataset: Any, fo: Any) -> None:
     indexes = dataset.list_indexes()
     if "content_id" not in indexes:
         dataset.create_index("content_id", unique=True)
-    for name in ("status", "group", "split", "source"):
+    for name in ("status", "group", "split", "source", "stratum", "defects.detections.label"):
         if name not in indexes:
             dataset.create_index(name)
 

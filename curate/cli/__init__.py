@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -38,8 +40,14 @@ for _group in (_start, _index, _look, _keep):
     _group.register(app)
 
 
+def _ended(number: int, frame: FrameType | None) -> None:
+    """Ended from outside: leave in order, so that locks, parts and the database are put away."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """A `CurateError` is one line for a person and exit code 1; anything else is a bug and shows its traceback."""
+    signal.signal(signal.SIGTERM, _ended)
     try:
         app()
     except CurateError as error:

@@ -1,0 +1,213 @@
+"""`curate app` in a real headless Chromium, as a curator opens it. Leaves screenshots in out/screenshots/."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate import browse, database, indexing, setup
+from curate.index import Index
+from curate.project import Project
+from tests.conftest import Make
+from tests.fakes import REPOSITORY
+
+SCREENSHOTS = REPOSITORY / "out" / "screenshots"
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A demo plant, indexed and served by the real command on the embedded database; (folder, address of its page)."""
+    folder = tmp_path_factory.mktemp("browser") / "plant"
+    setup.demo(folder, 200, 0, lambda done: None)
+    environment = {name: value for name, value in os.environ.items() if name != database.URI}
+    command = [sys.executable, "-c", "from curate.cli import main; main()"]
+    subprocess.run([*command, "index", "-p", str(folder)], env=environment, cwd=REPOSITORY, check=True)
+    port = free_port()
+    arguments = ["app", "-p", str(folder), "--port", str(port), "--remote"]
+    process = subprocess.Popen(
+        [*command, *arguments], env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    greeting = process.stdout.readline()
+    address = re.search(r"http://\S+", greeting)
+    assert address, greeting
+    yield folder, address.group()
+    process.terminate()
+    process.wait(timeout=60)
+    database.stop(folder / "work" / "db")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def page(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        yield browser.new_page(viewport={"width": 1500, "height": 950})
+        browser.close()
+
+
+def open_page(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector("[data-cy=looker]", timeout=90_000)
+    page.wait_for_timeout(3000)
+    for button in page.query_selector_all(".MuiPopover-root button"):
+        if "ismiss" in (button.inner_text() or ""):
+            button.click()
+    page.wait_for_timeout(500)
+    if "?view=" not in address:  # the App comes back to the view that was last looked at
+        page.locator("[data-cy=btn-clear-view-bar]").click()
+        page.wait_for_timeout(2000)
+
+
+def colored_pixels(picture: Path, color: str) -> int:
+    """Pixels of the picture that lean towards a class colour: a mask drawn over grey steel."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(picture).convert("RGB"), dtype=int)[:, 300:]
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    tint, lean = wanted - wanted.mean(), pixels - pixels.mean(axis=2, keepdims=True)
+    strength = np.linalg.norm(lean, axis=2)
+    cosine = (lean @ tint) / (np.linalg.norm(tint) * np.maximum(strength, 1))
+    return int(((strength > 40) & (cosine > 0.97)).sum())
+
+
+@pytest.mark.browser
+def test_the_grid_shows_masks_in_their_class_colours(app: tuple[Path, str], page: Any) -> None:
+    _, address = app
+    open_page(page, address + "?view=class-scratches")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "app-scratches.png")
+    assert page.locator("[data-cy=looker]").count() >= 1
+    assert colored_pixels(SCREENSHOTS / "app-scratches.png", "#e6194b") > 500
+    assert colored_pixels(SCREENSHOTS / "app-scratches.png", "#3cb44b") < 200
+
+
+@pytest.mark.browser
+def test_saved_views_filter_to_a_class_and_to_conflicts(app: tuple[Path, str], page: Any) -> None:
+    _, address = app
+    open_page(page, address)
+    page.screenshot(path=SCREENSHOTS / "app-all.png")
+    assert "200 samples" in page.inner_text("body")
+    groups = page.evaluate("[...document.querySelectorAll('input')].map(field => field.value.toLowerCase())")
+    assert {"labels", "state", "scores", "provenance"} <= set(groups), groups
+    open_page(page, address + "?view=conflicts")
+    assert re.search(r"\b1 sample\b", page.inner_text("body"))
+    open_page(page, address + "?view=class-edge_crack")
+    assert not re.search(r"\b200 samples\b", page.inner_text("body"))
+
+
+@pytest.mark.browser
+def test_a_curator_filters_in_the_sidebar(app: tuple[Path, str], page: Any) -> None:
+    _, address = app
+    open_page(page, address)
+    page.locator("[data-cy=sidebar-field-arrow-enabled-defects]").first.click()
+    search = page.locator("[data-cy='selector-sidebar-search-defects.detections.label']")
+    search.fill("patches")
+    page.wait_for_timeout(1500)
+    search.press("Enter")
+    page.wait_for_timeout(3000)
+    page.screenshot(path=SCREENSHOTS / "app-filtered.png")
+    shown = re.search(r"\b(\d+) samples", page.inner_text("body"))
+    assert shown, page.inner_text("body")[-300:]
+    assert 0 < int(shown.group(1)) < 30
+
+
+# --- what the App shows, checked without a browser ------------------------------------------------------------------
+
+
+def test_saved_views_hold_what_their_names_say(indexed: Project) -> None:
+    browse.arrange(indexed)
+    dataset = Index(indexed).dataset
+    sizes = {name: dataset.load_saved_view(name).count("id") for name in dataset.list_saved_views()}
+    wanted = {
+        "class crack": 8,
+        "class hole": 4,
+        "clean": 4,
+        "unlabelled": 10,
+        "conflicts": 0,
+        "disputed": 0,
+        "missing": 0,
+    }
+    wanted |= {"source public": 16, "source production": 10, "stratum A/cam0": 5, "stratum A/cam1": 5}
+    assert sizes == wanted
+
+
+def test_views_of_users_are_left_alone_and_ours_follow_the_classes(indexed: Project) -> None:
+    from curate import classes
+
+    browse.arrange(indexed)
+    dataset = Index(indexed).dataset
+    dataset.save_view("my view", dataset.limit(3))
+    classes.rename(indexed, "crack", "fissure")
+    names = Index(indexed).dataset.list_saved_views()
+    assert "my view" in names
+    assert "class fissure" in names
+    assert "class crack" not in names
+
+
+def test_colours_are_those_of_the_config(indexed: Project) -> None:
+    browse.arrange(indexed)
+    fields = Index(indexed).dataset.app_config.color_scheme.fields
+    values = next(field for field in fields if field["path"] == "defects")["valueColors"]
+    assert {value["value"]: value["color"] for value in values} == indexed.colors
+
+
+def test_new_numbers_are_listed_under_scores(indexed: Project) -> None:
+    index = Index(indexed)
+    index.dataset.add_sample_field("uncertainty", index.fo.FloatField)
+    browse.arrange(indexed)
+    groups = {group.name: group.paths for group in Index(indexed).dataset.app_config.sidebar_groups}
+    assert groups["scores"] == ["uncertainty"]
+
+
+def test_a_port_in_use_names_the_remedy(indexed: Project) -> None:
+    from curate.errors import CurateError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(CurateError, match="Choose another with --port"):
+            browse.launch(indexed, taken.getsockname()[1], "127.0.0.1", True, None, print)
+
+
+def test_an_unknown_view_names_the_known_ones(indexed: Project) -> None:
+    from curate.errors import CurateError
+
+    browse.arrange(indexed)
+    with pytest.raises(CurateError, match=r"unknown view 'clan' .did you mean 'clean'"):
+        browse.launch(indexed, free_port(), "127.0.0.1", True, "clan", print)
+
+
+def test_an_empty_plant_has_views_too(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    project = make([{"name": "n", "format": "images", "kind": "production", "data": tmp_path / "nothing"}])
+    report = indexing.run(project)
+    browse.arrange(project)
+    assert report.added == 0
