@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from curate import demo
-from curate.demo import CLASSES, RARE, SIZE, Coil, Plan, Summary
+from curate import demo, steel
+from curate.demo import CLASSES, RARE, Coil, Plan, Summary
 from curate.errors import CurateError
 from curate.rle import kaggle_to_mask
+from curate.steel import SIZE
 
 WIDTH, HEIGHT = SIZE
 
@@ -150,7 +151,7 @@ def test_a_mask_holds_what_its_defect_changed(label: str) -> None:
     changed, elsewhere = [], []
     for coil in (coil for coil in plan.coils if any(label in view.classes for view in coil.views)):
         for view, (pixels, masks), (clean, _) in zip(
-            coil.views, demo.paint(coil, 3), demo.paint(unharmed(plan, coil), 3), strict=True
+            coil.views, steel.paint(coil, 3), steel.paint(unharmed(plan, coil), 3), strict=True
         ):
             difference = np.abs(pixels.astype(float) - clean)
             assert view.classes or not difference.any()
@@ -165,19 +166,19 @@ def test_a_mask_holds_what_its_defect_changed(label: str) -> None:
 def test_masks_are_small_for_rare_kinds_and_never_empty() -> None:
     areas: dict[str, list[int]] = {label: [] for label in CLASSES}
     for coil in demo.plan(120, 3).coils:
-        for pixels, masks in demo.paint(coil, 3):
+        for pixels, masks in steel.paint(coil, 3):
             assert pixels.shape == (HEIGHT, WIDTH)
             assert pixels.dtype == np.uint8
             for label, mask in masks.items():
                 areas[label].append(int(mask.sum()))
-    assert min(min(found) for found in areas.values()) >= demo.SMALLEST
+    assert min(min(found) for found in areas.values()) >= steel.SMALLEST
     assert max(areas["edge_crack"] + areas["blister"]) < 0.015 * WIDTH * HEIGHT
 
 
 def test_lines_look_different_and_coils_hang_together() -> None:
     plan, means = demo.plan(120, 3), {}
     for coil in plan.coils:
-        means[coil] = [float(pixels.mean()) for pixels, _ in demo.paint(coil, 3)]
+        means[coil] = [float(pixels.mean()) for pixels, _ in steel.paint(coil, 3)]
     levels = {line: np.mean([np.mean(m) for coil, m in means.items() if coil.line == line]) for line in "AB"}
     assert levels["A"] > levels["B"] + 10
     within, between = np.mean([np.std(m) for m in means.values()]), np.std([np.mean(m) for m in means.values()])
@@ -208,7 +209,7 @@ def test_truth_has_the_masks_that_were_painted(drawn: tuple[Path, Summary]) -> N
     folder, _ = drawn
     truth = {(row["image"], row["class"]): row["rle"] for row in rows(folder / "truth.csv")}
     for coil in demo.plan(120, 3).coils:
-        for view, (_, masks) in zip(coil.views, demo.paint(coil, 3), strict=True):
+        for view, (_, masks) in zip(coil.views, steel.paint(coil, 3), strict=True):
             for label, mask in masks.items():
                 assert (kaggle_to_mask(truth[view.path, label], HEIGHT, WIDTH).astype(bool) == mask).all()
 
