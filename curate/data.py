@@ -140,7 +140,7 @@ class Defect:
 
 def make_defect(label: str, box: Any, rle: str | None = None) -> Defect:
     """A defect whose box is rounded to a thousandth of a pixel, so that a trip through a database is the identity."""
-    x, y, w, h = (round(float(value), 3) for value in box)
+    x, y, w, h = (round(float(value), 3) + 0.0 for value in box)  # + 0.0: there is one zero, not two
     return Defect(label, (x, y, w, h), rle)
 
 
@@ -191,7 +191,7 @@ class Label:
 
 
 def _order(defect: Defect) -> tuple[Any, ...]:
-    return (defect.label, defect.box, defect.rle or "")
+    return (defect.label, defect.box, defect.rle is not None, defect.rle or "")
 
 
 UNLABELLED = Label()

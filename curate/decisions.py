@@ -7,9 +7,10 @@ from typing import Any
 
 from curate import edits
 from curate.data import Label
+from curate.documents import describe
 from curate.errors import CurateError, unknown
 from curate.files import writer_lock
-from curate.index import Index, describe
+from curate.index import Index
 from curate.labels import DUPLICATE_LABELS, Book, Entry, me, now
 from curate.project import Project
 

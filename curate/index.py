@@ -12,12 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from curate import database, rle, shapes
-from curate.data import STATUSES, Defect, Item, Label, make_defect
+from curate import database, documents
+from curate.data import Item, Label
+from curate.documents import NewSample
 from curate.errors import CurateError
-from curate.intake import Picture
 from curate.labels import Book, State
 from curate.project import Project
 from curate.splits import Member
@@ -28,25 +26,6 @@ STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
     *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_digest", "state_key"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewSample:
-    """All that is needed to add one image."""
-
-    picture: Picture
-    path: Path
-    reference: str
-    source: str
-    format: str
-    group: str
-    stratum: str | None
-    state: State
-    key: str
-
-    @property
-    def id(self) -> str:
-        return self.picture.id
 
 
 @dataclass(slots=True)
@@ -133,7 +112,7 @@ class Index:
         for chunk in chunks(self.ids() if ids is None else ids, CHUNK):
             view = self.dataset.select_by("content_id", chunk)
             for id, width, height, status, reason, digest, *rest in zip(*view.values(names), strict=True):
-                yield id, _label(status, reason, width, height, *rest), digest
+                yield id, documents.label_of(status, reason, width, height, *rest), digest
 
     def edits(self) -> Iterator[Edit]:
         """Labels that somebody changed in the App since we last wrote them."""
@@ -154,16 +133,22 @@ class Index:
 
     # --- writing, always in bulk ---
 
-    def add(self, samples: Iterable[NewSample]) -> None:
-        # A generator: live sample objects would be reloaded one by one after every later bulk write.
-        made = (_sample(self.fo, new) for new in samples)
-        self.dataset.add_samples(made, expand_schema=False, validate=False, progress=False)
+    def add(self, samples: Sequence[NewSample]) -> None:
+        if samples:
+            database = self.fo.core.odm.get_db_conn()
+            home = database.datasets.find_one({"name": self.dataset.name})
+            made = documents.documents(samples, home["_id"])
+            self.fo.core.odm.insert_documents(made, database[home["sample_collection_name"]])
 
     def write_states(self, states: Mapping[str, tuple[State, str]]) -> None:
         """Show these states (with their keys): labels, status, provenance and the digest that reveals later edits."""
         sizes = self._sizes(states)
-        rows = {id: _fields(self.fo, state, key, *sizes[id]) for id, (state, key) in states.items()}
-        self.set({name: {id: row[name] for id, row in rows.items()} for name in _LABEL_FIELDS})
+        rows = {id: documents.fields(state, key, *sizes[id]) for id, (state, key) in states.items()}
+        kinds = {"Detections": self.fo.Detections, "Classifications": self.fo.Classifications}
+        for row in rows.values():
+            for name in ("defects", "classes", "other_defects"):
+                row[name] = kinds[row[name]["_cls"]].from_dict(row[name])
+        self.set({name: {id: row[name] for id, row in rows.items()} for name in documents.LABEL_FIELDS})
 
     def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """{field: {id: value}}"""
@@ -188,107 +173,27 @@ def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _declare(dataset: Any, fo: Any) -> None:
-    """The schema, so that bulk writes need not look for new fields; safe to repeat."""
-    fields = dict.fromkeys(STRINGS, fo.StringField) | {"width": fo.IntField, "height": fo.IntField}
-    fields |= {"label_line": fo.IntField, "missing": fo.BooleanField}
-    for name, kind in fields.items():
-        dataset.add_sample_field(name, kind)
-    for name in ("paths", "versions"):
-        dataset.add_sample_field(name, fo.ListField, subfield=fo.StringField)
-    dataset.add_sample_field("folds", fo.ListField, subfield=fo.IntField)
-    dataset.add_sample_field("defects", fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections)
-    dataset.add_sample_field("other_defects", fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections)
-    dataset.add_sample_field("classes", fo.EmbeddedDocumentField, embedded_doc_type=fo.Classifications)
-    indexes = dataset.list_indexes()
-    if "content_id" not in indexes:
+    """The schema and its indexes, so that bulk writes need not look for new fields; what is there stays."""
+    wanted: dict[str, dict[str, Any]] = {name: {"ftype": fo.StringField} for name in STRINGS}
+    wanted |= {name: {"ftype": fo.IntField} for name in ("width", "height", "label_line")}
+    wanted |= {name: {"ftype": fo.ListField, "subfield": fo.StringField} for name in ("paths", "versions")}
+    wanted["missing"] = {"ftype": fo.BooleanField}
+    wanted["folds"] = {"ftype": fo.ListField, "subfield": fo.IntField}
+    for name, kind in (("defects", fo.Detections), ("other_defects", fo.Detections), ("classes", fo.Classifications)):
+        wanted[name] = {"ftype": fo.EmbeddedDocumentField, "embedded_doc_type": kind}
+    known = dataset.get_field_schema()
+    for name, kind in wanted.items():
+        if name not in known:
+            dataset.add_sample_field(name, **kind)
+    if dataset.media_type is None:
+        dataset.media_type = "image"
+    _index(dataset)
+
+
+def _index(dataset: Any) -> None:
+    known = dataset.list_indexes()
+    if "content_id" not in known:
         dataset.create_index("content_id", unique=True)
     for name in ("status", "group", "split", "source", "stratum", "defects.detections.label"):
-        if name not in indexes:
+        if name not in known:
             dataset.create_index(name)
-
-
-def _sample(fo: Any, new: NewSample) -> Any:
-    picture = new.picture
-    size = {"width": picture.width, "height": picture.height}
-    return fo.Sample(
-        filepath=str(new.path),
-        content_id=picture.id,
-        metadata=fo.ImageMetadata(
-            size_bytes=picture.bytes, mime_type=picture.mime, num_channels=picture.channels, **size
-        ),
-        source=new.source,
-        format=new.format,
-        group=new.group,
-        stratum=new.stratum,
-        paths=[new.reference],
-        missing=False,
-        **size,
-        **_fields(fo, new.state, new.key, picture.width, picture.height),
-    )
-
-
-_LABEL_FIELDS = (
-    *("defects", "classes", "other_defects", "versions", "status", "status_reason", "label_digest", "state_key"),
-    *("label_origin", "labelled_by", "labelled_at", "label_file", "label_line"),
-)
-
-
-def _fields(fo: Any, state: State, key: str, width: int, height: int) -> dict[str, Any]:
-    label, entry = state.label, state.entry
-    extra = entry.extra if entry else {}
-    others = [_detection(fo, d, width, height, path) for path, other in state.others for d in other.defects]
-    return {
-        "defects": fo.Detections(detections=[_detection(fo, d, width, height) for d in label.defects]),
-        "classes": fo.Classifications(classifications=[fo.Classification(label=name) for name in label.classes]),
-        "other_defects": fo.Detections(detections=others),
-        "versions": [describe(path, other) for path, other in state.others],
-        "status": label.status,
-        "status_reason": label.reason,
-        "label_digest": label.digest,
-        "state_key": key,
-        "label_origin": entry.origin if entry else None,
-        "labelled_by": entry.who if entry else None,
-        "labelled_at": entry.at if entry else None,
-        "label_file": extra.get("label_file"),
-        "label_line": extra.get("line"),
-    }
-
-
-def describe(path: str, label: Label) -> str:
-    """One version of a disputed label, for a person to read."""
-    shown = ", ".join(sorted(label.present)) or ("clean" if label.clean else label.status)
-    return f"{path}: {shown}"
-
-
-def _detection(fo: Any, defect: Defect, width: int, height: int, version: str | None = None) -> Any:
-    x, y, w, h = defect.box
-    crop = shapes.crop_of(defect)
-    parts: dict[str, Any] = {"mask": crop.view(bool)} if crop is not None else {}
-    if version:
-        parts["version"] = version
-    return fo.Detection(label=defect.label, bounding_box=[x / width, y / height, w / width, h / height], **parts)
-
-
-def _label(
-    status: str, reason: str | None, width: int, height: int, names: Any, boxes: Any, masks: Any, whole: Any
-) -> Label:
-    rows = zip(names or (), boxes or (), masks or (), strict=True)
-    defects = tuple(_defect(name, box, mask, width, height) for name, box, mask in rows)
-    known: Any = status if status in STATUSES else "unlabelled"
-    return Label(known, defects, tuple(sorted(set(whole or ()))), reason)
-
-
-def _defect(name: str, box: Any, mask: Any, width: int, height: int) -> Defect:
-    x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-    if mask is None:
-        return make_defect(name, (x, y, w, h))
-    left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
-    pixels = np.ascontiguousarray(mask, dtype=bool).view(np.uint8)
-    if pixels.shape != (high, wide):  # the App lets a person pull the box of a mask: the mask is stretched with it
-        pixels = _stretched(pixels, wide, high)
-    return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels))
-
-
-def _stretched(pixels: Any, width: int, height: int) -> Any:
-    rows = (np.arange(height) * pixels.shape[0] // height)[:, None]
-    return np.ascontiguousarray(pixels[rows, np.arange(width) * pixels.shape[1] // width])

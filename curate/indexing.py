@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curate import edits, files, formats, intake, paths, splits, state
-from curate.data import Label, Record, Reject
+from curate.data import UNLABELLED, Label, Record, Reject
+from curate.documents import NewSample
 from curate.errors import CurateError, LabelProblem
-from curate.index import Card, Index, NewSample, chunks
+from curate.index import Card, Index, chunks
 from curate.intake import Picture, Rules
 from curate.labels import DUPLICATE_LABELS, Book, Entry, now
 from curate.ledger import MISSING, OK, QUARANTINED, Ledger, Row
@@ -130,6 +131,7 @@ class _Run:
         self.table.begin()
         for source in self.project.config.sources:
             self._take(source)
+        self._retract()
         changed = self._reconcile(rebuild) | self._place()
         self._split()
         self._count(changed)
@@ -205,7 +207,7 @@ class _Run:
         for row, picture, _ in seen:
             if picture.id not in self.cards and picture.id not in new:
                 new[picture.id] = self._new_sample(row, picture, source)
-        self.index.add(new.values())
+        self.index.add(list(new.values()))
         for sample in new.values():
             card = Card(sample.key, sample.group, None, "", source.kind, sample.stratum, False, (sample.reference,))
             self.cards[sample.id] = card
@@ -239,6 +241,13 @@ class _Run:
         )
 
     # --- the index follows the log and the ledger ---
+
+    def _retract(self) -> None:
+        """A copy that was deleted, moved or replaced no longer speaks for an image that other files still show."""
+        for id, references, _, _ in self.table.images():
+            for path in sorted(self.book.import_paths(id).difference(references)):
+                self.book.append(Entry(id, UNLABELLED, "import", "gone", now(), path))
+        self.book.flush()
 
     def _reconcile(self, rebuild: bool) -> set[str]:
         """Show every state that differs from what the index shows; with `rebuild` every state there is."""

@@ -18,7 +18,7 @@ from curate.paths import safe_join
 from curate.project import LimitsConfig
 from curate.shapes import defect_of
 
-STEP = 1  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
+STEP = 2  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "TIFF": "image/tiff", "WEBP": "image/webp"}
 SUFFIXES = {
     "JPEG": {".jpg", ".jpeg"},

@@ -261,6 +261,11 @@ class Book:
             return State(entry.label, entry)
         return self._imported_state(known)
 
+    def import_paths(self, id: str) -> set[str]:
+        """The files whose labels count for this image."""
+        known = self._known.get(id)
+        return {path for path, place in known.imports.items() if place.status != "unlabelled"} if known else set()
+
     def versions(self, id: str) -> list[tuple[str, Label]]:
         """Every differing version that the sources hold of an image, oldest first."""
         known = self._known.get(id)

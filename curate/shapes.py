@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,17 @@ def crop_of(defect: Defect) -> Mask | None:
 
 
 def mask_of(defect: Defect, width: int, height: int) -> Mask:
-    """The defect's pixels in the whole image; a plain box is filled."""
+    """The defect's pixels in the whole image; a plain box holds those whose centre lies in it, but at least one."""
     mask = np.zeros((height, width), np.uint8)
-    x, y, w, h = (round(value) for value in defect.box)
+    x, y, w, h = defect.box
     crop = crop_of(defect)
-    mask[y : y + h, x : x + w] = 1 if crop is None else crop
+    mask[_span(y, h, height), _span(x, w, width)] = 1 if crop is None else crop
     return mask
+
+
+def _span(start: float, length: float, size: int) -> slice:
+    first = max(0, min(math.ceil(start - 0.5), size - 1))
+    return slice(first, max(math.ceil(start + length - 0.5), first + 1))
 
 
 def _boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
@@ -106,10 +112,8 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
 
 
 def _grey(image: Any) -> NDArray[Any]:
-    """Pixel values as stored: palette indices and 16-bit values stay what they are, colour becomes grey."""
-    if image.mode == "1":
-        return np.asarray(image).view(np.uint8) * np.uint8(255)
-    return np.asarray(image if image.mode in ("L", "P", "I", "I;16") else image.convert("L"))
+    """Pixel values as stored: palette indices and 16-bit values stay, colour becomes grey, one bit 0 and 255."""
+    return np.asarray(image if image.mode in ("L", "P", "I", "I;16", "I;16B", "F") else image.convert("L"))
 
 
 def polygon_mask(polygon: Polygon, width: int, height: int) -> Mask:

@@ -127,6 +127,27 @@ def test_report_and_status_agree(indexed: Project) -> None:
     assert summary["by_split"]["none"] == 10
 
 
+def test_documents_are_those_that_fiftyone_itself_would_write(indexed: Project) -> None:
+    """Images are inserted as plain documents; this holds them against `add_samples` of the same FiftyOne."""
+    index, one = sample(indexed, "piece1_0.png")
+    raw = index.fo.core.odm.get_db_conn()
+    home = raw.datasets.find_one({"name": index.dataset.name})
+    ours = raw[home["sample_collection_name"]].find_one({"content_id": one.content_id})
+    twin = one.copy()
+    twin.content_id = "twin"
+    index.dataset.add_sample(twin)
+    theirs = raw[home["sample_collection_name"]].find_one({"content_id": "twin"})
+    assert kinds(ours) == kinds(theirs)
+    index.dataset.delete_samples([twin.id])
+
+
+def kinds(value: Any) -> Any:
+    """The shape of a document: names and types, without the values; None and empty are the same to FiftyOne."""
+    if isinstance(value, dict):
+        return {name: kinds(inner) for name, inner in value.items() if inner is not None}
+    return [kinds(inner) for inner in value] if isinstance(value, list) else type(value).__name__
+
+
 # --- people's labels ------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +315,20 @@ def test_an_edit_in_the_app_resolves_a_conflict(disputed: Project) -> None:
     one.save()
     indexing.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
+
+
+def test_deleting_the_wrong_copy_settles_the_conflict(disputed: Project, library: Path) -> None:
+    (library / "images" / "piece1_5.png").unlink()
+    (library / "masks" / "hole" / "piece1_5.png").unlink()
+    assert indexing.run(disputed).conflicts == 0
+    assert by_name(disputed)["piece1_0.png"].label.present == {"crack"}
+
+
+def test_a_file_that_was_renamed_and_relabelled_at_once_is_no_conflict(indexed: Project, library: Path) -> None:
+    (library / "images" / "piece1_0.png").rename(library / "images" / "piece1_9.png")
+    (library / "masks" / "crack" / "piece1_0.png").rename(library / "masks" / "hole" / "piece1_9.png")
+    assert indexing.run(indexed).conflicts == 0
+    assert by_name(indexed)["piece1_9.png"].label.present == {"hole"}
 
 
 def test_a_copy_among_unlabelled_images_is_no_conflict(plant: Project, library: Path, line: Path) -> None:

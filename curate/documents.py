@@ -1,0 +1,155 @@
+"""Labels and samples as FiftyOne's database stores them, both ways.
+
+Images are inserted as plain documents: FiftyOne's `add_samples` builds a live object a sample only to take it apart
+again, which costs more than all the reading and hashing of an image. A test holds these documents against the ones that
+`add_samples` writes, and the pin on FiftyOne in pyproject.toml keeps the two together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate import rle, shapes
+from curate.data import STATUSES, Defect, Label, make_defect
+from curate.intake import Picture
+from curate.labels import State
+
+LABEL_FIELDS = (
+    *("defects", "classes", "other_defects", "versions", "status", "status_reason", "label_digest", "state_key"),
+    *("label_origin", "labelled_by", "labelled_at", "label_file", "label_line"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSample:
+    """All that is needed to add one image."""
+
+    picture: Picture
+    path: Path
+    reference: str
+    source: str
+    format: str
+    group: str
+    stratum: str | None
+    state: State
+    key: str
+
+    @property
+    def id(self) -> str:
+        return self.picture.id
+
+
+# --- to the database ------------------------------------------------------------------------------------------------
+
+
+def documents(samples: Iterable[NewSample], dataset_id: Any) -> Iterator[dict[str, Any]]:
+    """The samples as documents of a dataset's collection; what is None is left out, as FiftyOne does."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    for new in samples:
+        document = _placed(new) | fields(new.state, new.key, new.picture.width, new.picture.height)
+        document |= {"_dataset_id": dataset_id, "created_at": now, "last_modified_at": now}
+        yield {name: value for name, value in document.items() if value is not None}
+
+
+def _placed(new: NewSample) -> dict[str, Any]:
+    picture = new.picture
+    size = {"width": picture.width, "height": picture.height}
+    about = {"size_bytes": picture.bytes, "mime_type": picture.mime, "num_channels": picture.channels}
+    return {
+        "filepath": str(new.path),
+        "tags": [],
+        "metadata": {"_cls": "ImageMetadata", **about, **size},
+        "_media_type": "image",
+        "_rand": random.Random(picture.id).random(),  # noqa: S311 - the App's order of random samples
+        "content_id": picture.id,
+        "source": new.source,
+        "format": new.format,
+        "group": new.group,
+        "stratum": new.stratum,
+        "paths": [new.reference],
+        "missing": False,
+        **size,
+    }
+
+
+def fields(state: State, key: str, width: int, height: int) -> dict[str, Any]:
+    """All that a state says of an image, by field name."""
+    label, entry = state.label, state.entry
+    extra = entry.extra if entry else {}
+    others = [_detection(d, width, height, path) for path, other in state.others for d in other.defects]
+    return {
+        "defects": {"_cls": "Detections", "detections": [_detection(d, width, height) for d in label.defects]},
+        "classes": {"_cls": "Classifications", "classifications": [_classification(name) for name in label.classes]},
+        "other_defects": {"_cls": "Detections", "detections": others},
+        "versions": [describe(path, other) for path, other in state.others],
+        "status": label.status,
+        "status_reason": label.reason,
+        "label_digest": label.digest,
+        "state_key": key,
+        "label_origin": entry.origin if entry else None,
+        "labelled_by": entry.who if entry else None,
+        "labelled_at": entry.at if entry else None,
+        "label_file": extra.get("label_file"),
+        "label_line": extra.get("line"),
+    }
+
+
+def describe(path: str, label: Label) -> str:
+    """One version of a disputed label, for a person to read."""
+    shown = ", ".join(sorted(label.present)) or ("clean" if label.clean else label.status)
+    return f"{path}: {shown}"
+
+
+def _detection(defect: Defect, width: int, height: int, version: str | None = None) -> dict[str, Any]:
+    from bson import ObjectId
+    from fiftyone.core.utils import serialize_numpy_array
+
+    x, y, w, h = defect.box
+    box = [x / width, y / height, w / width, h / height]
+    document = {"_id": ObjectId(), "_cls": "Detection", "attributes": {}, "tags": [], "label": defect.label}
+    document |= {"bounding_box": box}
+    crop = shapes.crop_of(defect)
+    if crop is not None:
+        document["mask"] = serialize_numpy_array(crop.view(bool))
+    return document | ({"version": version} if version else {})
+
+
+def _classification(name: str) -> dict[str, Any]:
+    from bson import ObjectId
+
+    return {"_id": ObjectId(), "_cls": "Classification", "tags": [], "label": name}
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+
+def label_of(
+    status: str, reason: str | None, width: int, height: int, names: Any, boxes: Any, masks: Any, whole: Any
+) -> Label:
+    rows = zip(names or (), boxes or (), masks or (), strict=True)
+    defects = tuple(_defect(name, box, mask, width, height) for name, box, mask in rows)
+    known: Any = status if status in STATUSES else "unlabelled"
+    return Label(known, defects, tuple(sorted(set(whole or ()))), reason)
+
+
+def _defect(name: str, box: Any, mask: Any, width: int, height: int) -> Defect:
+    x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+    if mask is None:
+        return make_defect(name, (x, y, w, h))
+    left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
+    pixels = np.ascontiguousarray(mask, dtype=bool).view(np.uint8)
+    if pixels.shape != (high, wide):  # the App lets a person pull the box of a mask: the mask is stretched with it
+        pixels = _stretched(pixels, wide, high)
+    return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels))
+
+
+def _stretched(pixels: Any, width: int, height: int) -> Any:
+    rows = (np.arange(height) * pixels.shape[0] // height)[:, None]
+    return np.ascontiguousarray(pixels[rows, np.arange(width) * pixels.shape[1] // width])

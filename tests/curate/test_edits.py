@@ -1,0 +1,128 @@
+"""What a person's edit in the App means; and which version a decision lets stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from curate import rle
+from curate.data import UNLABELLED, Defect, Label, make_defect
+from curate.decisions import choose
+from curate.edits import MARKED, settled, tight
+from curate.errors import CurateError
+from curate.labels import DUPLICATE_LABELS
+from curate.shapes import defect_from_mask, mask_of
+
+CLASSES = {"crack", "hole"}
+CRACK = make_defect("crack", (1, 2, 3, 4))
+HOLE = make_defect("hole", (5, 5, 1, 1))
+LABELLED = Label("labelled", (CRACK,))
+DISPUTED = Label("disputed", (CRACK,), (), DUPLICATE_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("edited", "before", "meant"),
+    [
+        # Drawing, deleting and confirming label the image.
+        (Label("unlabelled", (CRACK,)), UNLABELLED, LABELLED),
+        (Label("queued", (CRACK,)), Label("queued"), LABELLED),
+        (Label("unlabelled", (), ("hole",)), UNLABELLED, Label("labelled", (), ("hole",))),
+        (Label("labelled"), LABELLED, Label("labelled")),
+        (Label("labelled"), UNLABELLED, Label("labelled")),
+        (Label("labelled", (CRACK, HOLE)), LABELLED, Label("labelled", (CRACK, HOLE))),
+        # A status says what it says.
+        (Label("unlabelled"), LABELLED, UNLABELLED),
+        (Label("skipped", (CRACK,)), LABELLED, Label("skipped", (CRACK,))),
+        (Label("disputed", (CRACK,)), LABELLED, Label("disputed", (CRACK,), (), MARKED)),
+        (Label("disputed", (CRACK,), (), "blurred"), LABELLED, Label("disputed", (CRACK,), (), "blurred")),
+        # Editing a disputed image decides it.
+        (replace(DISPUTED, defects=(HOLE,)), DISPUTED, Label("labelled", (HOLE,))),
+        (replace(DISPUTED, defects=()), DISPUTED, Label("labelled")),
+        # A class that the project does not know is never trained on.
+        (
+            Label("labelled", (make_defect("rust", (0, 0, 1, 1)),), ("dirt",)),
+            LABELLED,
+            Label("disputed", (make_defect("rust", (0, 0, 1, 1)),), ("dirt",), "unknown-class: dirt, rust"),
+        ),
+        (
+            Label("skipped", (), ("rust",)),
+            LABELLED,
+            Label("disputed", (), ("rust",), "unknown-class: rust"),
+        ),
+    ],
+)
+def test_what_an_edit_means(edited: Label, before: Label, meant: Label) -> None:
+    assert settled(edited, before, CLASSES) == meant
+
+
+STATUS: Any = st.sampled_from(("unlabelled", "queued", "labelled", "skipped", "disputed"))
+ANY = st.builds(
+    Label,
+    STATUS,
+    st.lists(st.sampled_from((CRACK, HOLE, make_defect("rust", (0, 0, 1, 1)))), max_size=3).map(tuple),
+    st.sets(st.sampled_from(("crack", "rust"))).map(lambda names: tuple(sorted(names))),
+    st.none() | st.just("why"),
+)
+
+
+@given(ANY, ANY)
+def test_every_edit_ends_in_a_state_that_makes_sense(edited: Label, before: Label) -> None:
+    meant = settled(edited, before, CLASSES)
+    assert (meant.status == "disputed") <= bool(meant.reason)
+    assert meant.status != "labelled" or meant.present <= CLASSES
+    assert meant.status != "labelled" or meant.reason is None
+    assert not (meant.status in ("unlabelled", "queued") and meant.present)
+    assert settled(meant, meant, CLASSES).present == meant.present
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.uint8, (7, 9), elements=st.integers(0, 1)), st.integers(0, 3), st.integers(0, 2))
+def test_a_mask_in_a_loose_box_becomes_tight_and_keeps_its_pixels(mask: Any, left: int, top: int) -> None:
+    loose = Defect("crack", (float(left), float(top), 9.0, 7.0), rle.mask_to_coco(mask))
+    whole = np.zeros((12, 16), np.uint8)
+    whole[top : top + 7, left : left + 9] = mask
+    found = tight(Label("labelled", (loose, CRACK))).defects
+    expected = defect_from_mask("crack", whole)
+    assert found == ((expected, CRACK) if expected else (CRACK,))
+    if expected:
+        assert np.array_equal(mask_of(found[0], 16, 12), whole)
+    assert tight(Label("labelled", found)).defects == found
+
+
+def test_a_mask_that_was_rubbed_out_is_a_deleted_region() -> None:
+    empty = Defect("crack", (1.0, 1.0, 4.0, 3.0), rle.mask_to_coco(np.zeros((3, 4), np.uint8)))
+    assert settled(Label("labelled", (empty,)), LABELLED, CLASSES).clean
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+VERSIONS = [
+    ("lib:a.jpg", Label("labelled", (CRACK,), ("scale",))),
+    ("lib:b.jpg", Label("labelled", (CRACK, HOLE), (), "x")),
+    ("lib:c.jpg", Label("labelled")),
+]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stands"),
+    [
+        ("first", VERSIONS[0][1]),
+        ("lib:b.jpg", Label("labelled", (CRACK, HOLE))),
+        ("lib:c.jpg", Label("labelled")),
+        ("clean", Label("labelled")),
+        ("union", Label("labelled", (CRACK, HOLE), ("scale",))),
+    ],
+)
+def test_a_decision_lets_one_version_stand(keep: str, stands: Label) -> None:
+    assert choose(VERSIONS, keep) == stands
+
+
+def test_an_unknown_version_lists_all() -> None:
+    with pytest.raises(CurateError, match=r"unknown version 'lib:x.jpg'.*allowed: clean, first, lib:a.jpg"):
+        choose(VERSIONS, "lib:x.jpg")
