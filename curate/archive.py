@@ -90,8 +90,8 @@ def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -
         raise CurateError(f"no archive at {file}")
     manifest = _read_manifest(file)
     folder = (to or home_of(Path.cwd()) / str(manifest["project"])).resolve()
-    if folder.exists() and not force:
-        raise CurateError(f"{folder} exists; give another folder with --to, or --force to set it aside first")
+    if folder.exists():
+        _may_replace(folder, force)
     aside = folder.with_name(f"{folder.name}.restoring")
     files.remove(aside)
     try:
@@ -104,6 +104,13 @@ def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -
     finally:
         files.remove(aside)
     return {"project": str(folder), "samples": count, "set_aside": set_aside, "unreachable": away}
+
+
+def _may_replace(folder: Path, force: bool) -> None:
+    if not force:
+        raise CurateError(f"{folder} exists; give another folder with --to, or --force to set it aside first")
+    if database.running(folder / "work" / "db"):
+        raise CurateError(f"{folder} is in use by another command (curate app?). End it, then restore again")
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -30,6 +27,7 @@ from curate import steel
 from curate.errors import CurateError
 from curate.rle import mask_to_kaggle
 from curate.steel import Rng, paint
+from curate.workers import pool as worker_pool
 
 CLASSES = steel.CLASSES
 RARE = ("blister", "edge_crack")
@@ -375,21 +373,16 @@ def _draw_coils(folder: Path, wanted: Plan, workers: int) -> Generator[Masks, No
     if workers == 1:
         yield from map(task, wanted.coils)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pool = worker_pool(workers)
     try:
         yield from pool.map(task, wanted.coils, chunksize=4)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle: workers would only print one traceback each.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
-
 def _draw_coil(folder: Path, seed: int, as_png: frozenset[str], coil: Coil) -> Masks:
     """Writes a coil's images and returns the run-lengths of each."""
+    cv2.setNumThreads(1)  # the processes share the cores already
     masks: Masks = {}
     for view, (pixels, found) in zip(coil.views, paint(coil, seed), strict=True):
         suffix, options = (".png", []) if view.path in as_png else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 92])

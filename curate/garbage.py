@@ -1,11 +1,11 @@
-"""`curate gc`: what later results have superseded. Labels, splits, rounds and the database are never candidates."""
+"""`curate gc`: what later results have superseded. Labels, splits, pushed rounds and the database never are."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from curate import files
 from curate.errors import CurateError
@@ -20,7 +20,8 @@ class Superseded(NamedTuple):
 
 def find(project: Project) -> list[Superseded]:
     """Everything that can go, with the reason; the caller lists it before anything is removed."""
-    found = [*_parts(project.work), *_tables(project.work), *_models(project.work)]
+    found = [*_parts(project.work), *_tables(project.work), *_rounds(project.work)]
+    found += _models(project.work)
     return [Superseded(path, _size(path), why) for path, why in found]
 
 
@@ -47,6 +48,15 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
                 yield path, f"superseded {folder}"
 
 
+def _rounds(work: Path) -> Iterator[tuple[Path, str]]:
+    """Rounds that were never pushed (`"pushed"` in their round.json), save the newest."""
+    folders = sorted(p for p in (work / "rounds").glob("*") if p.is_dir() and not p.name.startswith("."))
+    for path in folders[:-1]:
+        manifest = path / "round.json"
+        if manifest.is_file() and not _read(manifest).get("pushed"):
+            yield path, "superseded round: never pushed"
+
+
 def _models(work: Path) -> Iterator[tuple[Path, str]]:
     """Models that no alias and no round names, save the newest."""
     folders = (p for p in (work / "models").glob("*") if p.is_dir() and not p.name.startswith("."))
@@ -61,12 +71,15 @@ def _mentioned(work: Path) -> set[str]:
     """Every text in the registry and in the rounds' manifests, and every part of those that are paths."""
     names: set[str] = set()
     for file in [*(work / "models").glob("*.json"), *(work / "rounds").glob("*/*.json")]:
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise CurateError(f"{file} is damaged: what it names cannot be told; restore it (curate restore)") from None
-        names |= {part for text in _texts(value) for part in (text, *text.split("/"))}
+        names |= {part for text in _texts(_read(file)) for part in (text, *text.split("/"))}
     return names
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CurateError(f"{file} is damaged: what it names cannot be told; restore it (curate restore)") from None
 
 
 def _texts(value: object) -> Iterator[str]:

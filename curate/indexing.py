@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from curate import edits, files, formats, intake, paths, splits, state
+from curate import edits, files, formats, intake, paths, splits, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
 from curate.errors import CurateError, LabelProblem
 from curate.index import Card, Index, chunks
 from curate.intake import Picture, Rules
 from curate.labels import DUPLICATE_LABELS, Book, Entry, now
-from curate.ledger import MISSING, OK, QUARANTINED, Ledger, Row
+from curate.ledger import MISSING, OK, QUARANTINED, Image, Ledger, Row
 from curate.project import Project, SourceConfig
 from curate.splits import Decisions
 
-BATCH = 256
+BATCH = 1024  # images to a write of log, index and ledger
+JOB = 32  # files to a reading job
+FEW = 512  # files to read, up to which starting processes costs more than it saves
 Progress = Callable[[str, int, int], None]
 
 
@@ -108,8 +114,90 @@ class Outcome:
     """What became of one record; without `picture` and `label` there is nothing to add or to log."""
 
     row: Row
+    path: Path | None = None
     picture: Picture | None = None
     label: Label | None = None
+
+
+Job = list[tuple[Record | Reject, Row | None]]
+Examine = Callable[[Job], list[Outcome]]
+
+
+def examine_all(job: Job, source: str, rules: Rules, mark: str) -> list[Outcome]:
+    """What becomes of these records; touches nothing but their files, so that any process can do it."""
+    return [_outcome(record, known, _reference(source, record), rules, mark) for record, known in job]
+
+
+def _reference(source: str, record: Record | Reject) -> str:
+    return f"{source}:{paths.printable(record.path)}"
+
+
+def _outcome(record: Record | Reject, known: Row | None, reference: str, rules: Rules, mark: str) -> Outcome:
+    where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
+    if isinstance(record, Reject):
+        return Outcome(Row(reference, "", QUARANTINED, problem=record.reason, **where))
+    try:
+        path = paths.safe_join(rules.root, record.path)
+    except LabelProblem as problem:
+        return Outcome(Row(reference, "", QUARANTINED, problem=str(problem), **where))
+    print_ = intake.fingerprint(path, record, rules, mark)
+    if print_ is None:
+        return Outcome(Row(reference, "", MISSING, problem="named by the labels, not on disk", **where))
+    if known and known.fingerprint == print_:
+        return Outcome(known)
+    return _examine(Row(reference, print_, OK, **where), path, record, rules)
+
+
+def _examine(row: Row, path: Path, record: Record, rules: Rules) -> Outcome:
+    """Read the file and decode its label; `row` gets what became of them."""
+    id = None
+    try:
+        picture = intake.picture_of(path, record, rules)
+        id = picture.id
+        label = intake.label_of(record, rules, picture.width, picture.height)
+    except LabelProblem as problem:
+        return Outcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
+    except OSError as error:
+        return Outcome(row._replace(outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}"))
+    group = record.group or intake.group_of(record.path, rules)
+    stratum = record.stratum or intake.stratum_of(record.path, rules)
+    named = f"{row.reference.partition(':')[0]}/{group}" if group else None
+    return Outcome(row._replace(id=id, group=named, stratum=stratum, note=picture.note), path, picture, label)
+
+
+def _examined(examine: Examine, jobs: Iterator[Job]) -> Iterator[list[Outcome]]:
+    """The outcomes of all jobs, in order. Where there is much to read, other processes do it; while these start, we
+    read on here."""
+    read = 0
+    with ExitStack() as stack:
+        pool: ProcessPoolExecutor | None = None
+        started: Future[list[Outcome]] | None = None
+        for job in jobs:
+            if pool and started and started.done():
+                yield from _ahead(pool, examine, chain([job], jobs))
+                return
+            outcomes = examine(job)
+            read += sum(one.picture is not None for one in outcomes)
+            if pool is None and read >= FEW:
+                pool = stack.enter_context(workers.pool())
+                started = pool.submit(examine, [])
+            yield outcomes
+
+
+def _ahead(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[Outcome]]:
+    """A bounded number of jobs in flight; the oldest is waited for."""
+    pending: deque[Future[list[Outcome]]] = deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(examine, job))
+            if len(pending) * JOB >= 2 * BATCH:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise CurateError("a reading process died (out of memory?); what was read is kept: run it again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Run:
@@ -131,10 +219,11 @@ class _Run:
         self.table.begin()
         for source in self.project.config.sources:
             self._take(source)
-        self._retract()
-        changed = self._reconcile(rebuild) | self._place()
+        images = list(self.table.images())
+        self._retract(images)
+        changed = self._reconcile(rebuild) | self._place(images)
         self._split()
-        self._count(changed)
+        self._count(changed, {image.id for image in images})
         write_lists(self.project, self.table)
         return self.report
 
@@ -146,67 +235,32 @@ class _Run:
             source.format, rules.root, self.project.labels(source), source.fully_labelled, source.options
         )
         total = sum(1 for _ in paths.walk(rules.root))
-        for batch in chunks(self._examined(found, source, rules), BATCH):
+        for batch in chunks(self._examined(found, source.name, rules), BATCH):
             self._write(batch, source)
             self.progress(source.name, len(batch), total)
 
-    def _examined(self, found: Iterable[Record | Reject], source: SourceConfig, rules: Rules) -> Iterator[Outcome]:
-        """Each record with its outcome, in order; files are read in parallel, a bounded number ahead."""
-        mark = rules.mark
-        pending: deque[Future[Outcome]] = deque()
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-            try:
-                for record in found:
-                    pending.append(pool.submit(self._outcome, record, source, rules, mark, self._known(record, source)))
-                    if len(pending) >= 2 * BATCH:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def _examined(self, found: Iterable[Record | Reject], source: str, rules: Rules) -> Iterator[Outcome]:
+        """Each record with its outcome, in order."""
+        examine = partial(examine_all, source=source, rules=rules, mark=rules.mark)
+        jobs = (self._job(records, source) for records in chunks(found, JOB))
+        return chain.from_iterable(_examined(examine, jobs))
 
-    def _known(self, record: Record | Reject, source: SourceConfig) -> Row | None:
-        return self.table.find(f"{source.name}:{record.path}") if isinstance(record, Record) else None
-
-    def _outcome(
-        self, record: Record | Reject, source: SourceConfig, rules: Rules, mark: str, known: Row | None
-    ) -> Outcome:
-        reference = f"{source.name}:{record.path}"
-        where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
-        if isinstance(record, Reject):
-            return Outcome(Row(reference, "", QUARANTINED, problem=record.reason, **where))
-        print_ = intake.fingerprint(record, rules, mark)
-        if print_ is None:
-            return Outcome(Row(reference, "", MISSING, problem="named by the labels, not on disk", **where))
-        if known and known.fingerprint == print_ and (known.outcome == QUARANTINED or known.id in self.cards):
-            return Outcome(known)
-        return self._examine(reference, print_, record, rules, where)
-
-    def _examine(self, reference: str, print_: str, record: Record, rules: Rules, where: dict[str, Any]) -> Outcome:
-        id = None
-        try:
-            picture = intake.picture_of(record, rules)
-            id = picture.id
-            label = intake.label_of(record, rules, picture.width, picture.height)
-        except LabelProblem as problem:
-            return Outcome(Row(reference, print_, QUARANTINED, id, problem=str(problem), **where))
-        except OSError as error:
-            return Outcome(Row(reference, print_, QUARANTINED, problem=f"cannot be read: {error.strerror}", **where))
-        group = record.group or intake.group_of(record.path, rules)
-        stratum = record.stratum or intake.stratum_of(record.path, rules)
-        named = f"{reference.partition(':')[0]}/{group}" if group else None
-        row = Row(reference, print_, OK, id, named, stratum, note=picture.note, **where)
-        return Outcome(row, picture, label)
+    def _job(self, records: list[Record | Reject], source: str) -> Job:
+        """The records, each with what the ledger knows of its file, if the index holds that image."""
+        references = [_reference(source, record) for record in records]
+        known = self.table.find(references)
+        fit = {name: row for name, row in known.items() if row.outcome == QUARANTINED or row.id in self.cards}
+        return [(record, fit.get(reference)) for record, reference in zip(records, references, strict=True)]
 
     def _write(self, batch: list[Outcome], source: SourceConfig) -> None:
-        seen = [(one.row, one.picture, one.label) for one in batch if one.picture and one.label]
-        for row, picture, label in seen:
+        seen = [(one.row, one.path, one.picture, one.label) for one in batch if one.path and one.picture and one.label]
+        for row, _, picture, label in seen:
             self._log(row, picture.id, label, source)
         self.book.flush()
         new: dict[str, NewSample] = {}
-        for row, picture, _ in seen:
+        for row, path, picture, _ in seen:
             if picture.id not in self.cards and picture.id not in new:
-                new[picture.id] = self._new_sample(row, picture, source)
+                new[picture.id] = self._new_sample(row, path, picture, source)
         self.index.add(list(new.values()))
         for sample in new.values():
             card = Card(sample.key, sample.group, None, "", source.kind, sample.stratum, False, (sample.reference,))
@@ -227,10 +281,10 @@ class _Run:
         changed = self.book.imported(Entry(id, label, "import", source.format, now(), row.reference, extra))
         self.report.kept += changed and self.book.person_decided(id)
 
-    def _new_sample(self, row: Row, picture: Picture, source: SourceConfig) -> NewSample:
+    def _new_sample(self, row: Row, path: Path, picture: Picture, source: SourceConfig) -> NewSample:
         return NewSample(
             picture=picture,
-            path=self.project.locate(row.reference),
+            path=path,
             reference=row.reference,
             source=source.kind,
             format=source.format,
@@ -242,9 +296,9 @@ class _Run:
 
     # --- the index follows the log and the ledger ---
 
-    def _retract(self) -> None:
+    def _retract(self, images: list[Image]) -> None:
         """A copy that was deleted, moved or replaced no longer speaks for an image that other files still show."""
-        for id, references, _, _ in self.table.images():
+        for id, references, _, _ in images:
             for path in sorted(self.book.import_paths(id).difference(references)):
                 self.book.append(Entry(id, UNLABELLED, "import", "gone", now(), path))
         self.book.flush()
@@ -255,10 +309,9 @@ class _Run:
         self.index.show(self.book, stale)
         return set(stale)
 
-    def _place(self) -> set[str]:
+    def _place(self, images: list[Image]) -> set[str]:
         """Paths, groups and strata as the ledger has them; copies in two groups make one group of them."""
         decisions = self.decisions
-        images = list(self.table.images())
         joins = [(groups[0], other) for _, _, groups, _ in images for other in groups[1:]]
         self.report.leaks = [asdict(leak) for leak in decisions.join(joins)]
         changes: dict[str, dict[str, Any]] = {name: {} for name in _PLACE_FIELDS}
@@ -299,9 +352,8 @@ class _Run:
 
     # --- the report ---
 
-    def _count(self, changed: set[str]) -> None:
+    def _count(self, changed: set[str], here: set[str]) -> None:
         report, table = self.report, self.table
-        here = {id for id, _, _, _ in table.images()}
         report.added = len(self.fresh)
         report.updated = len((changed & here) - self.fresh)
         report.unchanged = len(here - self.fresh - changed)

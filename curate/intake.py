@@ -64,28 +64,33 @@ class Picture:
     note: str | None
 
 
-def fingerprint(record: Record, rules: Rules, mark: str) -> str | None:
+def fingerprint(path: Path, record: Record, rules: Rules, mark: str) -> str | None:
     """Changes with the file, its masks, its label or the rules; None where the file is missing."""
-    stats = [_stat(rules.root, record.path)]
+    stats = [_stat(path)]
     if stats[0] is None:
         return None
-    stats += [_stat(rules.root, r.shape.path) for r in record.regions if isinstance(r.shape, MaskFile)]
+    masks = [region.shape.path for region in record.regions if isinstance(region.shape, MaskFile)]
+    stats += [_mask_stat(rules.root, mask) for mask in masks]
     return hashlib.blake2b(repr((record, stats, mark)).encode(), digest_size=12).hexdigest()
 
 
-def _stat(root: Path, path: str) -> tuple[int, int] | None:
+def _stat(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(safe_join(root, path))
-    except LabelProblem:
-        return (-1, -1)
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 
 
-def picture_of(record: Record, rules: Rules) -> Picture:
+def _mask_stat(root: Path, name: str) -> tuple[int, int] | None:
+    try:
+        return _stat(safe_join(root, name))
+    except LabelProblem:
+        return -1, -1
+
+
+def picture_of(path: Path, record: Record, rules: Rules) -> Picture:
     """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
-    path = safe_join(rules.root, record.path)
     if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would wait for ever
         raise LabelProblem("not a regular file")
     content = path.read_bytes()

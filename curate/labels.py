@@ -23,6 +23,7 @@ from curate.errors import CurateError
 from curate.files import sync_folder
 
 DUPLICATE_LABELS = "duplicate-labels"
+RECENT = 4096  # entries that need not be read back from disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class Writer:
     def append(self, line: Mapping[str, Any]) -> tuple[str, int]:
         if self._handle is None:
             self._segments.folder.mkdir(parents=True, exist_ok=True)
-            self._handle = open(self._segments.next(), "xb")  # noqa: SIM115 - closed by __exit__
+            self._handle = open(self._segments.next(), "xb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
             self._offset = 0
             sync_folder(self._segments.folder)
         text = json.dumps(line, separators=(",", ":"), ensure_ascii=False)
@@ -192,6 +193,7 @@ class Book:
         self.segments = Segments(folder)
         self.writer = Writer(self.segments)
         self._known: dict[str, _Known] = {}
+        self._recent: dict[tuple[str, int], Entry] = {}
         # _renames[e]: what the names of an entry written in epoch e are called today. A rename opens a new epoch, so
         # a class that is made later under an old name is left alone.
         self._renames: list[dict[str, str]] = [{}]
@@ -207,7 +209,11 @@ class Book:
     def append(self, entry: Entry) -> None:
         """Record an entry. It is durable after `flush`, which comes before the index is touched."""
         line = entry.to_json()
-        self._fold(line, *self.writer.append(line))
+        place = self.writer.append(line)
+        if len(self._recent) >= RECENT:
+            self._recent.clear()
+        self._recent[place] = entry
+        self._fold(line, *place)
 
     def imported(self, entry: Entry) -> bool:
         """Record what a source says of one of its files, unless it said the same before."""
@@ -327,6 +333,9 @@ class Book:
         return State(disputed, first, tuple((path, entry.label) for path, entry in versions[1:]))
 
     def _read(self, place: Place) -> Entry:
+        entry = self._recent.get((place.segment, place.offset))
+        if entry is not None:
+            return self._renamed(entry, place.epoch)
         self.writer.push()
         return self._renamed(Entry.from_json(self.segments.at(place.segment, place.offset)), place.epoch)
 

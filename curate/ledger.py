@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,15 @@ class Row(NamedTuple):
     note: str | None = None
 
 
+class Image(NamedTuple):
+    """An image with all its files, and the groups that these name."""
+
+    id: str
+    references: list[str]
+    groups: list[str]
+    stratum: str | None
+
+
 COLUMNS = ", ".join("grp" if name == "group" else name for name in Row._fields)
 MARKS = ", ".join("?" * (len(Row._fields) + 2))
 
@@ -63,35 +72,34 @@ class Ledger:
         self.run += 1
         self._place = 0
 
-    def find(self, reference: str) -> Row | None:
-        found = self._db.execute(f"select {COLUMNS} from files where reference = ?", _texts((reference,)))  # noqa: S608
-        row = found.fetchone()
-        return Row(*row) if row else None
+    def find(self, references: Sequence[str]) -> dict[str, Row]:
+        """What is known of these files."""
+        marks = ", ".join("?" * len(references))
+        query = f"select {COLUMNS} from files where reference in ({marks})"  # noqa: S608
+        return {row[0]: Row(*row) for row in self._db.execute(query, _texts(references))}
 
     def save(self, rows: Iterable[Row]) -> None:
         """One transaction: all of these rows or none."""
+        numbered = [(*_texts(row), self.run, place) for place, row in enumerate(rows, start=self._place + 1)]
+        self._place += len(numbered)
         with self._db:
-            for row in rows:
-                self._place += 1
-                self._db.execute(
-                    f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})",  # noqa: S608
-                    (*_texts(row), self.run, self._place),
-                )
+            query = f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})"  # noqa: S608
+            self._db.executemany(query, numbered)
 
     def forget(self) -> None:
         """Drop every fingerprint, so that the next run reads every file again."""
         with self._db:
             self._db.execute("update files set fingerprint = ''")
 
-    def images(self) -> Iterator[tuple[str, list[str], list[str], str | None]]:
-        """(id, references, groups, stratum) of every image that this run saw, in the order of the sources."""
+    def images(self) -> Iterator[Image]:
+        """Every image that this run saw, in the order of the sources."""
         query = (
             "select id, json_group_array(reference), json_group_array(grp), min(stratum), min(place) from"
             " (select * from files where run = ? and outcome = ? order by place) group by id order by min(place)"
         )
         for id, references, groups, stratum, _ in self._db.execute(query, (self.run, OK)):
             names = list(dict.fromkeys(name for name in json.loads(groups) if name))
-            yield id, json.loads(references), names, stratum
+            yield Image(id, json.loads(references), names, stratum)
 
     def seen(self, outcome: str) -> list[Row]:
         """The rows of the last run with this outcome, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from curate.errors import LabelProblem
@@ -24,12 +25,17 @@ def safe_join(root: Path, name: str) -> Path:
     if "\0" in name or parts.is_absolute() or ".." in parts.parts or ELSEWHERE.match(text):
         raise LabelProblem(f"path '{name}' leaves the data root")
     path = root / parts
-    real = Path(os.path.realpath(path))  # Path.resolve raises on a symlink that leads to itself
-    if not real.is_relative_to(os.path.realpath(root)):
+    real = os.path.realpath(path)  # Path.resolve raises on a symlink that leads to itself
+    if not real.startswith(_real_root(str(root))):
         raise LabelProblem(f"path '{name}' leads out of the data root through a symlink")
-    if real.is_symlink():
+    if os.path.islink(real):
         raise LabelProblem(f"path '{name}' is a symlink that leads to itself")
     return path
+
+
+@lru_cache(maxsize=64)
+def _real_root(root: str) -> str:
+    return os.path.join(os.path.realpath(root), "")
 
 
 def printable(name: str) -> str:

@@ -120,7 +120,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove superseded vectors, scores, models and left-over parts; lists them first. Labels are never touched."""
+    """Remove superseded vectors, scores, rounds, models and left-over parts; lists them first. Labels are never touched."""
     from curate import garbage
     from curate.files import writer_lock
 

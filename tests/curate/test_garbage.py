@@ -90,3 +90,9 @@ def test_a_damaged_manifest_stops_before_anything_is_judged(project: Project) ->
     save_text(project.work / "rounds" / "001" / "manifest.json", "{")
     with pytest.raises(CurateError, match=r"001/manifest\.json is damaged"):
         garbage.find(project)
+
+
+def test_rounds_that_were_never_pushed_go_save_the_newest(project: Project) -> None:
+    for name, pushed in (("001", "true"), ("002", "false"), ("003", "null"), ("004", "false")):
+        save_text(project.work / "rounds" / name / "round.json", f'{{"pushed": {pushed}}}')
+    assert set(found(project)) == {"rounds/002", "rounds/003"}

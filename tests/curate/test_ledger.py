@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from curate.errors import CurateError
 from curate.ledger import MISSING, OK, QUARANTINED, Ledger, Row
+from curate.paths import printable
 
 
 def ok(reference: str, id: str, group: str | None = None, stratum: str | None = None, note: str | None = None) -> Row:
@@ -28,8 +29,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def test_a_row_comes_back_as_it_went_in(ledger: Ledger) -> None:
     row = Row("lib:ö a.jpg", "f", QUARANTINED, "id", "g", "A/c1", 'it\'s "bad"', "l.csv", 7, "note")
     ledger.save([row])
-    assert ledger.find("lib:ö a.jpg") == row
-    assert ledger.find("lib:b.jpg") is None
+    assert ledger.find(["lib:ö a.jpg"]) == {"lib:ö a.jpg": row}
+    assert ledger.find(["lib:b.jpg"]) == {}
     assert ledger.seen(QUARANTINED) == [row]
     assert ledger.seen(OK) == []
 
@@ -37,7 +38,7 @@ def test_a_row_comes_back_as_it_went_in(ledger: Ledger) -> None:
 def test_a_name_that_is_no_utf8_is_kept_in_escaped_form(ledger: Ledger) -> None:
     name = "lib:" + os.fsdecode(b"gr\xfcn.jpg")
     ledger.save([Row(name, "f", QUARANTINED, problem=f"bad {name}", label_file=name)])
-    found = ledger.find(name)
+    found = ledger.find([name]).get(printable(name))
     assert found is not None
     assert found.reference == "lib:gr\\udcfcn.jpg"
     assert found.fingerprint == "f"
@@ -101,7 +102,7 @@ def test_all_rows_of_a_batch_or_none(ledger: Ledger) -> None:
 
     with pytest.raises(ValueError, match="killed"):
         ledger.save(rows())
-    assert ledger.find("a") is None
+    assert ledger.find(["a"]) == {}
 
 
 def test_forget_keeps_rows_but_no_fingerprint(ledger: Ledger) -> None:
