@@ -6,17 +6,17 @@ checksum, and nothing is put in place before all of them hold.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomlkit
+from pydantic import BaseModel, Field
 
 from curate import __version__, database, edits, files
 from curate.errors import CurateError, unknown
@@ -33,22 +33,45 @@ KEPT = (
 )
 
 
+class Manifest(BaseModel):
+    """What an archive says of itself. It may come from anywhere: its project's name must be a plain one."""
+
+    project: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    made: str
+    tool: str
+    schema_version: int
+    samples: int
+    roots: dict[str, str]
+    files: dict[str, str]
+
+
 def backup(project: Project, file: Path) -> dict[str, Any]:
     """Write the archive aside, then into place."""
     if file.exists():
         raise CurateError(f"{file} exists already; give a new name, so that no older backup is lost")
-    with files.writer_lock(project.work, "curate backup"), tempfile.TemporaryDirectory(dir=project.work) as scratch:
+    scratch = project.work / f".backup.{os.getpid()}.part"
+    with files.writer_lock(project.work, "curate backup"), _cleared(scratch):
         index, book = Index(project), Book(project.work / "labels")
         edits.capture(index, book, project.class_names)
         book.close()
         index.dataset.export(
-            export_dir=f"{scratch}/{INDEX}", dataset_type=index.fo.types.FiftyOneDataset, export_media=False
+            export_dir=str(scratch / INDEX), dataset_type=index.fo.types.FiftyOneDataset, export_media=False
         )
-        members = dict(_members(project, Path(scratch)))
+        members = dict(_members(project, scratch))
         manifest = _manifest(project, index.count(), members)
         with files.written_aside(file) as aside:
-            _pack(aside, members, manifest, Path(scratch))
-    return {"file": str(file), "samples": manifest["samples"], "files": len(members), "bytes": file.stat().st_size}
+            _pack(aside, members, manifest, scratch)
+    return {"file": str(file), "samples": manifest.samples, "files": len(members), "bytes": file.stat().st_size}
+
+
+@contextlib.contextmanager
+def _cleared(folder: Path) -> Iterator[None]:
+    files.remove(folder)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        files.remove(folder)
 
 
 def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
@@ -62,15 +85,20 @@ def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(scratch).as_posix(), path
 
 
-def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> dict[str, Any]:
-    sums = {name: _checksum(path) for name, path in members.items()}
-    about = {"project": project.name, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "tool": __version__}
-    roots = {source.name: str(project.root(source)) for source in project.config.sources}
-    return about | {"schema": SCHEMA, "samples": samples, "roots": roots, "files": sums}
+def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> Manifest:
+    return Manifest(
+        project=project.name,
+        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        tool=__version__,
+        schema_version=SCHEMA,
+        samples=samples,
+        roots={source.name: str(project.root(source)) for source in project.config.sources},
+        files={name: _checksum(path) for name, path in members.items()},
+    )
 
 
-def _pack(target: Path, members: Mapping[str, Path], manifest: dict[str, Any], scratch: Path) -> None:
-    files.write_json(scratch / MANIFEST, manifest)
+def _pack(target: Path, members: Mapping[str, Path], manifest: Manifest, scratch: Path) -> None:
+    files.write_json(scratch / MANIFEST, manifest.model_dump())
     with tarfile.open(target, "w:gz", compresslevel=3) as tar:
         for name, path in {MANIFEST: scratch / MANIFEST, **members}.items():
             tar.add(path, name, recursive=False)
@@ -85,55 +113,75 @@ def _checksum(path: Path) -> str:
 
 
 def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -> dict[str, Any]:
-    """Unpack aside, check every sum, load the index, and only then move the project into place."""
+    """Unpack aside, check every sum, load the index, and only then put the project in place."""
     if not file.is_file():
         raise CurateError(f"no archive at {file}")
     manifest = _read_manifest(file)
-    folder = (to or home_of(Path.cwd()) / str(manifest["project"])).resolve()
-    if folder.exists():
-        _may_replace(folder, force)
-    aside = folder.with_name(f"{folder.name}.restoring")
-    files.remove(aside)
-    try:
+    folder = (to or home_of(Path.cwd()) / manifest.project).resolve()
+    with contextlib.ExitStack() as stack:
+        if folder.exists():
+            _may_replace(folder, force)
+            stack.enter_context(files.writer_lock(folder / "work", "curate restore"))
+        aside = folder.with_name(f".{folder.name}.restoring.part")
+        stack.enter_context(_cleared_tree(aside))
         _unpack(file, aside, manifest)
-        away = _point_to(aside / FILE, folder, data, manifest.get("roots", {}))
-        count = _load_index(aside, folder, int(manifest["samples"]))
+        away = _point_to(aside / FILE, folder, data, manifest.roots)
+        count = _load_index(aside, folder, manifest.samples)
         files.remove(aside / INDEX)
-        set_aside = _set_aside(folder)
-        os.replace(aside, folder)
-    finally:
-        files.remove(aside)
+        set_aside = _put_in_place(aside, folder)
     return {"project": str(folder), "samples": count, "set_aside": set_aside, "unreachable": away}
+
+
+@contextlib.contextmanager
+def _cleared_tree(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _cleared(folder):
+        yield
 
 
 def _may_replace(folder: Path, force: bool) -> None:
     if not force:
-        raise CurateError(f"{folder} exists; give another folder with --to, or --force to set it aside first")
+        raise CurateError(f"{folder} exists; give another folder with --to, or --force to set its state aside first")
     if database.running(folder / "work" / "db"):
         raise CurateError(f"{folder} is in use by another command (curate app?). End it, then restore again")
 
 
-def _read_manifest(file: Path) -> dict[str, Any]:
+def _put_in_place(aside: Path, folder: Path) -> list[str]:
+    """What stood there before (config and work, never the data beside them) stays under another name."""
+    if not folder.exists():
+        os.replace(aside, folder)
+        return []
+    kept = []
+    for name in ("work", FILE):
+        if (folder / name).exists():
+            kept.append(str(folder / f"{name}.before-{int(time.time())}"))
+            os.replace(folder / name, kept[-1])
+        os.replace(aside / name, folder / name)
+    return kept
+
+
+def _read_manifest(file: Path) -> Manifest:
     try:
         with tarfile.open(file, "r:gz") as tar:
             member = tar.next()
             if member is None or member.name != MANIFEST or member.size > 1 << 28:
                 raise CurateError(f"{file} is no archive of curate backup")
             handle = tar.extractfile(member)
-            manifest: dict[str, Any] = json.loads(handle.read()) if handle else {}
+            manifest = Manifest.model_validate_json(handle.read() if handle else b"")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise CurateError(f"{file} cannot be read as a backup: {error}") from None
-    check(int(manifest.get("schema", 0)), str(file))
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CurateError(f"{file} cannot be read as a backup: {why}") from None
+    check(manifest.schema_version, str(file))
     return manifest
 
 
-def _unpack(file: Path, aside: Path, manifest: Mapping[str, Any]) -> None:
+def _unpack(file: Path, aside: Path, manifest: Manifest) -> None:
     try:
         with tarfile.open(file, "r:gz") as tar:
             tar.extractall(aside, filter="data")  # refuses links and paths that lead out of the folder
     except (tarfile.TarError, OSError, EOFError) as error:
         raise CurateError(f"{file} is damaged: {error}") from None
-    for name, wanted in manifest["files"].items():
+    for name, wanted in manifest.files.items():
         path = aside / name
         if not path.is_file() or _checksum(path) != wanted:
             raise CurateError(f"{file} is damaged: {name} does not have the checksum that it was stored with")
@@ -164,14 +212,15 @@ def _load_index(aside: Path, folder: Path, samples: int) -> int:
     fo = database.connect(aside / "work")
     project = Project(folder, config)
     name = project.dataset_name
-    if fo.dataset_exists(name):  # a shared server that knows this project: keep what it holds
-        fo.load_dataset(name).name = f"{name}-before-{int(time.time())}"
-    dataset = fo.Dataset.from_dir(aside / INDEX, fo.types.FiftyOneDataset, name=name, persistent=True)
+    dataset = fo.Dataset.from_dir(aside / INDEX, fo.types.FiftyOneDataset, name=f"{name}-{time.time_ns()}")
     _relocate(dataset, project)
     count = int(dataset.count("id"))
     if count != samples:
         dataset.delete()
         raise CurateError(f"the archive promises {samples} images, {count} came back; nothing was changed")
+    if fo.dataset_exists(name):  # a shared server that knows this project: keep what it holds
+        fo.load_dataset(name).name = f"{name}-before-{int(time.time())}"
+    dataset.name, dataset.persistent = name, True
     database.leave(aside / "work" / "db")
     return count
 
@@ -180,12 +229,3 @@ def _relocate(dataset: Any, project: Project) -> None:
     rows = list(zip(*dataset.values(["id", "paths"]), strict=True))
     for chunk in chunks(rows, CHUNK):
         dataset.set_values("filepath", {id: str(project.locate(paths[0])) for id, paths in chunk}, key_field="id")
-
-
-def _set_aside(folder: Path) -> str | None:
-    if not folder.exists():
-        return None
-    database.leave(folder / "work" / "db")
-    kept = folder.with_name(f"{folder.name}.before-{int(time.time())}")
-    os.replace(folder, kept)
-    return str(kept)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
@@ -28,6 +30,24 @@ SIDEBAR = {
 }
 CLOSED = ("provenance", "metadata", "bookkeeping")
 OURS = "by curate: "
+LONGEST = 1000  # of a view's name; FiftyOne refuses what is longer than 1551
+
+
+class SavedView(NamedTuple):
+    """A saved view that we keep."""
+
+    name: str
+    view: Any
+    shows: str
+    color: str | None = None
+
+
+class Served(NamedTuple):
+    """The App, up and waiting."""
+
+    url: str
+    dataset: str
+    view: str | None
 
 
 def arrange(project: Project) -> None:
@@ -65,27 +85,29 @@ def _sidebar(index: Index) -> None:
     dataset.save()
 
 
-def wanted_views(index: Index) -> Iterator[tuple[str, Any, str]]:
-    """(name, view, what it shows) of every saved view that we keep."""
+def wanted_views(index: Index) -> Iterator[SavedView]:
     dataset, field = index.dataset, index.fo.ViewField
-    for name in index.project.class_names:
-        yield f"class {name}", dataset.match(_shows(field, name)), f"images that show {name}"
+    for name, color in index.project.colors.items():
+        yield SavedView(f"class {name}", dataset.match(_shows(field, name)), f"images that show {name}", color)
     clean = (field("status") == "labelled") & (_length(field, "defects.detections") == 0)
     clean &= _length(field, "classes.classifications") == 0
-    yield "clean", dataset.match(clean), "labelled, no defects"
-    yield "unlabelled", dataset.match(field("status") == "unlabelled"), "nobody has labelled these"
-    yield "conflicts", dataset.match(field("status_reason") == DUPLICATE_LABELS), "copies with different labels"
-    yield "disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides"
-    yield "missing", dataset.match(field("missing") == True), "files no longer on disk"  # noqa: E712
+    yield SavedView("clean", dataset.match(clean), "labelled, no defects")
+    yield SavedView("unlabelled", dataset.match(field("status") == "unlabelled"), "nobody has labelled these")
+    yield SavedView(
+        "conflicts", dataset.match(field("status_reason") == DUPLICATE_LABELS), "copies with different labels"
+    )
+    yield SavedView("disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides")
+    yield SavedView("missing", dataset.match(field("missing") == True), "files no longer on disk")  # noqa: E712
     for name in SOURCES:
         if index.count(source=name):
-            yield f"source {name}", dataset.match(field("source") == name), f"{name} images"
+            yield SavedView(f"source {name}", dataset.match(field("source") == name), f"{name} images")
     for name in index.tally("stratum"):
-        yield f"stratum {name}", dataset.match(field("stratum") == name), f"images of {name}"
+        yield SavedView(f"stratum {name}", dataset.match(field("stratum") == field.literal(name)), f"images of {name}")
 
 
 def _shows(field: Any, name: str) -> Any:
-    return field("defects.detections.label").contains(name) | field("classes.classifications.label").contains(name)
+    wanted = field.literal([name])  # MongoDB would take "$x" for a field
+    return field("defects.detections.label").contains(wanted) | field("classes.classifications.label").contains(wanted)
 
 
 def _length(field: Any, path: str) -> Any:
@@ -93,15 +115,26 @@ def _length(field: Any, path: str) -> Any:
 
 
 def _views(index: Index) -> None:
-    dataset, colors = index.dataset, index.project.colors
-    wanted = {name: (view, text) for name, view, text in wanted_views(index)}
-    for name in dataset.list_saved_views():
-        described = dataset.get_saved_view_info(name)["description"] or ""
-        if name not in wanted and described.startswith(OURS):
-            dataset.delete_saved_view(name)
-    for name, (view, text) in wanted.items():
-        color = colors.get(name.removeprefix("class "))
-        dataset.save_view(name, view, description=OURS + text, color=color, overwrite=True)
+    """Ours are made anew. What users made keeps its name and address, even where ours would like to have it."""
+    dataset, slug = index.dataset, index.fo.core.utils.to_slug
+    names = set(dataset.list_saved_views())
+    ours = {name for name in names if (dataset.get_saved_view_info(name)["description"] or "").startswith(OURS)}
+    wanted = list(_told_apart(wanted_views(index), {slug(name) for name in names - ours}, slug))
+    for name in ours - {saved.name for saved in wanted}:
+        dataset.delete_saved_view(name)
+    for saved in wanted:
+        text = OURS + saved.shows
+        dataset.save_view(saved.name, saved.view, description=text, color=saved.color, overwrite=True)
+
+
+def _told_apart(views: Iterable[SavedView], taken: set[str], slug: Callable[[str], str]) -> Iterator[SavedView]:
+    """FiftyOne knows a view by its slug: "Rolled in" and "rolled-in" share one, and of 裂纹 nothing is left in it."""
+    for saved in views:
+        plain = saved.name[:LONGEST]
+        names = chain([plain], (f"{plain} {number}" for number in count(2)))
+        name = next(name for name in names if slug(name) not in taken)
+        taken.add(slug(name))
+        yield saved._replace(name=name)
 
 
 # --- curate app -----------------------------------------------------------------------------------------------------
@@ -113,7 +146,7 @@ def launch(
     address: str,
     remote: bool,
     view: str | None,
-    ready: Callable[[str], None],
+    ready: Callable[[Served], None],
     wait: Callable[[Any], None] = lambda session: session.wait(-1),
 ) -> None:
     """Serve the App until Ctrl-C."""
@@ -125,9 +158,8 @@ def launch(
         session = index.fo.launch_app(chosen, port=port, address=address, remote=True, auto=False)
         if not remote:
             _open_browser(f"http://{address}:{port}")
-    ready(f"FiftyOne App on [link]http://{address}:{port}/datasets/{index.dataset.name}[/link]  (Ctrl-C ends it)")
-    if remote and address in ("127.0.0.1", "localhost"):
-        ready(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} USER@{socket.gethostname()}")
+    name = index.dataset.name
+    ready(Served(f"http://{address}:{port}/datasets/{quote(name)}", name, view))
     try:
         wait(session)
     except KeyboardInterrupt:

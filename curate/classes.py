@@ -1,13 +1,18 @@
 """`curate classes`: config, label log and index change in one step.
 
-The log is written first, then the config, then the index. A kill in between is mended by repeating the command or by
-the next `curate index`, which makes the index follow the log.
+A change is written down first (`work/classes.json`), then made in the log, the config and the index. What a kill cut
+short, the next `curate index` or `curate classes` finishes.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tomlkit
@@ -17,7 +22,9 @@ from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import Index
 from curate.labels import Book, me
-from curate.project import PALETTE, Project, load
+from curate.project import FILE, PALETTE, Project, load
+
+PENDING = "classes.json"
 
 
 def listing(project: Project) -> list[dict[str, Any]]:
@@ -78,16 +85,39 @@ def _known(project: Project, name: str) -> None:
 
 
 def _moved(project: Project, moves: dict[str, str], did: str) -> dict[str, Any]:
+    """Plan the change, check that the config can take it, write the plan down, and carry it out."""
     with writer_lock(project.work, "curate classes"):
-        index, book = Index(project), Book(project.work / "labels")
-        edits.capture(index, book, project.class_names)
-        book.rename(moves, me(), did)
-        book.close()
-        changed = _edit(project, lambda document: _move(document, moves))
-        stale = [id for id, card in index.cards().items() if card.key != book.key(id)]
-        index.show(book, stale)
-    browse.arrange(changed)
-    return {"did": did, "images": len(stale)}
+        index = Index(project)
+        finish(index)
+        _planned(project, lambda document: _move(document, moves))
+        plan = {"change": uuid.uuid4().hex, "moves": moves, "did": did}
+        files.write_json(project.work / PENDING, plan)
+        before = {id: card.key for id, card in index.cards().items()}
+        index.project = finish(index)
+        changed = sum(card.key != before[id] for id, card in index.cards().items())
+    browse.arrange(index.project)
+    return {"did": did, "images": changed}
+
+
+def finish(index: Index) -> Project:
+    """Carry out a change of classes that was planned: also one that a kill cut short. The caller holds the lock."""
+    project, pending = index.project, index.project.work / PENDING
+    if not pending.exists():
+        return project
+    plan = json.loads(pending.read_text(encoding="utf-8"))
+    book = Book(project.work / "labels")
+    edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
+    book.rename(plan["moves"], me(), plan["did"], plan["change"])
+    files.write_text(project.file, _planned(project, lambda document: _move(document, plan["moves"])))
+    config = load(project.folder).config
+    now_known = {"classes": config.classes, "aliases": config.aliases}
+    project = replace(project, config=project.config.model_copy(update=now_known))
+    book.allow(project.class_names)
+    stale = [id for id, card in index.cards().items() if card.key != book.key(id)]
+    edits.show(index, book, stale, project.class_names)
+    book.close()
+    pending.unlink()
+    return project
 
 
 def _move(document: Any, moves: dict[str, str]) -> None:
@@ -106,14 +136,16 @@ def _move(document: Any, moves: dict[str, str]) -> None:
         del aliases[name]
 
 
-def _edit(project: Project, change: Any) -> Project:
-    """Change project.toml and keep its comments; the old file stays unless the new one can be read."""
-    before = project.file.read_text(encoding="utf-8")
-    document = tomlkit.parse(before)
+def _edit(project: Project, change: Callable[[Any], None]) -> None:
+    files.write_text(project.file, _planned(project, change))
+
+
+def _planned(project: Project, change: Callable[[Any], None]) -> str:
+    """The text of project.toml after a change, its comments kept; raises where it could not be read again."""
+    document = tomlkit.parse(project.file.read_text(encoding="utf-8"))
     change(document)
-    files.write_text(project.file, tomlkit.dumps(document))
-    try:
-        return load(project.folder)
-    except CurateError:
-        files.write_text(project.file, before)
-        raise
+    text = tomlkit.dumps(document)
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_text(Path(folder) / FILE, text)
+        load(Path(folder))
+    return text

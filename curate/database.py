@@ -31,6 +31,7 @@ START_SECONDS = 90
 CACHE_GB = "1"
 
 _clients: dict[Path, IO[str]] = {}
+_embedded: set[str] = set()
 
 
 def connect(folder: Path) -> Any:
@@ -41,12 +42,21 @@ def connect(folder: Path) -> Any:
     quieten()
     if not os.environ.get(URI):
         os.environ[URI] = start(folder / "db")
+        _embedded.add(os.environ[URI])
+    loaded = sys.modules.get("fiftyone")
+    if loaded is not None and loaded.config.database_uri != os.environ[URI]:
+        raise CurateError("FiftyOne was imported before curate and talks to another database; import curate first")
     try:
         with _quiet_import():
             import fiftyone as fo
     except Exception as error:
         raise CurateError(f"FiftyOne cannot reach its database: {_first_line(error)}. Run: curate doctor") from error
     return fo
+
+
+def embedded() -> bool:
+    """Whether this process uses a project's own database, which moves and is copied with the project's folder."""
+    return os.environ.get(URI) in _embedded
 
 
 def quieten() -> None:

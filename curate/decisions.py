@@ -11,7 +11,7 @@ from curate.documents import describe
 from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import Index
-from curate.labels import DUPLICATE_LABELS, Book, Entry, me, now
+from curate.labels import Book, Entry, me, now
 from curate.project import Project
 
 SPECIAL = ("first", "clean", "union")
@@ -19,22 +19,23 @@ SPECIAL = ("first", "clean", "union")
 
 def conflicts(project: Project, image: str | None = None) -> list[dict[str, Any]]:
     """Every undecided image (or the one asked for) with its versions."""
-    index, book = Index(project), Book(project.work / "labels")
+    index, book = Index(project), Book(project.work / "labels", project.class_names)
     return [_listed(id, book) for id in _disputed(index, image)]
 
 
 def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
     """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
     with writer_lock(project.work, "curate resolve"):
-        index, book = Index(project), Book(project.work / "labels")
+        index, book = Index(project), Book(project.work / "labels", project.class_names)
         edits.capture(index, book, project.class_names)
         ids = _disputed(index, image)
         chosen = {id: choose(book.versions(id), keep) for id in ids}
         report = [_listed(id, book) | {"kept": keep} for id in ids]
         for id, label in chosen.items():
             book.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
+        book.flush()
+        edits.show(index, book, ids, project.class_names)
         book.close()
-        index.show(book, ids)
         return report
 
 
@@ -53,8 +54,7 @@ def choose(versions: list[tuple[str, Label]], keep: str) -> Label:
 
 
 def _disputed(index: Index, image: str | None) -> list[str]:
-    field = index.fo.ViewField
-    found: list[str] = index.dataset.match(field("status_reason") == DUPLICATE_LABELS).values("content_id")
+    found = index.conflicts()
     if image is None:
         return found
     matching = [id for id in found if id.startswith(image)]

@@ -10,17 +10,17 @@ from __future__ import annotations
 import io
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from curate import rle, shapes
-from curate.data import STATUSES, Defect, Label, make_defect
+from curate.data import Defect, Label, Status, make_defect
 from curate.intake import Picture
 from curate.labels import State
 
@@ -54,11 +54,17 @@ class NewSample:
 
 def documents(samples: Iterable[NewSample], dataset_id: Any) -> Iterator[dict[str, Any]]:
     """The samples as documents of a dataset's collection; what is None is left out, as FiftyOne does."""
-    now = datetime.now(UTC).replace(tzinfo=None)
+    now = this_moment()
     for new in samples:
         document = _placed(new) | fields(new.state, new.key, new.picture.width, new.picture.height)
         document |= {"_dataset_id": dataset_id, "created_at": now, "last_modified_at": now}
         yield {name: value for name, value in document.items() if value is not None}
+
+
+def this_moment() -> datetime:
+    """Now, as the database keeps it: milliseconds, without a zone."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def _placed(new: NewSample) -> dict[str, Any]:
@@ -140,25 +146,71 @@ def _classification(name: str) -> dict[str, Any]:
 
 # --- and back -------------------------------------------------------------------------------------------------------
 
-
-def label_of(
-    status: str, reason: str | None, width: int, height: int, names: Any, boxes: Any, masks: Any, whole: Any
-) -> Label:
-    rows = zip(names or (), boxes or (), masks or (), strict=True)
-    defects = tuple(_defect(name, box, mask, width, height) for name, box, mask in rows)
-    known: Any = status if status in STATUSES else "unlabelled"
-    return Label(known, defects, tuple(sorted(set(whole or ()))), reason)
+READ = (
+    *("content_id", "width", "height", "status", "status_reason", "label_digest", "last_modified_at"),
+    *("defects.detections", "classes.classifications.label"),
+)
+INCOMPLETE, UNREADABLE = "incomplete-region", "unreadable-mask"
 
 
-def _defect(name: str, box: Any, mask: Any, width: int, height: int) -> Defect:
+class Shown(NamedTuple):
+    """What the App shows of an image: its label, and when anything of it was last changed.
+
+    `status` of the label is the text that stands there, which a person may have mistyped.
+    """
+
+    id: str
+    label: Label
+    digest: str | None
+    width: int
+    height: int
+    modified: datetime | None
+
+
+def shown(document: Mapping[str, Any]) -> Shown:
+    width, height = document["width"], document["height"]
+    regions = (document.get("defects") or {}).get("detections") or ()
+    names = {whole.get("label") for whole in (document.get("classes") or {}).get("classifications") or ()}
+    found = [_defect(region, width, height) for region in regions]
+    faults = {fault for fault in found if isinstance(fault, str)} | ({INCOMPLETE} if None in names else set())
+    status, reason = document.get("status") or "unlabelled", document.get("status_reason")
+    if faults:
+        status, reason = "disputed", ", ".join(sorted(faults))
+    defects = tuple(one for one in found if isinstance(one, Defect))
+    label = Label(cast(Status, status), defects, tuple(sorted(name for name in names if name)), reason)
+    digest, modified = document.get("label_digest"), document.get("last_modified_at")
+    return Shown(document["content_id"], label, digest, width, height, modified)
+
+
+def _defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
+    """The region, or what is wrong with it: a person may leave one half-made."""
+    name, box = region.get("label"), region.get("bounding_box")
+    if not name or not box or len(box) != 4 or not np.isfinite(box).all():
+        return INCOMPLETE
     x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-    if mask is None:
+    try:
+        pixels = _pixels(region)
+    except (OSError, ValueError, EOFError, zlib.error):
+        return UNREADABLE
+    if pixels is None:
         return make_defect(name, (x, y, w, h))
     left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
-    pixels = np.ascontiguousarray(mask, dtype=bool).view(np.uint8)
     if pixels.shape != (high, wide):  # the App lets a person pull the box of a mask: the mask is stretched with it
         pixels = _stretched(pixels, wide, high)
     return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels))
+
+
+def _pixels(region: Mapping[str, Any]) -> Any:
+    """The mask of a region, which FiftyOne keeps in the document or in a file of its own; None for a plain box."""
+    if region.get("mask"):
+        mask = np.load(io.BytesIO(zlib.decompress(region["mask"])))
+    elif region.get("mask_path"):
+        mask = shapes.grey_file(Path(region["mask_path"]))
+    else:
+        return None
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"a mask has two dimensions, this one {mask.shape}")
+    return np.ascontiguousarray(mask != 0).view(np.uint8)
 
 
 def _stretched(pixels: Any, width: int, height: int) -> Any:

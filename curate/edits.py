@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from curate import shapes
-from curate.data import Defect, Label, make_defect
-from curate.index import Index
-from curate.labels import Book, Entry, me, now
+from curate.data import STATUSES, Box, Defect, Label, make_defect
+from curate.documents import INCOMPLETE, UNREADABLE, Shown
+from curate.errors import CurateError, LabelProblem
+from curate.index import CHUNK, Index, chunks
+from curate.labels import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
 
-UNKNOWN_CLASS = "unknown-class"
 MARKED = "marked-in-app"
+OUTSIDE = "box-outside-the-image"
+ATTEMPTS = 10
 
 
 def capture(index: Index, book: Book, classes: Collection[str]) -> list[str]:
     """Append every App edit to the log and settle it in the index; the ids of the images that were edited."""
-    captured = []
-    for edit in index.edits():
-        label = settled(edit.label, book.state(edit.id).label, classes)
-        book.append(Entry(edit.id, label, "app", me(), now()))
-        captured.append(edit.id)
-    book.flush()
-    index.show(book, captured)
+    return show(index, book, index.edited(), classes)
+
+
+def show(index: Index, book: Book, ids: Iterable[str], classes: Collection[str]) -> list[str]:
+    """Write the log's state of these images to the index, edits of the App captured first.
+
+    Somebody may edit an image at any moment: one that changed since it was read is read again. Returns the ids of the
+    images whose edits were captured.
+    """
+    captured: list[str] = []
+    for chunk in chunks(ids, CHUNK):
+        waiting = chunk
+        for _ in range(ATTEMPTS):
+            seen = list(index.shown(waiting))
+            captured += _logged(seen, book, classes)
+            waiting = index.write_states({one.id: (book.state(one.id), book.key(one.id)) for one in seen}, seen)
+            if not waiting:
+                break
+        else:
+            raise CurateError(f"{len(waiting)} images keep changing in the App; run this again when they rest")
     return captured
 
 
-def settled(edited: Label, before: Label, classes: Collection[str]) -> Label:
+def _logged(seen: Iterable[Shown], book: Book, classes: Collection[str]) -> list[str]:
+    edited = [one for one in seen if one.label.digest != one.digest]
+    for one in edited:
+        label = settled(one.label, book.state(one.id).label, classes, (one.width, one.height))
+        book.append(Entry(one.id, label, "app", me(), now()))
+    book.flush()
+    return [one.id for one in edited]
+
+
+def settled(edited: Label, before: Label, classes: Collection[str], size: tuple[int, int] | None = None) -> Label:
     """What a person's edit means: whoever draws, deletes or confirms regions has labelled the image."""
-    label = tight(edited)
+    status = edited.status if edited.status in STATUSES else before.status  # a mistyped status is no decision
+    label, outside = tight(replace(edited, status=status), size)
     strange = sorted(label.present - set(classes))
     if strange:
         return replace(label, status="disputed", reason=f"{UNKNOWN_CLASS}: {', '.join(strange)}")
+    if outside:
+        return replace(label, status="disputed", reason=OUTSIDE)
     if label.status == "skipped":
         return label
-    if label.status == "disputed" and before.status != "disputed":
-        return replace(label, reason=label.reason or MARKED)
+    if label.status == "disputed":
+        return _disputed(label, before)
     if label.status in ("unlabelled", "queued") and not label.present:
         return Label()
     return replace(label, status="labelled", reason=None)
 
 
-def tight(label: Label) -> Label:
-    """The label with tight boxes around its masks: in the App a person may stretch a mask, or rub it out."""
-    return replace(label, defects=tuple(found for defect in label.defects if (found := _tight(defect))))
+def _disputed(label: Label, before: Label) -> Label:
+    """Still disputed where a person marked it so, noted something, or left a region half-made; else they decided."""
+    reason = label.reason or MARKED
+    if before.status != "disputed" or INCOMPLETE in reason or UNREADABLE in reason:
+        return replace(label, reason=reason)
+    if replace(label, status="disputed", reason=None).digest != replace(before, reason=None).digest:
+        return replace(label, status="labelled", reason=None)
+    noted = before.reason == DUPLICATE_LABELS and not reason.startswith(DUPLICATE_LABELS)
+    return replace(label, reason=f"{DUPLICATE_LABELS}: {reason}" if noted else reason)
 
 
-def _tight(defect: Defect) -> Defect | None:
+def tight(label: Label, size: tuple[int, int] | None = None) -> tuple[Label, bool]:
+    """The label with tight boxes inside the image, and whether a region lay wholly outside.
+
+    In the App a person may stretch a mask, rub it out, or draw over the edge.
+    """
+    found, outside = [], False
+    for defect in label.defects:
+        try:
+            kept = _tight(defect, size)
+        except LabelProblem:
+            kept, outside = defect, True
+        found += [kept] if kept else []
+    return replace(label, defects=tuple(found)), outside
+
+
+def _tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
     crop = shapes.crop_of(defect)
     if crop is None:
-        return defect
+        return shapes.boxed(defect.label, Box(*defect.box), *size, clip=True) if size else defect
+    left, top = int(defect.box[0]), int(defect.box[1])
+    if size:
+        right, bottom = size[0] - left, size[1] - top
+        crop, left, top = crop[max(0, -top) : bottom, max(0, -left) : right], max(0, left), max(0, top)
+        if not crop.size:
+            raise LabelProblem(f"mask of '{defect.label}' lies outside the image")
     found = shapes.defect_from_mask(defect.label, crop)
     if found is None:
         return None
     x, y, w, h = found.box
-    return make_defect(defect.label, (x + defect.box[0], y + defect.box[1], w, h), found.rle)
+    return make_defect(defect.label, (x + left, y + top, w, h), found.rle)

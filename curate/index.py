@@ -1,22 +1,23 @@
 """The index: one persistent FiftyOne dataset a project, a projection of the label log and of what is on disk.
 
 Everything that touches FiftyOne samples goes through here, in bulk. `Index` never decides what a label is: it shows
-the log's `State`, and it reports where the App's labels differ from what it last wrote (`edits`).
+the log's `State`, and it reports where the App's labels differ from what it last wrote (`edited`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from curate import database, documents
-from curate.data import Item, Label
-from curate.documents import NewSample
+from curate import database, documents, state
+from curate.data import Item
+from curate.documents import NewSample, Shown
 from curate.errors import CurateError
-from curate.labels import Book, State
+from curate.labels import DUPLICATE_LABELS, State
 from curate.project import Project
 from curate.splits import Member
 
@@ -36,31 +37,24 @@ class Card:
     group: str
     split: str | None
     status: str
-    source: str
     stratum: str | None
     missing: bool
     references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """A label in the App that is not what the index last wrote."""
-
-    id: str
-    label: Label
-    was: str = field(repr=False)
+    path: str
 
 
 class Index:
     """A project's dataset. `open` connects; readers need no lock, writers hold the project's."""
 
     def __init__(self, project: Project, create: bool = False) -> None:
+        state.require(project)
         self.project = project
         self.fo = database.connect(project.work)
         self.dataset = self._open(create)
 
     def _open(self, create: bool) -> Any:
         name = self.project.dataset_name
+        self._follow_moved_folder(name)
         if self.fo.dataset_exists(name):
             dataset = self.fo.load_dataset(name)
         elif create:
@@ -69,7 +63,17 @@ class Index:
             raise CurateError(f"project '{self.project.name}' has no index yet. Run: curate index")
         if create:
             _declare(dataset, self.fo)
+            state.record(self.project, dataset=name, folder=str(self.project.folder))
         return dataset
+
+    def _follow_moved_folder(self, name: str) -> None:
+        """The dataset's name comes from the folder's path. A folder that was moved keeps its dataset, with the edits
+        that nobody has captured yet; a copied one gets a dataset of its own."""
+        known = state.recorded(self.project)
+        old = known.get("dataset")
+        moved = database.embedded() or not Path(str(known.get("folder"))).is_dir()
+        if old and old != name and moved and self.fo.dataset_exists(old) and not self.fo.dataset_exists(name):
+            self.fo.load_dataset(old).name = name
 
     # --- reading ---
 
@@ -85,12 +89,24 @@ class Index:
         return {str(value): int(n) for value, n in sorted(counts.items(), key=lambda pair: str(pair[0])) if value}
 
     def cards(self) -> dict[str, Card]:
-        names = ["content_id", "state_key", "group", "split", "status", "source", "stratum", "missing", "paths"]
+        names = ["content_id", "state_key", "group", "split", "status", "stratum", "missing", "paths", "filepath"]
         rows = zip(*self.dataset.values(names), strict=True)
         return {
-            id: Card(key or "", group or id, split, status, source, stratum, bool(missing), tuple(paths or ()))
-            for id, key, group, split, status, source, stratum, missing, paths in rows
+            id: Card(key or "", group or id, split, status, stratum, bool(missing), tuple(paths or ()), path)
+            for id, key, group, split, status, stratum, missing, paths, path in rows
+            if id
         }
+
+    def conflicts(self) -> list[str]:
+        """Images whose copies have different labels, and about which nobody has decided."""
+        field = self.fo.ViewField
+        undecided = (field("status") == "disputed") & field("status_reason").starts_with(DUPLICATE_LABELS)
+        return list(self.dataset.match(undecided).values("content_id"))
+
+    def missing(self) -> list[str]:
+        """The files of images that can no longer be found."""
+        found = self.dataset.match(self.fo.ViewField("missing") == True).values("paths")  # noqa: E712
+        return [reference for references in found for reference in references or ()]
 
     def members(self) -> dict[str, Member]:
         """Every image as the splits see it."""
@@ -99,33 +115,28 @@ class Index:
         return {
             id: Member(group, source, status, frozenset(regions or ()) | frozenset(whole or ()), AUDIT in tags)
             for id, group, source, status, tags, regions, whole in zip(*self.dataset.values(names), strict=True)
+            if id
         }
 
     def ids(self) -> list[str]:
-        return list(self.dataset.values("content_id"))
+        """Samples that somebody added by hand, without a content id, are none of ours."""
+        return [id for id in self.dataset.values("content_id") if id]
 
-    def labels(self, ids: Iterable[str] | None = None) -> Iterator[tuple[str, Label, str | None]]:
-        """(id, label as the App shows it, digest as last written), in bulk, a chunk at a time."""
-        names = ["content_id", "width", "height", "status", "status_reason", "label_digest"]
-        names += [f"defects.detections.{part}" for part in ("label", "bounding_box", "mask")]
-        names += ["classes.classifications.label"]
+    def shown(self, ids: Iterable[str] | None = None) -> Iterator[Shown]:
+        """Images as the App shows them, a chunk at a time."""
         for chunk in chunks(self.ids() if ids is None else ids, CHUNK):
-            view = self.dataset.select_by("content_id", chunk)
-            for id, width, height, status, reason, digest, *rest in zip(*view.values(names), strict=True):
-                yield id, documents.label_of(status, reason, width, height, *rest), digest
+            yield from map(documents.shown, self._images().find({"content_id": {"$in": chunk}}, documents.READ))
 
-    def edits(self) -> Iterator[Edit]:
-        """Labels that somebody changed in the App since we last wrote them."""
-        for id, label, digest in self.labels():
-            if label.digest != digest:
-                yield Edit(id, label, digest or "")
+    def edited(self) -> list[str]:
+        """Images whose label somebody changed in the App since we last wrote it."""
+        return [one.id for one in self.shown() if one.label.digest != one.digest]
 
     def items(self, ids: Sequence[str] | None = None) -> Iterator[Item]:
         """Images with their labels, as exports, training and synthesis take them; by id unless `ids` give an order."""
         names = ["content_id", "filepath", "width", "height", "split", "group", "stratum", "source"]
         for chunk in chunks(sorted(self.ids()) if ids is None else ids, CHUNK):
             view = self.dataset.select_by("content_id", chunk)
-            labels = {id: label for id, label, _ in self.labels(chunk)}
+            labels = {one.id: one.label for one in self.shown(chunk)}
             rows = {row[0]: row for row in zip(*view.values(names), strict=True)}
             for id in chunk:
                 _, path, width, height, split, group, stratum, source = rows[id]
@@ -135,35 +146,41 @@ class Index:
 
     def add(self, samples: Sequence[NewSample]) -> None:
         if samples:
-            database = self.fo.core.odm.get_db_conn()
-            home = database.datasets.find_one({"name": self.dataset.name})
-            made = documents.documents(samples, home["_id"])
-            self.fo.core.odm.insert_documents(made, database[home["sample_collection_name"]])
+            made = documents.documents(samples, self._home()["_id"])
+            self.fo.core.odm.insert_documents(made, self._images())
 
-    def write_states(self, states: Mapping[str, tuple[State, str]]) -> None:
-        """Show these states (with their keys): labels, status, provenance and the digest that reveals later edits."""
-        sizes = self._sizes(states)
-        rows = {id: documents.fields(state, key, *sizes[id]) for id, (state, key) in states.items()}
-        kinds = {"Detections": self.fo.Detections, "Classifications": self.fo.Classifications}
-        for row in rows.values():
-            for name in ("defects", "classes", "other_defects"):
-                row[name] = kinds[row[name]["_cls"]].from_dict(row[name])
-        self.set({name: {id: row[name] for id, row in rows.items()} for name in documents.LABEL_FIELDS})
+    def write_states(self, states: Mapping[str, tuple[State, str]], seen: Iterable[Shown]) -> list[str]:
+        """Show these states (with their keys), each whole or not at all.
+
+        Only images that are still as they were `seen` are written; those that somebody changed meanwhile are returned.
+        """
+        from pymongo import UpdateOne
+
+        now = documents.this_moment()
+        updates = []
+        for one in seen:
+            row = documents.fields(*states[one.id], one.width, one.height)
+            change = {"$set": {name: value for name, value in row.items() if value is not None}}
+            change["$set"]["last_modified_at"] = max(now, (one.modified or now) + timedelta(milliseconds=1))
+            change["$unset"] = {name: "" for name, value in row.items() if value is None}
+            query = {"content_id": one.id, "last_modified_at": one.modified}
+            updates.append(UpdateOne(query, {name: part for name, part in change.items() if part}))
+        self.fo.core.odm.bulk_write(updates, self._images())
+        keys = self._images().find({"content_id": {"$in": list(states)}}, ("content_id", "state_key", "label_digest"))
+        wanted = {id: (key, one.label.digest) for id, (one, key) in states.items()}
+        return [d["content_id"] for d in keys if (d["state_key"], d["label_digest"]) != wanted[d["content_id"]]]
+
+    def _home(self) -> Any:
+        return self.fo.core.odm.get_db_conn().datasets.find_one({"name": self.dataset.name})
+
+    def _images(self) -> Any:
+        return self.fo.core.odm.get_db_conn()[self._home()["sample_collection_name"]]
 
     def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """{field: {id: value}}"""
         for name, by_id in values.items():
             if by_id:
                 self.dataset.set_values(name, dict(by_id), key_field="content_id")
-
-    def show(self, book: Book, ids: Iterable[str]) -> None:
-        """Write the log's state of these images."""
-        for chunk in chunks(ids, CHUNK):
-            self.write_states({id: (book.state(id), book.key(id)) for id in chunk})
-
-    def _sizes(self, ids: Iterable[str]) -> dict[str, tuple[int, int]]:
-        view = self.dataset.select_by("content_id", list(ids))
-        return {id: (w, h) for id, w, h in zip(*view.values(["content_id", "width", "height"]), strict=True)}
 
 
 def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -20,13 +20,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import edits, files, formats, intake, paths, splits, state, workers
+from curate import classes, edits, files, formats, intake, paths, splits, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
 from curate.errors import CurateError, LabelProblem
 from curate.index import Card, Index, chunks
 from curate.intake import Picture, Rules
-from curate.labels import DUPLICATE_LABELS, Book, Entry, now
+from curate.labels import Book, Entry, now
 from curate.ledger import MISSING, OK, QUARANTINED, Image, Ledger, Row
 from curate.project import Project, SourceConfig
 from curate.splits import Decisions
@@ -69,7 +69,8 @@ def run(
     state.ensure(project)
     check_folders(project)
     index = Index(project, create=True)
-    book = Book(project.work / "labels")
+    project = index.project = classes.finish(index)
+    book = Book(project.work / "labels", project.class_names)
     with Ledger(project.work / "files.sqlite") as table:
         try:
             return _Run(project, index, book, table, progress).run(reread, rebuild)
@@ -85,6 +86,8 @@ def check_folders(project: Project) -> None:
             raise CurateError(
                 f"source '{source.name}': no folder at {root}. Mount it, or correct data in {project.file}"
             )
+        if project.folder.is_relative_to(root.resolve()):
+            raise CurateError(f"source '{source.name}': {root} holds the project's own folder; name the images' folder")
         if labels and not labels.exists():
             raise CurateError(f"source '{source.name}': no label file at {labels}. Correct labels in {project.file}")
 
@@ -157,8 +160,8 @@ def _examine(row: Row, path: Path, record: Record, rules: Rules) -> Outcome:
         label = intake.label_of(record, rules, picture.width, picture.height)
     except LabelProblem as problem:
         return Outcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
-    except OSError as error:
-        return Outcome(row._replace(outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}"))
+    except OSError as error:  # no fingerprint: it may be readable the next time, without a change of the file
+        return Outcome(row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}"))
     group = record.group or intake.group_of(record.path, rules)
     stratum = record.stratum or intake.stratum_of(record.path, rules)
     named = f"{row.reference.partition(':')[0]}/{group}" if group else None
@@ -219,12 +222,13 @@ class _Run:
         self.table.begin()
         for source in self.project.config.sources:
             self._take(source)
+        self.table.finish()
         images = list(self.table.images())
         self._retract(images)
         changed = self._reconcile(rebuild) | self._place(images)
         self._split()
         self._count(changed, {image.id for image in images})
-        write_lists(self.project, self.table)
+        write_lists(self.project, self.table, self.index)
         return self.report
 
     # --- files to samples ---
@@ -238,6 +242,12 @@ class _Run:
         for batch in chunks(self._examined(found, source.name, rules), BATCH):
             self._write(batch, source)
             self.progress(source.name, len(batch), total)
+        seen, before = self.table.counted(source.name)
+        if before and not seen:
+            raise CurateError(
+                f"source '{source.name}': none of its {before} images is at {rules.root} any more. Mount the disk; or,"
+                f" if they are gone for good, take the source out of {self.project.file}"
+            )
 
     def _examined(self, found: Iterable[Record | Reject], source: str, rules: Rules) -> Iterator[Outcome]:
         """Each record with its outcome, in order."""
@@ -263,7 +273,16 @@ class _Run:
                 new[picture.id] = self._new_sample(row, path, picture, source)
         self.index.add(list(new.values()))
         for sample in new.values():
-            card = Card(sample.key, sample.group, None, "", source.kind, sample.stratum, False, (sample.reference,))
+            card = Card(
+                sample.key,
+                sample.group,
+                None,
+                sample.state.label.status,
+                sample.stratum,
+                False,
+                (sample.reference,),
+                str(sample.path),
+            )
             self.cards[sample.id] = card
             self.fresh.add(sample.id)
         self.table.save(self._with_all_reasons(one.row) for one in batch)
@@ -306,13 +325,14 @@ class _Run:
     def _reconcile(self, rebuild: bool) -> set[str]:
         """Show every state that differs from what the index shows; with `rebuild` every state there is."""
         stale = [id for id, card in self.cards.items() if rebuild or card.key != self.book.key(id)]
-        self.index.show(self.book, stale)
+        self.report.app_edits += len(edits.show(self.index, self.book, stale, self.project.class_names))
         return set(stale)
 
     def _place(self, images: list[Image]) -> set[str]:
         """Paths, groups and strata as the ledger has them; copies in two groups make one group of them."""
         decisions = self.decisions
         joins = [(groups[0], other) for _, _, groups, _ in images for other in groups[1:]]
+        joins += self._renamed_groups(images)
         self.report.leaks = [asdict(leak) for leak in decisions.join(joins)]
         changes: dict[str, dict[str, Any]] = {name: {} for name in _PLACE_FIELDS}
         here = {row.id for row in self.table.seen(QUARANTINED) if row.id}
@@ -326,13 +346,22 @@ class _Run:
         self.index.set(changes)
         return {id for by_id in changes.values() for id in by_id}
 
+    def _renamed_groups(self, images: list[Image]) -> Iterator[tuple[str, str]]:
+        """A piece whose group got another name (a new pattern, a new source name) keeps its frozen split."""
+        for id, _, groups, _ in images:
+            old, new = self.cards[id].group, self.decisions.group(groups[0] if groups else id)
+            if old != new and id not in self.fresh and self.decisions.split(old):
+                yield new, old
+
     def _compare(
         self, id: str, references: list[str], group: str, stratum: str | None, changes: dict[str, dict[str, Any]]
     ) -> None:
         card = self.cards[id]
         if card.references != tuple(references):
             changes["paths"][id] = references
-            changes["filepath"][id] = str(self.project.locate(references[0]))
+        path = str(self.project.path(references[0]))
+        if card.path != path:
+            changes["filepath"][id] = path
         if card.group != group:
             changes["group"][id] = card.group = group
         if card.stratum != stratum:
@@ -358,20 +387,23 @@ class _Run:
         report.updated = len((changed & here) - self.fresh)
         report.unchanged = len(here - self.fresh - changed)
         report.quarantined = len(table.seen(QUARANTINED))
-        report.missing = len(table.seen(MISSING)) + len(table.gone())
+        report.missing = len(table.seen(MISSING)) + self.index.count(missing=True)
         report.duplicates = table.duplicates()
-        report.conflicts = self.index.count(status="disputed", status_reason=DUPLICATE_LABELS)
+        report.conflicts = len(self.index.conflicts())
         report.notes = table.notes()
 
 
 _PLACE_FIELDS = ("paths", "filepath", "group", "stratum", "missing")
 
 
-def write_lists(project: Project, table: Ledger) -> None:
+def write_lists(project: Project, table: Ledger, index: Index) -> None:
     """`work/quarantine.csv` and `work/missing.csv`: every file that is not in the index, and why."""
     quarantined = [(row.reference, row.problem, row.label_file, row.line) for row in table.seen(QUARANTINED)]
     missing = [(row.reference, row.problem, row.label_file, row.line) for row in table.seen(MISSING)]
-    missing += [(reference, "indexed before, no longer on disk", None, None) for reference in table.gone()]
+    gone = set(table.gone())
+    for reference in index.missing():
+        reason = "no longer on disk" if reference in gone else "its file now holds another image"
+        missing.append((reference, f"indexed before, {reason}", None, None))
     for name, rows in (("quarantine.csv", quarantined), ("missing.csv", missing)):
         text = io.StringIO()
         csv.writer(text).writerows([("file", "reason", "label_file", "line"), *rows])

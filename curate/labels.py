@@ -22,7 +22,7 @@ from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
 from curate.files import sync_folder
 
-DUPLICATE_LABELS = "duplicate-labels"
+DUPLICATE_LABELS, UNKNOWN_CLASS = "duplicate-labels", "unknown-class"
 RECENT = 4096  # entries that need not be read back from disk
 
 
@@ -189,8 +189,12 @@ class State:
 class Book:
     """The log, folded: small in memory (places, not labels), one lookup an image."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, allowed: Iterable[str] | None = None) -> None:
         self.segments = Segments(folder)
+        self._allowed: frozenset[str] | None = None
+        if allowed is not None:
+            self.allow(allowed)
+        self._changes: set[str] = set()
         self.writer = Writer(self.segments)
         self._known: dict[str, _Known] = {}
         self._recent: dict[tuple[str, int], Entry] = {}
@@ -203,6 +207,10 @@ class Book:
                 self._fold(line, segment, offset)
             except (KeyError, TypeError, AttributeError):
                 raise self.segments.damaged(segment, offset) from None
+
+    def allow(self, classes: Iterable[str]) -> None:
+        """The project's classes: a label with any other is disputed."""
+        self._allowed = frozenset(classes)
 
     # --- writing ---
 
@@ -227,9 +235,12 @@ class Book:
         self.append(entry)
         return True
 
-    def rename(self, names: Mapping[str, str], who: str, operation: str) -> None:
-        """From here on, every label of the log reads with these class names."""
+    def rename(self, names: Mapping[str, str], who: str, operation: str, change: str = "") -> None:
+        """From here on, every label of the log reads with these class names. The same `change` is made only once."""
+        if change in self._changes:
+            return
         line = {"event": "rename", "names": dict(names), "operation": operation, "who": who, "at": now()}
+        line |= {"change": change} if change else {}
         self._fold(line, *self.writer.append(line))
         self.writer.flush()
 
@@ -262,10 +273,7 @@ class Book:
         known = self._known.get(id)
         if known is None:
             return State(UNLABELLED)
-        if known.person:
-            entry = self._read(known.person)
-            return State(entry.label, entry)
-        return self._imported_state(known)
+        return self._checked(self._person_state(known, known.person) if known.person else self._imported_state(known))
 
     def import_paths(self, id: str) -> set[str]:
         """The files whose labels count for this image."""
@@ -292,6 +300,7 @@ class Book:
     def _fold(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
         if line.get("event") == "rename":
             self._compose(line["names"])
+            self._changes |= {line["change"]} if "change" in line else set()
         elif "event" not in line:
             self._note(line, segment, offset)
 
@@ -324,6 +333,26 @@ class Book:
     def _digest(self, place: Place) -> str:
         return self._read(place).label.digest if self._affected(place) else place.digest
 
+    def _person_state(self, known: _Known, place: Place) -> State:
+        entry = self._read(place)
+        if not (entry.label.reason or "").startswith(DUPLICATE_LABELS):
+            return State(entry.label, entry)
+        return State(entry.label, entry, self._imported_state(known).others)  # noted, not decided
+
+    def _checked(self, state: State) -> State:
+        """A label with a class that the project no longer has is nobody's to train on."""
+        strange = state.label.present - self._allowed if self._allowed is not None else frozenset()
+        if state.label.status != "labelled" or not strange:
+            return state
+        reason = f"{UNKNOWN_CLASS}: {', '.join(sorted(strange))}"
+        return replace(state, label=replace(state.label, status="disputed", reason=reason))
+
+    def _strange(self, place: Place) -> str:
+        if self._allowed is None or place.present <= self._allowed:
+            return ""
+        names = self._renames[place.epoch]
+        return ",".join(sorted({names.get(name, name) for name in place.present} - self._allowed))
+
     def _imported_state(self, known: _Known) -> State:
         versions = [(path, self._read(place)) for path, place in self._versions(known)]
         first = versions[0][1]
@@ -343,5 +372,6 @@ class Book:
         return replace(entry, label=entry.label.renamed(self._renames[epoch]))
 
     def _mark(self, kind: str, versions: Iterable[tuple[str, Place]]) -> str:
-        text = "|".join([kind, *(part for path, place in versions for part in (path, self._digest(place)))])
+        parts = (part for path, place in versions for part in (path, self._digest(place) + self._strange(place)))
+        text = "|".join([kind, *parts])
         return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()

@@ -65,12 +65,17 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise CurateError(f"{file}: {error}. Delete it: the next curate index reads every file again") from None
-        self.run = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
+        self.run = int(self._db.execute("pragma user_version").fetchone()[0])  # the last one that ended
         self._place = 0
 
     def begin(self) -> None:
-        self.run += 1
+        latest = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
+        self.run = max(self.run, latest) + 1
         self._place = 0
+
+    def finish(self) -> None:
+        """This run saw every file: what has an older number is gone."""
+        self._db.execute(f"pragma user_version = {self.run}")
 
     def find(self, references: Sequence[str]) -> dict[str, Row]:
         """What is known of these files."""
@@ -95,7 +100,7 @@ class Ledger:
         """Every image that this run saw, in the order of the sources."""
         query = (
             "select id, json_group_array(reference), json_group_array(grp), min(stratum), min(place) from"
-            " (select * from files where run = ? and outcome = ? order by place) group by id order by min(place)"
+            " (select * from files where run >= ? and outcome = ? order by place) group by id order by min(place)"
         )
         for id, references, groups, stratum, _ in self._db.execute(query, (self.run, OK)):
             names = list(dict.fromkeys(name for name in json.loads(groups) if name))
@@ -103,24 +108,32 @@ class Ledger:
 
     def seen(self, outcome: str) -> list[Row]:
         """The rows of the last run with this outcome, in order."""
-        query = f"select {COLUMNS} from files where run = ? and outcome = ? order by place"  # noqa: S608
+        query = f"select {COLUMNS} from files where run >= ? and outcome = ? order by place"  # noqa: S608
         return [Row(*row) for row in self._db.execute(query, (self.run, outcome))]
 
     def gone(self) -> list[str]:
         """Files that an earlier run indexed, that the last one did not find, and whose image has no other file."""
         query = (
             "select reference from files where run < ? and outcome = ? and id not in"
-            " (select id from files where run = ? and id is not null) order by reference"
+            " (select id from files where run >= ? and id is not null) order by reference"
         )
         return [row[0] for row in self._db.execute(query, (self.run, OK, self.run))]
 
+    def counted(self, source: str) -> tuple[int, int]:
+        """How many files of a source this run saw, and how many there were before."""
+        query = "select count(*) filter (where run >= ?), count(*) filter (where run < ?) from files"
+        query += " where outcome = ? and substr(reference, 1, ?) = ?"
+        name = f"{source}:"
+        seen, before = self._db.execute(query, (self.run, self.run, OK, len(name), name)).fetchone()
+        return int(seen), int(before)
+
     def notes(self) -> dict[str, int]:
-        query = "select note, count(*) from files where run = ? and note is not null group by note order by 2 desc, 1"
+        query = "select note, count(*) from files where run >= ? and note is not null group by note order by 2 desc, 1"
         return dict(self._db.execute(query, (self.run,)))
 
     def duplicates(self) -> int:
         """How many files of the last run are a further copy of an image."""
-        query = "select count(*) - count(distinct id) from files where run = ? and outcome = ?"
+        query = "select count(*) - count(distinct id) from files where run >= ? and outcome = ?"
         return int(self._db.execute(query, (self.run, OK)).fetchone()[0])
 
     def close(self) -> None:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from curate import paths
 from curate.data import Source
 from curate.errors import CurateError, nearest, unknown
+from curate.paths import safe_join
 
 FILE = "project.toml"
 ENV_PROJECT = "CURATE_PROJECT"
@@ -60,9 +60,9 @@ class SourceConfig(_Model):
 
     @field_validator("name")
     @classmethod
-    def _no_colon(cls, value: str) -> str:
-        if ":" in value:
-            raise ValueError("a source's name may not hold ':', which parts it from the path in `source:path`")
+    def _plain(cls, value: str) -> str:
+        if ":" in value or "/" in value:
+            raise ValueError("a source's name may not hold ':' or '/': they part it from a path and from a group")
         return value
 
     @model_validator(mode="after")
@@ -179,9 +179,14 @@ class Project:
         return self._absolute(source.labels) if source.labels else None
 
     def locate(self, reference: str) -> Path:
-        """The file behind a stored `source:path` reference."""
+        """The file behind a `source:path` reference that came from elsewhere: it may not lead out of its data root."""
         name, _, path = reference.partition(":")
-        return paths.safe_join(self.root(self.source(name)), path)
+        return safe_join(self.root(self.source(name)), path)
+
+    def path(self, reference: str) -> Path:
+        """The file behind a `source:path` that the index has judged and kept."""
+        name, _, path = reference.partition(":")
+        return self.root(self.source(name)) / path
 
     def _absolute(self, path: Path) -> Path:
         return Path(os.path.normpath(self.folder / path.expanduser()))
@@ -307,12 +312,13 @@ def find(wanted: str | None = None, start: Path | None = None) -> Path:
 def known(here: Path) -> dict[str, Path]:
     """All projects below the nearest `projects/` folder at or above `here`."""
     home = home_of(here)
-    return {file.parent.name: file.parent for file in sorted(home.glob(f"*/{FILE}"))}
+    return {file.parent.name: file.parent for file in sorted(home.glob(f"[!.]*/{FILE}"))}
 
 
 def home_of(here: Path) -> Path:
+    """The nearest `projects/` at or above `here` that holds a project, else the one that belongs here."""
     for folder in (here, *here.parents):
-        if (folder / "projects").is_dir():
+        if any((folder / "projects").glob(f"*/{FILE}")):
             return folder / "projects"
     return here / "projects"
 

@@ -57,8 +57,8 @@ def demo(folder: Path | None, images: int, seed: int, progress: Callable[[int], 
         return load(folder), summary
     names = {str(number): name for number, name in enumerate(plant.CLASSES, start=1)}
     coil = r"([^/]+)_\d+\.[a-z]+$"
-    library = {"name": "library", "format": "severstal", "data": Path("data/library"), "fully_labelled": True}
-    production = {"name": "plant", "format": "images", "data": Path("data/plant"), "kind": "production"}
+    library = {"name": "library", "format": "severstal", "data": folder / "data" / "library", "fully_labelled": True}
+    production = {"name": "plant", "format": "images", "data": folder / "data" / "plant", "kind": "production"}
     production |= {"template": "{line}/{camera}/{date}/{name}", "stratum": "{line}/{camera}", "group": coil}
     return write(folder, [library | {"classes": names, "group": coil}, production], plant.CLASSES), summary
 
@@ -192,7 +192,7 @@ def _classes(classes: Sequence[str]) -> str:
 
 def _relative(path: Path, folder: Path) -> str:
     """Relative where project and data lie in one tree, so that the whole can be moved; absolute elsewhere."""
-    absolute = (folder / path if not path.exists() else path).resolve()
+    absolute = path.resolve()
     tree = folder.parent.parent
     return os.path.relpath(absolute, folder) if absolute.is_relative_to(tree) else str(absolute)
 

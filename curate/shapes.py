@@ -16,16 +16,17 @@ from curate.errors import LabelProblem
 from curate.paths import safe_join
 
 Mask = NDArray[np.uint8]
+MASKS = ("PNG", "BMP", "TIFF", "JPEG", "WEBP")
 
 
 def defect_of(region: Region, width: int, height: int, root: Path, clip: bool, where: str = "") -> Defect | None:
     """The canonical defect, or None where a mask has no pixel. Raises LabelProblem where it cannot be trusted."""
     shape = region.shape
     if isinstance(shape, Box):
-        return _boxed(region.label, shape, width, height, clip)
+        return boxed(region.label, shape, width, height, clip)
     if isinstance(shape, RelativeBox):
         box = Box(shape.x * width, shape.y * height, shape.w * width, shape.h * height)
-        return _boxed(region.label, box, width, height, clip)
+        return boxed(region.label, box, width, height, clip)
     return defect_from_mask(region.label, _pixels(region, width, height, root, where))
 
 
@@ -61,7 +62,8 @@ def _span(start: float, length: float, size: int) -> slice:
     return slice(first, max(math.ceil(start + length - 0.5), first + 1))
 
 
-def _boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
+def boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
+    """A plain box as a defect, clipped to the image or refused."""
     # Rounded as it is kept: a fraction of an image that touches its border must not leave it by float noise.
     left, top, right, bottom = (round(value, 3) for value in (box.x, box.y, box.x + box.w, box.y + box.h))
     if not (np.isfinite([left, top, right, bottom]).all() and right > left and bottom > top):
@@ -99,7 +101,7 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
 
     Image.MAX_IMAGE_PIXELS = None  # a mask has to have the size of its image, which intake has judged
     try:
-        with Image.open(safe_join(root, shape.path)) as image:
+        with Image.open(_regular(safe_join(root, shape.path)), formats=MASKS) as image:
             if image.size != (width, height):
                 size = f"{image.width}x{image.height}"
                 raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
@@ -109,6 +111,20 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
     except (OSError, SyntaxError, ValueError) as error:
         raise LabelProblem(f"mask {shape.path} cannot be read: {error}") from None
     return ((values >= shape.low) & (values <= shape.high)).view(np.uint8)
+
+
+def grey_file(path: Path) -> NDArray[Any]:
+    """The pixel values of a grey image file. Raises OSError where it cannot be read."""
+    from PIL import Image
+
+    with Image.open(_regular(path), formats=MASKS) as image:
+        return _grey(image)
+
+
+def _regular(path: Path) -> Path:
+    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+        raise OSError("not a regular file")
+    return path
 
 
 def _grey(image: Any) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from curate import __version__, files
 from curate.errors import CurateError
@@ -24,26 +25,36 @@ def check(version: int, what: str) -> None:
 
 def ensure(project: Project) -> None:
     """Bring the project's state to this version, a step at a time. The caller holds the writer lock."""
-    version = read(project)
-    check(version, str(project.work))
+    require(project)
+    version = int(recorded(project).get("schema", SCHEMA))
     while version < SCHEMA:
         if version in MIGRATIONS:
             MIGRATIONS[version](project)
         version += 1
-        _write(project, version)
+        record(project, schema=version)
+    if not recorded(project):
+        record(project, schema=SCHEMA)
 
 
-def read(project: Project) -> int:
-    """The project's schema; a project without any state is of today's."""
+def require(project: Project) -> None:
+    """Every command refuses state that a newer tool wrote."""
+    check(int(recorded(project).get("schema", SCHEMA)), str(project.work))
+
+
+def recorded(project: Project) -> dict[str, Any]:
+    """What the project's state says of itself: schema, tool, dataset and folder; empty before the first command."""
     file = project.work / "state.json"
-    if not file.exists():
-        _write(project, SCHEMA)
-        return SCHEMA
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["schema"])
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {**found, "schema": int(found["schema"])}
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError):
         raise CurateError(f'{file} is damaged; it should hold {{"schema": {SCHEMA}}}') from None
 
 
-def _write(project: Project, version: int) -> None:
-    files.write_json(project.work / "state.json", {"schema": version, "tool": __version__})
+def record(project: Project, **values: Any) -> None:
+    before = recorded(project)
+    after = {"schema": SCHEMA} | before | {"tool": __version__} | values
+    if after != before:
+        files.write_json(project.work / "state.json", after)

@@ -8,7 +8,6 @@ from typing import Any
 
 from curate.data import SPLITS, STATUSES
 from curate.index import Index
-from curate.labels import DUPLICATE_LABELS
 from curate.ledger import MISSING, QUARANTINED, Ledger
 from curate.project import Project
 
@@ -24,8 +23,8 @@ def summarise(project: Project) -> dict[str, Any]:
         "by_split": _counts(index.dataset.values("split"), SPLITS),
         "by_status": _counts((member.status for member in members), STATUSES),
         "by_class": _by_class(project, members),
-        **_files(project),
-        "conflicts": index.count(status="disputed", status_reason=DUPLICATE_LABELS),
+        **_files(index),
+        "conflicts": len(index.conflicts()),
     }
 
 
@@ -40,12 +39,13 @@ def _by_class(project: Project, members: Any) -> dict[str, int]:
     counts = Counter(name for member in members for name in member.classes)
     clean = sum(member.status == "labelled" and not member.classes for member in members)
     names = [*project.class_names, *sorted(counts.keys() - set(project.class_names))]
-    return {name: counts[name] for name in names} | {"clean": clean}
+    # A class may bear the name itself; it is not what we call clean.
+    return {name: counts[name] for name in names} | {"(clean)" if "clean" in names else "clean": clean}
 
 
-def _files(project: Project) -> dict[str, int]:
-    with Ledger(project.work / "files.sqlite") as table:
-        missing = len(table.seen(MISSING)) + len(table.gone())
+def _files(index: Index) -> dict[str, int]:
+    with Ledger(index.project.work / "files.sqlite") as table:
+        missing = len(table.seen(MISSING)) + index.count(missing=True)
         return {"quarantined": len(table.seen(QUARANTINED)), "missing": missing, "duplicates": table.duplicates()}
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
+import textwrap
+from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
 from curate import __version__
 from curate.cli import _index, _keep, _look, _start
 from curate.errors import CurateError
+from curate.paths import printable
 
 app = typer.Typer(
     name="curate",
     help="Find, label and balance the rarest surface defects.",
-    epilog="Every command takes --project NAME|PATH. Exit codes: 0 done, 1 a clear error, 2 wrong usage.",
+    epilog="Every command that works on a project takes --project NAME|PATH. "
+    "Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 ended by Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -46,10 +52,45 @@ def _ended(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """A `CurateError` is one line for a person and exit code 1; anything else is a bug and shows its traceback."""
+    """What a person can mend is one line and exit code 1; anything else is a bug and shows its traceback."""
     signal.signal(signal.SIGTERM, _ended)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class name must not end a command on a Latin-1 terminal
+    _refuse_broken(sys.argv[1:])
     try:
         app()
-    except CurateError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+    except Exception as error:
+        line = _explained(error)
+        if line is None:
+            raise
+        _leave(line, 1)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _refuse_broken(arguments: Sequence[str]) -> None:
+    """Bytes that are no UTF-8 could be written neither to a config nor to the database."""
+    for text in arguments:
+        if printable(text) != text:
+            _leave(f"argument '{printable(text)}' is not valid UTF-8; rename the file, or write it as UTF-8", 2)
+
+
+def _explained(error: Exception) -> str | None:
+    if isinstance(error, CurateError):
+        return str(error)
+    if _lost_database(error):
+        remedy = "Run the command again: it completes what is left. If that fails, see: curate doctor"
+        return f"lost the database ({textwrap.shorten(str(error), 100) or type(error).__name__}). {remedy}"
+    if isinstance(error, OSError) and error.errno is not None:  # those without a number come from libraries
+        return ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+    return None
+
+
+def _lost_database(error: Exception) -> bool:
+    """What the database refused to do is a bug, and no loss. `--help` must not wait for pymongo: no import here."""
+    known = sys.modules.get("pymongo.errors")
+    lost = (known.ConnectionFailure, known.CursorNotFound) if known else ()
+    return isinstance(error, (ConnectionError, *lost))

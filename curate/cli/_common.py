@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from curate.project import Project
 
-console = Console()
+# On a terminal, tables fold at its width; in a pipe or a file a line stays a line.
+console = Console(width=None if sys.stdout.isatty() else 10_000)
 log = Console(stderr=True)
 
 ProjectOption = Annotated[
@@ -39,25 +42,43 @@ def open_project(wanted: str | None, overrides: Mapping[str, Any] | None = None)
 
 
 def emit(value: Mapping[str, Any]) -> None:
-    """The one JSON object of `--json`."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """The one JSON object of `--json`, at once: a script may wait for it while the command goes on."""
+    plain = str(sys.stdout.encoding).lower() not in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(value, ensure_ascii=plain) + "\n")
+    sys.stdout.flush()
 
 
-def say(text: str = "") -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+# What is printed holds names that users gave; in plain strings Rich would read `[x]` and `:x:` as markup. Hence `Text`.
+
+
+def say(text: str = "", lead: str = "", style: str = "bold") -> None:
+    """One line; its first words may have a style."""
+    console.print(Text.assemble((lead, style), " " if lead else "", text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    log.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    log.print(Text(text, "yellow"), soft_wrap=True)
 
 
-def table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
-    for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number == 0 else "right")
-    for row in rows:
-        made.add_row(*(str(value) for value in row))
+def rows(cells: Iterable[Sequence[object]], right: Collection[int] = ()) -> None:
+    """Aligned columns without a frame; those in `right` hold numbers."""
+    made = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for row in cells:
+        while len(made.columns) < len(row):
+            made.add_column(justify="right" if len(made.columns) in right else "left", overflow="fold")
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console.print(made)
+
+
+def colored(name: str, color: str | None) -> Text:
+    """A class's name behind a block of its colour."""
+    return Text.assemble(("■ ", color) if color else "  ", name)
+
+
+def near(path: Path) -> str:
+    """The path as a person standing here writes it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextlib.contextmanager
@@ -65,7 +86,8 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
     """A progress function (stage, done now, total) that draws one bar a stage on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    stage, rate = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
+    columns = (stage, BarColumn(), MofNCompleteColumn(), rate)
     with Progress(*columns, TimeRemainingColumn(), console=log) as progress:
         stages: dict[str, Any] = {}
 

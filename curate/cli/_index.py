@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say, table, warn
+from curate.cli._common import JsonOption, ProjectOption, bars, colored, emit, near, open_project, rows, say, warn
 from curate.errors import CurateError
+
+SPLIT_HELP = (
+    "Shares of train/val/test for groups that have none yet, as 70/15/15. Holds for this run only; "
+    r"to keep it, write ratio under \[splits] in project.toml."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -17,11 +23,13 @@ def register(app: typer.Typer) -> None:
 
 def index(
     project: ProjectOption = None,
-    split: Annotated[str | None, typer.Option(help="Shares of train/val/test for new groups, as 70/15/15.")] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Also draw repeated grouped cross-validation folds.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often the folds are drawn anew.")] = 3,
+    split: Annotated[str | None, typer.Option(help=SPLIT_HELP)] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Also draw this many cross-validation folds, grouped.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="With --folds: how often they are drawn anew.")] = 3,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when anything was quarantined.")] = False,
-    reread: Annotated[bool, typer.Option("--reread", help="Read every file again, also unchanged ones.")] = False,
+    reread: Annotated[bool, typer.Option("--reread", help="Read every file again, not only changed ones.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Write every label again from the label log.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -40,26 +48,28 @@ def index(
         raise CurateError(f"{report.quarantined} files are quarantined; see {made.work / 'quarantine.csv'}")
 
 
-def _show(result: dict[str, Any], work: Any) -> None:
+def _show(result: dict[str, Any], work: Path) -> None:
     parts = ("added", "updated", "unchanged", "quarantined", "missing")
     say(" / ".join(f"{name} {result[name]}" for name in parts))
-    for name, meaning in (
-        ("app_edits", "labels edited in the App were put into the label log"),
-        ("kept", "labels changed in the source, but a person's label was kept"),
-        ("duplicates", "further copies of an image share one sample"),
-        ("conflicts", "images have copies with different labels: disputed until somebody decides (curate resolve)"),
-        ("quarantined", f"files cannot be trusted: {work / 'quarantine.csv'}"),
-        ("missing", f"files are named or known but not on disk: {work / 'missing.csv'}"),
-    ):
-        if result[name]:
-            say(f"  {result[name]} {meaning}")
-    for note, count in result["notes"].items():
-        say(f"  note: {count} x {note}")
+    lines = [(name.replace("_", " "), result[name], text) for name, text in _meanings(work) if result[name]]
+    lines += [("note", count, note) for note, count in result["notes"].items()]
+    if result["few_groups"] and "folds" not in result:
+        few = ", ".join(f"{name} {n}" for name, n in result["few_groups"].items())
+        lines.append(("few groups", len(result["few_groups"]), f"{few}: one split says little; try --folds 5"))
+    rows([("", *line) for line in lines], right={2})
     for leak in result["leaks"]:
         warn(f"leak: {leak['joined']} is {leak['kept']}; it moved from {leak['moved_from']} to {leak['moved_to']}")
-    if result["few_groups"] and "folds" not in result:
-        few = ", ".join(f"{name} ({n})" for name, n in result["few_groups"].items())
-        say(f"  few groups: {few}. One split says little about them; try: curate index --folds 5")
+
+
+def _meanings(work: Path) -> tuple[tuple[str, str], ...]:
+    return (
+        ("app_edits", "labels edited in the App, now in the label log"),
+        ("kept", "labels changed in the source; a person's label was kept"),
+        ("duplicates", "further copies of an image, which share its sample"),
+        ("conflicts", "copies with different labels, disputed until decided: curate resolve"),
+        ("quarantined", f"cannot be trusted, see {near(work / 'quarantine.csv')}"),
+        ("missing", f"named or known, but not on disk, see {near(work / 'missing.csv')}"),
+    )
 
 
 def status(context: typer.Context, project: ProjectOption = None, json: JsonOption = False) -> None:
@@ -71,15 +81,21 @@ def status(context: typer.Context, project: ProjectOption = None, json: JsonOpti
     if json:
         emit(summary)
         return
-    say(f"[bold]{made.name}[/] {summary['samples']} images")
-    for name in ("by_source", "by_split", "by_status", "by_class"):
-        rows = [(key, count) for key, count in summary[name].items()]
-        if rows:
-            table(name.replace("_", " "), ["", "images"], rows)
-    counts = ("quarantined", "missing", "duplicates", "conflicts")
-    say(", ".join(f"{name} {summary[name]}" for name in counts))
+    _overview(summary)
+    rows([(colored(name, made.colors.get(name)), n) for name, n in summary["by_class"].items()], right={1})
     root: Any = context.find_root().command
-    say(f"[bold]next:[/] {state.next_step(summary, root.commands)}")
+    say()
+    say(state.next_step(summary, root.commands), "next:")
+
+
+def _overview(summary: dict[str, Any]) -> None:
+    """The numbers of `curate status`, but for the classes, on one line a noun."""
+    nouns = {name: summary[f"by_{name}"] for name in ("source", "split", "status")}
+    nouns["files"] = {name: summary[name] for name in ("quarantined", "missing", "duplicates", "conflicts")}
+    say(f"{summary['samples']} images", summary["project"])
+    say()
+    rows((noun, ", ".join(f"{name} {n}" for name, n in counts.items())) for noun, counts in nouns.items())
+    say()
 
 
 def resolve(
@@ -101,7 +117,7 @@ def resolve(
         emit({"resolved" if keep else "conflicts": found})
         return
     for conflict in found:
-        say(f"[bold]{conflict['id'][:12]}[/]" + (f" -> {conflict['kept']}" if keep else ""))
+        say(f"-> {conflict['kept']}" if keep else "", conflict["id"][:12])
         for version in conflict["versions"]:
             say(f"    {version}")
     if not found:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, YesOption, confirm, emit, open_project, say, table, warn
+from curate.cli._common import (
+    JsonOption,
+    ProjectOption,
+    YesOption,
+    colored,
+    confirm,
+    emit,
+    open_project,
+    rows,
+    say,
+    warn,
+)
 
 _classes = typer.Typer(help="List, rename, merge, add or retire classes: in config, label log and index, in one step.")
 
@@ -28,7 +39,7 @@ def backup(
     from curate import archive
 
     report = archive.backup(open_project(project), file)
-    emit(report) if json else say(f"[green]wrote[/] {file}: {report['samples']} images, {report['files']} files")
+    emit(report) if json else say(f"{file}: {report['samples']} images, {report['files']} files", "wrote", "green")
 
 
 def restore(
@@ -44,7 +55,7 @@ def restore(
     report = archive.restore(file, to, dict(_pair(text) for text in data or []), force)
     for name in report["unreachable"]:
         warn(f"the images of source '{name}' are not on this machine; restore with --data {name}=FOLDER, or mount them")
-    emit(report) if json else say(f"[green]restored[/] {report['samples']} images to {report['project']}")
+    emit(report) if json else say(f"{report['samples']} images to {report['project']}", "restored", "green")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -59,16 +70,25 @@ def classes_list(project: ProjectOption = None, json: JsonOption = False) -> Non
     """The project's classes, their colours and how many images show them."""
     from curate import classes
 
-    rows = classes.listing(open_project(project))
+    found = classes.listing(open_project(project))
     if json:
-        emit({"classes": rows})
+        emit({"classes": found})
         return
-    cells = [(r["name"], r["color"], r["images"], "retired" if r["retired"] else "") for r in rows]
-    table("classes", ["name", "colour", "images", ""], cells)
+    cells = [
+        (colored(c["name"], c["color"]), c["images"], c["color"], "retired" if c["retired"] else "") for c in found
+    ]
+    rows(cells, right={1})
+    if not found:
+        say("no classes yet: curate classes add NAME")
 
 
 @_classes.command("rename")
-def classes_rename(old: str, new: str, project: ProjectOption = None, json: JsonOption = False) -> None:
+def classes_rename(
+    old: Annotated[str, typer.Argument(help="The class's name now.")],
+    new: Annotated[str, typer.Argument(help="Its new name, which no class has yet.")],
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
     """Give a class another name."""
     from curate import classes
 
@@ -90,9 +110,9 @@ def classes_merge(
 
 @_classes.command("add")
 def classes_add(
-    name: str,
-    color: Annotated[str | None, typer.Option(help="As #rrggbb.")] = None,
-    description: str = "",
+    name: Annotated[str, typer.Argument(help="The new class's name.")],
+    color: Annotated[str | None, typer.Option(help="As #rrggbb \\[default: the next of the palette].")] = None,
+    description: Annotated[str, typer.Option(help="What it looks like, for those who label.", show_default=False)] = "",
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -103,7 +123,11 @@ def classes_add(
 
 
 @_classes.command("retire")
-def classes_retire(name: str, project: ProjectOption = None, json: JsonOption = False) -> None:
+def classes_retire(
+    name: Annotated[str, typer.Argument(help="The class that is no longer offered.")],
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
     """Offer a class no longer; its labels stay, so that no defect turns into a clean image."""
     from curate import classes
 
@@ -111,16 +135,16 @@ def classes_retire(name: str, project: ProjectOption = None, json: JsonOption = 
 
 
 def _done(report: dict[str, object], json: bool) -> None:
-    emit(report) if json else say(f"[green]{report['did']}[/] ({report['images']} images changed)")
+    emit(report) if json else say(f"({report['images']} images changed)", str(report["did"]), "green")
 
 
 def gc(
     project: ProjectOption = None,
     yes: YesOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove superseded vectors, scores, rounds, models and left-over parts; lists them first. Labels are never touched."""
+    """Remove superseded vectors, scores, rounds, models and left-over parts; lists them first. Labels always stay."""
     from curate import garbage
     from curate.files import writer_lock
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say
+
+if TYPE_CHECKING:
+    from curate.browse import Served
 
 
 def register(app: typer.Typer) -> None:
@@ -17,23 +20,35 @@ def register(app: typer.Typer) -> None:
 
 def browse(
     project: ProjectOption = None,
-    port: Annotated[int, typer.Option(help="Port of the App.")] = 5151,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     remote: Annotated[bool, typer.Option("--remote", help="Open no browser here; print how to reach it.")] = False,
-    view: Annotated[str | None, typer.Option(help="Open on this saved view.")] = None,
+    view: Annotated[str | None, typer.Option(help="Open on this saved view, for example 'conflicts'.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the App is up, then wait.")] = False,
 ) -> None:
     """Open the FiftyOne App on the project's images. Ctrl-C ends it."""
+    import socket
+
     from curate import browse as app
 
     made = open_project(project)
-    app.launch(made, port=port, address=address, remote=remote, view=view, ready=say)
+
+    def ready(served: Served) -> None:
+        if json:
+            emit(served._asdict())
+            return
+        say(f"FiftyOne App on {served.url}  (Ctrl-C ends it)")
+        if remote and address in ("127.0.0.1", "localhost"):
+            say(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} USER@{socket.gethostname()}")
+
+    app.launch(made, port=port, address=address, remote=remote, view=view, ready=ready)
 
 
 def export(
     to: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
     format: Annotated[str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle or masks.")],
     project: ProjectOption = None,
-    split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Only regions of this class (repeatable).")
     ] = None,
@@ -45,4 +60,4 @@ def export(
     made = open_project(project)
     with bars() as step:
         report = exports.export(made, format, to, split=split, classes=classes, progress=step)
-    emit(report) if json else say(f"[green]wrote[/] {report['images']} images, {report['regions']} regions to {to}")
+    emit(report) if json else say(f"{report['images']} images, {report['regions']} regions to {to}", "wrote", "green")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from curate.cli._common import JsonOption, ProjectOption, bars, console, emit, say
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say
 
 
 def register(app: typer.Typer) -> None:
@@ -17,16 +18,20 @@ def register(app: typer.Typer) -> None:
 
 def init(
     name: Annotated[str, typer.Argument(help="The project's name: a folder below projects/, or a path.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="How images and labels lie there (curate formats).")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="How images and labels lie there; curate formats lists them.")
+    ],
     data: Annotated[Path, typer.Option("--data", "-d", help="The folder with the images.")],
     labels: Annotated[
-        Path | None, typer.Option(help="Label file or folder, where the format does not find it.")
+        Path | None, typer.Option(help="Label file or folder \\[default: where the format has it].")
     ] = None,
     fully_labelled: Annotated[
         bool, typer.Option("--fully-labelled", help="An image without any label is clean, not unlabelled.")
     ] = False,
     kind: Annotated[str | None, typer.Option(help="public or production \\[default: by the format].")] = None,
-    option: Annotated[list[str] | None, typer.Option("--set", help="A format's option, as key=value.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the format, as key=value (repeatable).")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a project: writes a commented project.toml. Reads the label files once, for the class names."""
@@ -36,9 +41,9 @@ def init(
     if json:
         emit({"project": made.name, "file": str(made.file), "classes": made.class_names})
         return
-    say(f"[green]made[/] {made.file}")
+    say(str(made.file), "made", "green")
     say(f"classes: {', '.join(made.class_names) or 'none yet'}")
-    say(f"next: curate index --project {name}")
+    say(f"curate index --project {name}", "next:")
 
 
 def formats(json: JsonOption = False) -> None:
@@ -49,9 +54,12 @@ def formats(json: JsonOption = False) -> None:
     if json:
         emit({"formats": lines})
         return
-    for name, line in lines.items():
-        options = ", ".join(known.options(name))
-        say(f"[bold]{name:15}[/] {line}" + (f" [dim]--set {options}[/]" if options else ""))
+    rows((Text(name, "bold"), _with(line, "--set ", ", ".join(known.options(name)))) for name, line in lines.items())
+
+
+def _with(text: str, mark: str, more: str) -> Text:
+    """The text, and below it in grey what else there is to say."""
+    return Text.assemble(text, (f"\n{mark}{more}" if more else "", "dim"))
 
 
 def demo(
@@ -68,7 +76,7 @@ def demo(
     if json:
         emit({"project": made.name, "file": str(made.file), "images": images, "seed": seed})
         return
-    say(f"[green]drawn[/] {images} images of {summary.coils} coils at {made.folder / 'data'}")
+    say(f"{images} images of {summary.coils} coils at {made.folder / 'data'}", "drawn", "green")
     say("images that show: " + ", ".join(f"{name} {n}" for name, n in summary.by_class.items()))
 
 
@@ -80,10 +88,7 @@ def doctor(project: ProjectOption = None, json: JsonOption = False) -> None:
     if json:
         emit({"checks": [check._asdict() for check in found], "ok": all(c.state != "missing" for c in found)})
     else:
-        marks = {"ok": "[green]ok     [/]", "absent": "[yellow]absent [/]", "missing": "[red]missing[/]"}
-        for check in found:
-            say(f"{marks[check.state]} [bold]{check.what:13}[/] {check.found}")
-            if check.remedy:
-                console.print(f"{'':21} -> {check.remedy}", highlight=False, markup=False, soft_wrap=True)
+        colors = {"ok": "green", "absent": "yellow", "missing": "red"}
+        rows((Text(c.state, colors[c.state]), Text(c.what, "bold"), _with(c.found, "-> ", c.remedy)) for c in found)
     if any(check.state == "missing" for check in found):
         raise typer.Exit(1)

@@ -45,7 +45,8 @@ def read(
     module = load(name)
     _check_options(name, options)
     if not root.is_dir():
-        raise CurateError(f"data root '{root}' is not a folder. Point `root` at the folder that holds the images")
+        remedy = "Give the folder that holds the images: --data, or `data` in project.toml"
+        raise CurateError(f"data root '{root}' is not a folder. {remedy}")
     found: Iterator[Record | Reject] = module.read(root, labels, fully_labelled, **options)
     return found
 

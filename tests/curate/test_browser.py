@@ -16,7 +16,8 @@ import pytest
 
 from curate import browse, database, indexing, setup
 from curate.index import Index
-from curate.project import Project
+from curate.project import Project, load
+from tests import fakes
 from tests.conftest import Make
 from tests.fakes import REPOSITORY
 
@@ -170,6 +171,55 @@ def test_views_of_users_are_left_alone_and_ours_follow_the_classes(indexed: Proj
     assert "my view" in names
     assert "class fissure" in names
     assert "class crack" not in names
+
+
+ALIKE = ["Rolled in", "rolled-in", "rolled_in", "裂纹", "划痕", "???", "$price", "my view"]
+
+
+@pytest.fixture
+def alike(make: Make, tmp_path: Path) -> Project:
+    """One image of every class; FiftyOne's addresses of their names are the same, or empty."""
+    for number, name in enumerate(ALIKE):
+        fakes.save_image(tmp_path / "data" / name / f"{number}.png", 8, 8, seed=number)
+    project = make([{"name": "s", "format": "class_folders", "data": tmp_path / "data"}], ALIKE)
+    indexing.run(project)
+    return project
+
+
+def views(project: Project) -> dict[str, list[str]]:
+    """Saved view -> the classes of the images in it."""
+    dataset = Index(project).dataset
+    return {
+        name: sorted(dataset.load_saved_view(name).distinct("classes.classifications.label"))
+        for name in dataset.list_saved_views()
+    }
+
+
+def test_classes_whose_names_are_alike_have_views_of_their_own(alike: Project) -> None:
+    for _ in range(2):
+        browse.arrange(alike)
+        found = {name: shown for name, shown in views(alike).items() if name.startswith("class ")}
+        assert sorted(found.values()) == sorted([name] for name in ALIKE)
+        assert found["class Rolled in"] == ["Rolled in"]
+        assert found["class rolled-in 2"] == ["rolled-in"]
+        assert found["class 划痕 2"] == ["划痕"]
+
+
+def test_views_of_vanished_classes_go_and_those_of_users_stay(alike: Project) -> None:
+    from curate import classes
+
+    dataset = Index(alike).dataset
+    dataset.save_view("class 裂纹", dataset.limit(3))
+    dataset.save_view("Class my view", dataset.limit(2))
+    browse.arrange(alike)
+    assert len(views(alike)["class 裂纹"]) == 3
+    assert views(alike)["class 裂纹 2"] == ["裂纹"]
+    classes.merge(alike, ["裂纹", "rolled-in"], "???")
+    found = views(load(alike.folder))
+    assert (len(found["class 裂纹"]), len(found["Class my view"])) == (3, 2)
+    assert found["class my view 2"] == ["my view"]
+    assert sorted(label for name in ("class 划痕 2", "class ??? 3") for label in found[name]) == ["???", "划痕"]
+    assert not [name for name in found if name.startswith(("class 裂纹 ", "class rolled-in"))]
 
 
 def test_colours_are_those_of_the_config(indexed: Project) -> None:

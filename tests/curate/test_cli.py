@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pymongo.errors
 import pytest
 
-from curate import __version__, cli, indexing
+from curate import __version__, cli, indexing, project
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import LIBRARY, Make
+from tests.curate.test_browser import free_port
 
 Run = Callable[..., tuple[int, str, str]]
+CURATE = [sys.executable, "-c", "from curate.cli import main; main()"]
 
 
 @pytest.fixture
@@ -158,8 +165,9 @@ def test_doctor_checks_every_part(run: Run, indexed: Project) -> None:
 
 
 def test_doctor_says_when_the_server_does_not_answer(run: Run, indexed: Project, monkeypatch: Any) -> None:
-    monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://someone:topsecret@127.0.0.1:9/")
-    code, out, err = run("doctor", "-p", indexed.folder)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("FIFTYONE_DATABASE_URI", "mongodb://someone:topsecret@127.0.0.1:9/")
+        code, out, err = run("doctor", "-p", indexed.folder)
     assert code == 1
     assert "127.0.0.1:9" in out
     assert "topsecret" not in out + err
@@ -175,3 +183,144 @@ def test_gc_lists_first_and_deletes_only_when_told(run: Run, indexed: Project) -
     assert (report["removed"], report["bytes"]) == (True, 1000)
     assert not part.exists()
     assert sorted((indexed.work / "labels").iterdir()) == labels
+
+
+# --- names that look like markup -----------------------------------------------------------------------------------
+
+ODD = ["[/red]", "[x]y", ":smile:"]
+
+
+@pytest.fixture
+def odd(make: Make, library: Path) -> Project:
+    (library.parent / "[").mkdir()
+    source = library.rename(library.parent / "[" / "bold]")
+    (source / "images" / "bad [dim].jpg").write_text("no image")
+    made = make([LIBRARY | {"data": source, "name": "[b]source"}], ["crack", "hole", *ODD])
+    indexing.run(made)
+    return made
+
+
+@pytest.mark.parametrize("command", [("status",), ("classes", "list")])
+def test_names_in_brackets_are_shown_as_they_are(run: Run, odd: Project, command: tuple[str, ...]) -> None:
+    code, out, err = run(*command, "-p", odd.folder)
+    assert code == 0, err
+    for name in ODD:
+        assert any(line.startswith(f"■ {name} ") for line in out.splitlines()), out
+
+
+def test_paths_in_brackets_are_shown_as_they_are(run: Run, odd: Project, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "wrote [/i].tar.gz: 16 images" in run("backup", "[/i].tar.gz", "-p", odd.folder)[1]
+    assert "to [/red]" in run("export", "[/red]", "-f", "coco", "-p", odd.folder)[1]
+    copy = run("restore", "[/i].tar.gz", "--to", "projects/[i]copy")
+    assert copy[0] == 0, copy[2]
+    assert "[i]copy" in copy[1]
+    assert "projects/[i]copy" in run("doctor", "-p", "projects/[i]copy")[1]
+    indexing.Index(load(tmp_path / "projects" / "[i]copy")).dataset.delete()
+
+
+def test_what_classes_and_index_did_is_shown_as_it_is(run: Run, odd: Project, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("index", "-p", odd.folder)
+    assert code == 0, err
+    assert "see projects/plant/work/quarantine.csv" in out
+    assert run("classes", "add", "[/x]", "-p", odd.folder)[1].startswith("added [/x] (0 images")
+    assert run("classes", "rename", "[/red]", "[/blue]", "-p", odd.folder)[1].startswith("renamed [/red] to [/blue] (")
+    assert "unknown class '[/red]'" in failed(run("classes", "retire", "[/red]", "-p", odd.folder))
+    assert run("classes", "no-such", "[/red]")[0] == 2
+
+
+def test_a_terminal_that_knows_few_letters_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "data" / "裂纹é").mkdir(parents=True)
+    fakes.save_image(tmp_path / "data" / "裂纹é" / "a.png", 8, 8, seed=1)
+    for number, more in enumerate(([], ["--json"])):
+        arguments = ["init", tmp_path / f"p{number}", "-f", "class_folders", "-d", tmp_path / "data", *more]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run([*CURATE, *arguments], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["classes"] == ["裂纹é"]
+
+
+# --- what a person can mend is one line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/d/labels"), "error: No space left on device: /d/labels"),
+        (PermissionError(errno.EACCES, "Permission denied", "/d"), "error: Permission denied: /d"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), "error: Is a directory"),
+        (
+            pymongo.errors.AutoReconnect("connection closed"),
+            "lost the database (connection closed). Run the command again",
+        ),
+        (pymongo.errors.ServerSelectionTimeoutError("x" * 500 + "\ny"), "curate doctor"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "curate doctor"),
+    ],
+)
+def test_a_full_disk_or_a_lost_database_is_one_line(run: Run, monkeypatch: Any, error: Exception, text: str) -> None:
+    monkeypatch.setattr(project, "find", raising(error))
+    code, out, err = run("status")
+    assert (code, out) == (1, "")
+    assert text in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a library's own")])
+def test_a_bug_shows_its_traceback(monkeypatch: Any, error: Exception) -> None:
+    monkeypatch.setattr(project, "find", raising(error))
+    monkeypatch.setattr(sys, "argv", ["curate", "status"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_a_name_too_long_is_one_line(run: Run) -> None:
+    assert "File name too long: " in failed(run("status", "-p", "a" * 5000))
+
+
+def test_an_argument_that_is_no_utf8_is_wrong_usage() -> None:
+    done = subprocess.run([*CURATE, "init", b"caf\xe9"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: argument 'caf\\udce9' is not valid UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("formats",), ("formats", "--json"), ("--help",)])
+def test_a_reader_that_went_away_is_no_error(command: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*CURATE, *command], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+# --- curate app ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_cannot_be_is_wrong_usage(run: Run, port: int) -> None:
+    assert run("app", "--port", port)[0] == 2
+
+
+def test_app_with_json_says_where_it_is_and_waits(indexed: Project) -> None:
+    arguments = ["app", "-p", str(indexed.folder), "--port", str(free_port()), "--remote", "--json"]
+    with subprocess.Popen([*CURATE, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        served = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(served["url"]) as answer:
+            assert answer.status == 200
+        assert process.poll() is None
+        process.terminate()
+        assert process.stdout.read() == ""
+    assert (served["dataset"], served["view"]) == (indexed.dataset_name, None)
+
+
+def test_the_help_shows_its_brackets(run: Run) -> None:
+    assert "[splits]" in run("index", "--help")[1]
+    assert "[default: CURATE_PROJECT," in " ".join(run("status", "--help")[1].replace("│", " ").split())

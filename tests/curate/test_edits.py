@@ -87,12 +87,12 @@ def test_a_mask_in_a_loose_box_becomes_tight_and_keeps_its_pixels(mask: Any, lef
     loose = Defect("crack", (float(left), float(top), 9.0, 7.0), rle.mask_to_coco(mask))
     whole = np.zeros((12, 16), np.uint8)
     whole[top : top + 7, left : left + 9] = mask
-    found = tight(Label("labelled", (loose, CRACK))).defects
+    found = tight(Label("labelled", (loose, CRACK)))[0].defects
     expected = defect_from_mask("crack", whole)
     assert found == ((expected, CRACK) if expected else (CRACK,))
     if expected:
         assert np.array_equal(mask_of(found[0], 16, 12), whole)
-    assert tight(Label("labelled", found)).defects == found
+    assert tight(Label("labelled", found))[0].defects == found
 
 
 def test_a_mask_that_was_rubbed_out_is_a_deleted_region() -> None:

@@ -203,7 +203,7 @@ def test_option_of_a_wrong_type(name: str, options: dict[str, Any], message: str
 
 
 def test_root_must_be_a_folder(root: Path) -> None:
-    with pytest.raises(CurateError, match="is not a folder"):
+    with pytest.raises(CurateError, match=r"is not a folder. Give .*: --data, or `data` in project.toml"):
         formats.read("images", root / "no", None, False, {})
 
 

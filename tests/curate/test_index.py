@@ -234,7 +234,7 @@ def test_rebuild_writes_every_label_again(indexed: Project) -> None:
     # Damage without a trace: label and digest agree, only the log knows better.
     ids = index.ids()
     index.set({"defects": {id: index.fo.Detections() for id in ids}})
-    index.set({"label_digest": {id: label.digest for id, label, _ in index.labels()}})
+    index.set({"label_digest": {one.id: one.label.digest for one in index.shown()}})
     assert dump(indexed) != before
     indexing.run(indexed, rebuild=True)
     assert dump(indexed) == before
@@ -655,7 +655,7 @@ def test_capture_is_exact_for_masks_boxes_and_classes(make: Make, tmp_path: Path
     project = make([{"name": "odd", "format": "mask_folder", "data": root, "fully_labelled": True}])
     indexing.run(project)
     index = Index(project)
-    assert list(index.edits()) == []
+    assert index.edited() == []
     assert edits.capture(index, book_of(project), project.class_names) == []
     for item in index.items():
         if item.label.defects:

@@ -79,6 +79,7 @@ def test_a_file_of_an_earlier_run_is_gone_unless_its_image_has_another(tmp_path:
         with Ledger(tmp_path / "l") as ledger:
             ledger.begin()
             ledger.save(ok(r, {"a": "i1", "b": "i1", "c": "i2"}[r]) for r in references)
+            ledger.finish()
     with Ledger(tmp_path / "l") as ledger:
         assert ledger.run == 2
         assert ledger.gone() == ["c"]
@@ -120,3 +121,16 @@ def test_a_damaged_table_says_that_it_can_be_deleted(tmp_path: Path) -> None:
     (tmp_path / "files.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(CurateError, match=r"files\.sqlite: .*Delete it: the next curate index reads every file again"):
         Ledger(tmp_path / "files.sqlite")
+
+
+def test_a_run_that_was_cut_short_leaves_no_file_missing(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.begin()
+        ledger.save([ok("a", "i1"), ok("b", "i2")])
+        ledger.finish()
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.begin()
+        ledger.save([ok("a", "i1")])
+    with Ledger(tmp_path / "l") as ledger:
+        assert ledger.gone() == []
+        assert [row.reference for row in ledger.seen(OK)] == ["a", "b"]

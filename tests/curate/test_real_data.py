@@ -52,7 +52,7 @@ def test_magnetic_tile_masks_are_exact_and_no_tile_crosses_a_split(make: Make) -
     project = project_of(make, "magnetic_tile", folder)
     indexing.run(project)
     index = Index(project)
-    assert list(index.edits()) == [], "what comes back from the database is what was written"
+    assert index.edited() == [], "what comes back from the database is what was written"
     splits: dict[str, set[str | None]] = {}
     for item in index.items():
         splits.setdefault(item.group, set()).add(item.split)
