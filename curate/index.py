@@ -22,6 +22,7 @@ from curate.project import Project
 from curate.splits import Member
 
 CHUNK = 1000
+FEW = 100  # different values that are written as one update each
 AUDIT = "audit"  # tag of the picks that may fill val and test
 STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
@@ -177,10 +178,30 @@ class Index:
         return self.fo.core.odm.get_db_conn()[self._home()["sample_collection_name"]]
 
     def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """{field: {id: value}}"""
+        """{field: {id: value}}. Few different values, such as splits, are one update each."""
         for name, by_id in values.items():
-            if by_id:
+            alike: dict[str, list[str]] = {}
+            for id, value in by_id.items():
+                alike.setdefault(repr(value), []).append(id)
+            if len(alike) > FEW:
                 self.dataset.set_values(name, dict(by_id), key_field="content_id")
+            else:
+                self._set_alike(name, [(by_id[ids[0]], ids) for ids in alike.values()])
+
+    def _set_alike(self, name: str, values: Iterable[tuple[Any, list[str]]]) -> None:
+        from pymongo import UpdateMany
+
+        field, now = self.dataset.get_field(name), documents.this_moment()
+        updates = []
+        for value, ids in values:
+            change: dict[str, dict[str, Any]] = {"$set": {"last_modified_at": now}}
+            if value is None:
+                change["$unset"] = {name: ""}
+            else:
+                change["$set"][name] = field.to_mongo(value)
+            updates.append(UpdateMany({"content_id": {"$in": ids}}, change))
+        if updates:
+            self.fo.core.odm.bulk_write(updates, self._images())
 
 
 def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:

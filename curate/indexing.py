@@ -9,31 +9,26 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import classes, edits, files, formats, intake, paths, splits, state, workers
+from curate import classes, edits, files, formats, intake, paths, reading, splits, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
-from curate.errors import CurateError, LabelProblem
+from curate.errors import CurateError
 from curate.index import Card, Index, chunks
 from curate.intake import Picture, Rules
 from curate.labels import Book, Entry, now
-from curate.ledger import MISSING, OK, QUARANTINED, Image, Ledger, Row
+from curate.ledger import MISSING, QUARANTINED, Image, Ledger, Row
 from curate.project import Project, SourceConfig
+from curate.reading import Job, Outcome, reference_of
 from curate.splits import Decisions
 
 BATCH = 1024  # images to a write of log, index and ledger
-JOB = 32  # files to a reading job
-FEW = 512  # files to read, up to which starting processes costs more than it saves
 Progress = Callable[[str, int, int], None]
 
 
@@ -71,7 +66,7 @@ def run(
     index = Index(project, create=True)
     project = index.project = classes.finish(index)
     book = Book(project.work / "labels", project.class_names)
-    with Ledger(project.work / "files.sqlite") as table:
+    with Ledger(project.work / "files.sqlite") as table, workers.calm_collector():
         try:
             return _Run(project, index, book, table, progress).run(reread, rebuild)
         finally:
@@ -112,97 +107,6 @@ def resolved_names(project: Project, source: SourceConfig) -> dict[str, str]:
     return dict(aliases) | {label: aliases.get(name, name) for label, name in source.classes.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one record; without `picture` and `label` there is nothing to add or to log."""
-
-    row: Row
-    path: Path | None = None
-    picture: Picture | None = None
-    label: Label | None = None
-
-
-Job = list[tuple[Record | Reject, Row | None]]
-Examine = Callable[[Job], list[Outcome]]
-
-
-def examine_all(job: Job, source: str, rules: Rules, mark: str) -> list[Outcome]:
-    """What becomes of these records; touches nothing but their files, so that any process can do it."""
-    return [_outcome(record, known, _reference(source, record), rules, mark) for record, known in job]
-
-
-def _reference(source: str, record: Record | Reject) -> str:
-    return f"{source}:{paths.printable(record.path)}"
-
-
-def _outcome(record: Record | Reject, known: Row | None, reference: str, rules: Rules, mark: str) -> Outcome:
-    where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
-    if isinstance(record, Reject):
-        return Outcome(Row(reference, "", QUARANTINED, problem=record.reason, **where))
-    try:
-        path = paths.safe_join(rules.root, record.path)
-    except LabelProblem as problem:
-        return Outcome(Row(reference, "", QUARANTINED, problem=str(problem), **where))
-    print_ = intake.fingerprint(path, record, rules, mark)
-    if print_ is None:
-        return Outcome(Row(reference, "", MISSING, problem="named by the labels, not on disk", **where))
-    if known and known.fingerprint == print_:
-        return Outcome(known)
-    return _examine(Row(reference, print_, OK, **where), path, record, rules)
-
-
-def _examine(row: Row, path: Path, record: Record, rules: Rules) -> Outcome:
-    """Read the file and decode its label; `row` gets what became of them."""
-    id = None
-    try:
-        picture = intake.picture_of(path, record, rules)
-        id = picture.id
-        label = intake.label_of(record, rules, picture.width, picture.height)
-    except LabelProblem as problem:
-        return Outcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
-    except OSError as error:  # no fingerprint: it may be readable the next time, without a change of the file
-        return Outcome(row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}"))
-    group = record.group or intake.group_of(record.path, rules)
-    stratum = record.stratum or intake.stratum_of(record.path, rules)
-    named = f"{row.reference.partition(':')[0]}/{group}" if group else None
-    return Outcome(row._replace(id=id, group=named, stratum=stratum, note=picture.note), path, picture, label)
-
-
-def _examined(examine: Examine, jobs: Iterator[Job]) -> Iterator[list[Outcome]]:
-    """The outcomes of all jobs, in order. Where there is much to read, other processes do it; while these start, we
-    read on here."""
-    read = 0
-    with ExitStack() as stack:
-        pool: ProcessPoolExecutor | None = None
-        started: Future[list[Outcome]] | None = None
-        for job in jobs:
-            if pool and started and started.done():
-                yield from _ahead(pool, examine, chain([job], jobs))
-                return
-            outcomes = examine(job)
-            read += sum(one.picture is not None for one in outcomes)
-            if pool is None and read >= FEW:
-                pool = stack.enter_context(workers.pool())
-                started = pool.submit(examine, [])
-            yield outcomes
-
-
-def _ahead(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[Outcome]]:
-    """A bounded number of jobs in flight; the oldest is waited for."""
-    pending: deque[Future[list[Outcome]]] = deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(examine, job))
-            if len(pending) * JOB >= 2 * BATCH:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise CurateError("a reading process died (out of memory?); what was read is kept: run it again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 class _Run:
     """One run's state; its methods are the steps, in order."""
 
@@ -239,7 +143,7 @@ class _Run:
             source.format, rules.root, self.project.labels(source), source.fully_labelled, source.options
         )
         total = sum(1 for _ in paths.walk(rules.root))
-        for batch in chunks(self._examined(found, source.name, rules), BATCH):
+        for batch in chunks(self._examined(found, source.name, rules, total), BATCH):
             self._write(batch, source)
             self.progress(source.name, len(batch), total)
         seen, before = self.table.counted(source.name)
@@ -249,15 +153,15 @@ class _Run:
                 f" if they are gone for good, take the source out of {self.project.file}"
             )
 
-    def _examined(self, found: Iterable[Record | Reject], source: str, rules: Rules) -> Iterator[Outcome]:
+    def _examined(self, found: Iterable[Record | Reject], source: str, rules: Rules, total: int) -> Iterator[Outcome]:
         """Each record with its outcome, in order."""
-        examine = partial(examine_all, source=source, rules=rules, mark=rules.mark)
-        jobs = (self._job(records, source) for records in chunks(found, JOB))
-        return chain.from_iterable(_examined(examine, jobs))
+        examine = partial(reading.examine_all, source=source, rules=rules, mark=rules.mark)
+        jobs = (self._job(records, source) for records in chunks(found, reading.JOB))
+        return chain.from_iterable(reading.examined(examine, jobs, total))
 
     def _job(self, records: list[Record | Reject], source: str) -> Job:
         """The records, each with what the ledger knows of its file, if the index holds that image."""
-        references = [_reference(source, record) for record in records]
+        references = [reference_of(source, record) for record in records]
         known = self.table.find(references)
         fit = {name: row for name, row in known.items() if row.outcome == QUARANTINED or row.id in self.cards}
         return [(record, fit.get(reference)) for record, reference in zip(records, references, strict=True)]

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from curate.errors import LabelProblem
 
@@ -17,20 +17,20 @@ ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # a drive or a URL; `12:30
 def safe_join(root: Path, name: str) -> Path:
     """`root/name`, or a LabelProblem if the name (or a symlink on its way) leads out of `root`."""
     text = name.replace("\\", "/")
-    parts = PurePosixPath(text)
+    parts = [part for part in text.split("/") if part not in ("", ".")]
     if printable(name) != name:
         raise LabelProblem(f"path '{printable(name)}' is not valid UTF-8: rename the file")
-    if not parts.parts:
+    if not parts:
         raise LabelProblem(f"path '{name}' names no file")
-    if "\0" in name or parts.is_absolute() or ".." in parts.parts or ELSEWHERE.match(text):
+    if "\0" in name or text.startswith("/") or ".." in parts or ELSEWHERE.match(text):
         raise LabelProblem(f"path '{name}' leaves the data root")
-    path = root / parts
+    path = f"{root}/{'/'.join(parts)}"
     real = os.path.realpath(path)  # Path.resolve raises on a symlink that leads to itself
     if not real.startswith(_real_root(str(root))):
         raise LabelProblem(f"path '{name}' leads out of the data root through a symlink")
     if os.path.islink(real):
         raise LabelProblem(f"path '{name}' is a symlink that leads to itself")
-    return path
+    return Path(path)
 
 
 @lru_cache(maxsize=64)
