@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import decisions, edits, indexing, reading, rle, setup, splits, state
+from curate import decisions, edits, indexing, rle, setup, splits, state
 from curate.data import Item
 from curate.errors import CurateError
 from curate.files import writer_lock
@@ -96,22 +96,6 @@ def test_a_second_run_changes_nothing_and_says_so(indexed: Project) -> None:
     assert (report.added, report.updated, report.unchanged) == (0, 0, 26)
     assert dump(indexed) == before
     assert segments(indexed) == log
-
-
-def test_other_processes_read_the_same(plant: Project, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is much to read, processes of their own do it; here they are made to, from the second job on."""
-    for number in range(200):
-        fakes.save_image(library / "images" / f"many{number}_0.png", 32, 24, seed=7000 + number)
-    (library / "images" / "bad.jpg").write_text("no image")
-    indexing.run(plant)
-    expected, listed = dump(plant), quarantine(plant)
-    Index(plant).dataset.delete()
-    (plant.work / "files.sqlite").unlink()
-    for name, value in (("FEW", 1), ("WORTH", -1.0), ("JOB", 4), ("AHEAD", 16)):
-        monkeypatch.setattr(reading, name, value)
-    report = indexing.run(plant)
-    assert (report.added, report.quarantined) == (226, 1)
-    assert (dump(plant), quarantine(plant)) == (expected, listed)
 
 
 def test_only_what_is_new_is_added(indexed: Project, library: Path) -> None:

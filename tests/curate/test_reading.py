@@ -1,0 +1,71 @@
+"""Reading in other processes gives what reading here gives, in the same order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate import formats, reading, workers
+from curate.errors import CurateError
+from curate.intake import Rules
+from curate.ledger import MISSING, OK, QUARANTINED
+from curate.project import LimitsConfig
+from tests import fakes
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[reading.Job]:
+    root = tmp_path / "data"
+    for number in range(40):
+        fakes.save_image(root / "images" / f"{number:02d}.png", 32, 24, seed=number)
+        if number % 3:
+            fakes.save_mask(root / "masks" / "crack" / f"{number:02d}.png", [(number % 9, 2, 9, 5)], (32, 24))
+    (root / "images" / "bad.jpg").write_text("no image")
+    fakes.save_mask(root / "masks" / "crack" / "gone.png", size=(32, 24))
+    records = list(formats.read("mask_folder", root, None, True, {}))
+    return [[(record, None)] for record in records]
+
+
+@pytest.fixture
+def examine(tmp_path: Path) -> reading.Examine:
+    rules = Rules(tmp_path / "data", LimitsConfig(), {}, frozenset({"crack"}))
+    return partial(reading.examine_all, source="s", rules=rules, mark=rules.mark)
+
+
+def test_other_processes_read_the_same(jobs: list[reading.Job], examine: reading.Examine) -> None:
+    here = [examine(job) for job in jobs]
+    with workers.pool(2) as pool:
+        there = list(reading._ahead(pool, examine, iter(jobs)))
+    assert there == here
+    outcomes = {one.row.outcome for outcomes in here for one in outcomes}
+    assert outcomes == {OK, QUARANTINED, MISSING}
+
+
+def test_processes_start_only_where_much_is_left(
+    jobs: list[reading.Job], examine: reading.Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    real = workers.pool
+    monkeypatch.setattr(workers, "pool", lambda: started.append(1) or real(1))
+    expected = [examine(job) for job in jobs]
+    assert list(reading.examined(examine, iter(jobs), len(jobs))) == expected
+    assert not started
+    monkeypatch.setattr(reading, "FEW", 3)
+    monkeypatch.setattr(reading, "WORTH", 0.0)
+    assert list(reading.examined(examine, iter(jobs), len(jobs))) == expected
+    assert started == [1]
+
+
+def dies(job: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_is_one_clear_line(jobs: list[reading.Job]) -> None:
+    with workers.pool(1) as pool, pytest.raises(CurateError, match="a reading process died"):
+        # As many jobs as the pool takes: beyond that this process would help, and die itself.
+        list(reading._ahead(pool, dies, iter(jobs[: reading.IN_FLIGHT])))
