@@ -22,7 +22,7 @@ setup: $(STAMP) ## Make .venv and install everything (some minutes, some GB the 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"
-	@$(BIN)/pip install -q -e '.[$(EXTRAS)]'
+	@$(BIN)/pip install -qq -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m curate.mongod --install
 	@rm -f $(VENV)/.installed-* && touch $@
 

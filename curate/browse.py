@@ -13,7 +13,6 @@ from urllib.parse import quote
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
 from curate.index import Index
-from curate.labels import DUPLICATE_LABELS
 from curate.project import Project
 
 SIDEBAR = {
@@ -93,9 +92,7 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
     clean &= _length(field, "classes.classifications") == 0
     yield SavedView("clean", dataset.match(clean), "labelled, no defects")
     yield SavedView("unlabelled", dataset.match(field("status") == "unlabelled"), "nobody has labelled these")
-    yield SavedView(
-        "conflicts", dataset.match(field("status_reason") == DUPLICATE_LABELS), "copies with different labels"
-    )
+    yield SavedView("conflicts", index.undecided(), "copies with different labels")
     yield SavedView("disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides")
     yield SavedView("missing", dataset.match(field("missing") == True), "files no longer on disk")  # noqa: E712
     for name in SOURCES:

