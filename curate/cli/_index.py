@@ -56,6 +56,9 @@ def _show(result: dict[str, Any], work: Path) -> None:
     if result["few_groups"] and "folds" not in result:
         few = ", ".join(f"{name} {n}" for name, n in result["few_groups"].items())
         lines.append(("few groups", len(result["few_groups"]), f"{few}: one split says little; try --folds 5"))
+    if "folds" in result:
+        drawn = f"drawn {result['repeats']} times over {result['groups_in_folds']} groups, in the field folds"
+        lines.append(("folds", result["folds"], drawn))
     rows([("", *line) for line in lines], right={2})
     for leak in result["leaks"]:
         warn(f"leak: {leak['joined']} is {leak['kept']}; it moved from {leak['moved_from']} to {leak['moved_to']}")
