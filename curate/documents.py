@@ -11,7 +11,7 @@ import io
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -165,6 +165,12 @@ class Shown(NamedTuple):
     width: int
     height: int
     modified: datetime | None
+
+    @property
+    def edited(self) -> bool:
+        """Whether somebody changed the label since we last wrote it. A place in the queue is no label."""
+        known = replace(self.label, status="unlabelled") if self.label.status == "queued" else self.label
+        return known.digest != self.digest
 
 
 def shown(document: Mapping[str, Any]) -> Shown:

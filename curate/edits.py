@@ -43,7 +43,7 @@ def show(index: Index, book: Book, ids: Iterable[str], classes: Collection[str])
 
 
 def _logged(seen: Iterable[Shown], book: Book, classes: Collection[str]) -> list[str]:
-    edited = [one for one in seen if one.label.digest != one.digest]
+    edited = [one for one in seen if one.edited]
     for one in edited:
         label = settled(one.label, book.state(one.id).label, classes, (one.width, one.height))
         book.append(Entry(one.id, label, "app", me(), now()))

@@ -133,7 +133,7 @@ class Index:
 
     def edited(self) -> list[str]:
         """Images whose label somebody changed in the App since we last wrote it."""
-        return [one.id for one in self.shown() if one.label.digest != one.digest]
+        return [one.id for one in self.shown() if one.edited]
 
     def items(self, ids: Sequence[str] | None = None) -> Iterator[Item]:
         """Images with their labels, as exports, training and synthesis take them; by id unless `ids` give an order."""
@@ -164,6 +164,8 @@ class Index:
         updates = []
         for one in seen:
             row = documents.fields(*states[one.id], one.width, one.height)
+            if row["status"] == "unlabelled" and one.label.status == "queued":
+                row["status"] = "queued"
             change = {"$set": {name: value for name, value in row.items() if value is not None}}
             change["$set"]["last_modified_at"] = max(now, (one.modified or now) + timedelta(milliseconds=1))
             change["$unset"] = {name: "" for name, value in row.items() if value is None}

@@ -254,6 +254,18 @@ def test_an_index_that_is_gone_and_a_ledger_that_is_not(indexed: Project) -> Non
     assert dump(indexed) == before
 
 
+def test_a_place_in_the_queue_is_no_edit_and_stays(indexed: Project) -> None:
+    index, one = sample(indexed, "coil0_0.png")
+    index.set({"status": {one.content_id: "queued"}})
+    log = segments(indexed)
+    assert indexing.run(indexed, rebuild=True).app_edits == 0
+    assert by_name(indexed)["coil0_0.png"].label.status == "queued"
+    assert segments(indexed) == log
+    draw_in_app(indexed, "coil0_0.png")
+    indexing.run(indexed)
+    assert by_name(indexed)["coil0_0.png"].label.status == "labelled"
+
+
 # --- copies, conflicts ----------------------------------------------------------------------------------------------
 
 
