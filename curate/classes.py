@@ -17,7 +17,7 @@ from typing import Any
 
 import tomlkit
 
-from curate import browse, edits, files
+from curate import browse, edits, files, state
 from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import Index
@@ -63,9 +63,7 @@ def add(project: Project, name: str, color: str | None = None, description: str 
             entry["description"] = description
         document.setdefault("classes", tomlkit.aot()).append(entry)
 
-    with writer_lock(project.work, "curate classes"):
-        _edit(project, change)
-    return {"did": f"added {name}", "images": 0}
+    return _noted(project, change, "add", name, f"added {name}")
 
 
 def retire(project: Project, name: str) -> dict[str, Any]:
@@ -74,9 +72,21 @@ def retire(project: Project, name: str) -> dict[str, Any]:
     def change(document: Any) -> None:
         next(entry for entry in document["classes"] if entry["name"] == name)["retired"] = True
 
+    return _noted(project, change, "retire", name, f"retired {name}")
+
+
+def _noted(project: Project, change: Callable[[Any], None], event: str, name: str, did: str) -> dict[str, Any]:
+    """A change that touches no label: in the log, the config, and what the App offers."""
     with writer_lock(project.work, "curate classes"):
-        _edit(project, change)
-    return {"did": f"retired {name}", "images": 0}
+        state.require(project)
+        text = _planned(project, change)
+        book = Book(project.work / "labels")
+        book.note(event, name, me())
+        book.close()
+        files.write_text(project.file, text)
+    if "dataset" in state.recorded(project):  # classes may be made before the first image is indexed
+        browse.arrange(load(project.folder))
+    return {"did": did, "images": 0}
 
 
 def _known(project: Project, name: str) -> None:
@@ -134,10 +144,6 @@ def _move(document: Any, moves: dict[str, str]) -> None:
     aliases.update(moves)
     for name in [old for old, new in aliases.items() if old == new]:
         del aliases[name]
-
-
-def _edit(project: Project, change: Callable[[Any], None]) -> None:
-    files.write_text(project.file, _planned(project, change))
 
 
 def _planned(project: Project, change: Callable[[Any], None]) -> str:

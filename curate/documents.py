@@ -24,11 +24,6 @@ from curate.data import Defect, Label, Status, make_defect
 from curate.intake import Picture
 from curate.labels import State
 
-LABEL_FIELDS = (
-    *("defects", "classes", "other_defects", "versions", "status", "status_reason", "label_digest", "state_key"),
-    *("label_origin", "labelled_by", "labelled_at", "label_file", "label_line"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class NewSample:

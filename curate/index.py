@@ -45,7 +45,7 @@ class Card:
 
 
 class Index:
-    """A project's dataset. `open` connects; readers need no lock, writers hold the project's."""
+    """A project's dataset, connected when it is made. Readers need no lock, writers hold the project's."""
 
     def __init__(self, project: Project, create: bool = False) -> None:
         state.require(project)

@@ -244,6 +244,11 @@ class Book:
         self._fold(line, *self.writer.append(line))
         self.writer.flush()
 
+    def note(self, event: str, name: str, who: str) -> None:
+        """Remember a change of the classes that changes no label."""
+        self.writer.append({"event": event, "name": name, "who": who, "at": now()})
+        self.writer.flush()
+
     def flush(self) -> None:
         self.writer.flush()
 

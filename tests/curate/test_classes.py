@@ -92,6 +92,9 @@ def test_add_and_retire(indexed: Project) -> None:
     project = load(indexed.folder)
     assert [(c.name, c.retired) for c in project.config.classes] == [("crack", True), ("hole", False), ("dent", False)]
     assert project.colors["dent"] == "#102030"
+    events = [line for _, _, line in Book(project.work / "labels").segments.lines() if "event" in line]
+    assert [(line["event"], line["name"]) for line in events] == [("add", "dent"), ("retire", "crack")]
+    assert "class dent" in Index(project).dataset.list_saved_views()
     assert by_class(project)["crack"] == 8, "labels of a retired class stay: no defect turns into a clean image"
 
 
@@ -117,3 +120,9 @@ def test_bad_requests_change_nothing(indexed: Project, call: object, text: str) 
         call(indexed)  # type: ignore[operator]
     assert dump(indexed) == before
     assert indexed.file.read_text() == config
+
+
+def test_classes_can_be_added_before_the_first_image_is_indexed(plant: Project) -> None:
+    classes.add(plant, "dent")
+    assert load(plant.folder).class_names == ["crack", "hole", "dent"]
+    assert indexing.run(load(plant.folder)).added == 26
