@@ -34,7 +34,7 @@ def init(
     folder = _new_folder(name)
     source: dict[str, Any] = {"format": format, "data": data, "fully_labelled": fully_labelled}
     source["kind"] = kind or ("production" if format in PRODUCTION_FORMATS else "public")
-    source |= {"labels": labels, "options": _options(format, options)}
+    source |= {"labels": labels, "options": formats.CATALOGUE.parse(format, options)}
     _check(source)
     root, given = data.resolve(), labels.resolve() if labels else None
     formats.read(format, root, given, fully_labelled, source["options"])  # checks options and root, reads nothing yet
@@ -97,25 +97,6 @@ def _check(source: Mapping[str, Any]) -> None:
     for what in ("data", "labels"):
         if source[what] and not source[what].exists():
             raise CurateError(f"--{what} {source[what]}: there is nothing. Give the path of the {what}")
-
-
-def _options(format: str, given: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for text in given:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise CurateError(
-                f"--set '{text}' is not key=value; options of {format}: {', '.join(formats.options(format))}"
-            )
-        options[key] = _value(value)
-    return options
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 # --- the text of project.toml ---------------------------------------------------------------------------------------

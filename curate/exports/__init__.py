@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from curate import files
+from curate.catalogue import Catalogue
 from curate.data import SPLITS, Item, Label
 from curate.errors import CurateError, unknown
 from curate.project import Project
@@ -23,14 +20,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
-def names() -> list[str]:
-    """All exporters: the modules of this package that do not start with an underscore."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-
-
-def summary(name: str) -> str:
-    """The first line of the exporter's help."""
-    return (inspect.getdoc(_load(name)) or "").partition("\n")[0]
+CATALOGUE = Catalogue(__name__, "export format", "write")
+names, summary = CATALOGUE.names, CATALOGUE.summary
 
 
 def export(
@@ -47,7 +38,7 @@ def export(
     without any of them is clean there. In the report, `skipped` counts images of the split that are not labelled or
     not on disk, and `by_class` the index's regions, however many objects or files the exporter makes of them.
     """
-    module = _load(format)
+    module = CATALOGUE.load(format)
     chosen = _check_names(project, split, classes)
     _check_target(to)
     from curate.index import Index
@@ -62,12 +53,6 @@ def export(
     shown = {name: by_class[name] for name in chosen}
     report = {"format": format, "folder": str(to), "images": len(ids), "regions": regions, "skipped": skipped}
     return report | {"by_class": shown}
-
-
-def _load(name: str) -> ModuleType:
-    if name not in names():
-        raise unknown("export format", name, names())
-    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _check_names(project: Project, split: str | None, classes: Sequence[str] | None) -> list[str]:
