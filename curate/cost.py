@@ -1,0 +1,152 @@
+"""What labelling costs: budgets as a person writes them, and seconds per image as learned from lead times."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from curate.errors import CurateError
+
+Floats = npt.NDArray[np.float64]
+
+SECONDS = 30.0  # for an image, until lead times tell
+SHORTEST = 1.0  # below, a budget of time would buy any number of images
+PRIOR = 5.0  # the start values count as much as so many images
+HUBER = 1.345  # 95 % efficient on normal errors (Huber 1964)
+STEPS = 50
+
+_NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
+_TIME = re.compile(rf"(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMBER}\s*s)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """A budget of so many images."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A budget of so much of a person's time."""
+
+    seconds: float
+
+
+def parse_budget(text: str) -> Images | Seconds:
+    """`500` is images; `4h`, `90m`, `45s` and `2h30m` are time."""
+    plain = text.strip().lower()
+    if re.fullmatch(r"[0-9]{1,9}", plain):
+        budget: Images | Seconds = Images(int(plain))
+    else:
+        budget = Seconds(_seconds(plain))
+    if budget in (Images(0), Seconds(0.0)):
+        raise CurateError(
+            f"budget '{text}' is not usable; allowed: a number of images (500) or a time (4h, 90m, 45s, 2h30m) above 0."
+            " Say how much you want to label, for example --budget 200 or --budget 1h"
+        )
+    return budget
+
+
+def _seconds(text: str) -> float:
+    """0 where the text is no time."""
+    match = _TIME.fullmatch(text)
+    parts = match.groups(default="0") if match else ("0", "0", "0")
+    return sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
+
+
+def images_within(seconds: float, costs: npt.ArrayLike) -> int:
+    """How many of the images, in this order, fit into the time."""
+    total = np.cumsum(np.asarray(costs, dtype=np.float64))
+    return int(np.searchsorted(total, seconds * (1 + 1e-9), side="right"))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds for an image: `base`, and so many more for each region of each class."""
+
+    classes: tuple[str, ...]
+    base: float
+    per_region: tuple[float, ...]
+    images: int = 0  # lead times it was fitted on
+
+    @classmethod
+    def constant(cls, classes: Sequence[str], seconds: float = SECONDS) -> CostModel:
+        return cls(tuple(classes), seconds, (0.0,) * len(classes))
+
+    @classmethod
+    def fit(
+        cls, lead_times: npt.ArrayLike, class_counts: npt.ArrayLike, classes: Sequence[str], seconds: float = SECONDS
+    ) -> CostModel:
+        """From Label Studio's lead times (n,) in seconds and each image's regions of each class (n, C).
+
+        Non-negative least squares with Huber weights, for people go for coffee in between. It leans on the constant
+        `seconds` while there is little data, and a rare class on what a region of any class takes.
+        """
+        times, counts = _usable(lead_times, class_counts, len(classes))
+        if not times.size:
+            return cls.constant(classes, seconds)
+        _, region = _robust(times, counts.sum(axis=1, keepdims=True), np.array([seconds, 0.0]))
+        found = _robust(times, counts, np.array([seconds, *[region] * len(classes)]))
+        return cls(tuple(classes), float(found[0]), tuple(map(float, found[1:])), times.size)
+
+    def seconds(self, expected_counts: npt.ArrayLike) -> Floats:
+        """Expected seconds (n,) of images with so many expected regions (n, C)."""
+        counts = np.asarray(expected_counts, dtype=np.float64)
+        if counts.ndim != 2 or counts.shape[1] != len(self.classes):
+            raise ValueError(f"expected counts of {len(self.classes)} classes, not an array of shape {counts.shape}")
+        result: Floats = np.maximum(self.base + counts @ np.array(self.per_region, dtype=np.float64), SHORTEST)
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        return {"base": self.base, "per_region": dict(zip(self.classes, self.per_region, strict=True))} | {
+            "images": self.images
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> CostModel:
+        regions = entry["per_region"]
+        return cls(tuple(regions), float(entry["base"]), tuple(map(float, regions.values())), int(entry["images"]))
+
+
+def _usable(lead_times: npt.ArrayLike, class_counts: npt.ArrayLike, classes: int) -> tuple[Floats, Floats]:
+    times = np.asarray(lead_times, dtype=np.float64)
+    counts = np.asarray(class_counts, dtype=np.float64).reshape(len(times), classes)
+    good = np.isfinite(times) & (times > 0) & np.isfinite(counts).all(axis=1)
+    return times[good], counts[good]
+
+
+def _robust(times: Floats, counts: Floats, start: Floats) -> Floats:
+    """Huber's M-estimate of (base, per region), drawn towards `start`, by iteratively reweighted least squares."""
+    features = np.column_stack([np.ones(len(times)), counts])
+    weight: Floats = np.ones(len(times))
+    found = start
+    for _ in range(STEPS):
+        previous, found = found, _ridge(features, times, weight, start)
+        if np.allclose(found, previous, rtol=1e-5, atol=1e-5):
+            break
+        weight = _trust(times, np.maximum(features @ found, SHORTEST))
+    return found
+
+
+def _trust(times: Floats, expected: Floats) -> Floats:
+    """Huber weights of relative errors: in seconds the many quick clean images would make each defect an outlier."""
+    off = np.abs(times / expected - 1)
+    scale = 1.4826 * float(np.median(off))
+    trust: Floats = np.minimum(1, HUBER * max(scale, 1e-3) / np.maximum(off, 1e-9))
+    return trust
+
+
+def _ridge(features: Floats, times: Floats, weight: Floats, start: Floats) -> Floats:
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
+
+    root = np.sqrt(weight)
+    pull = math.sqrt(PRIOR) * np.eye(len(start))
+    found, _ = nnls(np.vstack([features * root[:, None], pull]), np.concatenate([times * root, pull @ start]))
+    return np.asarray(found, dtype=np.float64)
