@@ -10,6 +10,7 @@ from itertools import chain, count
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from curate import rounds
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
 from curate.index import Index
@@ -18,6 +19,8 @@ from curate.project import Project
 SIDEBAR = {
     "labels": ("defects", "classes", "other_defects", "versions"),
     "state": ("status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"),
+    "selection": ("round", "slot", "pick_rank", "pick_score", "pick_reason"),
+    "near-duplicates": ("near_cluster", "near_of", "near_similarity", "near_splits"),
     "scores": (),
     "provenance": (
         *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line"),
@@ -95,6 +98,14 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
     yield SavedView("conflicts", index.undecided(), "copies with different labels")
     yield SavedView("disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides")
     yield SavedView("missing", dataset.match(field("missing") == True), "files no longer on disk")  # noqa: E712
+    for number in rounds.numbers(index):
+        view = dataset.match(field("round") == number).sort_by("pick_rank")
+        yield SavedView(f"round {number:03d}", view, f"chosen in round {number}, in the order of the queue")
+    if dataset.get_field("near_cluster") is not None:
+        near = dataset.match(field("near_cluster") != None).sort_by("near_cluster")  # noqa: E711
+        yield SavedView("near-duplicates", near, "cluster by cluster; near_of names the image to keep")
+        crossing = near.match(field("near_splits") != None)  # noqa: E711
+        yield SavedView("near-duplicates across splits", crossing, "what one split learns, another tests")
     for name in SOURCES:
         if index.count(source=name):
             yield SavedView(f"source {name}", dataset.match(field("source") == name), f"{name} images")

@@ -49,11 +49,11 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _rounds(work: Path) -> Iterator[tuple[Path, str]]:
-    """Rounds that were never pushed (`"pushed"` in their round.json), save the newest."""
+    """Rounds that nobody has worked on (`pushed`, `touched` in their round.json), save the newest."""
     folders = sorted(p for p in (work / "rounds").glob("*") if p.is_dir() and not p.name.startswith("."))
     for path in folders[:-1]:
         manifest = path / "round.json"
-        if manifest.is_file() and not _read(manifest).get("pushed"):
+        if manifest.is_file() and not any(_read(manifest).get(name) for name in ("pushed", "touched")):
             yield path, "superseded round: never pushed"
 
 

@@ -23,6 +23,7 @@ from curate.splits import Member
 
 CHUNK = 1000
 FEW = 100  # different values that are written as one update each
+PRESENT = ("defects.detections.label", "classes.classifications.label")  # where an image's classes stand
 AUDIT = "audit"  # tag of the picks that may fill val and test
 STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
@@ -89,13 +90,17 @@ class Index:
         counts = self.dataset.count_values(name)
         return {str(value): int(n) for value, n in sorted(counts.items(), key=lambda pair: str(pair[0])) if value}
 
+    def rows(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """These fields of every image of ours, its content id first."""
+        for row in zip(*self.dataset.values(["content_id", *names]), strict=True):
+            if row[0]:
+                yield row
+
     def cards(self) -> dict[str, Card]:
-        names = ["content_id", "state_key", "group", "split", "status", "stratum", "missing", "paths", "filepath"]
-        rows = zip(*self.dataset.values(names), strict=True)
+        rows = self.rows("state_key", "group", "split", "status", "stratum", "missing", "paths", "filepath")
         return {
             id: Card(key or "", group or id, split, status, stratum, bool(missing), tuple(paths or ()), path)
             for id, key, group, split, status, stratum, missing, paths, path in rows
-            if id
         }
 
     def undecided(self) -> Any:
@@ -114,12 +119,10 @@ class Index:
 
     def members(self) -> dict[str, Member]:
         """Every image as the splits see it."""
-        names = ["content_id", "group", "source", "status", "tags"]
-        names += ["defects.detections.label", "classes.classifications.label"]
+        names = ("group", "source", "status", "tags", *PRESENT)
         return {
             id: Member(group, source, status, frozenset(regions or ()) | frozenset(whole or ()), AUDIT in tags)
-            for id, group, source, status, tags, regions, whole in zip(*self.dataset.values(names), strict=True)
-            if id
+            for id, group, source, status, tags, regions, whole in self.rows(*names)
         }
 
     def ids(self) -> list[str]:
@@ -192,6 +195,22 @@ class Index:
                 self.dataset.set_values(name, dict(by_id), key_field="content_id")
             else:
                 self._set_alike(name, [(by_id[ids[0]], ids) for ids in alike.values()])
+
+    def tag(self, name: str, ids: Iterable[str], on: bool = True) -> None:
+        """Add a tag or take it away; what else is tagged meanwhile stays."""
+        from pymongo import UpdateMany
+
+        change = {"$addToSet" if on else "$pull": {"tags": name}, "$set": {"last_modified_at": documents.this_moment()}}
+        updates = [UpdateMany({"content_id": {"$in": chunk}}, change) for chunk in chunks(ids, CHUNK)]
+        if updates:
+            self.fo.core.odm.bulk_write(updates, self._images())
+
+    def declare(self, **kinds: Any) -> None:
+        """Fields that a later step adds: name -> FiftyOne's field type."""
+        known = self.dataset.get_field_schema()
+        for name, kind in kinds.items():
+            if name not in known:
+                self.dataset.add_sample_field(name, kind)
 
     def _set_alike(self, name: str, values: Iterable[tuple[Any, list[str]]]) -> None:
         from pymongo import UpdateMany

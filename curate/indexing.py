@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import classes, edits, files, formats, intake, paths, reading, splits, state, workers
+from curate import classes, edits, files, formats, intake, paths, reading, rounds, splits, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
 from curate.errors import CurateError
@@ -130,6 +130,7 @@ class _Run:
         images = list(self.table.images())
         self._retract(images)
         changed = self._reconcile(rebuild) | self._place(images)
+        rounds.show(self.index, self.fresh)  # after a lost database: which images the audits drew must be known again
         self._split()
         self._count(changed, {image.id for image in images})
         write_lists(self.project, self.table, self.index)

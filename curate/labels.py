@@ -60,6 +60,14 @@ def me() -> str:
         return f"uid-{os.getuid()}"
 
 
+def lead_times(folder: Path) -> Iterator[tuple[float, Label]]:
+    """How long people took for an image, as Label Studio reports it, and what they drew in it."""
+    for line in Segments(folder).holding(b'"lead_time"'):
+        entry = Entry.from_json(line)
+        if isinstance(seconds := entry.extra.get("lead_time"), int | float):
+            yield float(seconds), entry.label
+
+
 class Place(NamedTuple):
     """Where an entry stands, and what can be told about it without reading it again."""
 
@@ -97,6 +105,12 @@ class Segments:
                             raise self.damaged(name, offset)
                         yield name, offset, line
                     offset += len(raw)
+
+    def holding(self, text: bytes) -> Iterator[dict[str, Any]]:
+        """The lines in which these bytes stand; far quicker than `lines` where few do."""
+        for name in self.names():
+            with open(self.folder / name, "rb") as handle:
+                yield from (line for raw in handle if text in raw and (line := self._decoded(raw)) is not None)
 
     def at(self, segment: str, offset: int) -> dict[str, Any]:
         with open(self.folder / segment, "rb") as handle:

@@ -19,7 +19,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 def listed(marker: str) -> list[str]:
     table = README.split(f"<!-- {marker} -->")[1].split("\n\n")[0]
-    return re.findall(r"^\| `(?:curate )?(\w+)`", table, flags=re.MULTILINE)
+    return re.findall(r"^\| `(?:curate )?([\w-]+)`", table, flags=re.MULTILINE)
 
 
 def test_every_command_is_listed() -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from curate import __version__
-from curate.cli import _index, _keep, _look, _start
+from curate.cli import _audit, _embed, _index, _keep, _look, _select, _start
 from curate.errors import CurateError
 from curate.paths import printable
 
@@ -42,7 +42,7 @@ def _root(
     pass
 
 
-for _group in (_start, _index, _look, _keep):
+for _group in (_start, _index, _embed, _select, _audit, _look, _keep):
     _group.register(app)
 
 

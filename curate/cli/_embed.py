@@ -1,0 +1,114 @@
+"""`embed`: vectors of images and their tiles, which selection and search work on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, near, open_project, rows, say, warn
+from curate.errors import CurateError
+
+if TYPE_CHECKING:
+    from curate.embedding import Report
+    from curate.project import Project
+
+SHOWN = 5  # failed images that are printed; --json has them all
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(embed)
+
+
+def embed(
+    project: ProjectOption = None,
+    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Which one; see --list.")] = "texture",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the encoder, as key=value.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: here or on the cluster of RAY_ADDRESS.")] = "local",
+    batch: Annotated[int, typer.Option(min=1, help="Images to a batch; each is safe on disk at once.")] = 128,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode \\[default: one a core, if it pays].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    listing: Annotated[bool, typer.Option("--list", help="List the encoders with their options.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compute the vectors that are missing, of whole images and of tiles. Safe to repeat, safe to kill."""
+    if listing:
+        _list(json)
+        return
+    from curate import embedding
+    from curate.files import writer_lock
+
+    made = open_project(project)
+    built, options = _built(made, encoder, set_ or [], device)
+    with writer_lock(made.work, "curate embed"), bars() as step:
+        report = embedding.run(
+            made, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
+        )
+    emit(report.to_json()) if json else _show(report)
+
+
+def _engine(name: str) -> Any:
+    if name not in ("local", "ray"):
+        raise CurateError(f"engine '{name}' does not exist; allowed: local, ray")
+    return name
+
+
+def _built(project: Project, name: str, given: list[str], device: str) -> tuple[Any, dict[str, Any]]:
+    """The encoder, and its options as the user gave them."""
+    from curate import embed as encoders
+
+    name = encoders.plain(name)
+    options = encoders.CATALOGUE.parse(name, given)
+    if device not in ("auto", "cpu", "cuda"):
+        raise CurateError(f"device '{device}' does not exist; allowed: auto, cpu, cuda")
+    takes = "device" in encoders.options(name)
+    if device == "cuda" and not takes and name != "model":
+        raise CurateError(f"encoder {name} has no use for a GPU: leave --device out")
+    handed = {"handle": _trained(project, device)} if name == "model" else {}
+    return encoders.build(name, ({"device": device} if takes else {}) | options, **handed), options
+
+
+def _trained(project: Project, device: str) -> Any:
+    """The project's model as `train.embed.handle` gives it, or None where nothing is trained yet."""
+    import importlib
+    import importlib.util
+
+    if importlib.util.find_spec("train.embed") is None:
+        return None
+    return importlib.import_module("train.embed").handle(project, device)
+
+
+def _list(json: bool) -> None:
+    from curate import embed as encoders
+
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            "summary": encoders.summary(name),
+            "options": {key: p.default for key, p in encoders.options(name).items()},
+        }
+        for name in encoders.names()
+    }
+    if json:
+        emit({"encoders": found})
+        return
+    rows((name, one["summary"], _defaults(one["options"])) for name, one in found.items())
+
+
+def _defaults(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={'' if value is None else value}" for key, value in options.items())
+
+
+def _show(report: Report) -> None:
+    from pathlib import Path
+
+    rate = f", {report.embedded / report.seconds:.0f} images/s" if report.embedded and report.seconds else ""
+    say(f"embedded {report.embedded} / kept {report.kept} / failed {len(report.failed)} / missing {report.missing}")
+    say(f"{report.windows} windows in {report.seconds:.1f} s{rate}, in {near(Path(report.table))}")
+    for reason in list(report.failed.values())[:SHOWN]:
+        warn(f"skipped {reason}")
+    if len(report.failed) > SHOWN:
+        warn(f"and {len(report.failed) - SHOWN} more: --json lists them all")
+    if not report.embedded and not report.failed:
+        say("nothing to do: every image has its vectors")

@@ -1,0 +1,203 @@
+"""`duplicates`, `select`: the images that are worth a person's time, each picture once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curate.cli._common import JsonOption, ProjectOption, bars, colored, emit, open_project, rows, say, warn
+from curate.errors import CurateError
+
+if TYPE_CHECKING:
+    from curate.duplicates import Report
+    from curate.project import Project
+    from curate.selecting import Chosen, Wish
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(duplicates)
+    app.command()(select)
+
+
+def duplicates(
+    project: ProjectOption = None,
+    near: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help=r"Cosine from which images are near-duplicates \[default: by the data]."),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help=r"Whose vectors to use \[default: the newest].")] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Make each cluster one group, for good: no split cuts through it then.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Find pictures that are nearly the same, also across splits and sources; nothing is removed."""
+    from curate import browse
+    from curate import duplicates as search
+    from curate.files import writer_lock
+
+    made = open_project(project)
+    with writer_lock(made.work, "curate duplicates"), bars() as step:
+        report = search.run(made, near, encoder, join, step)
+        browse.arrange(made)
+    emit(report.to_json()) if json else _clusters(made, report)
+
+
+def _clusters(made: Project, report: Report) -> None:
+    counts = f"{report.clusters} clusters, {report.duplicates} images nearly equal another one"
+    say(f"{counts} (of {report.images}, cosine >= {report.threshold:g}, {report.vectors} vectors)")
+    across = {"splits": report.across_splits, "sources": report.across_sources, "groups": report.across_groups}
+    say(f"across {', across '.join(f'{name} {count}' for name, count in across.items())}")
+    for cluster in report.largest[:3]:
+        others = ", ".join(cluster["others"][:2])
+        say(f"keeps {cluster['kept']}; like it, {cluster['images'] - 1}: {others}", f"{cluster['similarity']:.3f}")
+    for leak in report.leaks:
+        warn(f"leak: {leak['joined']} is {leak['kept']}; it moved from {leak['moved_from']} to {leak['moved_to']}")
+    if report.across_splits and not report.joined:
+        warn(f"{report.across_splits} clusters lie in several splits: what is learnt in one is tested in the other")
+        warn("look at the view 'near-duplicates across splits'; curate duplicates --join makes each cluster one group")
+    if report.clusters:
+        say(f"curate app --view near-duplicates --project {made.name}", "look:")
+
+
+def select(
+    project: ProjectOption = None,
+    budget: Annotated[str, typer.Option(help="Images (500), or people's time (4h, 90m).")] = "500",
+    strategy: Annotated[
+        str, typer.Option(help="How to choose; --list shows all \\[default: portfolio].", show_default=False)
+    ] = "portfolio",
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the strategy, as key=value (repeatable).")
+    ] = None,
+    exemplars: Annotated[
+        str | None,
+        typer.Option(help="What rare defects look like: a saved view, a tag, or content ids with commas between."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only look for these classes (commas between) \\[default: the scarcest ones].")
+    ] = None,
+    per_stratum: Annotated[
+        str | None, typer.Option(help="Most picks from one stratum: a number, 'equal' or 'proportional'.")
+    ] = None,
+    near: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help=r"Cosine from which images are near-duplicates; 0: never \[default: by the data]."
+        ),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="No rules on top of the strategy: for comparing strategies.")
+    ] = False,
+    encoder: Annotated[str | None, typer.Option(help="Whose vectors to use \\[default: the newest].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same picks.")] = 0,
+    explain: Annotated[
+        str | None, typer.Option(metavar="ID", help="Choose nothing; say why this image was picked, or was not.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose and show, write nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the strategies with their options.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Choose the images that are worth labelling next, rare defects first, and say why for each."""
+    from curate import selecting
+    from curate.selection import BARE, Rules
+    from curate.strategies import CATALOGUE
+
+    if list_:
+        _list(json)
+        return
+    rules = BARE if plain else Rules(near=selecting.AUTO if near is None else near, per_stratum=_quota(per_stratum))
+    wish = selecting.Wish(
+        budget=budget,
+        strategy=strategy,
+        seed=seed,
+        options=CATALOGUE.parse(strategy, option or []),
+        exemplars=exemplars,
+        classes=tuple(name.strip() for name in (classes or "").split(",") if name.strip()),
+        encoder=encoder,
+        rules=rules,
+    )
+    made = open_project(project)
+    if explain is not None:
+        found = selecting.explain(made, wish, explain)
+        emit(found) if json else _explain(found)
+        return
+    chosen = _run(made, wish, dry_run)
+    emit(chosen.to_json()) if json else _show(made, chosen)
+
+
+def _list(json: bool) -> None:
+    from rich.text import Text
+
+    from curate.strategies import CATALOGUE
+
+    lines = {name: CATALOGUE.summary(name) for name in CATALOGUE.names()}
+    if json:
+        emit({"strategies": lines})
+        return
+    rows((Text(name, "bold"), line, ", ".join(CATALOGUE.options(name))) for name, line in lines.items())
+
+
+def _quota(text: str | None) -> Any:
+    if text is None or text in ("equal", "proportional"):
+        return text
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
+
+
+def _run(made: Project, wish: Wish, dry: bool) -> Chosen:
+    from contextlib import nullcontext
+
+    from curate import browse, selecting
+    from curate.files import writer_lock
+
+    with nullcontext() if dry else writer_lock(made.work, "curate select"), bars() as step:
+        chosen = selecting.run(made, wish, step, dry=dry)
+        if not dry:
+            browse.arrange(made)
+    return chosen
+
+
+def _show(made: Project, chosen: Chosen) -> None:
+    about = chosen.manifest
+    for note in chosen.notes:
+        warn(note)
+    name = f"round {about['round']:03d}"
+    say(f"{about['picked']} of {about['candidates']} images, from {about['groups']} groups", name)
+    say()
+    rows([("slot", *_counts(about["slots"]))])
+    if list(about["by_stratum"]) != [""]:
+        rows([("stratum", *_counts(about["by_stratum"]))])
+    if about["predicted_by"]:
+        say(f"predicted by the {about['predicted_by']}:")
+        rows([(colored(name, made.colors.get(name)), n) for name, n in about["by_predicted"].items()], right={1})
+    hours = about["seconds"] / 3600
+    say(f"{about['near_duplicates']} near-duplicates avoided; about {hours:.1f} hours of labelling; {about['took']} s")
+    if chosen.written is None:
+        say("nothing was written: --dry-run")
+    elif not chosen.fresh:
+        say("nothing has changed since it was chosen; it stays as it was")
+    else:
+        say(f"curate app --view '{chosen.written.name}' --project {made.name}", "look:")
+
+
+def _counts(counts: dict[str, int]) -> list[str]:
+    return [f"{name or '(none)'} {count}" for name, count in counts.items()]
+
+
+def _explain(found: dict[str, Any]) -> None:
+    picked = found["picked"]
+    say(found["path"], found["id"][:12])
+    if picked:
+        place = f"round {picked['round']:03d}, number {picked['rank']}, slot {picked['slot']}"
+        say(f"picked in {place}: {picked['reason']}")
+    else:
+        say(f"not picked: {found['barred'] or 'others were worth more'}")
+    if found.get("likely"):
+        likely = ", ".join(f"{name} {value:.2f}" for name, value in found["likely"].items())
+        say(f"{likely}  (by the {found['likely_by']})")
+    for what in ("labelled", "exemplar"):
+        near = found.get(f"nearest_{what}")
+        if near:
+            say(f"nearest {what} image: {near['id'][:12]}, similarity {near['similarity']:.3f}")

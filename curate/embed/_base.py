@@ -1,0 +1,105 @@
+"""What an encoder is, and which windows of an image it sees.
+
+Every encoder's file has `build(*, <options>) -> Encoder`. An `Encoder` has
+
+- `name`, and `key`: a hash of all that changes its vectors (options, weights, `STEP`), not of device or batch size;
+- `dim`: the length of a vector;
+- `tile`, `overlap`: see `windows`;
+- `prepare(window)`: from pixels (uint8, HxW or HxWx3) to an array; pure, runs in the processes that decode;
+- `encode(prepared)`: from a list of those to float32 vectors of length 1, one a row; runs where the device is.
+
+An encoder is pickled into the processes that decode; what only `encode` needs (a network) must stay behind, or be
+loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.errors import CurateError
+
+Pixels = NDArray[np.uint8]
+Array = NDArray[Any]
+Tile = int | Literal["auto", "none"]
+SMALLEST = 32  # pixels: a tile's side
+LONG = 1.5  # sides' ratio, from which an image is a strip
+SHARE = 0.6  # of the shorter side: a tile of an image that is no strip
+MOST = 64  # tiles of an image, where the size is ours to choose
+
+
+class Encoder(Protocol):
+    """See the module's head."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def tile(self) -> Tile: ...
+    @property
+    def overlap(self) -> float: ...
+    def prepare(self, window: Pixels) -> Array: ...
+    def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]: ...
+
+
+def key_of(*parts: Any) -> str:
+    """A short name for all that vectors depend on."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_tiles(tile: Tile, overlap: float) -> None:
+    if isinstance(tile, int) and tile < SMALLEST:
+        raise CurateError(f"tile {tile} is too small; allowed: {SMALLEST} pixels or more, auto, none")
+    if not 0 <= overlap <= 0.9:
+        raise CurateError(f"overlap {overlap} is not a share; allowed: 0 to 0.9")
+
+
+def windows(width: int, height: int, tile: Tile, overlap: float) -> NDArray[np.int32]:
+    """The whole image, then its tiles, as rows of x, y, w, h: tiles cover the image and overlap by that share or more.
+
+    `auto`: a strip's tiles are half as high as it is, so that a defect that is nothing to the whole fills a good part
+    of one; any other image gets tiles of 0.6 of its shorter side. An image no larger than a tile has none.
+    """
+    side_x, side_y = _sides(width, height, tile)
+    whole = (0, 0, width, height)
+    if tile == "none" or (side_x, side_y) == (width, height):
+        return np.array([whole], np.int32)
+    places = [(x, y) for y in _starts(height, side_y, overlap) for x in _starts(width, side_x, overlap)]
+    return np.array([whole, *((x, y, side_x, side_y) for x, y in places)], np.int32)
+
+
+def _sides(width: int, height: int, tile: Tile) -> tuple[int, int]:
+    if isinstance(tile, int):
+        return min(tile, width), min(tile, height)
+    short, long = min(width, height), max(width, height)
+    side = max(short // 2, min(short, 64)) if long >= LONG * short else round(SHARE * short)
+    side = max(side, SMALLEST, math.ceil(math.sqrt(width * height * 2 / MOST)))
+    return min(side, width), min(side, height)
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """Where tiles begin: evenly, from one end to the other."""
+    steps = math.ceil((length - side) / (side * (1 - overlap)) - 1e-9)
+    return [round(i * (length - side) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def unit(vectors: Array) -> NDArray[np.float32]:
+    """Rows of length 1."""
+    found = np.asarray(vectors, np.float32)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,145 @@
+"""What all encoders that are networks share: loading weights, resizing windows, the forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.embed._base import Array, Pixels, Tile, unit
+from curate.errors import CurateError
+
+STEP = 1  # raise it when `prepare` or `encode` give other vectors than before
+CHUNK = 64  # windows in one forward pass
+
+
+@dataclass
+class Network:
+    """A network as an encoder. `make` gives the module without its head; it must be picklable, the module stays here.
+
+    A window is resized whole, not cropped: a defect may lie at its border.
+    """
+
+    name: str
+    key: str
+    dim: int
+    tile: Tile
+    overlap: float
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    make: Callable[[], Any]
+    device: str = "cpu"
+    bf16: bool = False
+    module: Any = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"module": None}
+
+    def prepare(self, window: Pixels) -> Array:
+        colour = window if window.ndim == 3 else cv2.cvtColor(window, cv2.COLOR_GRAY2RGB)
+        shrinks = min(window.shape[:2]) > self.size
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        return np.asarray(cv2.resize(colour, (self.size, self.size), interpolation=how))
+
+    def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]:
+        import torch
+
+        module = self.loaded()
+        with torch.inference_mode():
+            parts = [self._forward(module, prepared[i : i + CHUNK]) for i in range(0, len(prepared), CHUNK)]
+        return unit(np.concatenate(parts))
+
+    def loaded(self) -> Any:
+        """The module on its device; in memory as channels-last, which convolutions like best on CPU and GPU."""
+        import torch
+
+        if self.module is None:
+            made = self.make().eval().to(self.device, memory_format=torch.channels_last)
+            self.module = made.to(torch.bfloat16) if self.bf16 and self.device == "cpu" else made
+        return self.module
+
+    def _forward(self, module: Any, windows: Sequence[Array]) -> NDArray[np.float32]:
+        import torch
+
+        pixels = torch.from_numpy(np.stack(windows))
+        on_gpu = self.device != "cpu"
+        if on_gpu:
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        scaled = (pixels.float() / 255 - pixels.new_tensor(self.mean, dtype=torch.float32)) / pixels.new_tensor(
+            self.std, dtype=torch.float32
+        )
+        batch = scaled.permute(0, 3, 1, 2)  # a view: the pixels already lie channels-last
+        with torch.autocast("cuda", torch.float16, enabled=on_gpu):
+            found = module(batch.to(torch.bfloat16) if self.bf16 and not on_gpu else batch)
+        return np.asarray(found.float().flatten(1).cpu().numpy(), np.float32)
+
+
+def device_of(wanted: str) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise CurateError("device 'cuda' is not available here; allowed: auto, cpu")
+    return "cuda" if wanted != "cpu" and there else "cpu"
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies bfloat16 fast: where it has AMX (see tests/bench/bench_embed.py)."""
+    import torch
+
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe and probe())
+
+
+def weights_of(path: str) -> dict[str, Any]:
+    """The tensors of a weights file; nothing in it is run."""
+    import pickle
+
+    import torch
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CurateError(f"no weights file at {file}. Give a local one: --set weights=PATH")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(str(file)))
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise CurateError(f"{file} is no file of plain weights: {reason}") from None
+    return _inner(found, file)
+
+
+def _inner(found: Any, file: Path) -> dict[str, Any]:
+    """The state dict itself, of a checkpoint that holds more."""
+    for name in ("state_dict", "model", "model_state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found:
+        raise CurateError(f"{file} holds no state dict")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def digest_of(module: Any) -> str:
+    """A hash of all its weights: what a hub calls the same name may change."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def dim_of(module: Any, size: int) -> int:
+    import torch
+
+    with torch.inference_mode():
+        return int(module.eval()(torch.zeros(1, 3, size, size)).flatten(1).shape[1])

@@ -1,0 +1,104 @@
+"""The same decoding and encoding in Ray's actors: on this machine, or on the cluster that RAY_ADDRESS names.
+
+An actor decodes and encodes whole batches, so that only files' names go out and only vectors come back. On a cluster
+the images' paths and a network's weights must be readable from every node, and this package installed there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from curate.embed._base import Encoder
+from curate.errors import CurateError
+
+BLOCKS = 2000  # more would cost the driver more than they give the actors
+START = "starting Ray takes about 10 s; it pays for long runs and on clusters"
+
+
+def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: int | None) -> Iterator[Any]:
+    """Every image's `Outcome`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
+    if not todo:
+        return
+    ray = _imported()
+    own = not ray.is_initialized()
+    if own:
+        print(START, file=sys.stderr)  # noqa: T201
+        _start(ray)
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        yield from _stream(ray, encoder, todo, max_pixels, batch, workers or max(1, cores - 1))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _imported() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise CurateError("engine 'ray' needs Ray. Run: pip install 'steel-curate[ray]'") from None
+    return ray
+
+
+def _start(ray: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS") or None
+    # On this machine workers look for modules where we do; a cluster's nodes have their own installation.
+    local: dict[str, Any] = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": _path()}}}
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **({} if address else local))
+
+
+def _path() -> str:
+    return os.pathsep.join(part for part in sys.path if part)
+
+
+def _stream(ray: Any, encoder: Encoder, todo: Any, max_pixels: int, batch: int, actors: int) -> Iterator[Any]:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = [{"id": id, "path": path} for id, path in todo]
+    blocks = min(-(-len(rows) // batch), BLOCKS)
+    found = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+        _Actor,
+        fn_constructor_args=(encoder, max_pixels),
+        batch_size=batch,
+        batch_format="numpy",
+        concurrency=min(actors, blocks),
+        num_cpus=1,
+        num_gpus=1 if getattr(encoder, "device", "cpu") == "cuda" else 0,
+    )
+    for row in found.iter_rows():
+        yield _unpacked(row, encoder.dim)
+
+
+class _Actor:
+    """One process of the cluster, with its own copy of the encoder."""
+
+    def __init__(self, encoder: Encoder, max_pixels: int) -> None:
+        self.encoder, self.max_pixels = encoder, max_pixels
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        from curate import embedding
+
+        job = list(zip(rows["id"].tolist(), rows["path"].tolist(), strict=True))
+        done = embedding.encode_all(self.encoder, embedding.prepare_all(self.encoder, job, self.max_pixels))
+        return {
+            "id": [one.id for one in done],
+            "path": [one.path for one in done],
+            "problem": [one.problem or "" for one in done],
+            "boxes": [np.asarray(one.boxes, np.int32).tobytes() for one in done],
+            "vectors": [np.asarray(one.vectors, np.float32).tobytes() for one in done],
+        }
+
+
+def _unpacked(row: dict[str, Any], dim: int) -> Any:
+    from curate.embedding import Outcome
+
+    boxes = np.frombuffer(row["boxes"], np.int32).reshape(-1, 4)
+    vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, dim)
+    return Outcome(row["id"], row["path"], boxes, vectors, row["problem"] or None)

@@ -1,0 +1,59 @@
+"""The project's own trained model as the encoder. Train one first: curate train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit
+from curate.errors import CurateError
+
+STEP = 1
+
+
+class Handle(Protocol):
+    """What `train` hands over: a model's key (a hash of weights and preprocessing) and its two halves.
+
+    Pickled into the processes that decode, it should leave its network behind.
+    """
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    def prepare(self, window: Pixels) -> Array: ...
+    def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]: ...
+
+
+def build(handle: Handle | None = None, *, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
+    """`handle` comes from the caller, since nothing here knows how models are trained."""
+    check_tiles(tile, overlap)
+    if handle is None:
+        raise CurateError("this project has no trained model yet. Train one first: curate train")
+    return Trained(handle, tile, overlap)
+
+
+@dataclass(frozen=True)
+class Trained:
+    handle: Handle
+    tile: Tile
+    overlap: float
+    name: str = "model"
+
+    @property
+    def key(self) -> str:
+        return key_of(self.name, STEP, self.handle.key, self.tile, self.overlap)
+
+    @property
+    def dim(self) -> int:
+        return self.handle.dim
+
+    def prepare(self, window: Pixels) -> Array:
+        return self.handle.prepare(window)
+
+    def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]:
+        return unit(self.handle.encode(prepared))

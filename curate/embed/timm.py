@@ -1,0 +1,71 @@
+"""Any timm model, from the hub or from a local weights file; windows are prepared as its weights want them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from curate.embed import _network
+from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
+from curate.embed._network import Network
+from curate.errors import CurateError, unknown
+
+REMEDY = "Give a local file: --set weights=PATH"
+
+
+def build(
+    *,
+    model: str = "vit_small_patch14_dinov2.lvd142m",
+    weights: str = "",
+    size: int | None = None,
+    tile: Tile = "auto",
+    overlap: float = 0.25,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Encoder:
+    """`size`: pixels of a window's side as the network sees it; without it, what the weights were trained with."""
+    from timm.data import resolve_model_data_config
+
+    check_tiles(tile, overlap)
+    module = headless(model, weights, size)
+    config = resolve_model_data_config(module)
+    side = size or int(config["input_size"][-1])
+    digest = sha256_of(Path(weights).expanduser()) if weights else _network.digest_of(module)
+    key = key_of(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap)
+    dim, make = _network.dim_of(module, side), partial(headless, model, weights, size)
+    place, bf16 = _network.device_of(device), _network.bf16_pays()
+    name = f"timm-{model.replace('/', '_').replace(':', '_')}"
+    return Network(name, key, dim, tile, overlap, side, config["mean"], config["std"], make, place, bf16)
+
+
+def headless(model: str, weights: str, size: int | None) -> Any:
+    """The model without its classes' layer, with the file's weights or the hub's."""
+    import timm
+
+    wanted: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size and _takes_size(model) else {})
+    if not timm.is_model(model) and not model.startswith(("hf-hub:", "hf_hub:")):
+        near = timm.list_models(f"*{model.partition('_')[0]}*")[:20] or timm.list_modules()
+        raise unknown("timm model", model, near, "All of them: timm.list_models()")
+    if weights:
+        return _filled(timm.create_model(model, pretrained=False, **wanted), weights, model)
+    try:
+        return timm.create_model(model, pretrained=True, **wanted)
+    except (OSError, RuntimeError) as error:  # the hub's client wraps whatever kept it from the network
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise CurateError(f"the weights of {model} cannot be fetched ({reason}). {REMEDY}") from None
+
+
+def _takes_size(model: str) -> bool:
+    return model.startswith(("vit", "deit", "swin", "eva", "beit"))
+
+
+def _filled(module: Any, weights: str, model: str) -> Any:
+    """All weights must be in the file; those of the head that we took off may be."""
+    found = _network.weights_of(weights)
+    try:
+        missing = module.load_state_dict(found, strict=False).missing_keys
+    except RuntimeError as error:
+        raise CurateError(f"{weights} does not fit timm's {model}: {' '.join(str(error).split())[:160]}") from None
+    if missing:
+        raise CurateError(f"{weights} does not fit timm's {model}: it lacks {', '.join(missing[:3])}")
+    return module

@@ -1,0 +1,67 @@
+"""A torchvision model with weights from a local file (a state dict); no network access."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from curate.embed import _network
+from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
+from curate.embed._network import Network
+from curate.errors import CurateError, unknown
+
+SCALES = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def build(
+    *,
+    weights: str = "",
+    model: str = "mobilenet_v2",
+    scale: Literal["imagenet", "tf"] = "imagenet",
+    size: int = 192,
+    tile: Tile = "auto",
+    overlap: float = 0.25,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Encoder:
+    """`scale`: how the weights want their input: ImageNet's mean and deviation, or `tf` (x / 127.5 - 1)."""
+    check_tiles(tile, overlap)
+    if not weights:
+        raise CurateError("torchvision_file needs the weights of the model in a local file: --set weights=PATH")
+    module = headless(model, weights)
+    mean, std = SCALES[scale]
+    key = key_of(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap)
+    dim = _network.dim_of(module, size)
+    place, bf16 = _network.device_of(device), _network.bf16_pays()
+    make = partial(headless, model, weights)
+    return Network(f"torchvision_file-{model}", key, dim, tile, overlap, size, mean, std, make, place, bf16)
+
+
+def headless(model: str, weights: str) -> Any:
+    """The model with these weights, without the layer that tells ImageNet's classes apart."""
+    from torchvision import models
+
+    if model not in models.list_models(models):
+        raise unknown("torchvision model", model, models.list_models(models))
+    module = models.get_model(model, weights=None)
+    try:
+        module.load_state_dict(_network.weights_of(weights), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CurateError(f"{weights} does not fit torchvision's {model}: {reason}") from None
+    return without_head(module)
+
+
+def without_head(module: Any) -> Any:
+    """The last linear layer of the head becomes the identity."""
+    from torch import nn
+
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise CurateError("the model has no linear layer at its end; choose another")
+    parent, _, last = linear[-1].rpartition(".")
+    setattr(module.get_submodule(parent), last, nn.Identity())
+    return module

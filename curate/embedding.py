@@ -1,0 +1,280 @@
+"""`curate embed`: vectors for every image and its windows, those alone that are missing.
+
+    report = run(project, "texture", {"tile": 96}, progress=step)      by name and options
+    report = run(project, made, engine="ray")                          or a made encoder
+    for outcome in outcomes(encoder, [(id, path), ...], limit): ...    without a project: each image's vectors
+
+A batch is one append: whatever a kill leaves, the next run finds and completes. Images that cannot be read, or whose
+vectors are no numbers, are skipped and reported with the reason; the next run tries them again. With `engine="ray"`
+the same functions run in Ray's actors, on this machine or on the cluster that RAY_ADDRESS names; the driver appends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import embed, tables, workers
+from curate.embed._base import Encoder, Pixels, windows
+from curate.errors import CurateError, LabelProblem, unknown
+from curate.index import Index, chunks
+from curate.project import Project
+from curate.vectors import Vectors
+
+BATCH = 128  # images to an append
+JOB = 16  # images that a process decodes at a time
+WORTH = 5.0  # seconds of decoding left, above which starting processes pays
+FEW = 32  # images after which it can be told how long the rest will take
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+Progress = Callable[[str, int, int], None]
+Engine = Literal["local", "ray"]
+Todo = Sequence[tuple[str, str]]  # content id and file
+
+
+@dataclass
+class Report:
+    """What a run did: images `embedded` now, `kept` from before, `failed` with path and reason, `missing` on disk."""
+
+    encoder: str
+    key: str
+    table: str
+    embedded: int = 0
+    kept: int = 0
+    missing: int = 0
+    windows: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One image's windows and vectors, a row each, or the problem that left it without any."""
+
+    id: str
+    path: str
+    boxes: NDArray[np.int32]
+    vectors: NDArray[np.float32]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image's windows as the encoder takes them, or the problem."""
+
+    id: str
+    path: str
+    boxes: NDArray[np.int32]
+    arrays: list[NDArray[Any]]
+    problem: str | None = None
+
+
+def run(
+    project: Project,
+    encoder: str | Encoder = embed.DEFAULT,
+    options: Mapping[str, Any] | None = None,
+    *,
+    engine: Engine = "local",
+    batch: int = BATCH,
+    workers: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Report:
+    """Embed what has no vectors yet. The caller holds the project's writer lock."""
+    begun = time.perf_counter()
+    made = embed.build(encoder, options) if isinstance(encoder, str) else encoder
+    vectors = table_of(project, made, _command(encoder, options))
+    images, missing = _images(project)
+    known = set(vectors.ids())
+    todo = [(id, path) for id, path in images.items() if id not in known]
+    report = Report(vectors.name, vectors.key, vectors.table.path, kept=len(images) - len(todo), missing=missing)
+    limit = project.config.limits.max_pixels
+    found = outcomes(made, todo, limit, engine=engine, batch=batch, workers=workers)
+    for part in chunks(found, batch):
+        _write(part, vectors, report)
+        progress(f"embed {made.name}", len(part), len(todo))
+    vectors.table.finish(newest=True)
+    report.seconds = round(time.perf_counter() - begun, 3)
+    return report
+
+
+def table_of(project: Project, encoder: Encoder, command: str = "curate embed") -> Vectors:
+    """The encoder's table in this project; made if it is not there."""
+    path = project.work / "vectors" / f"{encoder.name}-{encoder.key}.lance"
+    if tables.Table.exists(path):
+        return Vectors(tables.Table(path))
+    return Vectors.create(path, encoder.key, encoder.dim, {"command": command})
+
+
+def _command(encoder: str | Encoder, options: Mapping[str, Any] | None) -> str:
+    name = encoder if isinstance(encoder, str) else encoder.name.partition("-")[0]
+    return " ".join([f"curate embed --encoder {name}", *(f"--set {key}={v}" for key, v in (options or {}).items())])
+
+
+def _images(project: Project) -> tuple[dict[str, str], int]:
+    """Every image that is on disk, and how many are not."""
+    rows = list(zip(*Index(project).dataset.values(["content_id", "filepath", "missing"]), strict=True))
+    there = {id: path for id, path, missing in rows if id and not missing}
+    return there, sum(1 for id, _, _ in rows if id) - len(there)
+
+
+def _write(part: list[Outcome], vectors: Vectors, report: Report) -> None:
+    good = [one for one in part if one.problem is None]
+    vectors.append([one.id for one in good], [one.boxes for one in good], [one.vectors for one in good])
+    report.embedded += len(good)
+    report.windows += sum(len(one.boxes) for one in good)
+    report.failed |= {one.id: f"{one.path}: {one.problem}" for one in part if one.problem is not None}
+
+
+def outcomes(
+    encoder: Encoder,
+    todo: Todo,
+    max_pixels: int,
+    *,
+    engine: Engine = "local",
+    batch: int = BATCH,
+    workers: int | None = None,
+) -> Iterator[Outcome]:
+    """Every image's vectors or problem, in the order of `todo`."""
+    if engine == "ray":
+        from curate.embed import _ray
+
+        yield from _ray.outcomes(encoder, todo, max_pixels, batch, workers)
+        return
+    if engine != "local":
+        raise unknown("engine", engine, ("local", "ray"))
+    for part in chunks(_prepared(encoder, todo, max_pixels, workers), batch):
+        yield from encode_all(encoder, part)
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def pixels_of(content: bytes, max_pixels: int) -> Pixels:
+    """An image file's pixels, grey (HxW) or colour (HxWx3). Raises LabelProblem where they cannot be had.
+
+    The limit is checked again: the file may have been replaced since the index saw it.
+    """
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels decides
+    try:
+        with Image.open(io.BytesIO(content), formats=KINDS) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height}"
+                raise LabelProblem(f"{size} pixels are more than limits.max_pixels = {max_pixels}")
+            return _bytes_of(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise LabelProblem(f"cannot be decoded: {error}") from None
+
+
+def _bytes_of(image: Any) -> Pixels:
+    if image.mode.startswith(("I", "F")):  # 16 bits keep their upper 8: stretching would depend on the image
+        return np.clip(np.asarray(image, np.float64) / 256, 0, 255).astype(np.uint8)
+    plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    return np.asarray(plain, np.uint8)
+
+
+def prepare_all(encoder: Encoder, job: Todo, max_pixels: int) -> list[Prepared]:
+    """These images, ready to be encoded; touches nothing but their files, so that any process can do it."""
+    return [_prepare(encoder, id, path, max_pixels) for id, path in job]
+
+
+def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> Prepared:
+    try:
+        content = Path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != id:
+            raise LabelProblem("the file changed since it was indexed. Run: curate index")
+        pixels = pixels_of(content, max_pixels)
+    except LabelProblem as problem:
+        return Prepared(id, path, np.empty((0, 4), np.int32), [], str(problem))
+    except OSError as error:
+        return Prepared(id, path, np.empty((0, 4), np.int32), [], f"cannot be read: {error.strerror}")
+    boxes = windows(pixels.shape[1], pixels.shape[0], encoder.tile, encoder.overlap)
+    arrays = [encoder.prepare(np.ascontiguousarray(pixels[y : y + h, x : x + w])) for x, y, w, h in boxes.tolist()]
+    return Prepared(id, path, boxes, arrays)
+
+
+def encode_all(encoder: Encoder, part: Sequence[Prepared]) -> list[Outcome]:
+    """Vectors for all windows of these images in one call."""
+    arrays = [array for one in part for array in one.arrays]
+    vectors = encoder.encode(arrays) if arrays else np.empty((0, encoder.dim), np.float32)
+    ends = np.cumsum([len(one.arrays) for one in part])
+    return [_outcome(one, vectors[end - len(one.arrays) : end]) for one, end in zip(part, ends, strict=True)]
+
+
+def _outcome(one: Prepared, vectors: NDArray[np.float32]) -> Outcome:
+    problem = one.problem
+    # 0.5: a vector of zeros is as useless as one that is no number; all others have length 1.
+    if problem is None and not (np.linalg.norm(vectors, axis=1) > 0.5).all():
+        problem = "the encoder gave a vector that is not a number"
+    return Outcome(one.id, one.path, one.boxes, vectors if problem is None else vectors[:0], problem)
+
+
+# --- here, or in several processes where there is much to decode -----------------------------------------------------
+
+
+def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) -> Iterator[Prepared]:
+    """Every image ready to be encoded, in order; starts processes once it shows that they pay."""
+    prepare = partial(prepare_all, encoder, max_pixels=max_pixels)
+    jobs = chunks(todo, JOB)
+    done, spent = 0, 0.0
+    with ExitStack() as stack:
+        for job in jobs:
+            if count != 0 and done >= FEW and spent / done * (len(todo) - done) > WORTH:
+                pool = stack.enter_context(workers.pool(count))
+                stack.enter_context(_single_threaded())
+                yield from _ahead(pool, prepare, chain([job], jobs), 2 * (count or os.cpu_count() or 1))
+                return
+            begun = time.perf_counter()
+            found = prepare(job)
+            # The first job also loads libraries and compiles: it tells nothing of the rest.
+            spent, done = (spent + time.perf_counter() - begun, done + len(job)) if done else (0.0, len(job))
+            yield from found
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes that start now share the cores already: threads of their own would only be in each other's way."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _ahead(
+    pool: ProcessPoolExecutor, prepare: Callable[[Todo], list[Prepared]], jobs: Iterable[Todo], most: int
+) -> Iterator[Prepared]:
+    """A bounded number of jobs ahead: prepared windows are large."""
+    pending: deque[Future[list[Prepared]]] = deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(prepare, job))
+            if len(pending) > most:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool:
+        raise CurateError("a decoding process died (out of memory?); what was embedded is kept: run it again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,335 @@
+"""From index, vectors and scores to the `Pool` that strategies choose from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import tables, vectors
+from curate.data import Box, Label
+from curate.errors import CurateError, nearest, unknown
+from curate.index import PRESENT, Index
+from curate.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
+from curate.strategies import rare
+from curate.vectors import Vectors
+
+HELD_OUT = ("val", "test")
+IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass
+MOST_EXEMPLARS = 64  # of one class; one a group first
+NEEDED = ("group", "stratum", "status", "split", "source", "missing", "filepath", *PRESENT)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the index says of an image, as far as a choice needs it."""
+
+    group: str
+    stratum: str
+    status: str
+    split: str | None
+    source: str
+    missing: bool
+    path: str
+    present: frozenset[str]
+    near_of: str | None = None
+
+    @property
+    def barred(self) -> str | None:
+        """Why nobody needs to label it now; None: it may be picked."""
+        if self.status != "unlabelled":
+            return _BARRED.get(self.status, f"its status is {self.status}")
+        if self.missing:
+            return "its file is missing"
+        if self.source == "synthetic":
+            return "it is synthetic"
+        if self.split in HELD_OUT:
+            return f"its group '{self.group}' belongs to {self.split}: labelling it would leak"
+        if self.near_of:
+            return f"it nearly equals {self.near_of[:12]} (curate duplicates)"
+        return None
+
+
+_BARRED = {
+    "labelled": "it is labelled",
+    "queued": "it waits in the annotators' queue",
+    "skipped": "people skipped it",
+    "disputed": "it is disputed: decide first (curate resolve, or the App)",
+}
+
+
+@dataclass
+class Built:
+    """A pool, and what a person should know of it."""
+
+    pool: Pool
+    seen: dict[str, Seen]
+    vectors: Vectors
+    scores: str | None
+    broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> Built:
+    """Everything that a strategy may see. Raises CurateError naming the command that is missing."""
+    _check_classes(index, classes)
+    found, seen = vectors.open_latest(index.project.work, encoder), _seen(index)
+    with_vectors = set(found.ids())
+    ids = sorted(id for id in seen if id in with_vectors)
+    if not ids:
+        raise CurateError("none of the index's images has a vector. Run: curate embed")
+    matrix = found.whole(ids)
+    finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
+    broken = sorted(set(ids) - {ids[row] for row in finite})
+    ids, matrix = [ids[row] for row in finite], matrix[finite]
+    names = tuple(index.project.class_names)
+    scores, table = _scores(index, ids, names)
+    pool = _pool(ids, matrix, seen, names, tuple(classes), scores)
+    pool = replace(pool, windows=_Windows(found, pool))
+    pool = replace(pool, exemplars=_exemplars(index, pool, found, seen, exemplars))
+    return Built(pool, seen, found, table, broken, _notes(seen, with_vectors, broken, found))
+
+
+def _check_classes(index: Index, classes: Sequence[str]) -> None:
+    for name in classes:
+        if name not in index.project.class_names:
+            raise unknown("class", name, index.project.class_names)
+
+
+def _seen(index: Index) -> dict[str, Seen]:
+    copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
+    return {
+        id: Seen(
+            group or id,
+            stratum or "",
+            status or "unlabelled",
+            split,
+            source,
+            bool(missing),
+            path,
+            frozenset(regions or ()) | frozenset(whole or ()),
+            copies.get(id),
+        )
+        for id, group, stratum, status, split, source, missing, path, regions, whole in index.rows(*NEEDED)
+    }
+
+
+def _notes(seen: dict[str, Seen], known: set[str], broken: list[str], found: Vectors) -> list[str]:
+    notes = []
+    if lacking := sum(id not in known and one.barred is None for id, one in seen.items()):
+        notes.append(f"{lacking} images have no {found.name} vectors yet and cannot be picked. Run: curate embed")
+    if broken:
+        shown = ", ".join(id[:12] for id in broken[:5])
+        notes.append(f"{len(broken)} images have vectors that are no numbers and were left out: {shown}")
+    return notes
+
+
+def _pool(
+    ids: list[str],
+    matrix: Floats,
+    seen: dict[str, Seen],
+    classes: tuple[str, ...],
+    wanted: tuple[str, ...],
+    scores: dict[str, Floats],
+) -> Pool:
+    rows = [seen[id] for id in ids]
+    groups, _ = _coded([one.group for one in rows])
+    strata, stratum_names = _coded([one.stratum for one in rows])
+    labelled = np.array([one.status == "labelled" for one in rows])
+    return Pool(
+        ids=tuple(ids),
+        vectors=matrix,
+        candidates=np.array([one.barred is None for one in rows]),
+        labelled=labelled,
+        held_out=labelled & np.array([one.split in HELD_OUT for one in rows]),
+        present=np.array([[name in one.present for name in classes] for one in rows]).reshape(len(rows), len(classes)),
+        classes=classes,
+        groups=groups,
+        strata=strata,
+        stratum_names=stratum_names,
+        scores=scores,
+        wanted=wanted,
+    )
+
+
+def _coded(names: list[str]) -> tuple[Rows, tuple[str, ...]]:
+    """Names as numbers, in the order of their names."""
+    known, numbers = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+    return numbers.astype(np.int64), tuple(known.tolist())
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+class _Windows:
+    """Streams the windows of a pool's images: whole images first, then tiles; kept in memory where they fit."""
+
+    def __init__(self, found: Vectors, pool: Pool) -> None:
+        self.found, self.ids, self.vectors = found, pool.ids, pool.vectors
+        self.row_of = {id: row for row, id in enumerate(pool.ids)}
+        self.kept: list[Windows] | None = None
+
+    def __call__(self) -> Iterator[Windows]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept: list[Windows] = []
+        size = 0
+        for part in self._read():
+            size += part.vectors.nbytes
+            if size <= IN_MEMORY:
+                kept.append(part)
+            yield part
+        if size <= IN_MEMORY:
+            self.kept = kept
+
+    def _read(self) -> Iterator[Windows]:
+        step = 65536
+        for start in range(0, len(self.ids), step):
+            rows = np.arange(start, min(start + step, len(self.ids)))
+            yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
+        for tiles in self.found.tiles(self.ids):
+            values = tiles.vectors.astype(np.float32)
+            fine = np.isfinite(values).all(axis=1)
+            owners = np.array([self.row_of[id] for id in tiles.ids], np.int64)
+            yield Windows(owners[fine], tiles.tile[fine], values[fine])
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(index: Index, ids: list[str], classes: tuple[str, ...]) -> tuple[dict[str, Floats], str | None]:
+    """The newest score table's columns in the pool's order; NaN where an image has none."""
+    table = tables.latest(index.project.work / "scores")
+    if table is None:
+        return {}, None
+    known = set(table.ids())
+    rows = np.array([row for row, id in enumerate(ids) if id in known], np.int64)
+    if not len(rows):
+        return {}, None
+    order = json.loads(table.metadata.get("classes", "[]"))
+    names = [name for name in table.columns if name != "id"]
+    read = table.read([ids[row] for row in rows], names)
+    return {name: _placed(read[name], rows, len(ids), order, classes) for name in names}, str(table.path)
+
+
+def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tuple[str, ...]) -> Floats:
+    values = np.asarray(values, dtype=np.float32)
+    if values.ndim == 2:
+        places = [order.index(name) if name in order else None for name in classes]
+        columns = [values[:, place] if place is not None else np.zeros(len(values)) for place in places]
+        values = np.stack(columns, axis=1).astype(np.float32)
+    found = np.full((total, *values.shape[1:]), np.nan, np.float32)
+    found[rows] = values
+    return found
+
+
+# --- exemplars ------------------------------------------------------------------------------------------------------
+
+
+def _exemplars(index: Index, pool: Pool, found: Vectors, seen: dict[str, Seen], given: str | None) -> Exemplars:
+    """Windows of the given images, else of the labelled images of the scarce classes."""
+    names = pool.wanted or (pool.classes if given else rare.scarce(pool))
+    ids = _named(index, pool, given) if given else _labelled(pool, names)
+    if not ids:
+        return pool.exemplars
+    labels = {one.id: one.label for one in index.shown(ids)}
+    by_id = _windows_of(found, pool, ids)
+    made = [one for id in ids for one in _of_image(pool, id, labels[id], by_id[id], names, bool(given))]
+    if not made:
+        return pool.exemplars
+    who, tile, vector, cls = zip(*made, strict=True)
+    return Exemplars(tuple(who), np.array(tile, np.int16), np.stack(vector), tuple(cls))
+
+
+def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
+    """Labelled images of these classes, one a group before a second of any."""
+    chosen: dict[str, None] = {}
+    for name in names:
+        rows = np.flatnonzero(pool.shows(name))
+        before = Counter[int]()
+        turn = [before.update([group]) or before[group] for group in pool.groups[rows].tolist()]
+        chosen |= dict.fromkeys(pool.ids[row] for row in rows[np.argsort(turn, kind="stable")][:MOST_EXEMPLARS])
+    return list(chosen)
+
+
+def _named(index: Index, pool: Pool, given: str) -> list[str]:
+    """The images of a saved view, of a tag, or with these content ids (their first characters will do)."""
+    if given in index.dataset.list_saved_views():
+        ids = index.dataset.load_saved_view(given).values("content_id")
+    elif given in index.dataset.distinct("tags"):
+        ids = index.dataset.match_tags(given).values("content_id")
+    else:
+        ids = [_one(pool, part.strip(), index) for part in given.split(",") if part.strip()]
+    known = set(pool.ids)
+    if lacking := [id for id in ids if id not in known]:
+        raise CurateError(f"exemplar {lacking[0]} has no vector. Run: curate embed")
+    if not ids:
+        raise CurateError(f"--exemplars '{given}' holds no image")
+    return list(dict.fromkeys(ids))
+
+
+def _one(pool: Pool, prefix: str, index: Index) -> str:
+    found = [id for id in index.ids() if id.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CurateError(f"--exemplars: '{prefix}' fits {len(found)} images; give more of its characters")
+    views, tags = index.dataset.list_saved_views(), index.dataset.distinct("tags")
+    hint = nearest(prefix, [*views, *tags])
+    raise CurateError(
+        f"--exemplars '{prefix}' is no saved view, no tag and no image of the index{hint}; "
+        f"views: {', '.join(views) or 'none'}; tags: {', '.join(tags) or 'none'}"
+    )
+
+
+@dataclass
+class _Image:
+    tiles: NDArray[np.int16]
+    boxes: NDArray[np.int32]
+    vectors: Floats
+
+
+def _windows_of(found: Vectors, pool: Pool, ids: Sequence[str]) -> dict[str, _Image]:
+    """All windows of these images, whole image last: of two that hold a defect equally, the smaller one tells more."""
+    rows = pool.rows_of(ids)
+    parts: dict[str, list[tuple[int, Any, Any]]] = {id: [] for id in ids}
+    for tiles in found.tiles(ids):
+        for id, tile, box, vector in zip(tiles.ids, tiles.tile, tiles.boxes, tiles.vectors, strict=True):
+            parts[id].append((int(tile), box, vector.astype(np.float32)))
+    everything = np.array([0, 0, 1 << 30, 1 << 30], np.int32)
+    for id, row in zip(ids, rows.tolist(), strict=True):
+        parts[id].append((WHOLE, everything, pool.vectors[row]))
+    return {id: _image(*zip(*windows, strict=True)) for id, windows in parts.items()}
+
+
+def _image(tiles: Sequence[int], boxes: Sequence[Any], vectors: Sequence[Any]) -> _Image:
+    return _Image(np.array(tiles, np.int16), np.stack(boxes), np.stack(vectors))
+
+
+def _of_image(
+    pool: Pool, id: str, label: Label, image: _Image, names: Sequence[str], given: bool
+) -> Iterator[tuple[str, int, Floats, str]]:
+    """The windows that hold the most of each defect; without any region the image's most unusual one."""
+    regions = [(d.label, Box(*d.box)) for d in label.defects if d.label in names]
+    for name, box in regions:
+        best = int(np.argmax(_overlap(image.boxes, box)))
+        yield id, int(image.tiles[best]), image.vectors[best], name
+    bare = sorted(label.present.intersection(names) - {name for name, _ in regions})
+    if not regions and not bare and given:
+        bare = [pool.wanted[0] if len(pool.wanted) == 1 else ""]
+    for name in bare:
+        best = int(np.argmax(rare.unusual(pool, image.vectors)))
+        yield id, int(image.tiles[best]), image.vectors[best], name
+
+
+def _overlap(boxes: NDArray[np.int32], box: Box) -> NDArray[np.float64]:
+    """The part of the box's area that each window holds."""
+    wide = np.minimum(boxes[:, 0] + boxes[:, 2], box.x + box.w) - np.maximum(boxes[:, 0], box.x)
+    high = np.minimum(boxes[:, 1] + boxes[:, 3], box.y + box.h) - np.maximum(boxes[:, 1], box.y)
+    return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0) / max(box.w * box.h, 1e-9))

@@ -1,0 +1,67 @@
+"""A class-balanced linear probe on the vectors: stands in for a model until one is trained; a hard baseline."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.pool import Floats, Mask, Pool
+
+FEWEST = 2  # images that must show a class, and must not, before it can be told apart
+MOST = 20_000  # labelled images that a probe is fitted on
+STRENGTH = 10.0  # of the fit against the penalty on large weights: vectors have unit length
+
+
+def probabilities(pool: Pool) -> Floats:
+    """(n, classes): how likely each image shows each class, by the labels there are. NaN where a class has too few."""
+    return pool.once("probe", lambda: predict(weights(*_labelled(pool)), pool.vectors))
+
+
+def known(pool: Pool) -> bool:
+    """Whether any class can be told apart."""
+    shown = pool.present[pool.taught].sum(axis=0)
+    return bool(((shown >= FEWEST) & (pool.taught.sum() - shown >= FEWEST)).any())
+
+
+def ensemble(pool: Pool, members: int, rng: np.random.Generator) -> Floats:
+    """(members, n, classes): probes fitted on bootstrap samples of the labelled images."""
+    vectors, present = _labelled(pool)
+    draws = (rng.integers(len(vectors), size=len(vectors)) for _ in range(members))
+    return np.stack([predict(weights(vectors[draw], present[draw]), pool.vectors) for draw in draws])
+
+
+def _labelled(pool: Pool) -> tuple[Floats, Mask]:
+    rows = np.flatnonzero(pool.taught)
+    if len(rows) > MOST:
+        shows = pool.present[rows].any(axis=1)
+        spare = rows[~shows][:: max(1, (~shows).sum() // max(1, MOST - shows.sum()))]
+        rows = np.sort(np.concatenate([rows[shows], spare]))[:MOST]
+    return pool.vectors[rows], pool.present[rows]
+
+
+def weights(vectors: Floats, present: Mask) -> NDArray[np.float32]:
+    """(d + 1, classes): one balanced logistic regression a class; NaN for classes that cannot be told apart yet."""
+    found = np.full((vectors.shape[1] + 1, present.shape[1]), np.nan, np.float32)
+    for number in range(present.shape[1]):
+        shown = int(present[:, number].sum())
+        if min(shown, len(present) - shown) >= FEWEST:
+            found[:, number] = _fitted(vectors, present[:, number])
+    return found
+
+
+def _fitted(vectors: Floats, shows: Mask) -> NDArray[np.float32]:
+    from sklearn.linear_model import LogisticRegression
+
+    model: Any = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that has not fully converged ranks just as well
+        model.fit(vectors, shows)
+    return np.asarray(np.concatenate([model.coef_[0], model.intercept_]), np.float32)
+
+
+def predict(fitted: NDArray[np.float32], vectors: Floats) -> Floats:
+    logits = vectors @ fitted[:-1] + fitted[-1]
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))), np.float32)

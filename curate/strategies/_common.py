@@ -1,0 +1,82 @@
+"""What strategies share: likelihoods, rankings and the making of picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import probe
+from curate.errors import CurateError
+from curate.pool import Floats, Pick, Picks, Pool, Rows
+
+TINY = 1e-12
+Rng = np.random.Generator
+
+
+def likelihood(pool: Pool, strategy: str) -> Floats:
+    """(n, classes): the model's probabilities where there is one, else those of a linear probe."""
+    if "probability" in pool.scores:
+        return np.nan_to_num(pool.scores["probability"], nan=0.0)  # an image without a score is nobody's favourite
+    if probe.known(pool):
+        return np.nan_to_num(probe.probabilities(pool), nan=0.0)
+    raise CurateError(
+        f"strategy '{strategy}' needs to know how classes look, but no class has {probe.FEWEST} labelled images. "
+        "Label some first: curate select --strategy maxherding"
+    )
+
+
+def source(pool: Pool) -> str:
+    return "model" if "probability" in pool.scores else "probe"
+
+
+def top(pool: Pool, scores: NDArray[np.floating], budget: int) -> Rows:
+    """The candidates with the highest scores; of equal ones, and of those without a score last, the lower row."""
+    rows = pool.open
+    value = np.nan_to_num(np.asarray(scores, np.float64)[rows], nan=-np.inf)
+    return np.asarray(rows[np.lexsort((rows, -value))][:budget], np.int64)
+
+
+def picks(
+    pool: Pool,
+    rows: Sequence[int] | Rows,
+    slot: str,
+    scores: NDArray[np.floating],
+    reason: Callable[[int], str],
+) -> Picks:
+    """Picks of these rows, in this order; `scores` is of the whole pool, `reason` is given the row."""
+    return tuple(Pick(pool.ids[row], slot, _plain(scores[row]), reason(int(row))) for row in rows)
+
+
+def _plain(value: float) -> float:
+    return float(value) if np.isfinite(value) else 0.0
+
+
+def likeliest(pool: Pool, likely: Floats, row: int) -> str:
+    """`scratches 0.52`: the class that the image most likely shows, for a reason."""
+    if not likely.shape[1]:
+        return "no class"
+    best = int(np.argmax(likely[row]))
+    return f"{pool.classes[best]} {likely[row, best]:.2f}"
+
+
+def wanted(pool: Pool) -> list[int]:
+    """The numbers of the classes that count: those the user asks for, else all."""
+    return [pool.classes.index(name) for name in pool.wanted] or list(range(len(pool.classes)))
+
+
+def mixed(pool: Pool, rng: Rng) -> Rows:
+    """The candidates in random order."""
+    return rng.permutation(pool.open)
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` split by weight into whole numbers that add up to it (largest remainders; ties to the first)."""
+    sum_ = sum(weights)
+    exact = [total * weight / sum_ if sum_ else 0.0 for weight in weights]
+    parts = [int(value) for value in exact]
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order[: total - sum(parts)] if sum_ else []:
+        parts[i] += 1
+    return parts

@@ -1,0 +1,24 @@
+"""Most disagreement: mutual information between prediction and model (Houlsby et al., 2011; Gal et al., 2017)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curate import probe, scores
+from curate.pool import Floats, Picks, Pool
+from curate.strategies._common import likelihood, picks, source, top
+
+
+def select(pool: Pool, budget: int, rng: np.random.Generator, *, members: int = 8) -> Picks:
+    score = pool.scores["bald"] if "bald" in pool.scores else _of_probes(pool, members, rng)
+
+    def reason(row: int) -> str:
+        return f"the {source(pool)}'s versions disagree: mutual information {score[row]:.3f}"
+
+    return picks(pool, top(pool, score, budget), "bald", score, reason)
+
+
+def _of_probes(pool: Pool, members: int, rng: np.random.Generator) -> Floats:
+    likelihood(pool, "bald")  # says what is missing
+    seen = np.nan_to_num(probe.ensemble(pool, members, rng), nan=0.0)
+    return np.asarray(scores.bald_multilabel(seen), np.float32)

@@ -1,0 +1,40 @@
+"""Nearest to the exemplars: windows ranked by plain cosine similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.pool import Pick, Picks, Pool
+from curate.strategies._common import top
+
+
+def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
+    exemplars = pool.exemplars.of(pool.wanted or pool.classes)
+    if not len(exemplars):
+        raise CurateError("strategy 'nearest' needs exemplars: give --exemplars VIEW|TAG|IDS, or label a few")
+    best = np.full(len(pool), -np.inf, np.float32)
+    tile, like = np.full(len(pool), -1, np.int16), np.zeros(len(pool), np.int64)
+    for part in pool.all_windows():
+        similarity = part.vectors @ exemplars.vectors.T
+        found, which = similarity.max(axis=1), similarity.argmax(axis=1)
+        order = np.argsort(found, kind="stable")  # of one image's windows, the best is written last
+        better = order[found[order] > best[part.rows[order]]]
+        best[part.rows[better]], tile[part.rows[better]] = found[better], part.tiles[better]
+        like[part.rows[better]] = which[better]
+    rows = top(pool, best, budget)
+    return tuple(
+        Pick(
+            pool.ids[row],
+            "nearest",
+            float(best[row]),
+            f"{best[row]:.2f} like exemplar {exemplars.ids[like[row]][:8]}, {place(int(tile[row]))}",
+            like=exemplars.ids[like[row]],
+            tile=int(tile[row]),
+        )
+        for row in rows
+    )
+
+
+def place(tile: int) -> str:
+    return f"tile {tile}" if tile >= 0 else "the whole image"

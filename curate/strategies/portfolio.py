@@ -1,0 +1,95 @@
+"""The default: rare candidates, doubtful images, unseen kinds and an audit, each with a hard quota.
+
+`rare`: candidates for the scarcest classes. `uncertain`: class-stratified doubt. `explore`: coverage of what nobody
+labelled. `audit`: uniformly random within strata, so that unbiased error estimates stay possible. The shares depend on
+what there is (no labels, a few, a model); each can be set, 0 leaves a slot out. A slot that cannot work passes on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from curate import probe
+from curate.pool import Picks, Pool
+from curate.strategies import audit as audit_slot
+from curate.strategies import class_stratified, maxherding, random
+from curate.strategies import rare as rare_slot
+from curate.strategies._common import Rng, shares
+
+REGIMES = {
+    "no labels": {"rare": 0.0, "uncertain": 0.0, "explore": 0.85, "audit": 0.15},
+    "few labels": {"rare": 0.40, "uncertain": 0.25, "explore": 0.20, "audit": 0.15},
+    "a model": {"rare": 0.35, "uncertain": 0.35, "explore": 0.15, "audit": 0.15},
+}
+SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
+    "audit": audit_slot.select,  # first: it draws from all there is, whatever the others would like
+    "rare": rare_slot.select,
+    "uncertain": class_stratified.select,
+    "explore": maxherding.select,
+    "spare": random.select,
+}
+
+
+def select(
+    pool: Pool,
+    budget: int,
+    rng: np.random.Generator,
+    *,
+    rare: float | None = None,
+    uncertain: float | None = None,
+    explore: float | None = None,
+    audit: float | None = None,
+) -> Picks:
+    given = {"rare": rare, "uncertain": uncertain, "explore": explore, "audit": audit}
+    quotas = _quotas(pool, budget, given)
+    made: Picks = ()
+    for slot, work in SLOTS.items():
+        # What earlier slots could not fill falls to the last one, so that the budget is always spent.
+        quota = budget - len(made) if slot == "spare" else min(quotas.get(slot, 0), budget - len(made))
+        if quota > 0:
+            made += tuple(replace(pick, slot=slot) for pick in work(_without(pool, made), quota, rng))
+    return made
+
+
+def regime(pool: Pool) -> str:
+    if "probability" in pool.scores:
+        return "a model"
+    return "few labels" if len(pool.exemplars) or probe.known(pool) else "no labels"
+
+
+def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str, int]:
+    """What each slot still has to find, of its share in the whole round."""
+    defaults = REGIMES[regime(pool)]
+    weights = {slot: defaults[slot] if value is None else value for slot, value in given.items()}
+    for slot, why in _idle(pool).items():
+        if weights[slot]:
+            pool.note(f"slot {slot} passes its share on: {why}")
+        weights[slot] = 0.0
+    if not sum(weights.values()):
+        return {}
+    total = dict(zip(weights, shares(len(pool.chosen) + budget, list(weights.values())), strict=True))
+    shown = ", ".join(f"{slot} {count}" for slot, count in total.items() if count)
+    if not pool.chosen:
+        pool.note(f"with {regime(pool)}: {shown}")
+    have = Counter(pick.slot for pick in pool.chosen)
+    return {slot: max(0, count - have[slot]) for slot, count in total.items()}
+
+
+def _idle(pool: Pool) -> dict[str, str]:
+    """The slots that cannot work, and why."""
+    idle = {}
+    if not rare_slot.sought(pool):
+        idle["rare"] = "no exemplar of a scarce class and no model: give --exemplars, or label one"
+    if "probability" not in pool.scores and not probe.known(pool):
+        idle["uncertain"] = "no class can be told apart yet"
+    return idle
+
+
+def _without(pool: Pool, made: Picks) -> Pool:
+    left = pool.candidates.copy()
+    left[pool.rows_of([pick.id for pick in made])] = False
+    return pool.offering(left, pool.chosen + made)

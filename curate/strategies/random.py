@@ -1,0 +1,14 @@
+"""Uniformly random: the honest baseline; its picks have known chances, so estimates from them are unbiased."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curate.pool import Pick, Picks, Pool
+
+
+def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
+    rows = pool.open
+    drawn = rng.permutation(rows)[:budget]
+    chance = len(drawn) / max(1, len(rows))
+    return tuple(Pick(pool.ids[row], "random", 1.0, "drawn at random", propensity=chance) for row in drawn)

@@ -1,0 +1,151 @@
+"""One contract for all strategies that are found, and what each is for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from curate.errors import CurateError
+from curate.pool import NO_EXEMPLARS, Pool
+from curate.strategies import CATALOGUE, DEFAULT
+from tests.pools import drawn, with_tiles
+
+ALL = CATALOGUE.names()
+
+
+def select(name: str, pool: Pool, budget: int, seed: int = 0) -> list[str]:
+    return [pick.id for pick in CATALOGUE.call(name)(pool, budget, np.random.default_rng(seed))]
+
+
+def test_all_strategies_are_found() -> None:
+    first = {"random", "foreground_random", "nearest", "probe", "margin", "entropy", "bald", "kcenter", "typiclust"}
+    assert set(ALL) >= first | {"maxherding", "badge", "rare", "class_stratified", "herding_uncertainty", "portfolio"}
+    assert DEFAULT in ALL
+    assert all(len(CATALOGUE.summary(name)) > 30 for name in ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("budget", [1, 7, 40])
+def test_exact_budget_unique_and_only_candidates(name: str, budget: int) -> None:
+    pool = with_tiles(drawn())
+    ids = select(name, pool, budget)
+    assert len(ids) == len(set(ids)) == budget
+    assert all(pool.candidates[pool.rows_of(ids)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_takes_all_where_the_budget_is_larger(name: str) -> None:
+    pool = drawn(80, labelled=30)
+    assert sorted(select(name, pool, 500)) == sorted(pool.ids[row] for row in pool.open)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_picks_whatever_the_order_of_rows(name: str) -> None:
+    shuffled = np.random.default_rng(5).permutation(300)
+    assert select(name, drawn(), 25, seed=3) == select(name, drawn(order=shuffled), 25, seed=3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_pool_is_left_alone(name: str) -> None:
+    pool = drawn()
+    before = {name: np.array(getattr(pool, name)) for name in ("vectors", "candidates", "labelled", "present")}
+    select(name, pool, 20)
+    assert all(np.array_equal(value, getattr(pool, name)) for name, value in before.items())
+    with pytest.raises(ValueError, match="read-only"):
+        pool.vectors[0, 0] = 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_pick_has_a_reason_and_a_score(name: str) -> None:
+    for pick in CATALOGUE.call(name)(drawn(), 20, np.random.default_rng(0)):
+        assert len(pick.reason) > 10
+        assert np.isfinite(pick.score)
+        assert pick.slot
+        assert pick.propensity is None or 0 < pick.propensity <= 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scores_that_are_missing_for_some_images_break_nothing(name: str) -> None:
+    pool = drawn()
+    likely = np.random.default_rng(1).random((len(pool), 3)).astype(np.float32)
+    likely[::7] = np.nan
+    bald = likely[:, 0].copy()
+    assert len(select(name, replace(pool, scores={"probability": likely, "bald": bald}), 30)) == 30
+
+
+@pytest.mark.parametrize("name", ["margin", "entropy", "badge", "class_stratified", "foreground_random", "bald"])
+def test_without_any_label_the_error_says_what_to_do(name: str) -> None:
+    pool = drawn(labelled=1, exemplars=False)
+    with pytest.raises(CurateError, match="--strategy maxherding"):
+        select(name, pool, 5)
+
+
+@pytest.mark.parametrize("name", ["rare", "nearest"])
+def test_without_exemplars_the_error_says_what_to_give(name: str) -> None:
+    with pytest.raises(CurateError, match="--exemplars"):
+        select(name, drawn(exemplars=False), 5)
+
+
+@pytest.mark.parametrize("name", ["rare", "nearest"])
+def test_exemplars_find_their_like(name: str) -> None:
+    pool = with_tiles(drawn())
+    wanted = pool.vectors @ pool.exemplars.vectors.mean(axis=0)
+    ids = select(name, pool, 9)
+    # Nine images of the rare kind are left: the exemplars' cloud is the one that lies nearest to them.
+    nearest = set(np.argsort(-np.where(pool.candidates, wanted, -9))[:9].tolist())
+    assert len(nearest & set(pool.rows_of(ids).tolist())) >= 7
+
+
+def test_portfolio_fills_its_slots_and_passes_on_what_cannot_work() -> None:
+    pool = drawn()
+    picks = CATALOGUE.call("portfolio")(pool, 40, np.random.default_rng(0))
+    counts = {slot: sum(pick.slot == slot for pick in picks) for slot in ("rare", "uncertain", "explore", "audit")}
+    assert counts == {"rare": 16, "uncertain": 10, "explore": 8, "audit": 6}
+    cold = replace(drawn(labelled=0, exemplars=False), exemplars=NO_EXEMPLARS)
+    picks = CATALOGUE.call("portfolio")(cold, 40, np.random.default_rng(0), rare=0.5)
+    assert {pick.slot for pick in picks} == {"explore", "audit"}
+    assert any("rare passes its share on" in note for note in cold.memo["notes"])
+
+
+def test_portfolio_s_shares_can_be_set() -> None:
+    picks = CATALOGUE.call("portfolio")(drawn(), 30, np.random.default_rng(0), rare=1, uncertain=0, explore=0, audit=1)
+    assert sum(pick.slot == "audit" for pick in picks) == 15
+    assert sum(pick.slot == "rare" for pick in picks) == 15
+
+
+def test_audit_draws_from_every_stratum_with_known_chances() -> None:
+    pool = drawn()
+    picks = CATALOGUE.call("audit")(pool, 20, np.random.default_rng(0))
+    for stratum in range(4):
+        rows = [row for row in pool.rows_of([pick.id for pick in picks]).tolist() if pool.strata[row] == stratum]
+        size = int((pool.population & (pool.strata == stratum)).sum())
+        chances = {pick.propensity for pick in picks if pool.strata[pool.rows_of([pick.id])[0]] == stratum}
+        assert chances == {len(rows) / size}
+        assert rows
+
+
+def test_audit_chances_are_the_true_ones() -> None:
+    """Drawn again and again, each image comes as often as its recorded chance says."""
+    pool = drawn(60, labelled=10)
+    times = np.zeros(len(pool))
+    said = np.zeros(len(pool))
+    for seed in range(2000):
+        for pick in CATALOGUE.call("audit")(pool, 12, np.random.default_rng(seed)):
+            row = pool.rows_of([pick.id])[0]
+            times[row] += 1
+            said[row] = pick.propensity
+    drawn_rows = pool.population
+    assert np.abs(times[drawn_rows] / 2000 - said[drawn_rows]).max() < 0.05
+
+
+def test_class_stratified_gives_a_rare_class_its_share() -> None:
+    pool = drawn()
+    likely = np.full((len(pool), 3), 0.5, np.float32)  # everything is in doubt for two classes
+    likely[:, 2] = 0.01
+    likely[pool.open[:30], 2] = 0.4
+    picks = CATALOGUE.call("class_stratified")(
+        replace(pool, scores={"probability": likely}), 30, np.random.default_rng(0), power=20.0
+    )
+    assert sum("blister" in pick.reason for pick in picks) == 10
