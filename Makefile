@@ -3,8 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= dev,bench,labelstudio
+EXTRAS ?= dev,bench,labelstudio,ray
 DEMO_IMAGES ?= 2000
+DEMO_BUDGET ?= 100
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -26,9 +27,11 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m curate.mongod --install
 	@rm -f $(VENV)/.installed-* && touch $@
 
-demo: setup ## Draw a demo plant, index it, and say what to do next.
+demo: setup ## Draw a demo plant, index it, choose what to label first, and say what to do next.
 	@$(BIN)/curate demo --images $(DEMO_IMAGES)
 	@$(BIN)/curate index --project demo
+	@$(BIN)/curate embed --project demo
+	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
 test: setup ## Run all tests.
@@ -39,9 +42,14 @@ lint: setup ## Check style and types.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup ## Measure speed: ratios against peers in the same run.
+bench: setup ## Measure speed: ratios against peers in the same run (installs the peers).
+	@$(BIN)/pip install -qq -e '.[$(EXTRAS),peers]'
 	@$(BIN)/python -m tests.bench.bench_rle
 	@$(BIN)/python -m tests.bench.bench_index
+	@$(BIN)/python -m tests.bench.bench_embed
+	@$(BIN)/python -m tests.bench.bench_kcenter --million
+	@$(BIN)/python -m tests.bench.bench_coverage
+	@$(BIN)/python -m tests.bench.bench_select
 
 clean: ## Remove .venv and caches; never a project's work/.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -40,7 +40,6 @@ BATCH = 128  # images to an append
 JOB = 16  # images that a process decodes at a time
 WORTH = 5.0  # seconds of decoding left, above which starting processes pays
 FEW = 32  # images after which it can be told how long the rest will take
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 Progress = Callable[[str, int, int], None]
 Engine = Literal["local", "ray"]
@@ -194,7 +193,23 @@ def _bytes_of(image: Any) -> Pixels:
 
 def prepare_all(encoder: Encoder, job: Todo, max_pixels: int) -> list[Prepared]:
     """These images, ready to be encoded; touches nothing but their files, so that any process can do it."""
-    return [_prepare(encoder, id, path, max_pixels) for id, path in job]
+    with _one_thread():
+        return [_prepare(encoder, id, path, max_pixels) for id, path in job]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Windows are small: on them, threads of matrix and image libraries mostly wait for each other (twenty times)."""
+    import cv2
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> Prepared:
@@ -240,7 +255,6 @@ def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) 
         for job in jobs:
             if count != 0 and done >= FEW and spent / done * (len(todo) - done) > WORTH:
                 pool = stack.enter_context(workers.pool(count))
-                stack.enter_context(_single_threaded())
                 yield from _ahead(pool, prepare, chain([job], jobs), 2 * (count or os.cpu_count() or 1))
                 return
             begun = time.perf_counter()
@@ -248,18 +262,6 @@ def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) 
             # The first job also loads libraries and compiles: it tells nothing of the rest.
             spent, done = (spent + time.perf_counter() - begun, done + len(job)) if done else (0.0, len(job))
             yield from found
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes that start now share the cores already: threads of their own would only be in each other's way."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _ahead(

@@ -19,6 +19,7 @@ from curate.pool import Floats
 SAMPLE = 2000
 FIFTH = 5
 SAME = 0.98  # correlation of small pictures
+KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SIDE = 32  # pixels of a small picture
 
 
@@ -48,7 +49,7 @@ def _small(path: Path, limit: int) -> NDArray[np.float32] | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=KINDS) as image:
             if image.width * image.height > limit:
                 return None
             image.draft("L", (4 * SIDE, 4 * SIDE))

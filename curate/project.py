@@ -117,6 +117,20 @@ class LimitsConfig(_Model):
     boxes: Literal["clip", "quarantine"] = "clip"
 
 
+class SelectConfig(_Model):
+    """Defaults of `curate select`; `options` are the strategy's."""
+
+    strategy: str = "portfolio"
+    budget: str = "500"
+    per_stratum: int | Literal["equal", "proportional"] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class ProjectConfig(_Model):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     classes: tuple[ClassConfig, ...] = ()
@@ -124,6 +138,7 @@ class ProjectConfig(_Model):
     dataset: str | None = None
     splits: SplitConfig = SplitConfig()
     limits: LimitsConfig = LimitsConfig()
+    select: SelectConfig = SelectConfig()
 
     @model_validator(mode="after")
     def _unique(self) -> ProjectConfig:
@@ -255,6 +270,7 @@ def _known_keys(trail: list[str]) -> list[str]:
         "classes": ClassConfig,
         "splits": SplitConfig,
         "limits": LimitsConfig,
+        "select": SelectConfig,
     }
     model = models.get(trail[0], ProjectConfig) if trail else ProjectConfig
     return sorted(model.model_fields)

@@ -159,6 +159,11 @@ _TAIL = """# [aliases]                              # old class name = new one; 
 # max_pixels = 200000000                # more is taken for a decompression bomb
 # verify = "tail"                       # "decode" reads every pixel: slow, finds damage inside a file
 # boxes = "clip"                        # or "quarantine": boxes that leave the image
+# [select]                              # defaults of `curate select`
+# strategy = "portfolio"
+# budget = "500"                        # or people's time: "4h"
+# per_stratum = "equal"                 # or "proportional", or the most picks from one stratum
+# options = { audit = 0.2 }             # of the strategy; `curate select --list` shows them
 # Secrets (Label Studio tokens) never stand here: they come from the environment.
 """
 

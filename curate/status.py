@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from curate import rounds, tables
 from curate.data import SPLITS, STATUSES
 from curate.index import Index
 from curate.ledger import MISSING, QUARANTINED, Ledger
@@ -25,6 +26,8 @@ def summarise(project: Project) -> dict[str, Any]:
         "by_class": _by_class(project, members),
         **_files(index),
         "conflicts": len(index.conflicts()),
+        "embedded": bool(tables.listed(project.work / "vectors")),
+        "round": _waiting(project),
     }
 
 
@@ -57,5 +60,19 @@ def next_step(summary: dict[str, Any], commands: Collection[str]) -> str:
     if summary["conflicts"]:
         return f"curate resolve{flag}  (copies with different labels: {summary['conflicts']})"
     if "select" in commands and summary["by_status"].get("unlabelled"):
-        return f"curate select --budget 500{flag}"
+        return _towards_a_round(summary) + flag
     return "curate app" + flag
+
+
+def _waiting(project: Project) -> str | None:
+    """The newest round, while nobody has begun to work on it."""
+    newest = rounds.latest(project.work)
+    return newest.name if newest and not newest.touched else None
+
+
+def _towards_a_round(summary: dict[str, Any]) -> str:
+    if not summary["embedded"]:
+        return "curate embed"
+    if summary["round"]:
+        return f"curate app --view '{summary['round']}'"
+    return "curate select --budget 500"

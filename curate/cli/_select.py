@@ -63,10 +63,12 @@ def _clusters(made: Project, report: Report) -> None:
 
 def select(
     project: ProjectOption = None,
-    budget: Annotated[str, typer.Option(help="Images (500), or people's time (4h, 90m).")] = "500",
+    budget: Annotated[
+        str | None, typer.Option(help="Images (500), or people's time (4h, 90m) \\[default: 500, or the project's].")
+    ] = None,
     strategy: Annotated[
-        str, typer.Option(help="How to choose; --list shows all \\[default: portfolio].", show_default=False)
-    ] = "portfolio",
+        str | None, typer.Option(help="How to choose; --list shows all \\[default: portfolio, or the project's].")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the strategy, as key=value (repeatable).")
     ] = None,
@@ -106,18 +108,22 @@ def select(
     if list_:
         _list(json)
         return
-    rules = BARE if plain else Rules(near=selecting.AUTO if near is None else near, per_stratum=_quota(per_stratum))
+    made = open_project(project)
+    config = made.config.select
+    strategy = strategy or config.strategy
+    options = (dict(config.options) if strategy == config.strategy else {}) | CATALOGUE.parse(strategy, option or [])
+    quota = config.per_stratum if per_stratum is None else _quota(per_stratum)
+    rules = BARE if plain else Rules(near=selecting.AUTO if near is None else near, per_stratum=quota)
     wish = selecting.Wish(
-        budget=budget,
+        budget=budget or config.budget,
         strategy=strategy,
         seed=seed,
-        options=CATALOGUE.parse(strategy, option or []),
+        options=options,
         exemplars=exemplars,
         classes=tuple(name.strip() for name in (classes or "").split(",") if name.strip()),
         encoder=encoder,
         rules=rules,
     )
-    made = open_project(project)
     if explain is not None:
         found = selecting.explain(made, wish, explain)
         emit(found) if json else _explain(found)
@@ -138,8 +144,8 @@ def _list(json: bool) -> None:
     rows((Text(name, "bold"), line, ", ".join(CATALOGUE.options(name))) for name, line in lines.items())
 
 
-def _quota(text: str | None) -> Any:
-    if text is None or text in ("equal", "proportional"):
+def _quota(text: str) -> Any:
+    if text in ("equal", "proportional"):
         return text
     if text.isdigit() and int(text) > 0:
         return int(text)

@@ -90,14 +90,6 @@ def device_of(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and there else "cpu"
 
 
-def bf16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 fast: where it has AMX (see tests/bench/bench_embed.py)."""
-    import torch
-
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(probe and probe())
-
-
 def weights_of(path: str) -> dict[str, Any]:
     """The tensors of a weights file; nothing in it is run."""
     import pickle

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit
 
-STEP = 2  # raise it when the same window gives another vector than before
+STEP = 3  # raise it when the same window gives another vector than before
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
 PATTERNS = 59
 SCALES = (1.0, 2.0, 4.0)
 CHANNELS = 5 * len(SCALES)
-SPOT_WEIGHT, SURFACE_WEIGHT = 1.0, 0.7
+MIXTURES = 96
+# More weight on the surface helps to tell surfaces apart, less to find the same spot on another surface.
+SURFACE_WEIGHT, SPOT_WEIGHTS = 0.8, (1.0, 1.0, 0.5)
+LARGEST = 1 << 19  # pixels of a window; above, it is shrunk
 BORDER = cv2.BORDER_REFLECT_101
 
 
@@ -39,15 +42,17 @@ class Texture:
     tile: Tile
     overlap: float
     name: str = "texture"
-    dim: int = PATTERNS * len(RADII) + 2 * CHANNELS
+    dim: int = PATTERNS * len(RADII) + 2 * CHANNELS + MIXTURES
 
     @property
     def key(self) -> str:
         return key_of(self.name, STEP, self.tile, self.overlap)
 
     def prepare(self, window: Pixels) -> Array:
-        spots = [_unit(found - plain) for found, plain in zip(_spots(_grey(window)), _plain(), strict=True)]
-        return np.concatenate([SURFACE_WEIGHT * _unit(_surface(_grey(window))), *(SPOT_WEIGHT * s for s in spots)])
+        grey = _grey(window)
+        parts = zip(SPOT_WEIGHTS, _spots(grey), _plain(), strict=True)
+        spots = [weight * _unit(found - plain) for weight, found, plain in parts]
+        return np.concatenate([SURFACE_WEIGHT * _unit(_surface(grey)), *spots])
 
     def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]:
         return unit(np.stack(prepared))
@@ -55,6 +60,9 @@ class Texture:
 
 def _grey(window: Pixels) -> NDArray[np.float32]:
     grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY) if window.ndim == 3 else window
+    shrink = (LARGEST / grey.size) ** 0.5
+    if shrink < 1:
+        grey = cv2.resize(grey, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     return np.asarray(grey, np.float32)
 
 
@@ -66,20 +74,27 @@ def _unit(values: Array) -> NDArray[np.float32]:
 
 
 @cache
-def _plain() -> tuple[Array, Array]:
+def _plain() -> tuple[Array, ...]:
     """What a surface without any spot gives: only what differs from it shall count."""
     noise = np.random.default_rng(0).normal(0, 4, (128, 128)).astype(np.float32)
-    return _spots(128 + cv2.GaussianBlur(noise, (0, 0), 0.7) + 2 * cv2.GaussianBlur(noise, (0, 0), 8, sigmaY=0.8))
+    return _spots(128 + cv2.GaussianBlur(noise, (0, 0), 0.7))
 
 
-def _spots(grey: NDArray[np.float32]) -> tuple[Array, Array]:
-    """How strong each derivative is where the window is least like itself: in its own noise, and in grey levels."""
+@cache
+def _mixtures() -> NDArray[np.float32]:
+    """Fixed directions in the space of derivatives: a spot is told by which ones are strong together."""
+    found = np.random.default_rng(3).standard_normal((MIXTURES, CHANNELS))
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+
+def _spots(grey: NDArray[np.float32]) -> tuple[Array, ...]:
+    """Where the window is least like itself: its derivatives there, alone and mixed, and their plain strength."""
     found = _derivatives(grey)
     flat = found.reshape(CHANNELS, -1)
-    noise = np.median(np.abs(flat), axis=1) / 0.6745 + 0.15
-    scaled = flat / noise[:, None]
-    weight = _oddity(scaled, found.shape[1:])
-    return np.log1p(np.abs(scaled)) @ weight, np.log2(np.abs(flat) @ weight + 0.1)
+    white = _whitened(flat)
+    weight = _oddity(white, found.shape[1:])
+    mixed = np.log1p(np.abs(_mixtures() @ white)) @ weight
+    return np.log1p(np.abs(white)) @ weight, mixed, np.log2(np.abs(flat) @ weight + 0.1)
 
 
 def _derivatives(grey: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,13 +112,21 @@ def _at_scale(grey: NDArray[np.float32], sigma: float) -> list[Array]:
     return [part[:: 3 - step, :: 3 - step] for part in found]
 
 
-def _oddity(scaled: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A weight for every place, with sum 1: large where the derivatives are jointly unlikely in this window."""
+def _whitened(flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Derivatives in units of the window's own noise, and no longer alike: what is common here counts little.
+
+    The noise is that of the calmer nine tenths, so that a spot does not hide itself.
+    """
+    scaled = flat / (np.median(np.abs(flat), axis=1, keepdims=True) / 0.6745 + 0.15)
     energy = (scaled * scaled).sum(0)
     calm = scaled[:, energy <= np.quantile(energy, 0.9)]
-    spread = calm @ calm.T / calm.shape[1] + 0.1 * np.eye(CHANNELS, dtype=np.float32)
-    odd = (np.linalg.solve(np.linalg.cholesky(spread), scaled) ** 2).sum(0).reshape(shape)
-    odd = cv2.GaussianBlur(odd.astype(np.float32), (0, 0), 1, borderType=BORDER)
+    spread, axes = np.linalg.eigh(calm @ calm.T / calm.shape[1] + 0.1 * np.eye(CHANNELS, dtype=np.float32))
+    return np.asarray(((axes / np.sqrt(spread)) @ axes.T) @ scaled, np.float32)
+
+
+def _oddity(white: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A weight for every place, with sum 1: large where the derivatives are jointly unlikely in this window."""
+    odd = cv2.GaussianBlur((white * white).sum(0).reshape(shape), (0, 0), 1, borderType=BORDER)
     weight = np.maximum(odd / max(float(np.median(odd)), 1e-6) - 3, 0) ** 2 + 1e-6
     return np.asarray(weight / weight.sum(), np.float32).ravel()
 

@@ -21,9 +21,13 @@ def build(
     size: int | None = None,
     tile: Tile = "auto",
     overlap: float = 0.25,
+    bf16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Encoder:
-    """`size`: pixels of a window's side as the network sees it; without it, what the weights were trained with."""
+    """`size`: pixels of a window's side as the network sees it; without it, what the weights were trained with.
+
+    `bf16` computes in bfloat16 on a CPU: see torchvision_file.
+    """
     from timm.data import resolve_model_data_config
 
     check_tiles(tile, overlap)
@@ -31,9 +35,9 @@ def build(
     config = resolve_model_data_config(module)
     side = size or int(config["input_size"][-1])
     digest = sha256_of(Path(weights).expanduser()) if weights else _network.digest_of(module)
-    key = key_of(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap)
+    key = key_of(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap, bf16)
     dim, make = _network.dim_of(module, side), partial(headless, model, weights, size)
-    place, bf16 = _network.device_of(device), _network.bf16_pays()
+    place = _network.device_of(device)
     name = f"timm-{model.replace('/', '_').replace(':', '_')}"
     return Network(name, key, dim, tile, overlap, side, config["mean"], config["std"], make, place, bf16)
 

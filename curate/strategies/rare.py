@@ -12,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.errors import CurateError
-from curate.pool import WHOLE, Floats, Pick, Picks, Pool, Rows, Windows
+from curate.pool import WHOLE, Floats, Mask, Pick, Picks, Pool, Rows, Windows
 from curate.strategies._common import shares
 from curate.strategies.nearest import place
 
 SCARCE = 0.25  # of the groups that the median class has
-SHRINKAGE = 0.1
-BACKGROUND = 50_000  # windows that the ordinary look is learnt from
+SHRINKAGE = 0.01  # of the whitening: less is more selective, and more easily led astray
+BACKGROUND_IMAGES, BACKGROUND = 3000, 50_000  # images and windows that the ordinary look is learnt from
+HARD = 64  # windows that people refused, of those most like the exemplars
+LOOKED_AT_TWICE = 20_000  # candidates
+Tiles = NDArray[np.int16]
 
 
 class Relevance(NamedTuple):
     """For each row: how much its best window looks like the class, which window, and which exemplar it is like."""
 
     score: Floats
-    tile: NDArray[np.int16]
+    tile: Tiles
     like: Rows
 
 
@@ -101,10 +104,11 @@ def _likely(pool: Pool, name: str, row: int, likely: Floats) -> Pick:
 
 
 def _relevance(pool: Pool, name: str, shrinkage: float, negative: float) -> Relevance:
-    whitening = pool.once(f"whitening {shrinkage}", lambda: Whitening.of(_ordinary(pool), shrinkage))
-    exemplars = pool.exemplars.of([name])
-    wanted, unwanted = whitening(exemplars.vectors), whitening(_negatives(pool, name))
-    return _scored(pool, whitening, wanted, unwanted, negative)
+    """How much each image looks like the exemplars; the likeliest are held against what people refused."""
+    whiten = pool.once(f"whitening {shrinkage}", lambda: Whitening.of(_ordinary(pool), shrinkage))
+    exemplars = whiten(pool.exemplars.of([name]).vectors)
+    found, refused = _first_look(pool, whiten, exemplars, _refused(pool, name))
+    return _second_look(pool, whiten, found, refused, negative) if negative and len(refused) else found
 
 
 class Whitening(NamedTuple):
@@ -124,8 +128,6 @@ class Whitening(NamedTuple):
 
     def __call__(self, vectors: Floats) -> Floats:
         """Whitened and brought to unit length."""
-        if not len(vectors):
-            return np.zeros((0, self.matrix.shape[1]), np.float32)
         white = (vectors - self.mean) @ self.matrix
         return np.asarray(white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-12), np.float32)
 
@@ -137,37 +139,50 @@ def unusual(pool: Pool, vectors: Floats) -> Floats:
 
 
 def _ordinary(pool: Pool) -> Floats:
-    """Windows at even distances over the whole pool: nearly all of them show ordinary steel."""
-    parts = [part.vectors[:: max(1, len(pool) // BACKGROUND)] for part in pool.all_windows()]
-    return np.concatenate(parts)[:: max(1, sum(map(len, parts)) // BACKGROUND)]
+    """The windows of images at even distances over the whole pool: nearly all of them show ordinary steel."""
+    step = max(1, len(pool) // BACKGROUND_IMAGES)
+    found = np.concatenate([part.vectors[part.rows % step == 0] for part in pool.all_windows()])
+    return np.asarray(found[:: max(1, len(found) // BACKGROUND)])
 
 
-def _negatives(pool: Pool, name: str) -> Floats:
-    """Images that people have labelled as something else, or as clean."""
-    rows = pool.taught & ~(pool.shows(name) if name in pool.classes else pool.present.any(axis=1))
-    return pool.vectors[rows]
+def _refused(pool: Pool, name: str) -> Mask:
+    """Images that people have labelled, but not as this."""
+    return np.asarray(pool.taught & ~(pool.shows(name) if name in pool.classes else pool.present.any(axis=1)))
 
 
-def _scored(pool: Pool, whitening: Whitening, wanted: Floats, unwanted: Floats, negative: float) -> Relevance:
-    """Likeness to the nearest exemplar, less that to the nearest negative; of an image, its best window counts."""
+def _first_look(pool: Pool, whiten: Whitening, exemplars: Floats, refused: Mask) -> tuple[Relevance, Floats]:
+    """Mean likeness to the exemplars; of an image its best window counts. And the refused windows most like them."""
     score = np.full(len(pool), -np.inf, np.float32)
     tile, like = np.full(len(pool), WHOLE, np.int16), np.zeros(len(pool), np.int64)
+    hard: list[tuple[Floats, Floats]] = []
     for part in pool.all_windows():
-        value, which = _likeness(whitening(part.vectors), wanted, unwanted, negative)
-        _keep_best(part, value, which, score, tile, like)
-    return Relevance(score, tile, like)
+        white = whiten(part.vectors)
+        near = white @ exemplars.T
+        value = near.mean(axis=1)
+        _keep_best(part, value, near.argmax(axis=1), score, tile, like)
+        known = np.flatnonzero(refused[part.rows])
+        worst = known[np.argsort(-value[known], kind="stable")[:HARD]]
+        hard.append((value[worst], white[worst]))
+    values, windows = (np.concatenate(list(both)) for both in zip(*hard, strict=True))
+    return Relevance(score, tile, like), windows[np.argsort(-values, kind="stable")[:HARD]]
 
 
-def _likeness(white: Floats, wanted: Floats, unwanted: Floats, negative: float) -> tuple[Floats, Rows]:
-    near = white @ wanted.T
-    value = near.max(axis=1)
-    if negative and len(unwanted):
-        value = value - negative * np.maximum(0, (white @ unwanted.T).max(axis=1))
-    return value, near.argmax(axis=1)
-
-
-def _keep_best(part: Windows, value: Floats, which: Rows, score: Floats, tile: NDArray[np.int16], like: Rows) -> None:
+def _keep_best(part: Windows, value: Floats, which: Rows, score: Floats, tile: Tiles, like: Rows) -> None:
     order = np.argsort(value, kind="stable")  # of one image's windows, the best is written last
     order = order[value[order] > score[part.rows[order]]]
     rows = part.rows[order]
     score[rows], tile[rows], like[rows] = value[order], part.tiles[order], which[order]
+
+
+def _second_look(pool: Pool, whiten: Whitening, found: Relevance, refused: Floats, negative: float) -> Relevance:
+    """The candidates' best windows, less their likeness to the nearest refused one."""
+    score = found.score.copy()
+    rows = pool.open
+    close = np.zeros(len(pool), bool)
+    close[rows[np.argsort(-score[rows], kind="stable")[:LOOKED_AT_TWICE]]] = True
+    for part in pool.all_windows():
+        mine = close[part.rows] & (part.tiles == found.tile[part.rows])
+        alike = (whiten(part.vectors[mine]) @ refused.T).max(axis=1, initial=0)
+        score[part.rows[mine]] -= negative * alike
+    score[~close] -= negative  # nobody looked: they may not pass those that were looked at
+    return found._replace(score=score)

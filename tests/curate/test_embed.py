@@ -186,6 +186,7 @@ def test_the_key_changes_with_every_option_that_changes_vectors(random_weights: 
 
     torch.save(models.mobilenet_v2(weights=None).state_dict(), other)
     changes: list[dict[str, Any]] = [{}, {"scale": "tf"}, {"size": 64}, {"tile": 64}, {"weights": str(other)}]
+    changes.append({"bf16": True})
     assert len({embed.build("torchvision-file", base | change).key for change in changes}) == len(changes)
     same = embed.build("torchvision_file", base | {"device": "cpu"}).key
     assert same == embed.build("torchvision_file", base).key

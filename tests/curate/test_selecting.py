@@ -1,0 +1,378 @@
+"""`curate select` and `curate duplicates` on a real index: rounds that are written whole, shown, replaced or kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curate import edits, garbage, indexing, rounds, selecting
+from curate.data import Label
+from curate.errors import CurateError
+from curate.index import Index
+from curate.labels import Book, Entry, now
+from curate.project import Project, load
+from curate.selecting import Wish
+from curate.selection import Rules
+from curate.tables import Table
+from curate.vectors import Vectors
+from tests import fakes
+from tests.conftest import LIBRARY, LINE, Make
+from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+
+DIM = 16
+
+
+def embedded(project: Project, seed: int = 0, spoilt: int = 0, only: int | None = None) -> None:
+    """Drawn vectors for every image (two windows each) in place of computed ones: fast, and as good for this."""
+    ids = sorted(Index(project).ids())[:only]
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((len(ids), 3, DIM)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=2, keepdims=True)
+    values[:spoilt] = np.nan
+    boxes = np.array([(0, 0, 32, 24), (0, 0, 16, 24), (16, 0, 16, 24)], np.int32)
+    table = Vectors.create(project.work / "vectors" / f"drawn-{seed:04d}.lance", f"{seed:04d}", DIM)
+    table.append(ids, [boxes] * len(ids), list(values))
+
+
+@pytest.fixture
+def ready(make: Make, library: Path, tmp_path: Path) -> Project:
+    """A labelled library of 16 images and 60 production images of two cameras, indexed and embedded."""
+    for number in range(60):
+        stem = tmp_path / "line" / "A" / f"cam{number % 2}" / f"coil{number // 3}_{number}.png"
+        fakes.save_image(stem, 32, 24, seed=900 + number)
+    line = LINE | {"data": tmp_path / "line", "stratum": "{camera}"}
+    project = make([LIBRARY | {"data": library}, line])
+    indexing.run(project)
+    embedded(project)
+    return project
+
+
+def label(project: Project, id: str, *classes: str, extra: dict[str, Any] | None = None) -> None:
+    book = Book(project.work / "labels", project.class_names)
+    book.append(Entry(id, Label("labelled", classes=classes), "label-studio", "ann", now(), None, extra or {}))
+    book.flush()
+    edits.show(Index(project), book, [id], project.class_names)
+    book.close()
+
+
+def test_a_round_is_written_and_shown(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20", seed=3))
+    one = rounds.find(ready.work, None)
+    assert one.number == 1
+    assert [row["rank"] for row in one.picks()] == list(range(1, 21))
+    assert one.manifest["slots"] == {"rare": 8, "uncertain": 5, "explore": 4, "audit": 3}
+    index = Index(ready)
+    shown = {id: (number, slot, tags) for id, number, slot, tags in index.rows("round", "slot", "tags") if number}
+    assert set(shown) == {row["id"] for row in chosen.picks}
+    assert all("round 001" in tags for _, _, tags in shown.values())
+    assert {id for id, (_, slot, _) in shown.items() if slot == "audit"} == {
+        id for id, (_, _, tags) in shown.items() if "audit" in tags
+    }
+    assert sorted(index.tally("round").items()) == [("1", 20)]
+
+
+def test_the_same_again_changes_nothing(ready: Project) -> None:
+    selecting.run(ready, Wish("20"))
+    before = (ready.work / "rounds/001/round.json").read_bytes()
+    again = selecting.run(ready, Wish("20"))
+    assert not again.fresh
+    assert (ready.work / "rounds/001/round.json").read_bytes() == before
+
+
+def test_a_round_that_nobody_touched_is_replaced(ready: Project) -> None:
+    selecting.run(ready, Wish("20"))
+    selecting.run(ready, Wish("7", strategy="kcenter"))
+    assert [one.number for one in rounds.every(ready.work)] == [1]
+    index = Index(ready)
+    assert index.tally("round") == {"1": 7}
+    assert index.tally("slot") == {"kcenter": 7}
+    assert not index.dataset.match_tags("audit").count("id")
+
+
+def test_a_pushed_round_is_never_replaced(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20"))
+    rounds.mark(rounds.find(ready.work, 1), pushed="2026-11-21T00:00:00Z")
+    Index(ready).set({"status": {row["id"]: "queued" for row in chosen.picks}})
+    second = selecting.run(ready, Wish("20"))
+    assert [one.number for one in rounds.every(ready.work)] == [1, 2]
+    assert not {row["id"] for row in chosen.picks} & {row["id"] for row in second.picks}
+    with pytest.raises(CurateError, match="never replaced"):
+        rounds.write(ready.work, {"round": 1}, [])
+
+
+def test_a_round_that_was_labelled_in_the_app_is_kept_and_gc_leaves_it(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("10"))
+    sample = Index(ready).dataset.match({"content_id": chosen.picks[0]["id"]}).first()
+    sample["status"] = "labelled"
+    sample.save()
+    second = selecting.run(ready, Wish("10"))
+    assert second.manifest["round"] == 2
+    assert chosen.picks[0]["id"] not in {row["id"] for row in second.picks}
+    history = list(Book(ready.work / "labels", ready.class_names).history(chosen.picks[0]["id"]))
+    assert history[-1].origin == "app"  # what was drawn in the App went to the log before the choice
+    selecting.run(ready, Wish("9"))
+    assert [path.path.name for path in garbage.find(ready)] == []
+
+
+def test_what_may_not_be_picked_is_not(ready: Project) -> None:
+    index = Index(ready)
+    ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
+    index.set({"status": {ids[0]: "skipped", ids[1]: "queued", ids[2]: "disputed"}})
+    index.set({"split": {ids[3]: "test"}, "missing": {ids[4]: True}})
+    chosen = selecting.run(ready, Wish("500"))
+    assert chosen.manifest["picked"] == 55
+    assert not {row["id"] for row in chosen.picks} & set(ids[:5])
+    assert any("budget of 500 is more than can be picked: 55" in note for note in chosen.notes)
+    for id, why in zip(ids[:5], ("skipped", "queue", "disputed", "leak", "missing"), strict=True):
+        assert why in selecting.explain(ready, Wish(), id)["barred"]
+
+
+def test_explain_a_pick_and_an_image_that_was_left(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("10"))
+    found = selecting.explain(ready, Wish(), chosen.picks[0]["id"][:16])
+    assert found["picked"]["round"] == 1
+    assert found["picked"]["reason"] == chosen.picks[0]["reason"]
+    left = next(id for id in Index(ready).ids() if id not in {row["id"] for row in chosen.picks})
+    assert selecting.explain(ready, Wish(), left)["picked"] is None
+    with pytest.raises(CurateError, match="fits 0 images"):
+        selecting.explain(ready, Wish(), "zzz")
+
+
+def test_a_budget_of_time_follows_what_people_take(ready: Project) -> None:
+    first = selecting.run(ready, Wish("10m"), dry=True)
+    assert first.manifest["picked"] == 20  # 30 s an image before anybody was timed
+    ids = sorted(id for id, status in Index(ready).rows("status") if status == "unlabelled")
+    for id in ids[:12]:
+        label(ready, id, extra={"lead_time": 120.0})
+    second = selecting.run(ready, Wish("10m"), dry=True)
+    assert 3 <= second.manifest["picked"] <= 10
+    assert second.manifest["seconds"] <= 600
+
+
+def test_exemplars_by_view_tag_and_id(ready: Project) -> None:
+    index = Index(ready)
+    crack = next(id for id, path in index.rows("filepath") if "piece0_0" in path)
+    index.tag("look here", [crack])
+    index.dataset.save_view("cracks", index.dataset.match({"content_id": crack}))
+    by = {given: selecting.run(ready, Wish("6", strategy="rare", exemplars=given), dry=True) for given in
+          ("cracks", "look here", crack[:14])}  # fmt: skip
+    assert len({tuple(row["id"] for row in one.picks) for one in by.values()}) == 1
+    assert by["cracks"].manifest["exemplars"][0].startswith(crack)
+    assert "like crack exemplar " + crack[:8] in by["cracks"].picks[0]["reason"]
+
+
+def test_exemplars_that_do_not_exist_name_what_does(ready: Project) -> None:
+    Index(ready).tag("cracked", [Index(ready).ids()[0]])
+    with pytest.raises(CurateError, match=r"no saved view, no tag and no image.*did you mean 'cracked'"):
+        selecting.run(ready, Wish("5", exemplars="cracks"))
+
+
+def test_no_vectors_yet_names_the_command(indexed: Project) -> None:
+    with pytest.raises(CurateError, match="curate embed"):
+        selecting.run(indexed, Wish("5"))
+
+
+def test_images_without_vectors_are_counted_and_named_by_command(ready: Project) -> None:
+    embedded(ready, seed=7, only=50)
+    chosen = selecting.run(ready, Wish("60"), dry=True)
+    assert any("have no drawn vectors yet" in note and "curate embed" in note for note in chosen.notes)
+
+
+def test_vectors_that_are_no_numbers_are_named_and_left_out(ready: Project) -> None:
+    embedded(ready, seed=8, spoilt=2)
+    spoilt = sorted(Index(ready).ids())[:2]
+    chosen = selecting.run(ready, Wish("60"), dry=True)
+    assert any(spoilt[0][:12] in note for note in chosen.notes)
+    assert not {row["id"] for row in chosen.picks} & set(spoilt)
+
+
+def test_scores_of_a_model_are_used(ready: Project) -> None:
+    ids = sorted(Index(ready).ids())
+    classes = ["hole", "crack"]  # in the model's own order
+    table = Table.create(
+        ready.work / "scores" / "net-01.lance", {"probability": "float16[2]"}, {"classes": json.dumps(classes)}
+    )
+    likely = np.full((len(ids), 2), 0.02, np.float16)
+    index = Index(ready)
+    status = dict(index.rows("status"))
+    wanted = [row for row, id in enumerate(ids) if status[id] == "unlabelled"][:5]
+    likely[wanted, 1] = 0.5
+    table.append({"id": ids, "probability": likely})
+    chosen = selecting.run(ready, Wish("5", strategy="margin", rules=Rules(spread=False)))
+    assert {row["id"] for row in chosen.picks} == {ids[row] for row in wanted}
+    assert all("model gives crack 0.50" in row["reason"] for row in chosen.picks)
+    assert all(row["predicted"] == ["crack"] for row in chosen.picks)
+    stored, kept, names = rounds.find(ready.work, 1).predicted()
+    assert (names, len(stored), kept.shape) == (["crack", "hole"], len(ids), (len(ids), 2))
+
+
+def test_rounds_come_back_after_the_database_was_lost(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20"))
+    audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
+    index = Index(ready)
+    index.fo.delete_dataset(index.dataset.name)
+    indexing.run(ready)
+    index = Index(ready)
+    assert {id for id, number in index.rows("round") if number} == {row["id"] for row in chosen.picks}
+    assert set(index.dataset.match_tags("audit").values("content_id")) == audits
+
+
+def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("30", options={"audit": 1.0}))
+    for row in chosen.picks:
+        label(ready, row["id"])
+    indexing.run(ready)
+    split = dict(Index(ready).rows("split"))
+    audits = {row["group"] for row in chosen.picks if row["slot"] == "audit"}
+    for row in chosen.picks:
+        assert (split[row["id"]] in ("val", "test")) == (row["group"] in audits)
+
+
+def test_strata_quotas_hold_in_the_round(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20", rules=Rules(per_stratum="equal")), dry=True)
+    assert set(chosen.manifest["by_stratum"].values()) == {10}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_the_contract(ready: Project, run: Run) -> None:  # noqa: F811
+    value = ok(run("select", "--project", ready.folder, "--budget", 6, "--json"))
+    assert {"round", "strategy", "seed", "picks"} <= value.keys()
+    assert (value["round"], value["strategy"], value["seed"], len(value["picks"])) == (1, "portfolio", 0, 6)
+    assert all(pick.keys() == {"id", "path", "slot", "score", "reason"} for pick in value["picks"])
+    assert all(Path(pick["path"]).is_file() for pick in value["picks"])
+
+
+def test_dry_run_writes_nothing(ready: Project, run: Run) -> None:  # noqa: F811
+    ok(run("select", "--project", ready.folder, "--budget", 6, "--json", "--dry-run"))
+    assert not (ready.work / "rounds").exists()
+    assert Index(ready).dataset.get_field("round") is None
+
+
+def test_the_view_of_a_round_is_saved(ready: Project, run: Run) -> None:  # noqa: F811
+    picks = ok(run("select", "--project", ready.folder, "--budget", 6, "--json"))["picks"]
+    view = Index(ready).dataset.load_saved_view("round 001")
+    assert view.values("content_id") == [pick["id"] for pick in picks]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--budget", "0"), "budget '0' is not usable; allowed"),
+        (("--budget", "-4"), "budget '-4' is not usable"),
+        (("--budget", "soon"), "budget 'soon' is not usable"),
+        (("--strategy", "portfolo"), "did you mean 'portfolio'"),
+        (("--set", "rare"), "--set 'rare' is not key=value; options of portfolio"),
+        (("--set", "rar=1"), "did you mean 'rare'"),
+        (("--set", "rare=much"), "option 'rare' of strategy portfolio is 'much'; allowed: float"),
+        (("--classes", "crak"), "did you mean 'crack'"),
+        (("--per-stratum", "most"), "--per-stratum 'most'; allowed"),
+        (("--encoder", "drwn"), "did you mean 'drawn'"),
+        (("--explain", "zz"), "'zz' fits 0 images"),
+    ],
+)
+def test_errors_name_value_allowed_and_remedy(ready: Project, run: Run, given: Any, message: str) -> None:  # noqa: F811
+    assert message in failed(run("select", "--project", ready.folder, *given))
+
+
+def test_defaults_come_from_the_project_s_config(ready: Project, run: Run) -> None:  # noqa: F811
+    text = ready.file.read_text() + '\n[select]\nstrategy = "audit"\nbudget = 9\nper_stratum = "equal"\n'
+    ready.file.write_text(text)
+    value = ok(run("select", "--project", ready.folder, "--json"))
+    assert (value["strategy"], len(value["picks"])) == ("audit", 9)
+    assert load(ready.folder).config.select.per_stratum == "equal"
+
+
+def test_summary_for_people(ready: Project, run: Run) -> None:  # noqa: F811
+    code, out, err = run("select", "--project", ready.folder, "--budget", 10)
+    assert code == 0
+    for part in ("round 001", "rare", "audit", "stratum", "near-duplicates avoided", "curate app --view 'round 001'"):
+        assert part in out
+    assert "with few labels: rare 4" in err
+
+
+@pytest.mark.parametrize("after", [0.4, 0.9, 1.4])
+def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
+    command = [sys.executable, "-m", "curate.cli", "select", "--project", str(ready.folder), "--budget", "20"]
+    code = "from curate.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *command[3:]], stderr=subprocess.DEVNULL, env=os.environ)
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = rounds.every(ready.work)
+    assert all(len(one.picks()) == 20 for one in found)
+    assert len(selecting.run(ready, Wish("20")).picks) == 20
+    assert Index(ready).tally("round") == {"1": 20}
+
+
+# --- duplicates -------------------------------------------------------------------------------------------------------
+
+
+def _resaved(pixels: Any, seed: int) -> Any:
+    noise = np.random.default_rng(seed).normal(0, 1.5, pixels.shape)
+    return np.clip(pixels + 3 + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def copied(make: Make, library: Path, tmp_path: Path) -> Project:
+    """Production images, two of which are library images saved again, slightly brighter and noisier."""
+    import cv2
+
+    for number in range(12):
+        fakes.save_image(tmp_path / "line" / "A" / "cam0" / f"coil{number}_{number}.png", 64, 48, seed=70 + number)
+    for number, stem in enumerate(("piece0_0", "piece6_1")):
+        pixels = cv2.imread(str(library / "images" / f"{stem}.png"), 0)
+        cv2.imwrite(str(tmp_path / "line" / "A" / "cam0" / f"coil9{number}_0.png"), _resaved(pixels, number))
+    project = make([LIBRARY | {"data": library}, LINE | {"data": tmp_path / "line"}])
+    indexing.run(project)
+    from curate import embedding
+
+    embedding.run(project, "texture", workers=0)
+    return project
+
+
+def test_duplicates_are_found_across_sources_and_the_labelled_one_is_kept(copied: Project, run: Run) -> None:  # noqa: F811
+    report = ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--json"))
+    assert (report["clusters"], report["duplicates"], report["across_sources"]) == (2, 2, 2)
+    index = Index(copied)
+    rows = {id: (of, path) for id, of, path in index.rows("near_of", "filepath")}
+    marked = {Path(path).name for of, path in rows.values() if of}
+    assert marked == {"coil90_0.png", "coil91_0.png"}
+    assert all("library" in rows[of][1] for of, _ in rows.values() if of)
+    assert index.dataset.load_saved_view("near-duplicates").count("id") == 4
+    picks = ok(run("select", "--project", copied.folder, "--budget", 50, "--json"))["picks"]
+    assert not {pick["id"] for pick in picks} & {id for id, (of, _) in rows.items() if of}
+
+
+def test_joined_clusters_share_a_group_and_a_split(copied: Project, run: Run) -> None:  # noqa: F811
+    report = ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--join", "--json"))
+    assert report["joined"] == 2
+    for _ in range(2):
+        rows = {id: (of, group, split) for id, of, group, split in Index(copied).rows("near_of", "group", "split")}
+        for of, group, split in rows.values():
+            if of:
+                assert (group, split) == rows[of][1:]
+        indexing.run(copied)
+
+
+def test_duplicates_that_are_none_any_more_are_forgotten(copied: Project, run: Run) -> None:  # noqa: F811
+    ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--json"))
+    report = ok(run("duplicates", "--project", copied.folder, "--near", 1, "--json"))
+    assert report["clusters"] == 0
+    assert [of for _, of in Index(copied).rows("near_of") if of] == []
+
+
+def test_look_alikes_whose_pictures_differ_are_not_duplicates(copied: Project, run: Run) -> None:  # noqa: F811
+    """At cosine -1 vectors propose every pair there is; small pictures still confirm only the true ones."""
+    report = ok(run("duplicates", "--project", copied.folder, "--near", 0, "--json"))
+    assert (report["clusters"], report["duplicates"]) == (2, 2)
