@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import embed, tables, workers
-from curate.embed._base import Encoder, Pixels, windows
+from curate.embed._base import Encoder, Pixels, prepare_image, windows
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index import Index, chunks
 from curate.project import Project
@@ -223,8 +223,7 @@ def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> Prepared:
     except OSError as error:
         return Prepared(id, path, np.empty((0, 4), np.int32), [], f"cannot be read: {error.strerror}")
     boxes = windows(pixels.shape[1], pixels.shape[0], encoder.tile, encoder.overlap)
-    arrays = [encoder.prepare(np.ascontiguousarray(pixels[y : y + h, x : x + w])) for x, y, w, h in boxes.tolist()]
-    return Prepared(id, path, boxes, arrays)
+    return Prepared(id, path, boxes, prepare_image(encoder, pixels, boxes))
 
 
 def encode_all(encoder: Encoder, part: Sequence[Prepared]) -> list[Outcome]:

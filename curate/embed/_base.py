@@ -6,6 +6,8 @@ Every encoder's file has `build(*, <options>) -> Encoder`. An `Encoder` has
 - `dim`: the length of a vector;
 - `tile`, `overlap`: see `windows`;
 - `prepare(window)`: from pixels (uint8, HxW or HxWx3) to an array; pure, runs in the processes that decode;
+- if it likes, `prepare_image(pixels, boxes)`: an image and rows of x, y, w, h to a list of those arrays, in place of
+  `prepare` for each crop. It pays where windows share work, and they may look across their borders;
 - `encode(prepared)`: from a list of those to float32 vectors of length 1, one a row; runs where the device is.
 
 An encoder is pickled into the processes that decode; what only `encode` needs (a network) must stay behind, or be
@@ -19,7 +21,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from curate.errors import CurateError
 
 Pixels = NDArray[np.uint8]
 Array = NDArray[Any]
+Boxes = NDArray[np.int32]
 Tile = int | Literal["auto", "none"]
 SMALLEST = 32  # pixels: a tile's side
 LONG = 1.5  # sides' ratio, from which an image is a strip
@@ -50,6 +53,25 @@ class Encoder(Protocol):
     def overlap(self) -> float: ...
     def prepare(self, window: Pixels) -> Array: ...
     def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]: ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """An encoder that takes an image with all its windows."""
+
+    def prepare_image(self, pixels: Pixels, boxes: Boxes) -> list[Array]: ...
+
+
+def prepare_image(encoder: Encoder, pixels: Pixels, boxes: Boxes) -> list[Array]:
+    """All windows of an image, ready to be encoded."""
+    if isinstance(encoder, Sharing):
+        return encoder.prepare_image(pixels, boxes)
+    return [encoder.prepare(np.ascontiguousarray(pixels[y : y + h, x : x + w])) for x, y, w, h in boxes.tolist()]
+
+
+def whole(image: Array) -> Boxes:
+    """An image as its only window."""
+    return np.array([(0, 0, image.shape[1], image.shape[0])], np.int32)
 
 
 def key_of(*parts: Any) -> str:

@@ -3,22 +3,26 @@
 The first part is contrast-weighted local binary patterns at four scales. The second describes spots: derivatives at
 three scales, whitened by the window's own noise; where they are jointly unlikely (a defect is small and local), their
 strengths are averaged. Nothing is learned and nothing depends on other images.
+
+What can be told of a pixel is computed once for an image, and all its windows share it (`Maps`): a window sees across
+its border. Sums are of whole numbers or run in one order, so that a window's vector is the same in any company.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit
+from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit, whole
 
-STEP = 3  # raise it when the same window gives another vector than before
+STEP = 4  # raise it when the same window gives another vector than before
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
 PATTERNS = 59
 SCALES = (1.0, 2.0, 4.0)
@@ -27,6 +31,12 @@ MIXTURES = 96
 # More weight on the surface helps to tell surfaces apart, less to find the same spot on another surface.
 SURFACE_WEIGHT, SPOT_WEIGHTS = 0.8, (1.0, 1.0, 0.5)
 LARGEST = 1 << 19  # pixels of a window; above, it is shrunk
+SHARED = 1 << 23  # pixels of an image; above, maps are made of each window alone, as they would take gigabytes
+CALM = 0.9
+SPARSE = 3  # on which grid of places a window without any spot is looked at
+CONTRAST = 32  # steps to a grey value: eight differences of 255 still fit into 16 bits
+SCALE_BINS, FINE_BINS = 128, 1024
+BLOCK = 256  # places at a time: what is worked on stays in the cache
 BORDER = cv2.BORDER_REFLECT_101
 
 
@@ -37,7 +47,7 @@ def build(*, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
 
 @dataclass(frozen=True)
 class Texture:
-    """Everything is computed in `prepare`, where the processes are."""
+    """Everything is computed in `prepare_image`, where the processes are."""
 
     tile: Tile
     overlap: float
@@ -49,25 +59,45 @@ class Texture:
         return key_of(self.name, STEP, self.tile, self.overlap)
 
     def prepare(self, window: Pixels) -> Array:
-        grey = _grey(window)
-        parts = zip(SPOT_WEIGHTS, _spots(grey), _plain(), strict=True)
-        spots = [weight * _unit(found - plain) for weight, found, plain in parts]
-        return np.concatenate([SURFACE_WEIGHT * _unit(_surface(grey)), *spots])
+        return self.prepare_image(window, whole(window))[0]
+
+    def prepare_image(self, pixels: Pixels, boxes: Boxes) -> list[Array]:
+        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
+        alone = np.full(len(boxes), grey.size > SHARED) | (boxes[:, 2].astype(np.int64) * boxes[:, 3] > LARGEST)
+        found = np.empty((len(boxes), self.dim), np.float32)
+        if not alone.all():
+            found[~alone] = _described(grey, boxes[~alone])
+        for n in np.flatnonzero(alone):
+            x, y, w, h = boxes[n].tolist()
+            window = _shrunk(grey[y : y + h, x : x + w])
+            found[n] = _described(window, whole(window))[0]
+        return list(found)
 
     def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]:
         return unit(np.stack(prepared))
 
 
-def _grey(window: Pixels) -> NDArray[np.float32]:
-    grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY) if window.ndim == 3 else window
+def _shrunk(grey: Pixels) -> Pixels:
     shrink = (LARGEST / grey.size) ** 0.5
-    if shrink < 1:
-        grey = cv2.resize(grey, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    return np.asarray(grey, np.float32)
+    if shrink >= 1:
+        return grey
+    # Rounded down, so that it is no larger than allowed.
+    size = [max(int(side * shrink), 1) for side in grey.shape[::-1]]
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _unit(values: Array) -> NDArray[np.float32]:
-    return np.asarray(values / max(float(np.linalg.norm(values)), 1e-6), np.float32)
+def _described(pixels: Pixels, boxes: Boxes) -> NDArray[np.float32]:
+    """A row for each window."""
+    grey = np.ascontiguousarray(pixels, np.float32)
+    parts = zip(SPOT_WEIGHTS, _spots(grey, boxes), _plain(), strict=True)
+    spots = [weight * unit(found - plain) for weight, found, plain in parts]
+    return np.hstack([SURFACE_WEIGHT * unit(_surface(grey, boxes)), *spots])
+
+
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums may run in lanes, which is the same order every time."""
+    made = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+    return cast(Callable[..., Any], made)
 
 
 # --- spots ----------------------------------------------------------------------------------------------------------
@@ -77,72 +107,311 @@ def _unit(values: Array) -> NDArray[np.float32]:
 def _plain() -> tuple[Array, ...]:
     """What a surface without any spot gives: only what differs from it shall count."""
     noise = np.random.default_rng(0).normal(0, 4, (128, 128)).astype(np.float32)
-    return _spots(128 + cv2.GaussianBlur(noise, (0, 0), 0.7))
+    grey = 128 + cv2.GaussianBlur(noise, (0, 0), 0.7)
+    return _spots(grey, whole(grey))
 
 
 @cache
 def _mixtures() -> NDArray[np.float32]:
-    """Fixed directions in the space of derivatives: a spot is told by which ones are strong together."""
+    """Fixed directions in the space of derivatives, a column each: a spot is told by which ones are strong together."""
     found = np.random.default_rng(3).standard_normal((MIXTURES, CHANNELS))
-    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+    return np.ascontiguousarray((found / np.linalg.norm(found, axis=1, keepdims=True)).T, np.float32)
 
 
-def _spots(grey: NDArray[np.float32]) -> tuple[Array, ...]:
-    """Where the window is least like itself: its derivatives there, alone and mixed, and their plain strength."""
-    found = _derivatives(grey)
-    flat = found.reshape(CHANNELS, -1)
-    white = _whitened(flat)
-    weight = _oddity(white, found.shape[1:])
-    mixed = np.log1p(np.abs(_mixtures() @ white)) @ weight
-    return np.log1p(np.abs(white)) @ weight, mixed, np.log2(np.abs(flat) @ weight + 0.1)
+def _spots(grey: NDArray[np.float32], boxes: Boxes) -> tuple[Array, ...]:
+    """Where a window is least like itself: its derivatives there, alone and mixed, and their plain strength."""
+    found, bins = _derivatives(grey)
+    places = _on_grid(boxes)
+    whitener = _whitener(found, bins, places)
+    blur = cv2.getGaussianKernel(9, 1, cv2.CV_32F).ravel()
+    alone, mixed, plain = _pooled(found, places, whitener, _mixtures(), blur, _edges(FINE_BINS, 18, 3743))
+    return alone, mixed, np.log2(plain + 0.1)
 
 
-def _derivatives(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First and second derivatives at every scale, on a grid of every second pixel."""
-    return np.stack([part for sigma in SCALES for part in _at_scale(grey, sigma)])
+def _on_grid(boxes: Boxes) -> NDArray[np.int64]:
+    """Windows as x, y and ends on the derivatives' grid, which has every second pixel; none is empty."""
+    first, end = boxes[:, :2].astype(np.int64), (boxes[:, :2] + boxes[:, 2:]).astype(np.int64)
+    start = np.minimum((first + 1) // 2, (end - 1) // 2)
+    return np.hstack([start, np.maximum((end + 1) // 2, start + 1)])
 
 
-def _at_scale(grey: NDArray[np.float32], sigma: float) -> list[Array]:
-    smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER)
-    step = 1 if sigma < 2 else 2  # what is smooth loses nothing on the coarser grid
-    smooth, k = np.ascontiguousarray(smooth[::step, ::step]), sigma / step
-    orders = ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
-    scale = {1: k / 8, 2: k * k / 4}
-    found = [cv2.Sobel(smooth, cv2.CV_32F, x, y, ksize=3, scale=scale[x + y], borderType=BORDER) for x, y in orders]
-    return [part[:: 3 - step, :: 3 - step] for part in found]
+def _derivatives(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """First and second derivatives at every scale, on a grid of every second pixel; and their bins of strength."""
+    shape = (CHANNELS, -(-grey.shape[0] // 2), -(-grey.shape[1] // 2))
+    found, bins = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    for n, sigma in enumerate(SCALES):
+        smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER)
+        step = 1 if sigma < 2 else 2  # what is smooth loses nothing on the coarser grid
+        padded = cv2.copyMakeBorder(smooth[::step, ::step], 1, 1, 1, 1, BORDER)
+        _derive(padded, 3 - step, np.float32(sigma / step), found[5 * n : 5 * n + 5], bins[5 * n : 5 * n + 5])
+    return found, bins
 
 
-def _whitened(flat: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Derivatives in units of the window's own noise, and no longer alike: what is common here counts little.
+@_kernel
+def _derive(image, step, k, found, bins):  # type: ignore[no-untyped-def]
+    _, height, width = found.shape
+    one, two = np.float32(k / 8), np.float32(k * k / 4)
+    double = np.float32(2)
+    for y in range(height):
+        above, here, below = image[y * step], image[y * step + 1], image[y * step + 2]
+        for x in range(width):
+            i = x * step
+            a, b, c = above[i], above[i + 1], above[i + 2]
+            d, e, f = here[i], here[i + 1], here[i + 2]
+            g, h, j = below[i], below[i + 1], below[i + 2]
+            rows, middle, columns = a + g, b + h, d + f
+            found[0, y, x] = one * (c + j - rows + double * (f - d))
+            found[1, y, x] = one * (g + j - a - c + double * (h - b))
+            found[2, y, x] = two * (rows + c + j - double * middle + double * columns - double * double * e)
+            found[3, y, x] = two * (rows + c + j - double * columns + double * middle - double * double * e)
+            found[4, y, x] = two * (a + j - c - g)
+        for part in range(5):
+            values, places = found[part, y], bins[part, y]
+            for x in range(width):
+                places[x] = min(max((np.float32(abs(values[x])).view(np.int32) >> 20) - 975, 0), SCALE_BINS - 1)
+
+
+@cache
+def _edges(bins: int, shift: int, first: int) -> NDArray[np.float32]:
+    """Where the bins begin that are the upper bits of a number: evenly within each power of two; the first at 0."""
+    found = (np.arange(first, first + bins + 1, dtype=np.int32) << shift).view(np.float32).copy()
+    found[0] = 0
+    return found
+
+
+def _whitener(found: NDArray[np.float32], bins: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """For each window what turns derivatives into units of its own noise, no longer alike: what is common counts little.
 
     The noise is that of the calmer nine tenths, so that a spot does not hide itself.
     """
-    scaled = flat / (np.median(np.abs(flat), axis=1, keepdims=True) / 0.6745 + 0.15)
-    energy = (scaled * scaled).sum(0)
-    calm = scaled[:, energy <= np.quantile(energy, 0.9)]
-    spread, axes = np.linalg.eigh(calm @ calm.T / calm.shape[1] + 0.1 * np.eye(CHANNELS, dtype=np.float32))
-    return np.asarray(((axes / np.sqrt(spread)) @ axes.T) @ scaled, np.float32)
+    scale = 1 / (_medians(bins, places, _edges(SCALE_BINS, 20, 975)) / np.float32(0.6745) + np.float32(0.15))
+    spread, axes = np.linalg.eigh(_calm(found, places, scale, _edges(FINE_BINS, 18, 3743)) + 0.1 * np.eye(CHANNELS, dtype=np.float32))
+    white = (axes / np.sqrt(spread)[:, None]) @ axes.transpose(0, 2, 1)
+    return np.ascontiguousarray(white * scale[:, None], np.float32)
 
 
-def _oddity(white: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A weight for every place, with sum 1: large where the derivatives are jointly unlikely in this window."""
-    odd = cv2.GaussianBlur((white * white).sum(0).reshape(shape), (0, 0), 1, borderType=BORDER)
-    weight = np.maximum(odd / max(float(np.median(odd)), 1e-6) - 3, 0) ** 2 + 1e-6
-    return np.asarray(weight / weight.sum(), np.float32).ravel()
+@_kernel
+def _medians(bins, places, edges):  # type: ignore[no-untyped-def]
+    """Of each channel's strength in each window."""
+    found = np.empty((len(places), CHANNELS), np.float32)
+    for n in range(len(places)):
+        left, top, right, bottom = places[n]
+        for channel in range(CHANNELS):
+            even, odd = np.zeros(SCALE_BINS, np.int32), np.zeros(SCALE_BINS, np.int32)
+            for y in range(top, bottom):
+                row = bins[channel, y, left:right]
+                for x in range(0, len(row) - 1, 2):  # two tables: the same bin twice in a row would have to wait
+                    even[row[x]] += 1
+                    odd[row[x + 1]] += 1
+                if len(row) % 2:
+                    even[row[-1]] += 1
+            found[n, channel] = _quantile(even + odd, edges, np.float32(0.5))
+    return found
+
+
+@_kernel
+def _quantile(counts, edges, share):  # type: ignore[no-untyped-def]
+    rest = np.float32(share * counts.sum())
+    for n in range(len(counts)):
+        if counts[n] >= rest:
+            return edges[n] + (edges[n + 1] - edges[n]) * rest / max(counts[n], 1)
+        rest -= counts[n]
+    return edges[-1]
+
+
+@_kernel
+def _fine_quantile(values, edges, share):  # type: ignore[no-untyped-def]
+    counts = np.zeros(FINE_BINS, np.int32)
+    for value in values:
+        counts[min(max((np.float32(value).view(np.int32) >> 18) - 3743, 0), FINE_BINS - 1)] += 1
+    return _quantile(counts, edges, share)
+
+
+@_kernel
+def _calm(found, places, scale, edges):  # type: ignore[no-untyped-def]
+    """How the channels go together in the calmer part of each window."""
+    spread = np.empty((len(places), CHANNELS, CHANNELS), np.float32)
+    for n in range(len(places)):
+        flat = _copied(found, places[n])
+        size = flat.shape[1]
+        energy = np.zeros(size, np.float32)
+        for i in range(CHANNELS):
+            values, factor = flat[i], scale[n, i]
+            for p in range(size):
+                values[p] *= factor
+                energy[p] += values[p] * values[p]
+        most = _fine_quantile(energy, edges, np.float32(CALM))
+        calm = 0
+        for p in range(size):
+            calm += energy[p] <= most
+            energy[p] = energy[p] <= most
+        for i in range(CHANNELS):
+            values = flat[i]
+            for p in range(size):
+                values[p] *= energy[p]
+        _products(flat, spread[n])
+        spread[n] /= np.float32(max(calm, 1))
+    return spread
+
+
+@_kernel
+def _copied(found, place):  # type: ignore[no-untyped-def]
+    left, top, right, bottom = place
+    width = right - left
+    flat = np.empty((CHANNELS, width * (bottom - top)), np.float32)
+    for i in range(CHANNELS):
+        for y in range(top, bottom):
+            flat[i, (y - top) * width : (y - top + 1) * width] = found[i, y, left:right]
+    return flat
+
+
+@_kernel
+def _products(flat, sums):  # type: ignore[no-untyped-def]
+    sums[:] = 0
+    for start in range(0, flat.shape[1], BLOCK):
+        for i in range(CHANNELS):
+            first = flat[i, start : start + BLOCK]
+            for j in range(i + 1):
+                second, total = flat[j, start : start + BLOCK], np.float32(0)
+                for p in range(len(first)):
+                    total += first[p] * second[p]
+                sums[i, j] += total
+    for i in range(CHANNELS):
+        for j in range(i):
+            sums[j, i] = sums[i, j]
+
+
+@_kernel
+def _pooled(found, places, whitener, mixtures, blur, edges):  # type: ignore[no-untyped-def]
+    """Means over each window's places, weighted: of white strengths, of mixed ones, of plain ones.
+
+    A place weighs much where the derivatives are jointly unlikely in this window; where none are, all weigh the same.
+    """
+    alone = np.zeros((len(places), CHANNELS), np.float32)
+    mixed = np.zeros((len(places), MIXTURES), np.float32)
+    plain = np.zeros((len(places), CHANNELS), np.float32)
+    for n in range(len(places)):
+        flat = _copied(found, places[n])
+        width = places[n, 2] - places[n, 0]
+        weight = _oddity(_energy(flat, whitener[n]).reshape(-1, width), blur, edges).ravel()
+        for p in range(len(weight)):
+            if weight[p] > 0:
+                _add(flat[:, p].copy(), weight[p], whitener[n], mixtures, alone[n], mixed[n], plain[n])
+    return alone, mixed, plain
+
+
+@_kernel
+def _energy(flat, whitener):  # type: ignore[no-untyped-def]
+    """Squared length, where white."""
+    found = np.zeros(flat.shape[1], np.float32)
+    buffer = np.empty(BLOCK, np.float32)
+    for start in range(0, flat.shape[1], BLOCK):
+        part = found[start : start + BLOCK]
+        size = len(part)
+        white = buffer[:size]
+        for i in range(CHANNELS):
+            white[:] = 0
+            for j in range(CHANNELS):
+                values, factor = flat[j, start : start + BLOCK], whitener[i, j]
+                for p in range(size):
+                    white[p] += factor * values[p]
+            for p in range(size):
+                part[p] += white[p] * white[p]
+    return found
+
+
+@_kernel
+def _oddity(energy, blur, edges):  # type: ignore[no-untyped-def]
+    """A weight for every place, with sum 1."""
+    odd = _blurred(energy, blur)
+    height, width = odd.shape
+    median = max(_fine_quantile(odd.ravel(), edges, np.float32(0.5)), np.float32(1e-6))
+    for y in range(height):
+        for x in range(width):
+            odd[y, x] = max(odd[y, x] / median - np.float32(3), np.float32(0)) ** 2
+    sparse = ((height - 1) // SPARSE + 1) * ((width - 1) // SPARSE + 1)
+    floor = np.float32(1e-6 * height * width / sparse)
+    for y in range(0, height, SPARSE):
+        for x in range(0, width, SPARSE):
+            odd[y, x] += floor
+    return odd / odd.sum()
+
+
+@_kernel
+def _blurred(image, blur):  # type: ignore[no-untyped-def]
+    height, width = image.shape
+    reach = len(blur) // 2
+    line = np.empty(width + 2 * reach, np.float32)
+    across, found = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+    for y in range(height):
+        line[reach : reach + width] = image[y]
+        for x in range(reach):
+            line[x] = image[y, _mirrored(x - reach, width)]
+            line[reach + width + x] = image[y, _mirrored(width + x, width)]
+        for k in range(len(blur)):
+            values, row = line[k : k + width], across[y]
+            for x in range(width):
+                row[x] += blur[k] * values[x]
+    for y in range(height):
+        for k in range(len(blur)):
+            values, row = across[_mirrored(y + k - reach, height)], found[y]
+            for x in range(width):
+                row[x] += blur[k] * values[x]
+    return found
+
+
+@_kernel
+def _mirrored(i, length):  # type: ignore[no-untyped-def]
+    while length > 1 and not 0 <= i < length:
+        i = -i if i < 0 else 2 * (length - 1) - i
+    return i if length > 1 else 0
+
+
+@_kernel
+def _add(values, weight, whitener, mixtures, alone, mixed, plain):  # type: ignore[no-untyped-def]
+    """One place's part of the means."""
+    sums = np.zeros(MIXTURES, np.float32)
+    for i in range(CHANNELS):
+        white = np.float32(0)
+        for j in range(CHANNELS):
+            white += whitener[i, j] * values[j]
+        alone[i] += weight * _log1p(abs(white))
+        plain[i] += weight * abs(values[i])
+        row = mixtures[i]
+        for m in range(MIXTURES):
+            sums[m] += white * row[m]
+    for m in range(MIXTURES):
+        mixed[m] += weight * _log1p(abs(sums[m]))
+
+
+@_kernel
+def _log1p(value):  # type: ignore[no-untyped-def]
+    """To five digits; the library's would be most of all the time."""
+    bits = np.float32(value + np.float32(1)).view(np.int32)
+    power = np.float32((bits >> 23) - 127)
+    part = np.int32((bits & 0x7FFFFF) | 0x3F800000).view(np.float32) - np.float32(1)
+    series = np.float32(-0.023979847)
+    series = series * part + np.float32(0.10150119)
+    series = series * part + np.float32(-0.21029522)
+    series = series * part + np.float32(0.32529598)
+    series = series * part + np.float32(-0.49937278)
+    series = series * part + np.float32(0.99999184)
+    return power * np.float32(0.6931472) + part * series
 
 
 # --- surface --------------------------------------------------------------------------------------------------------
 
 
-def _surface(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.concatenate([_patterns(grey, radius, sigma) for radius, sigma in RADII])
-
-
-def _patterns(grey: Array, radius: int, sigma: float) -> NDArray[np.float32]:
-    smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER) if sigma else grey
-    padded = cv2.copyMakeBorder(smooth, radius, radius, radius, radius, BORDER)
-    found = _count(padded, *_ring(radius), _TABLE, radius)
-    return np.asarray(np.sqrt(found / max(float(found.sum()), 1e-9)), np.float32)
+def _surface(grey: NDArray[np.float32], boxes: Boxes) -> NDArray[np.float32]:
+    """For each window how often each pattern is there, by contrast; each radius counts the same."""
+    codes, contrast = np.empty((len(RADII), *grey.shape), np.uint8), np.empty((len(RADII), *grey.shape), np.uint16)
+    for n, (radius, sigma) in enumerate(RADII):
+        smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER) if sigma else grey
+        padded = cv2.copyMakeBorder(smooth, radius, radius, radius, radius, BORDER)
+        _patterns(padded, *_ring(radius), _TABLE, radius, codes[n], contrast[n])
+    found = _counted(codes, contrast, boxes.astype(np.int64)).astype(np.float64)
+    shares = np.sqrt(found / np.maximum(found.sum(axis=2, keepdims=True), 1e-9))
+    return np.asarray(shares.reshape(len(boxes), -1), np.float32)
 
 
 def _ring(radius: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -150,27 +419,47 @@ def _ring(radius: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.rint(radius * np.cos(angle)).astype(np.int64), np.rint(radius * np.sin(angle)).astype(np.int64)
 
 
-def _uniform() -> NDArray[np.int64]:
+def _uniform() -> NDArray[np.uint8]:
     """Each of the 58 patterns with at most two changes around the ring has a bin of its own, all others share one."""
     changes = [sum((code >> k & 1) != (code >> (k + 1) % 8 & 1) for k in range(8)) for code in range(256)]
     own = np.cumsum(np.array(changes) <= 2) - 1
-    return np.where(np.array(changes) <= 2, own, PATTERNS - 1)
+    return np.where(np.array(changes) <= 2, own, PATTERNS - 1).astype(np.uint8)
 
 
 _TABLE = _uniform()
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
-def _count(image, dx, dy, table, radius):  # type: ignore[no-untyped-def]
-    found = np.zeros(PATTERNS)
-    height, width = image.shape
-    for y in range(radius, height - radius):
-        for x in range(radius, width - radius):
-            code, contrast = 0, np.float32(0)
-            for k in range(8):
-                step = image[y + dy[k], x + dx[k]] - image[y, x]
-                contrast += abs(step)
-                if step >= 0:
-                    code |= 1 << k
-            found[table[code]] += contrast
+@_kernel
+def _patterns(image, dx, dy, table, radius, codes, contrast):  # type: ignore[no-untyped-def]
+    height, width = codes.shape
+    code, total = np.empty(width, np.uint8), np.empty(width, np.float32)
+    for y in range(height):
+        code[:], total[:] = 0, 0
+        here = image[y + radius, radius : radius + width]
+        for k in range(8):
+            there, bit = image[y + radius + dy[k], radius + dx[k] : radius + dx[k] + width], np.uint8(1 << k)
+            for x in range(width):
+                step = there[x] - here[x]
+                total[x] += abs(step)
+                code[x] |= bit if step >= 0 else np.uint8(0)
+        for x in range(width):
+            codes[y, x] = table[code[x]]
+            contrast[y, x] = np.uint16(np.int32(total[x] * np.float32(CONTRAST)))
+
+
+@_kernel
+def _counted(codes, contrast, boxes):  # type: ignore[no-untyped-def]
+    found = np.zeros((len(boxes), len(codes), PATTERNS), np.int64)
+    for n in range(len(boxes)):
+        left, top, width, height = boxes[n]
+        for part in range(len(codes)):
+            even, odd = np.zeros(PATTERNS, np.int64), np.zeros(PATTERNS, np.int64)
+            for y in range(top, top + height):
+                kind, weight = codes[part, y, left : left + width], contrast[part, y, left : left + width]
+                for x in range(0, width - 1, 2):
+                    even[kind[x]] += weight[x]
+                    odd[kind[x + 1]] += weight[x + 1]
+                if width % 2:
+                    even[kind[width - 1]] += weight[width - 1]
+            found[n, part] = even + odd
     return found

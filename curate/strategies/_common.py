@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from curate import probe
 from curate.errors import CurateError
-from curate.pool import Floats, Pick, Picks, Pool, Rows
+from curate.pool import Floats, Mask, Pick, Picks, Pool, Rows
 
 TINY = 1e-12
 Rng = np.random.Generator
@@ -69,6 +69,20 @@ def wanted(pool: Pool) -> list[int]:
 def mixed(pool: Pool, rng: Rng) -> Rows:
     """The candidates in random order."""
     return rng.permutation(pool.open)
+
+
+def thinned(pool: Pool, most: int) -> tuple[Rows, Mask, Rows]:
+    """At most about `most` rows that stand for all: their numbers, which are candidates, and which are covered.
+
+    Coverage is a mean over rows, which an even sample gives as well; ids are hashes, so every n-th row is one. Covered
+    rows are kept in proportion, and what this round chose always.
+    """
+    step = max(1, len(pool) // most)
+    chosen = pool.rows_of([pick.id for pick in pool.chosen])
+    rows = np.union1d(np.arange(0, len(pool), step), chosen)
+    if pool.candidates[rows].sum() < pool.candidates.sum() / step / 2:  # what is left to pick is no even sample
+        rows = np.union1d(rows, pool.open[:: max(1, len(pool.open) // most)])
+    return rows, pool.candidates[rows], np.flatnonzero(np.isin(rows, pool.covered))
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:

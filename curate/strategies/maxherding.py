@@ -5,16 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from curate.greedy.coverage import coverage
-from curate.pool import Picks, Pool
-from curate.strategies._common import picks
+from curate.pool import Floats, Picks, Pool, Rows
+from curate.strategies._common import picks, thinned
 
 
-def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    found = coverage(pool.vectors, budget, covered=pool.covered, candidates=pool.candidates)
-    gain = np.zeros(len(pool), np.float32)
-    gain[found.picks] = found.gains
+def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_000) -> Picks:
+    """Of more than `most` images an even sample is looked at."""
+    found, gain = covering(pool, budget, None, most)
 
     def reason(row: int) -> str:
         return f"stands for about {gain[row]:.0f} images that nothing labelled stands for"
 
-    return picks(pool, found.picks, "maxherding", gain, reason)
+    return picks(pool, found, "maxherding", gain, reason)
+
+
+def covering(pool: Pool, budget: int, weights: Floats | None, most: int) -> tuple[Rows, Floats]:
+    """The rows that cover most, in order, and what each adds, as a number of the pool's images."""
+    rows, candidates, covered = thinned(pool, max(most, 20 * budget))
+    if candidates.sum() < budget:
+        rows, candidates, covered = thinned(pool, len(pool))
+    worth = None if weights is None else weights[rows]
+    found = coverage(pool.vectors[rows], budget, weights=worth, covered=covered, candidates=candidates)
+    gain = np.zeros(len(pool), np.float32)
+    gain[rows[found.picks]] = found.gains * (len(pool) / len(rows))
+    return np.asarray(rows[found.picks], np.int64), gain

@@ -149,3 +149,16 @@ def test_class_stratified_gives_a_rare_class_its_share() -> None:
         replace(pool, scores={"probability": likely}), 30, np.random.default_rng(0), power=20.0
     )
     assert sum("blister" in pick.reason for pick in picks) == 10
+
+
+@pytest.mark.parametrize("name", ["maxherding", "herding_uncertainty"])
+def test_coverage_of_a_sample_is_nearly_as_good(name: str) -> None:
+    pool = drawn(3000, labelled=100)
+
+    def covered(most: int) -> float:
+        picks = CATALOGUE.call(name)(pool, 20, np.random.default_rng(0), most=most)
+        chosen = pool.vectors[pool.rows_of([pick.id for pick in picks])]
+        return float((pool.vectors @ chosen.T).max(axis=1).mean())
+
+    assert covered(600) > covered(3000) - 0.01
+    assert covered(600) > 0.5
