@@ -84,6 +84,7 @@ class Pool:
         chosen: what this round holds already, in order; these rows are no candidates any more.
         population: the rows that could be picked when the round began: what an audit is drawn from.
         wanted: the classes that the user asks for; empty: all.
+        turn: which round of labelling this is, from 1.
         memo: what strategies compute once a round, whatever is chosen meanwhile.
     """
 
@@ -103,6 +104,7 @@ class Pool:
     population: Mask = field(default_factory=lambda: np.zeros(0, bool))
     held_out: Mask = field(default_factory=lambda: np.zeros(0, bool))
     wanted: tuple[str, ...] = ()
+    turn: int = 1
     memo: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -80,6 +80,7 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     progress("reading vectors", 1, 1)
     model = cost_model(project)
     wish = replace(wish, rules=_rules(wish.rules, built.pool))
+    built.pool = replace(built.pool, turn=_number(index, built))
     chosen = _prepared(index, built, wish, model)
     if not dry and (same := _same(project, chosen.manifest["key"])):
         rounds.show(index)
@@ -128,7 +129,7 @@ def _prepared(index: Index, built: Built, wish: Wish, model: CostModel) -> Chose
     state = [(id, built.seen[id].status, built.seen[id].group, sorted(built.seen[id].present)) for id in pool.ids]
     inputs = [asked, built.vectors.key, built.scores, state, pool.exemplars.ids, model.to_json(), __version__]
     manifest = {
-        "round": _number(index, built),
+        "round": pool.turn,
         "key": rounds.key_of(inputs),
         "strategy": wish.strategy,
         "seed": wish.seed,

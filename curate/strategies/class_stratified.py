@@ -9,8 +9,9 @@ from curate.pool import Floats, Pick, Picks, Pool, Rows
 from curate.strategies._common import TINY, likelihood, shares, source, wanted
 
 
-def select(pool: Pool, budget: int, rng: np.random.Generator, *, power: float = 4.0) -> Picks:
-    """`power` is the exponent of the doubt before Gumbel noise is added: raise it round by round, as models mend."""
+def select(pool: Pool, budget: int, rng: np.random.Generator, *, power: float | None = None) -> Picks:
+    """`power` is the exponent of the doubt before Gumbel noise is added; it doubles round by round, as models mend."""
+    power = 2.0 ** min(pool.turn, 6) if power is None else power
     doubt, likely = _doubt(pool), likelihood(pool, "class_stratified")
     numbers = wanted(pool)
     noisy = power * np.log(np.maximum(np.nan_to_num(doubt), TINY)) + rng.gumbel(size=doubt.shape)

@@ -162,3 +162,50 @@ def test_coverage_of_a_sample_is_nearly_as_good(name: str) -> None:
 
     assert covered(600) > covered(3000) - 0.01
     assert covered(600) > 0.5
+
+
+def test_near_copies_of_better_candidates_wait() -> None:
+    pool = with_tiles(drawn())
+    best = pool.rows_of(select("rare", pool, 1))[0]
+    vectors = pool.vectors.copy()
+    copies = [row for row in pool.open[-8:].tolist() if row != best]
+    vectors[copies] = vectors[best]
+    copied = with_tiles(replace(pool, vectors=vectors))
+    ids = copied.rows_of(select("rare", copied, 20)).tolist()
+    assert len(set(ids) & {*copies, int(best)}) == 1
+    plain = [pick.id for pick in CATALOGUE.call("rare")(copied, 20, np.random.default_rng(0), separation=2.0)]
+    assert len(set(copied.rows_of(plain).tolist()) & set(copies)) >= 7
+
+
+def test_what_people_refused_is_pushed_down() -> None:
+    pool = with_tiles(drawn())
+    first = pool.rows_of(select("rare", pool, 30)).tolist()
+    impostors = first[20:]  # like the exemplars to some degree, and labelled as something else by now
+    labelled, candidates = pool.labelled.copy(), pool.candidates.copy()
+    labelled[impostors[0]], candidates[impostors[0]] = True, False
+    vectors = pool.vectors.copy()
+    vectors[impostors[1:]] = vectors[impostors[0]]
+    known = with_tiles(replace(pool, vectors=vectors, labelled=labelled, candidates=candidates, population=candidates))
+    strict, lax = (
+        [p.id for p in CATALOGUE.call("rare")(known, 29, np.random.default_rng(0), negative=n, separation=2.0)]
+        for n in (0.5, 0.0)
+    )
+    assert len(set(known.rows_of(strict).tolist()) & set(impostors)) < len(
+        set(known.rows_of(lax).tolist()) & set(impostors)
+    )
+
+
+def test_expansion_takes_in_what_lies_near_the_first_finds() -> None:
+    pool = with_tiles(drawn())
+    wide = [p.id for p in CATALOGUE.call("rare")(pool, 12, np.random.default_rng(0), expand=3)]
+    assert len(set(wide)) == 12
+    assert set(wide) & set(select("rare", pool, 12))
+
+
+def test_exemplars_that_a_user_gives_are_sought_though_their_class_is_not_scarce() -> None:
+    pool = drawn()
+    shown = np.flatnonzero(pool.present[:, 0])[:2]
+    given = replace(pool.exemplars, ids=tuple(pool.ids[row] for row in shown), classes=("scratch",) * 2)
+    given = replace(given, tiles=given.tiles[:2], vectors=pool.vectors[shown])
+    picks = CATALOGUE.call("rare")(replace(pool, exemplars=given), 5, np.random.default_rng(0))
+    assert all("like scratch exemplar" in pick.reason for pick in picks)
