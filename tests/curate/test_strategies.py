@@ -182,7 +182,7 @@ def test_what_people_refused_is_pushed_down() -> None:
     pool = drawn()
     rows = pool.open[-9:]
     vectors = pool.vectors.copy()
-    half = pool.exemplars.vectors.mean(axis=0) + 1.2 * pool.vectors[pool.open[0]][::-1]
+    half = pool.exemplars.vectors.mean(axis=0) + 0.6 * pool.vectors[pool.open[0]][::-1]
     vectors[rows] = half / np.linalg.norm(half)
     labelled, candidates = pool.labelled.copy(), pool.candidates.copy()
     labelled[rows[0]], candidates[rows[0]] = True, False
