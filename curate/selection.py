@@ -16,7 +16,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.greedy.neighbours import best_match, nearest
-from curate.pool import Floats, Mask, Pick, Picks, Pool, Rows
+from curate.pool import Mask, Pick, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from curate.strategies._common import shares
 
@@ -92,7 +92,7 @@ class _Layer:
         self.in_group = Counter(np.unique(pool.groups[pool.labelled]).tolist())
         self.level = 0
         self.room = self._room()
-        self.vectors: list[Floats] = []
+        self.vectors = np.empty((min(self.budget, len(pool)), pool.vectors.shape[1]), np.float32)  # of what is chosen
 
     @property
     def missing(self) -> int:
@@ -157,7 +157,7 @@ class _Layer:
         stratum = int(self.pool.strata[row])
         if stratum in self.room:
             self.room[stratum] -= 1
-        self.vectors.append(self.pool.vectors[row])
+        self.vectors[len(self.chosen) - 1] = self.pool.vectors[row]
 
     def _put_away(self, row: int) -> None:
         self.open[row] = False
@@ -172,9 +172,9 @@ class _Layer:
         return list((similarity >= self.rules.near).tolist())
 
     def _close_to_chosen(self, row: int) -> bool:
-        if self.rules.near is None or not self.vectors:
+        if self.rules.near is None or not self.chosen:
             return False
-        return bool((np.stack(self.vectors) @ self.pool.vectors[row]).max() >= self.rules.near)
+        return bool((self.vectors[: len(self.chosen)] @ self.pool.vectors[row]).max() >= self.rules.near)
 
     # --- the result ---
 

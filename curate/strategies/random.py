@@ -1,4 +1,4 @@
-"""Uniformly random: the honest baseline; its picks have known chances, so estimates from them are unbiased."""
+"""Uniformly random: the honest baseline. With --plain its picks have known chances, as those of an audit have."""
 
 from __future__ import annotations
 
