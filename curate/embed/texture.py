@@ -4,12 +4,13 @@ The first part is contrast-weighted local binary patterns at four scales. The se
 three scales, whitened by the window's own noise; where they are jointly unlikely (a defect is small and local), their
 strengths are averaged. Nothing is learned and nothing depends on other images.
 
-What can be told of a pixel is computed once for an image, and all its windows share it (`Maps`): a window sees across
-its border. Sums are of whole numbers or run in one order, so that a window's vector is the same in any company.
+What can be told of a pixel is computed once for an image, and all its windows share it: a window sees across its
+border. Sums are of whole numbers or run in one order, so that a window's vector is the same in any company.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,20 +21,20 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit, whole
+from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, key_of, unit, whole
 
 STEP = 4  # raise it when the same window gives another vector than before
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
 PATTERNS = 59
-SCALES = (1.0, 2.0, 4.0)
-CHANNELS = 5 * len(SCALES)
+CHANNELS = 5 * 3  # derivatives at three scales
+FIVE = 5  # channels at a time: adding up one by one, half the time would be reading and writing the sum
 MIXTURES = 96
 # More weight on the surface helps to tell surfaces apart, less to find the same spot on another surface.
 SURFACE_WEIGHT, SPOT_WEIGHTS = 0.8, (1.0, 1.0, 0.5)
 LARGEST = 1 << 19  # pixels of a window; above, it is shrunk
-SHARED = 1 << 23  # pixels of an image; above, maps are made of each window alone, as they would take gigabytes
+SHARED = 1 << 22  # pixels of an image; above, maps are made of each window alone, as they would take gigabytes
 CALM = 0.9
-SPARSE = 3  # on which grid of places a window without any spot is looked at
+SPARSE = 200  # places at which a window without any spot is looked at, or a few more
 CONTRAST = 32  # steps to a grey value: eight differences of 255 still fit into 16 bits
 SCALE_BINS, FINE_BINS = 128, 1024
 BLOCK = 256  # places at a time: what is worked on stays in the cache
@@ -94,6 +95,22 @@ def _described(pixels: Pixels, boxes: Boxes) -> NDArray[np.float32]:
     return np.hstack([SURFACE_WEIGHT * unit(_surface(grey, boxes)), *spots])
 
 
+class _Space(threading.local):
+    """Large arrays that outlive an image: fresh memory would cost a tenth of the time."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Array] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], kind: Any) -> Array:
+        found = self.kept.get(name)
+        if found is None or found.shape != shape:
+            found = self.kept[name] = np.empty(shape, kind)
+        return found
+
+
+_SPACE = _Space()
+
+
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Sums may run in lanes, which is the same order every time."""
     made = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
@@ -124,7 +141,9 @@ def _spots(grey: NDArray[np.float32], boxes: Boxes) -> tuple[Array, ...]:
     places = _on_grid(boxes)
     whitener = _whitener(found, bins, places)
     blur = cv2.getGaussianKernel(9, 1, cv2.CV_32F).ravel()
-    alone, mixed, plain = _pooled(found, places, whitener, _mixtures(), blur, _edges(FINE_BINS, 18, 3743))
+    alone, mixed, plain = _pooled(
+        found, places, whitener, _mixtures(), blur, _edges(FINE_BINS, 18, 3743), _space(places)
+    )
     return alone, mixed, np.log2(plain + 0.1)
 
 
@@ -135,16 +154,27 @@ def _on_grid(boxes: Boxes) -> NDArray[np.int64]:
     return np.hstack([start, np.maximum((end + 1) // 2, start + 1)])
 
 
+def _space(places: NDArray[np.int64]) -> Array:
+    """Room for the largest window's derivatives."""
+    return _SPACE.get("window", (CHANNELS * int(np.prod(places[:, 2:] - places[:, :2], axis=1).max()),), np.float32)
+
+
 def _derivatives(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """First and second derivatives at every scale, on a grid of every second pixel; and their bins of strength."""
     shape = (CHANNELS, -(-grey.shape[0] // 2), -(-grey.shape[1] // 2))
-    found, bins = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    for n, sigma in enumerate(SCALES):
-        smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER)
-        step = 1 if sigma < 2 else 2  # what is smooth loses nothing on the coarser grid
-        padded = cv2.copyMakeBorder(smooth[::step, ::step], 1, 1, 1, 1, BORDER)
-        _derive(padded, 3 - step, np.float32(sigma / step), found[5 * n : 5 * n + 5], bins[5 * n : 5 * n + 5])
+    found, bins = _SPACE.get("found", shape, np.float32), _SPACE.get("bins", shape, np.uint8)
+    fine = _blurred(grey, 1)
+    # What is smooth loses nothing on the coarser grid. Blurring that again, in place of `grey`, finds markedly less.
+    middle, coarse = (np.ascontiguousarray(_blurred(grey, sigma)[::2, ::2]) for sigma in (2, 4))
+    for n, (smooth, k) in enumerate(((fine, 1), (middle, 1), (coarse, 2))):
+        padded = cv2.copyMakeBorder(smooth, 1, 1, 1, 1, BORDER)
+        own = slice(5 * n, 5 * n + 5)
+        _derive(padded, 2 if n == 0 else 1, np.float32(k), found[own], bins[own])
     return found, bins
+
+
+def _blurred(grey: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER), np.float32)
 
 
 @_kernel
@@ -180,12 +210,13 @@ def _edges(bins: int, shift: int, first: int) -> NDArray[np.float32]:
 
 
 def _whitener(found: NDArray[np.float32], bins: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """For each window what turns derivatives into units of its own noise, no longer alike: what is common counts little.
+    """For each window what turns derivatives into units of its own noise, and no longer alike.
 
-    The noise is that of the calmer nine tenths, so that a spot does not hide itself.
+    What is common counts little so. The noise is that of the calmer nine tenths, so that a spot does not hide itself.
     """
     scale = 1 / (_medians(bins, places, _edges(SCALE_BINS, 20, 975)) / np.float32(0.6745) + np.float32(0.15))
-    spread, axes = np.linalg.eigh(_calm(found, places, scale, _edges(FINE_BINS, 18, 3743)) + 0.1 * np.eye(CHANNELS, dtype=np.float32))
+    together = _calm(found, places, scale, _edges(FINE_BINS, 18, 3743), _space(places))
+    spread, axes = np.linalg.eigh(together + 0.1 * np.eye(CHANNELS, dtype=np.float32))
     white = (axes / np.sqrt(spread)[:, None]) @ axes.transpose(0, 2, 1)
     return np.ascontiguousarray(white * scale[:, None], np.float32)
 
@@ -228,11 +259,11 @@ def _fine_quantile(values, edges, share):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _calm(found, places, scale, edges):  # type: ignore[no-untyped-def]
+def _calm(found, places, scale, edges, space):  # type: ignore[no-untyped-def]
     """How the channels go together in the calmer part of each window."""
     spread = np.empty((len(places), CHANNELS, CHANNELS), np.float32)
     for n in range(len(places)):
-        flat = _copied(found, places[n])
+        flat = _copied(found, places[n], space)
         size = flat.shape[1]
         energy = np.zeros(size, np.float32)
         for i in range(CHANNELS):
@@ -255,13 +286,16 @@ def _calm(found, places, scale, edges):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _copied(found, place):  # type: ignore[no-untyped-def]
+def _copied(found, place, space):  # type: ignore[no-untyped-def]
     left, top, right, bottom = place
     width = right - left
-    flat = np.empty((CHANNELS, width * (bottom - top)), np.float32)
+    size = width * (bottom - top)
+    flat = space[: CHANNELS * size].reshape(CHANNELS, size)
     for i in range(CHANNELS):
         for y in range(top, bottom):
-            flat[i, (y - top) * width : (y - top + 1) * width] = found[i, y, left:right]
+            there, here = flat[i, (y - top) * width : (y - top + 1) * width], found[i, y, left:right]
+            for x in range(width):
+                there[x] = here[x]
     return flat
 
 
@@ -282,7 +316,7 @@ def _products(flat, sums):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _pooled(found, places, whitener, mixtures, blur, edges):  # type: ignore[no-untyped-def]
+def _pooled(found, places, whitener, mixtures, blur, edges, space):  # type: ignore[no-untyped-def]
     """Means over each window's places, weighted: of white strengths, of mixed ones, of plain ones.
 
     A place weighs much where the derivatives are jointly unlikely in this window; where none are, all weigh the same.
@@ -290,13 +324,14 @@ def _pooled(found, places, whitener, mixtures, blur, edges):  # type: ignore[no-
     alone = np.zeros((len(places), CHANNELS), np.float32)
     mixed = np.zeros((len(places), MIXTURES), np.float32)
     plain = np.zeros((len(places), CHANNELS), np.float32)
+    white, sums = np.empty(CHANNELS, np.float32), np.empty(MIXTURES, np.float32)
     for n in range(len(places)):
-        flat = _copied(found, places[n])
+        flat = _copied(found, places[n], space)
         width = places[n, 2] - places[n, 0]
         weight = _oddity(_energy(flat, whitener[n]).reshape(-1, width), blur, edges).ravel()
         for p in range(len(weight)):
             if weight[p] > 0:
-                _add(flat[:, p].copy(), weight[p], whitener[n], mixtures, alone[n], mixed[n], plain[n])
+                _add(flat[:, p], weight[p], whitener[n], mixtures, white, sums, alone[n], mixed[n], plain[n])
     return alone, mixed, plain
 
 
@@ -307,14 +342,17 @@ def _energy(flat, whitener):  # type: ignore[no-untyped-def]
     buffer = np.empty(BLOCK, np.float32)
     for start in range(0, flat.shape[1], BLOCK):
         part = found[start : start + BLOCK]
-        size = len(part)
+        size, end = len(part), start + len(part)
         white = buffer[:size]
         for i in range(CHANNELS):
             white[:] = 0
-            for j in range(CHANNELS):
-                values, factor = flat[j, start : start + BLOCK], whitener[i, j]
+            row = whitener[i]
+            for j in range(0, CHANNELS, FIVE):
+                a, b, c, d, e = row[j], row[j + 1], row[j + 2], row[j + 3], row[j + 4]
+                one, two, three = flat[j, start:end], flat[j + 1, start:end], flat[j + 2, start:end]
+                four, five = flat[j + 3, start:end], flat[j + 4, start:end]
                 for p in range(size):
-                    white[p] += factor * values[p]
+                    white[p] += a * one[p] + b * two[p] + c * three[p] + d * four[p] + e * five[p]
             for p in range(size):
                 part[p] += white[p] * white[p]
     return found
@@ -322,23 +360,25 @@ def _energy(flat, whitener):  # type: ignore[no-untyped-def]
 
 @_kernel
 def _oddity(energy, blur, edges):  # type: ignore[no-untyped-def]
-    """A weight for every place, with sum 1."""
-    odd = _blurred(energy, blur)
+    """A weight for every place, with sum 1. Where nothing is odd a sparse grid of places tells of all."""
+    odd = _smoothed(energy, blur)
     height, width = odd.shape
     median = max(_fine_quantile(odd.ravel(), edges, np.float32(0.5)), np.float32(1e-6))
     for y in range(height):
         for x in range(width):
             odd[y, x] = max(odd[y, x] / median - np.float32(3), np.float32(0)) ** 2
-    sparse = ((height - 1) // SPARSE + 1) * ((width - 1) // SPARSE + 1)
-    floor = np.float32(1e-6 * height * width / sparse)
-    for y in range(0, height, SPARSE):
-        for x in range(0, width, SPARSE):
+    if odd.sum() > 1e-3 * height * width:
+        return odd / odd.sum()
+    step = max(int(np.sqrt(height * width / SPARSE)), 1)
+    floor = np.float32(1e-6 * height * width / (((height - 1) // step + 1) * ((width - 1) // step + 1)))
+    for y in range(0, height, step):
+        for x in range(0, width, step):
             odd[y, x] += floor
     return odd / odd.sum()
 
 
 @_kernel
-def _blurred(image, blur):  # type: ignore[no-untyped-def]
+def _smoothed(image, blur):  # type: ignore[no-untyped-def]
     height, width = image.shape
     reach = len(blur) // 2
     line = np.empty(width + 2 * reach, np.float32)
@@ -368,18 +408,21 @@ def _mirrored(i, length):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _add(values, weight, whitener, mixtures, alone, mixed, plain):  # type: ignore[no-untyped-def]
+def _add(values, weight, whitener, mixtures, white, sums, alone, mixed, plain):  # type: ignore[no-untyped-def]
     """One place's part of the means."""
-    sums = np.zeros(MIXTURES, np.float32)
     for i in range(CHANNELS):
-        white = np.float32(0)
+        total = np.float32(0)
         for j in range(CHANNELS):
-            white += whitener[i, j] * values[j]
-        alone[i] += weight * _log1p(abs(white))
+            total += whitener[i, j] * values[j]
+        white[i] = total
+        alone[i] += weight * _log1p(abs(total))
         plain[i] += weight * abs(values[i])
-        row = mixtures[i]
+    sums[:] = 0
+    for i in range(0, CHANNELS, FIVE):
+        a, b, c, d, e = white[i], white[i + 1], white[i + 2], white[i + 3], white[i + 4]
+        one, two, three, four, five = mixtures[i], mixtures[i + 1], mixtures[i + 2], mixtures[i + 3], mixtures[i + 4]
         for m in range(MIXTURES):
-            sums[m] += white * row[m]
+            sums[m] += a * one[m] + b * two[m] + c * three[m] + d * four[m] + e * five[m]
     for m in range(MIXTURES):
         mixed[m] += weight * _log1p(abs(sums[m]))
 
@@ -404,9 +447,10 @@ def _log1p(value):  # type: ignore[no-untyped-def]
 
 def _surface(grey: NDArray[np.float32], boxes: Boxes) -> NDArray[np.float32]:
     """For each window how often each pattern is there, by contrast; each radius counts the same."""
-    codes, contrast = np.empty((len(RADII), *grey.shape), np.uint8), np.empty((len(RADII), *grey.shape), np.uint16)
+    shape = (len(RADII), *grey.shape)
+    codes, contrast = _SPACE.get("codes", shape, np.uint8), _SPACE.get("contrast", shape, np.uint16)
     for n, (radius, sigma) in enumerate(RADII):
-        smooth = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=BORDER) if sigma else grey
+        smooth = _blurred(grey, sigma) if sigma else grey
         padded = cv2.copyMakeBorder(smooth, radius, radius, radius, radius, BORDER)
         _patterns(padded, *_ring(radius), _TABLE, radius, codes[n], contrast[n])
     found = _counted(codes, contrast, boxes.astype(np.int64)).astype(np.float64)

@@ -1,8 +1,9 @@
 """`curate embed` against the bare forward pass: `python -m tests.bench.bench_embed [--images 192] [--weights FILE]`.
 
-For each encoder the same images three ways, in turn: the whole pipeline (read, check, decode, cut, prepare, encode,
-append), the pipeline without the table, and `encode` alone on windows that were prepared before. Pipeline over bare
-forward says what all else costs. Then the network in float32 and bfloat16: time, and the vectors' cosine. Medians.
+For each encoder the same images four ways, in turn: the whole pipeline (read, check, decode, cut, prepare, encode,
+append) in one process and in two (their start included: take many images), the pipeline without the table, and
+`encode` alone on windows that were prepared before. Pipeline over bare forward says what all else costs. Then the
+network in float32 and bfloat16: time, and the vectors' cosine. Medians.
 Without a weights file the network has random weights: as fast, only its vectors mean nothing.
 """
 
@@ -46,6 +47,7 @@ def random_weights(folder: Path) -> Path:
 
 def pipeline(encoder: Any, todo: Any, folder: Path | None, workers: int) -> int:
     """The windows embedded; with a folder they are also appended to a new table there."""
+    embedding.WORTH = -1.0  # processes as asked for, at once
     found = list(embedding.outcomes(encoder, todo, LIMIT, workers=workers))
     if folder:
         made = Vectors.create(folder / f"{os.urandom(6).hex()}.lance", encoder.key, encoder.dim)
@@ -63,6 +65,7 @@ def compare(encoder: Any, todo: Any, folder: Path, repetitions: int) -> list[lis
     seconds = interleaved(
         {
             "pipeline, one process": lambda: pipeline(encoder, todo, folder, 0),
+            "pipeline, two processes": lambda: pipeline(encoder, todo, folder, 2),
             "without the table": lambda: pipeline(encoder, todo, None, 0),
             "bare encode": lambda: encoder.encode(prepared),
         },
@@ -93,7 +96,7 @@ def halves(network: Any, todo: Any, repetitions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--weights", type=Path, default=REAL)

@@ -98,6 +98,38 @@ def test_texture_of_grey_as_colour_is_the_same() -> None:
     assert np.allclose(*vectors(encoder, [image, np.dstack([image] * 3)]), atol=1e-6)
 
 
+def test_texture_of_a_window_is_the_same_in_any_company() -> None:
+    image, encoder = fakes.steel(201, 97, 3), embed.build("texture")
+    boxes = _base.windows(201, 97, "auto", 0.25)
+    together = encoder.encode(_base.prepare_image(encoder, image, boxes))
+    assert (together[0] == vectors(encoder, [image])[0]).all()
+    apart = [encoder.encode(_base.prepare_image(encoder, image, boxes[n : n + 1]))[0] for n in range(len(boxes))]
+    assert (together == np.array(apart)).all()
+
+
+def test_texture_of_a_tile_is_near_that_of_the_tile_cut_out() -> None:
+    image, encoder = fakes.steel(256, 128, 4), embed.build("texture")
+    boxes = _base.windows(256, 128, "auto", 0.25)
+    shared = encoder.encode(_base.prepare_image(encoder, image, boxes))
+    cut = vectors(encoder, [np.ascontiguousarray(image[y : y + h, x : x + w]) for x, y, w, h in boxes.tolist()])
+    assert np.median((shared * cut).sum(axis=1)) > 0.9
+
+
+@pytest.mark.parametrize("name", ["LARGEST", "SHARED"])
+def test_texture_of_images_beyond_the_limits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from curate.embed import texture
+
+    image, encoder = fakes.steel(256, 128, 5), embed.build("texture")
+    boxes = _base.windows(256, 128, "auto", 0.25)
+    before = encoder.encode(_base.prepare_image(encoder, image, boxes))
+    monkeypatch.setattr(texture, name, 64 * 64)
+    after = encoder.encode(_base.prepare_image(encoder, image, boxes))
+    assert (after[0] == vectors(encoder, [image])[0]).all()
+    changed = (before != after).any(axis=1)
+    # A whole image that is shrunk changes; one that is only computed alone does not, but its tiles do.
+    assert (changed[0], changed[1:].any()) == ((True, False) if name == "LARGEST" else (False, True))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 40), (9, 9), (128, 512)])
 @pytest.mark.parametrize("level", [0, 255])
 def test_texture_of_odd_images_is_finite(shape: tuple[int, int], level: int) -> None:

@@ -23,6 +23,7 @@ from curate.selection import BARE, Rules, choose
 from curate.steel import SHAPE
 
 IMAGES, BUDGET, SEEDS, RARE = 20_000, 500, 5, "edge_crack"
+pytestmark = pytest.mark.timeout(1800)  # some minutes on two cores: all images are painted, written, read and embedded
 PLANT_SEED = 11  # another plant than the one on which encoder and strategy were tuned
 
 
