@@ -87,10 +87,13 @@ def read(project: Project) -> Facts:
     draws = [_draw(one, renames) for one in rounds.every(project.work)]
     picked = {row["id"] for draw in draws for row in draw.picks}
     first, classes = _first_labels(project.work), frozenset(project.class_names)
-    known, arrivals = {}, set()
+    known, arrivals, seen = {}, set(), _seen(project.work)
     fields = ("status", "source", "label_origin", "created_at", *PRESENT)
     for id, status, source, origin, created, regions, whole in index.rows(*fields):
-        present, came = frozenset(regions or ()) | frozenset(whole or ()), _moment(created)
+        present, came = (
+            frozenset(regions or ()) | frozenset(whole or ()),
+            min(_moment(created), seen.get(id, NOT_LOGGED)),
+        )
         now = _status(status, present, classes)
         if now == "labelled" or id in picked:
             at, said_by = first.get(id, (NOT_LOGGED, ""))
@@ -98,6 +101,11 @@ def read(project: Project) -> Facts:
         if source != "synthetic" and origin != "import":
             arrivals.add(came)
     return Facts(draws, known, arrivals)
+
+
+def _seen(work: Path) -> dict[str, str]:
+    """The first draw that each image was there for: an index that was made anew does not know."""
+    return {id: one.manifest["made_at"] for one in reversed(rounds.every(work)) for id in one.predicted()[0]}
 
 
 def _status(status: str | None, present: frozenset[str], classes: frozenset[str]) -> str:
@@ -154,13 +162,9 @@ def _renamed(names: Iterable[str] | None, today: Callable[[str], str]) -> list[s
 
 
 def _classes(one: Round, today: Callable[[str], str]) -> frozenset[str] | None:
-    import pyarrow.parquet
-
-    parquet: Any = pyarrow.parquet
-    file = one.folder / rounds.PREDICTED
-    return (
-        frozenset(today(name) for name in parquet.read_schema(file).names if name != "id") if file.is_file() else None
-    )
+    """The classes that the round's predictions knew; None where it kept none."""
+    _, _, names = one.predicted()
+    return frozenset(map(today, names)) or None
 
 
 # --- one round's audit ------------------------------------------------------------------------------------------------
@@ -453,7 +457,7 @@ def _about_populations(answered: Sequence[Sample], group: Sequence[Sample]) -> I
     if others := answered[: -len(group)]:
         names = ", ".join(_name(one) for one in others)
         rest = f"from {_name(group[0])} {'on' if len(group) > 1 else 'alone'}"
-        yield f"{names}: drawn from another population (images came or went since); prevalence is {rest}"
+        yield f"{names}: drawn from another population (images came, went or were held out since); prevalence is {rest}"
     if lost := max(_unreached(group[0], one) for one in group):
         share = f"{lost:g} images ({100 * lost / group[0].population:.1f} %)"
         yield f"{share} were out of a later audit's reach (queued, skipped, held out); prevalence allows for that"

@@ -98,9 +98,9 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
     yield SavedView("conflicts", index.undecided(), "copies with different labels")
     yield SavedView("disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides")
     yield SavedView("missing", dataset.match(field("missing") == True), "files no longer on disk")  # noqa: E712
-    for number in rounds.numbers(index):
-        view = dataset.match(field("round") == number).sort_by("pick_rank")
-        yield SavedView(f"round {number:03d}", view, f"chosen in round {number}, in the order of the queue")
+    for name in rounds.names(index):
+        view = dataset.match_tags(name).sort_by("pick_rank")
+        yield SavedView(name, view, f"chosen in {name}, in the order of the queue")
     if dataset.get_field("near_cluster") is not None:
         near = dataset.match(field("near_cluster") != None).sort_by("near_cluster")  # noqa: E711
         yield SavedView("near-duplicates", near, "cluster by cluster; near_of names the image to keep")

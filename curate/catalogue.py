@@ -75,9 +75,13 @@ class Catalogue:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except ValueError:
         return text
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number to compute with")
 
 
 def _fits(value: object, hint: Any) -> bool:

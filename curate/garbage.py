@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curate import files
+from curate import files, tables
 from curate.errors import CurateError
 from curate.project import Project
 
@@ -44,8 +44,10 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
         for path in (work / folder).glob("*.lance"):
             by_name.setdefault(path.stem.rpartition("-")[0] or path.stem, []).append(path)
         for paths in by_name.values():
-            for path in sorted(paths, key=lambda p: p.stat().st_mtime)[:-1]:
-                yield path, f"superseded {folder}"
+            *older, newest = sorted(paths, key=lambda p: p.stat().st_mtime)
+            for path in older:
+                if tables.size(path) <= tables.size(newest):  # one that was just begun supersedes nothing
+                    yield path, f"superseded {folder}"
 
 
 def _rounds(work: Path) -> Iterator[tuple[Path, str]]:

@@ -26,7 +26,7 @@ from curate.labels import Book, Entry, now
 from curate.ledger import MISSING, QUARANTINED, Image, Ledger, Row
 from curate.project import Project, SourceConfig
 from curate.reading import Job, Outcome, reference_of
-from curate.splits import Decisions
+from curate.splits import Decisions, Member
 
 BATCH = 1024  # images to a write of log, index and ledger
 Progress = Callable[[str, int, int], None]
@@ -277,10 +277,7 @@ class _Run:
     # --- splits ---
 
     def _split(self) -> None:
-        config, members = self.project.config.splits, self.index.members()
-        self.decisions.assign(splits.due(list(members.values()), self.decisions, config.shares, config.seed))
-        wanted = {id: self.decisions.split(card.group) for id, card in self.cards.items()}
-        self.index.set({"split": {id: wanted[id] for id, card in self.cards.items() if wanted[id] != card.split}})
+        members = give_splits(self.index, self.decisions)
         labelled = (m for m in members.values() if m.source == "public" and m.status == "labelled")
         self.report.few_groups = splits.few_groups(splits.gathered(labelled))
 
@@ -296,6 +293,15 @@ class _Run:
         report.duplicates = table.duplicates()
         report.conflicts = len(self.index.conflicts())
         report.notes = table.notes()
+
+
+def give_splits(index: Index, decisions: Decisions) -> dict[str, Member]:
+    """Decide the splits that are due, and show them; every image as the splits see it."""
+    config, members = index.project.config.splits, index.members()
+    decisions.assign(splits.due(list(members.values()), decisions, config.shares, config.seed))
+    wanted = {id: decisions.split(member.group) for id, member in members.items()}
+    index.set({"split": {id: wanted[id] for id, split in index.rows("split") if wanted[id] != split}})
+    return members
 
 
 _PLACE_FIELDS = ("paths", "filepath", "group", "stratum", "missing")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import tables, vectors
+from curate import rounds, tables, vectors
 from curate.data import Box, Label
 from curate.errors import CurateError, nearest, unknown
 from curate.index import PRESENT, Index
@@ -38,6 +38,7 @@ class Seen:
     path: str
     present: frozenset[str]
     near_of: str | None = None
+    waits: str | None = None
 
     @property
     def barred(self) -> str | None:
@@ -50,6 +51,8 @@ class Seen:
             return "it is synthetic"
         if self.split in HELD_OUT:
             return f"its group '{self.group}' belongs to {self.split}: labelling it would leak"
+        if self.waits:
+            return f"it waits in {self.waits}"
         if self.near_of:
             return f"it nearly equals {self.near_of[:12]} (curate duplicates)"
         return None
@@ -87,23 +90,26 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
     broken = sorted(set(ids) - {ids[row] for row in finite})
     ids, matrix = [ids[row] for row in finite], matrix[finite]
-    names = tuple(index.project.class_names)
+    names = tuple(index.project.active_classes)
     scores, table = _scores(index, ids, names)
     pool = _pool(ids, matrix, seen, names, tuple(classes), scores)
     pool = replace(pool, windows=_Windows(found, pool))
-    pool = replace(pool, exemplars=_exemplars(index, pool, found, seen, exemplars))
-    return Built(pool, seen, found, table, broken, _notes(seen, with_vectors, broken, found))
+    notes = _notes(seen, with_vectors, broken, found)
+    pool = replace(pool, exemplars=_exemplars(index, pool, found, exemplars, notes))
+    return Built(pool, seen, found, table, broken, notes)
 
 
 def _check_classes(index: Index, classes: Sequence[str]) -> None:
     for name in classes:
-        if name not in index.project.class_names:
-            raise unknown("class", name, index.project.class_names)
+        if name not in index.project.active_classes:
+            raise unknown("class", name, index.project.active_classes)
 
 
 def _seen(index: Index) -> dict[str, Seen]:
     copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
-    return {
+    pushed = (one for one in rounds.every(index.project.work) if one.pushed)
+    waiting = {row["id"]: one.name for one in pushed for row in one.picks()}
+    seen = {
         id: Seen(
             group or id,
             stratum or "",
@@ -114,9 +120,14 @@ def _seen(index: Index) -> dict[str, Seen]:
             path,
             frozenset(regions or ()) | frozenset(whole or ()),
             copies.get(id),
+            waiting.get(id),
         )
         for id, group, stratum, status, split, source, missing, path, regions, whole in index.rows(*NEEDED)
     }
+    for one in seen.values():  # where the better copy is gone, this one must do
+        if one.near_of and (one.near_of not in seen or seen[one.near_of].missing):
+            one.near_of = None
+    return seen
 
 
 def _notes(seen: dict[str, Seen], known: set[str], broken: list[str], found: Vectors) -> list[str]:
@@ -232,19 +243,33 @@ def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tupl
 # --- exemplars ------------------------------------------------------------------------------------------------------
 
 
-def _exemplars(index: Index, pool: Pool, found: Vectors, seen: dict[str, Seen], given: str | None) -> Exemplars:
+def _exemplars(index: Index, pool: Pool, found: Vectors, given: str | None, notes: list[str]) -> Exemplars:
     """Windows of the given images, else of the labelled images of the scarce classes."""
     names = pool.wanted or (pool.classes if given else rare.scarce(pool))
-    ids = _named(index, pool, given) if given else _labelled(pool, names)
+    ids = _taught(pool, _named(index, pool, given), notes) if given else _labelled(pool, names)
     if not ids:
         return pool.exemplars
     labels = {one.id: one.label for one in index.shown(ids)}
     by_id = _windows_of(found, pool, ids)
     made = [one for id in ids for one in _of_image(pool, id, labels[id], by_id[id], names, bool(given))]
+    if not made and given:
+        raise CurateError(
+            f"--exemplars '{given}': none of these images shows {' or '.join(names)}; label the defects first"
+        )
     if not made:
         return pool.exemplars
     who, tile, vector, cls = zip(*made, strict=True)
     return Exemplars(tuple(who), np.array(tile, np.int16), np.stack(vector), tuple(cls))
+
+
+def _taught(pool: Pool, ids: list[str], notes: list[str]) -> list[str]:
+    """Without those of val and test, which may teach nothing."""
+    barred = {id for id, row in zip(ids, pool.rows_of(ids).tolist(), strict=True) if pool.held_out[row]}
+    if barred:
+        notes.append(f"{len(barred)} exemplars belong to val or test and were left out: they may teach nothing")
+    if len(barred) == len(ids):
+        raise CurateError("all exemplars belong to val or test, which may teach nothing; give others")
+    return [id for id in ids if id not in barred]
 
 
 def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
@@ -261,7 +286,9 @@ def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
 def _named(index: Index, pool: Pool, given: str) -> list[str]:
     """The images of a saved view, of a tag, or with these content ids (their first characters will do)."""
     if given in index.dataset.list_saved_views():
-        ids = index.dataset.load_saved_view(given).values("content_id")
+        shown = index.dataset.load_saved_view(given)
+        samples = shown.values("sample_id" if shown._is_patches else "id")
+        ids = index.dataset.select(samples).values("content_id")
     elif given in index.dataset.distinct("tags"):
         ids = index.dataset.match_tags(given).values("content_id")
     else:
@@ -321,7 +348,7 @@ def _of_image(
         best = int(np.argmax(_overlap(image.boxes, box)))
         yield id, int(image.tiles[best]), image.vectors[best], name
     bare = sorted(label.present.intersection(names) - {name for name, _ in regions})
-    if not regions and not bare and given:
+    if given and label.status != "labelled" and not regions and not bare:
         bare = [pool.wanted[0] if len(pool.wanted) == 1 else ""]
     for name in bare:
         best = int(np.argmax(rare.unusual(pool, image.vectors)))

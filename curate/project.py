@@ -177,6 +177,11 @@ class Project:
     def class_names(self) -> list[str]:
         return [c.name for c in self.config.classes]
 
+    @property
+    def active_classes(self) -> list[str]:
+        """The classes that are still looked for."""
+        return [c.name for c in self.config.classes if not c.retired]
+
     @cached_property
     def colors(self) -> dict[str, str]:
         return {c.name: c.color or PALETTE[i % len(PALETTE)] for i, c in enumerate(self.config.classes)}

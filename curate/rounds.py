@@ -22,6 +22,7 @@ from curate.errors import CurateError, unknown
 from curate.index import AUDIT, Index
 
 PREDICTED = "predicted.parquet"
+CLASS = "class "  # before a class's name, which may be `id`
 FIELDS = ("round", "slot", "pick_rank", "pick_score", "pick_reason")
 MANIFEST, PICKS = "round.json", "picks.parquet"
 
@@ -52,29 +53,28 @@ class Round:
         return self.pushed or bool(self.manifest.get("touched"))
 
     def picks(self) -> list[dict[str, Any]]:
-        import pyarrow.parquet
-
-        parquet: Any = pyarrow.parquet
-        rows: list[dict[str, Any]] = parquet.read_table(self.folder / PICKS).to_pylist()
+        rows: list[dict[str, Any]] = _load(self.folder / PICKS).to_pylist()
         return rows
 
     def predicted(self) -> tuple[list[str], NDArray[np.float32], list[str]]:
         """What was predicted of every image when the round was chosen: ids, probabilities and their classes."""
-        import pyarrow.parquet
-
-        parquet: Any = pyarrow.parquet
         if not (self.folder / PREDICTED).is_file():
             return [], np.zeros((0, 0), np.float32), []
-        table = parquet.read_table(self.folder / PREDICTED)
+        table = _load(self.folder / PREDICTED)
         names = [name for name in table.column_names if name != "id"]
-        columns = [table[name].to_numpy() for name in names]
-        return table["id"].to_pylist(), np.stack(columns, axis=1).astype(np.float32), names
+        values = np.array([table[name].to_numpy() for name in names], np.float32).reshape(len(names), table.num_rows)
+        return table["id"].to_pylist(), values.T, [name.removeprefix(CLASS) for name in names]
+
+
+def column(name: str) -> str:
+    """The column of a class in what a round keeps of its predictions."""
+    return CLASS + name
 
 
 def every(work: Path) -> list[Round]:
     """All rounds, the first one first."""
-    folders = sorted((work / "rounds").glob("[0-9]*"))
-    return [Round(folder, _manifest(folder)) for folder in folders if (folder / MANIFEST).is_file()]
+    folders = [folder for folder in (work / "rounds").glob("[0-9]*") if folder.name.isdigit()]
+    return [Round(f, _manifest(f)) for f in sorted(folders, key=lambda f: int(f.name)) if (f / MANIFEST).is_file()]
 
 
 def latest(work: Path) -> Round | None:
@@ -149,6 +149,19 @@ def _write_picks(file: Path, picks: Sequence[dict[str, Any]]) -> None:
     _store(file, pa.Table.from_pylist(list(picks), schema=schema))
 
 
+def _load(file: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    parquet: Any = pyarrow.parquet
+    try:
+        return parquet.read_table(file)
+    except (OSError, pa.ArrowException):
+        raise CurateError(
+            f"{file} is damaged or missing; restore it (curate restore), or remove {file.parent}"
+        ) from None
+
+
 def _store(file: Path, table: Any) -> None:
     import pyarrow.parquet
 
@@ -179,7 +192,7 @@ def show(index: Index, only: set[str] | None = None) -> int:
     index.declare(pick_score=fo.FloatField, pick_reason=fo.StringField)
     values = {id: _fields(wanted.get(id)) or (None,) * len(FIELDS) for id in stale}
     index.set({name: {id: value[place] for id, value in values.items()} for place, name in enumerate(FIELDS)})
-    _tag(index, stale, wanted)
+    _tag(index, stale)
     return len(stale)
 
 
@@ -196,14 +209,14 @@ def _fields(found: tuple[Round, dict[str, Any]] | None) -> tuple[Any, ...] | Non
     return (one.number, row["slot"], row["rank"], row["score"], row["reason"])
 
 
-def _tag(index: Index, stale: set[str], wanted: dict[str, tuple[Round, dict[str, Any]]]) -> None:
-    """`round 003` on each pick; `audit` on the picks that may fill val and test."""
-    by_tag: dict[str, list[str]] = {}
-    for id in stale & wanted.keys():
-        one, row = wanted[id]
-        by_tag.setdefault(one.name, []).append(id)
-        if row["slot"] == AUDIT:
-            by_tag.setdefault(AUDIT, []).append(id)
+def _tag(index: Index, stale: set[str]) -> None:
+    """`round 003` on each pick of each round; `audit` on those that may fill val and test, whatever came later."""
+    by_tag: dict[str, set[str]] = {}
+    for one in every(index.project.work):
+        for row in one.picks():
+            tags = [one.name, AUDIT] if row["slot"] == AUDIT else [one.name]
+            for tag in tags if row["id"] in stale else ():
+                by_tag.setdefault(tag, set()).add(row["id"])
     for tag in {AUDIT, *(tag for tag in index.dataset.distinct("tags") if _ours(tag))}:
         index.tag(tag, sorted(stale.difference(by_tag.get(tag, ()))), on=False)
     for tag, ids in sorted(by_tag.items()):
@@ -214,7 +227,6 @@ def _ours(tag: str) -> bool:
     return tag.startswith("round ") and tag.removeprefix("round ").isdigit()
 
 
-def numbers(index: Index) -> Iterator[int]:
+def names(index: Index) -> Iterator[str]:
     """The rounds that the index shows, for its saved views."""
-    if index.dataset.get_field("round") is not None:
-        yield from sorted(int(number) for number in index.tally("round"))
+    yield from sorted(tag for tag in index.dataset.distinct("tags") if _ours(tag))

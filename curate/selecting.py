@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curate import __version__, cost, edits, labels, nearness, pooling, probe, rounds, selection
+from curate import __version__, cost, edits, indexing, labels, nearness, pooling, probe, rounds, selection, tables
 from curate.cost import CostModel, Images, Seconds
 from curate.errors import CurateError
 from curate.index import Index
@@ -22,6 +23,7 @@ from curate.pooling import Built
 from curate.project import Project
 from curate.rounds import Round
 from curate.selection import BARE, Batch, Rules
+from curate.splits import Decisions
 from curate.strategies import CATALOGUE, DEFAULT
 
 LIKELY = 0.5  # from here on an image counts as predicted to show a class
@@ -84,7 +86,8 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     chosen = _prepared(index, built, wish, model)
     if not dry and (same := _same(project, chosen.manifest["key"])):
         rounds.show(index)
-        return Chosen(same.manifest, same.picks(), chosen.notes, same, fresh=False)
+        here = [row | {"path": built.seen[row["id"]].path} for row in same.picks()]  # the project may have moved
+        return Chosen(same.manifest, here, chosen.notes, same, fresh=False)
     batch = _choose(built, wish, budget, model, progress)
     _complete(chosen, built, batch, model, wish)
     chosen.manifest["took"] = round(time.perf_counter() - began, 1)
@@ -105,16 +108,17 @@ def _rules(rules: Rules, pool: Pool) -> Rules:
 
 
 def _capture(index: Index) -> None:
-    """What curators drew in the App goes to the log first: those images need no second look."""
+    """What curators drew in the App goes to the log first, and gets its split: nothing of val and test may teach."""
     names = index.project.class_names
     with closing(Book(index.project.work / "labels", names)) as book:
         edits.capture(index, book, names)
+    indexing.give_splits(index, Decisions(index.project.work / "splits"))
 
 
 def cost_model(project: Project) -> CostModel:
     """Fitted on the times that people took, a constant before there are any."""
     timed = list(labels.lead_times(project.work / "labels"))
-    names = project.class_names
+    names = project.active_classes
     counts = [[sum(d.label == name for d in label.defects) for name in names] for _, label in timed]
     return CostModel.fit([seconds for seconds, _ in timed], np.array(counts).reshape(len(timed), len(names)), names)
 
@@ -124,10 +128,19 @@ def cost_model(project: Project) -> CostModel:
 
 def _prepared(index: Index, built: Built, wish: Wish, model: CostModel) -> Chosen:
     """The manifest as far as it is known before the choice, with the key of everything that the choice depends on."""
-    pool = built.pool
+    pool, seen = built.pool, sorted(built.seen.items())
     asked = asdict(wish) | {"options": dict(wish.options), "classes": list(wish.classes)}
-    state = [(id, built.seen[id].status, built.seen[id].group, sorted(built.seen[id].present)) for id in pool.ids]
-    inputs = [asked, built.vectors.key, built.scores, state, pool.exemplars.ids, model.to_json(), __version__]
+    state = [(id, one.barred, one.split, one.group, one.stratum, sorted(one.present)) for id, one in seen]
+    inputs = [
+        asked,
+        built.vectors.key,
+        (built.scores, tables.size(Path(built.scores)) if built.scores else 0),
+        state,
+        list(pool.classes),
+        pool.exemplars.ids,
+        model.to_json(),
+        __version__,
+    ]
     manifest = {
         "round": pool.turn,
         "key": rounds.key_of(inputs),
@@ -187,8 +200,11 @@ def _choose(built: Built, wish: Wish, budget: Images | Seconds, model: CostModel
         if not isinstance(budget, Seconds) or spent <= budget.seconds or images == 1:
             break
         images = max(1, int(len(batch.picks) * budget.seconds / spent))
-    if isinstance(budget, Images) and images > room:
-        return batch._replace(notes=(f"the budget of {images} is more than can be picked: {room}", *batch.notes))
+    if images > room:
+        asked = f"{images}" if isinstance(budget, Images) else f"{wish.budget}, about {images} images,"
+        return batch._replace(notes=(f"the budget of {asked} is more than can be picked: {room}", *batch.notes))
+    if isinstance(budget, Seconds) and spent > budget.seconds:
+        return batch._replace(notes=(f"one image takes about {spent:.0f} s, more than {wish.budget}", *batch.notes))
     return batch
 
 
@@ -225,12 +241,13 @@ def _likely(pool: Pool) -> tuple[Floats | None, str | None]:
     return None, None
 
 
-def _predicted(pool: Pool) -> dict[str, Any] | None:
-    """Kept with the round: how predictions settle from round to round tells whether another one is worth it."""
+def _predicted(pool: Pool) -> dict[str, Any]:
+    """Kept with the round: which images there were, and what was predicted of them, to see how that settles."""
     likely, _ = _likely(pool)
+    known: dict[str, Any] = {"id": list(pool.ids)}
     if likely is None:
-        return None
-    return {"id": list(pool.ids)} | {name: likely[:, number] for number, name in enumerate(pool.classes)}
+        return known
+    return known | {rounds.column(name): likely[:, number] for number, name in enumerate(pool.classes)}
 
 
 def _why_nothing(built: Built) -> str:
@@ -288,7 +305,10 @@ def explain(project: Project, wish: Wish, prefix: str) -> dict[str, Any]:
     picked = [row | {"round": one.number} for one in newest_first for row in one.picks() if row["id"] == id]
     about: dict[str, Any] = {"id": id, "path": built.seen[id].path, "picked": picked[0] if picked else None}
     about["barred"] = built.seen[id].barred
-    return about | (_standing(built, id, picked) if id in set(built.pool.ids) else {"barred": "it has no vector"})
+    about["rounds"] = len(rounds.every(project.work))
+    if id in set(built.pool.ids):
+        return about | _standing(built, id, picked)
+    return about | {"barred": about["barred"] or "it has no vector, or one that is no number. Run: curate embed"}
 
 
 def _standing(built: Built, id: str, picked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from curate.strategies._common import shares
 
 AUDIT = "audit"  # this slot's picks are drawn from everything and never put back: their chances must stay known
 NEIGHBOURS = 100
+CLOSED = 1_000_000
 Quota = int | Literal["equal", "proportional"]
 Select = Callable[[Pool, int, np.random.Generator], Picks]
 
@@ -68,10 +69,9 @@ def choose(
     CATALOGUE.check(strategy, given)
     layer = _Layer(pool, rules, budget)
     for turn in range(10 * budget):  # a bound: each turn accepts a pick or puts one away for good
-        offered = layer.offered()
-        if not layer.missing or not offered.any():
+        if not layer.missing or not (offered := layer.offered()).any():
             break
-        rng = np.random.default_rng([seed, turn])
+        rng = np.random.default_rng([seed, pool.turn, turn])
         layer.take(select(pool.offering(offered, tuple(layer.chosen)), layer.missing, rng, **given))
         progress(len(layer.chosen))
     return layer.batch()
@@ -153,7 +153,8 @@ class _Layer:
     def _accept(self, pick: Pick, row: int) -> None:
         self.chosen.append(pick)
         self.open[row] = False
-        self.in_group[int(self.pool.groups[row])] += 1
+        # An audited group is to fill val and test: a further pick of it could not be trained on, so it comes last.
+        self.in_group[int(self.pool.groups[row])] += CLOSED if pick.slot == AUDIT else 1
         stratum = int(self.pool.strata[row])
         if stratum in self.room:
             self.room[stratum] -= 1

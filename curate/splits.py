@@ -162,14 +162,17 @@ def due(members: Sequence[Member], decisions: Decisions, shares: Mapping[str, fl
     """Splits for the groups that need one now.
 
     Labelled public images are stratified by class. Production images get a split when they are labelled: audit picks
-    fill val and test, so that these keep the natural prior, all others go to train. Synthetic images are always train.
+    fill val and test, so that these keep the natural prior, all others go to train. (An audit also draws from groups
+    that are train already, and those stay there.) Synthetic images are always train.
     """
     settled = {member.group for member in members if decisions.split(member.group)}
     public = gathered(m for m in members if m.source == "public" and m.status in ("labelled", "disputed"))
     production = [m for m in members if m.source == "production" and m.status == "labelled"]
     audit = gathered(m for m in production if m.audit)
     synthetic = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
-    result = {m.group: "train" for m in production if m.group not in settled}
+    # A group of which the audit drew an image waits for that image's label: it is to fill val and test.
+    audited = {member.group for member in members if member.audit}
+    result = {m.group: "train" for m in production if m.group not in settled | audited}
     held_out = {split: share for split, share in shares.items() if split != "train"}
     for groups, quota in ((audit, held_out), (public, shares)):
         if any(quota.values()):

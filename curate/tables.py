@@ -190,10 +190,17 @@ def listed(folder: Path) -> list[Path]:
 def latest(folder: Path, name: str | None = None) -> Table | None:
     """The table that was written last, of this name if one is given."""
     for path in listed(folder):
-        if name in (None, name_of(path)):
-            with suppress(CurateError):
-                return Table(path)
+        if name in (None, name_of(path)) and size(path):
+            return Table(path)
     return None
+
+
+def size(path: Path) -> int:
+    """Rows of a table; 0 for one that was begun and got none, or that is no table at all."""
+    try:
+        return len(Table(path))
+    except CurateError:
+        return 0
 
 
 # --- types ----------------------------------------------------------------------------------------------------------

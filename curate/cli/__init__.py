@@ -60,6 +60,8 @@ def main() -> None:
     try:
         app()
     except Exception as error:
+        if isinstance(error, SystemError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            sys.exit(130)  # Ctrl-C inside compiled code
         line = _explained(error)
         if line is None:
             raise

@@ -80,7 +80,8 @@ def select(
         str | None, typer.Option(help="Only look for these classes (commas between) \\[default: the scarcest ones].")
     ] = None,
     per_stratum: Annotated[
-        str | None, typer.Option(help="Most picks from one stratum: a number, 'equal' or 'proportional'.")
+        str | None,
+        typer.Option(help="Most picks from one stratum: a number, 'equal' or 'proportional'. The audit has its own."),
     ] = None,
     near: Annotated[
         float | None,
@@ -147,7 +148,7 @@ def _list(json: bool) -> None:
 def _quota(text: str) -> Any:
     if text in ("equal", "proportional"):
         return text
-    if text.isdigit() and int(text) > 0:
+    if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
 
@@ -198,8 +199,11 @@ def _explain(found: dict[str, Any]) -> None:
     if picked:
         place = f"round {picked['round']:03d}, number {picked['rank']}, slot {picked['slot']}"
         say(f"picked in {place}: {picked['reason']}")
+        if found["barred"]:
+            say(f"it would not be picked again: {found['barred']}")
     else:
-        say(f"not picked: {found['barred'] or 'others were worth more'}")
+        why = "others were worth more" if found["rounds"] else "no round yet"
+        say(f"not picked: {found['barred'] or why}")
     if found.get("likely"):
         likely = ", ".join(f"{name} {value:.2f}" for name, value in found["likely"].items())
         say(f"{likely}  (by the {found['likely_by']})")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, key_of, unit, whole
 
-STEP = 4  # raise it when the same window gives another vector than before
+STEP = 5  # raise it when the same window gives another vector than before
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
 PATTERNS = 59
 CHANNELS = 5 * 3  # derivatives at three scales

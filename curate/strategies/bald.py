@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from curate import probe, scores
+from curate.errors import CurateError
 from curate.pool import Floats, Picks, Pool
 from curate.strategies._common import likelihood, picks, source, top
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, members: int = 8) -> Picks:
+    if members < 2:
+        raise CurateError(f"option 'members' of strategy bald is {members}; allowed: 2 or more")
     score = pool.scores["bald"] if "bald" in pool.scores else _of_probes(pool, members, rng)
 
     def reason(row: int) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from curate.errors import CurateError
 from curate.pool import Pick, Picks, Pool
 from curate.strategies._common import likelihood, wanted
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, threshold: float = 0.5) -> Picks:
+    if not 0 < threshold < 1:
+        raise CurateError(
+            f"option 'threshold' of strategy foreground_random is {threshold:g}; allowed: between 0 and 1"
+        )
     numbers = wanted(pool)
     likely = likelihood(pool, "foreground_random")[:, numbers]
     rows = pool.open

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from curate.errors import CurateError
 from curate.greedy.coverage import coverage
 from curate.pool import Floats, Picks, Pool, Rows
 from curate.strategies._common import picks, thinned
@@ -21,6 +22,8 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_
 
 def covering(pool: Pool, budget: int, weights: Floats | None, most: int) -> tuple[Rows, Floats]:
     """The rows that cover most, in order, and what each adds, as a number of the pool's images."""
+    if most < 1:
+        raise CurateError(f"option 'most' is {most}; allowed: 1 or more images")
     rows, candidates, covered = thinned(pool, max(most, 20 * budget))
     if candidates.sum() < budget:
         rows, candidates, covered = thinned(pool, len(pool))

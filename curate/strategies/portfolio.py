@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from curate import probe
+from curate.errors import CurateError
 from curate.pool import Picks, Pool
 from curate.strategies import audit as audit_slot
 from curate.strategies import class_stratified, maxherding, random
@@ -25,6 +26,7 @@ REGIMES = {
     "few labels": {"rare": 0.40, "uncertain": 0.25, "explore": 0.20, "audit": 0.15},
     "a model": {"rare": 0.35, "uncertain": 0.35, "explore": 0.15, "audit": 0.15},
 }
+MOST = 1000.0  # of a share; shares are relative to each other
 SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
     "audit": audit_slot.select,  # first: it draws from all there is, whatever the others would like
     "rare": rare_slot.select,
@@ -65,6 +67,11 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
     """What each slot still has to find, of its share in the whole round."""
     defaults = REGIMES[regime(pool)]
     weights = {slot: defaults[slot] if value is None else value for slot, value in given.items()}
+    for slot, weight in weights.items():
+        if not 0 <= weight <= MOST:
+            raise CurateError(
+                f"option '{slot}' of strategy portfolio is {weight:g}; allowed: a share from 0 to {MOST:g}"
+            )
     for slot, why in _idle(pool).items():
         if weights[slot]:
             pool.note(f"slot {slot} passes its share on: {why}")
@@ -75,6 +82,8 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
     shown = ", ".join(f"{slot} {count}" for slot, count in total.items() if count)
     if not pool.chosen:
         pool.note(f"with {regime(pool)}: {shown}")
+        if weights["audit"] and not total["audit"]:
+            pool.note("no audit: the budget is too small for one; unbiased estimates will lack this round")
     have = Counter(pick.slot for pick in pool.chosen)
     return {slot: max(0, count - have[slot]) for slot, count in total.items()}
 

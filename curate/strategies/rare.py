@@ -65,6 +65,8 @@ def select(
         expand: the likeliest candidates that become exemplars themselves, with half the weight. Off: on drawn
             blisters it led astray (9.6 instead of 13.6 coils of 200 picks), for edge cracks there was nothing to gain.
     """
+    if shrinkage <= 0:
+        raise CurateError(f"option 'shrinkage' of strategy rare is {shrinkage:g}; allowed: more than 0")
     names = sought(pool)
     if not names:
         raise CurateError(

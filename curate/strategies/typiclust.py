@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from curate.errors import CurateError
 from curate.greedy.typical import typiclust
 from curate.pool import Picks, Pool
 from curate.strategies._common import picks
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, neighbours: int = 20) -> Picks:
+    if neighbours < 1:
+        raise CurateError(f"option 'neighbours' of strategy typiclust is {neighbours}; allowed: 1 or more")
     found = typiclust(
         pool.vectors, budget, covered=pool.covered, candidates=pool.candidates, rng=rng, neighbours=neighbours
     )

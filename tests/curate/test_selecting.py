@@ -128,7 +128,7 @@ def test_what_may_not_be_picked_is_not(ready: Project) -> None:
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
     index.set({"status": {ids[0]: "skipped", ids[1]: "queued", ids[2]: "disputed"}})
     index.set({"split": {ids[3]: "test"}, "missing": {ids[4]: True}})
-    chosen = selecting.run(ready, Wish("500"))
+    chosen = selecting.run(ready, Wish("500"), dry=True)
     assert chosen.manifest["picked"] == 55
     assert not {row["id"] for row in chosen.picks} & set(ids[:5])
     assert any("budget of 500 is more than can be picked: 55" in note for note in chosen.notes)
@@ -313,6 +313,145 @@ def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
     assert all(len(one.picks()) == 20 for one in found)
     assert len(selecting.run(ready, Wish("20")).picks) == 20
     assert Index(ready).tally("round") == {"1": 20}
+
+
+# --- what must not leak, and what must not be lost --------------------------------------------------------------------
+
+
+def test_labels_straight_from_the_app_get_their_splits_before_anything_is_learnt(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("30", options={"audit": 1.0}))
+    dataset = Index(ready).dataset
+    for row in chosen.picks:
+        sample = dataset.match({"content_id": row["id"]}).first()
+        sample["status"] = "labelled"
+        sample.save()
+    second = selecting.run(ready, Wish("20", options={"audit": 0.0}))
+    split = dict(Index(ready).rows("split"))
+    audited = {row["group"] for row in chosen.picks if row["slot"] == "audit"}
+    assert {split[row["id"]] for row in chosen.picks if row["group"] in audited} <= {"val", "test"}
+    assert not {row["group"] for row in second.picks} & audited
+
+
+def test_a_group_waits_for_its_audit_pick(ready: Project) -> None:
+    """The audit's siblings are labelled first: the group may not go to train meanwhile."""
+    chosen = selecting.run(ready, Wish("60", options={"audit": 1.0}))
+    audits = [row for row in chosen.picks if row["slot"] == "audit"]
+    groups = {row["group"] for row in audits}
+    others = [row for row in chosen.picks if row["slot"] != "audit" and row["group"] in groups]
+    assert others
+    for row in others:
+        label(ready, row["id"])
+    indexing.run(ready)
+    for row in audits:
+        label(ready, row["id"])
+    indexing.run(ready)
+    split = dict(Index(ready).rows("split"))
+    assert {split[row["id"]] for row in audits} <= {"val", "test"}
+
+
+def test_what_changed_since_makes_a_new_choice(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20"))
+    gone = chosen.picks[0]["id"]
+    Path(chosen.picks[0]["path"]).unlink()
+    indexing.run(ready)
+    again = selecting.run(ready, Wish("20"))
+    assert again.fresh
+    assert gone not in {row["id"] for row in again.picks}
+
+
+def test_an_audit_pick_stays_one_whatever_a_later_round_does(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("60", options={"audit": 1.0}))
+    audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
+    rounds.mark(rounds.find(ready.work, 1), touched="2026-11-21T00:00:00Z")
+    second = selecting.run(ready, Wish("60", options={"audit": 0.0}))
+    assert {row["id"] for row in second.picks} >= audits
+    dataset = Index(ready).dataset
+    assert set(dataset.match_tags("audit").values("content_id")) == audits
+    assert len(dataset.match_tags("round 001")) == len(dataset.match_tags("round 002")) == 60
+
+
+def test_what_waits_in_a_pushed_round_is_not_offered_again(ready: Project) -> None:
+    chosen = selecting.run(ready, Wish("20"))
+    rounds.mark(rounds.find(ready.work, 1), pushed="2026-11-21T00:00:00Z")
+    second = selecting.run(ready, Wish("40"))
+    assert not {row["id"] for row in chosen.picks} & {row["id"] for row in second.picks}
+    assert selecting.explain(ready, Wish(), chosen.picks[0]["id"])["barred"] == "it waits in round 001"
+
+
+def test_a_class_named_id_keeps_its_predictions_apart(make: Make, library: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        fakes.save_image(tmp_path / "line" / "A" / "cam0" / f"coil{number}_{number}.png", 32, 24, seed=900 + number)
+    source = LIBRARY | {"data": library, "classes": {"crack": "id"}}
+    project = make([source, LINE | {"data": tmp_path / "line"}], classes=("id", "hole"))
+    indexing.run(project)
+    embedded(project)
+    selecting.run(project, Wish("5"))
+    ids, values, names = rounds.find(project.work, 1).predicted()
+    assert names == ["id", "hole"]
+    assert set(ids) == set(Index(project).ids())
+    assert values.shape == (len(ids), 2)
+
+
+def test_exemplars_of_val_and_test_teach_nothing(ready: Project) -> None:
+    index = Index(ready)
+    rows = [(id, split) for id, split, path in index.rows("split", "filepath") if "piece" in path]
+    held = [id for id, split in rows if split in ("val", "test")]
+    with pytest.raises(CurateError, match="all exemplars belong to val or test"):
+        selecting.run(ready, Wish("5", strategy="rare", exemplars=",".join(held)), dry=True)
+
+
+def test_clean_images_are_no_exemplars(ready: Project) -> None:
+    index = Index(ready)
+    clean = [i for i, s, sp, p in index.rows("status", "split", "filepath") if "piece6" in p or "piece7" in p]
+    index.set({"split": dict.fromkeys(clean, "train")})
+    with pytest.raises(CurateError, match="none of these images shows crack"):
+        selecting.run(ready, Wish("5", strategy="rare", exemplars=",".join(clean), classes=("crack",)), dry=True)
+
+
+def test_exemplars_by_a_view_of_patches(ready: Project) -> None:
+    index = Index(ready)
+    cracked = index.dataset.match({"defects.detections.label": "crack", "split": "train"})
+    index.dataset.save_view("patches", cracked.to_patches("defects"))
+    chosen = selecting.run(ready, Wish("5", strategy="rare", exemplars="patches"), dry=True)
+    assert len(chosen.picks) == 5
+
+
+@pytest.mark.parametrize("name", ["picks.parquet", "predicted.parquet"])
+@pytest.mark.parametrize("command", ["select", "audit", "stop-check"])
+def test_a_damaged_round_is_one_line(ready: Project, run: Run, name: str, command: str) -> None:  # noqa: F811
+    selecting.run(ready, Wish("20"))
+    file = ready.work / "rounds" / "001" / name
+    file.write_bytes(file.read_bytes()[:100])
+    if name == "picks.parquet" or command != "select":
+        assert f"{name} is damaged or missing" in failed(run(command, "--project", ready.folder))
+
+
+def test_copies_are_offered_when_the_better_one_is_gone(ready: Project) -> None:
+    index = Index(ready)
+    first, second = sorted(id for id, status in index.rows("status") if status == "unlabelled")[:2]
+    index.declare(near_of=index.fo.StringField)
+    index.set({"near_of": {second: first}})
+    assert "nearly equals" in selecting.explain(ready, Wish(), second)["barred"]
+    index.set({"missing": {first: True}})
+    assert selecting.explain(ready, Wish(), second)["barred"] is None
+
+
+def test_a_retired_class_is_not_sought(ready: Project) -> None:
+    text = ready.file.read_text().replace('name = "crack"', 'name = "crack"\nretired = true')
+    ready.file.write_text(text)
+    chosen = selecting.run(load(ready.folder), Wish("20"), dry=True)
+    assert not any("crack" in row["reason"] for row in chosen.picks)
+
+
+@pytest.mark.parametrize("given", ["audit=-1", "audit=NaN", "audit=1e308"])
+def test_shares_are_checked(ready: Project, run: Run, given: str) -> None:  # noqa: F811
+    assert "strategy portfolio" in failed(run("select", "--project", ready.folder, "--set", given))
+
+
+def test_a_table_that_was_just_begun_is_not_the_newest(ready: Project) -> None:
+    Vectors.create(ready.work / "vectors" / "drawn-9999.lance", "9999", DIM)
+    assert len(selecting.run(ready, Wish("5"), dry=True).picks) == 5
+    assert "drawn-0000.lance" not in {one.path.name for one in garbage.find(ready)}
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
