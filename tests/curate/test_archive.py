@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from curate import archive, indexing
+from curate import archive, indexing, rounds
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project, load
@@ -24,8 +24,10 @@ from tests.curate.test_index import draw_in_app
 def saved(indexed: Project, tmp_path: Path) -> Path:
     draw_in_app(indexed, "coil0_0.png")
     file = tmp_path / "plant.tar.gz"
-    (indexed.work / "rounds" / "001").mkdir(parents=True)
-    (indexed.work / "rounds" / "001" / "round.json").write_text("{}")
+    id = sorted(Index(indexed).ids())[0]
+    pick = {"rank": 1, "id": id, "path": "x.png", "slot": "audit", "score": 1.0, "reason": "drawn"}
+    rounds.write(indexed.work, {"round": 1, "pushed": "2026-11-21T00:00:00Z"}, [pick])
+    rounds.show(Index(indexed))
     archive.backup(indexed, file)
     return file
 
@@ -41,6 +43,8 @@ def test_round_trip(indexed: Project, saved: Path, tmp_path: Path) -> None:
         theirs = {p.relative_to(back.work): p.read_bytes() for p in (back.work / part).rglob("*") if p.is_file()}
         assert ours == theirs
     again = indexing.run(back)
+    assert Index(back).dataset.match_tags("audit").values("content_id") == [sorted(Index(indexed).ids())[0]]
+    assert Index(back).tally("round") == {"1": 1}
     assert (again.added, again.updated, again.app_edits) == (0, 0, 0)
     Index(back).dataset.delete()
 
