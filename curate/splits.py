@@ -170,10 +170,11 @@ def due(members: Sequence[Member], decisions: Decisions, shares: Mapping[str, fl
     production = [m for m in members if m.source == "production" and m.status == "labelled"]
     audit = gathered(m for m in production if m.audit)
     synthetic = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
-    # A group of which the audit drew an image waits for that image's label: it is to fill val and test.
-    audited = {member.group for member in members if member.audit}
-    result = {m.group: "train" for m in production if m.group not in settled | audited}
     held_out = {split: share for split, share in shares.items() if split != "train"}
+    # A group of which the audit drew an image waits for that image's label: it is to fill val and test.
+    awaited = (m.group for m in members if m.audit and m.status not in ("skipped", "disputed"))
+    audited = set(awaited) if any(held_out.values()) else set()
+    result = {m.group: "train" for m in production if m.group not in settled | audited}
     for groups, quota in ((audit, held_out), (public, shares)):
         if any(quota.values()):
             result |= _assign_new(groups, decisions, quota, seed)

@@ -360,3 +360,11 @@ def test_repeats_and_seeds_differ() -> None:
     assert len(set(repeats)) == 4
     assert all(first != second for first, second in pairwise(repeats))
     assert folds(groups, 5, 4, 1) != drawn
+
+
+def test_a_group_whose_audit_pick_was_skipped_waits_no_longer(decisions: Decisions) -> None:
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    labelled = Member("coil", "production", "labelled")
+    waiting, skipped = (Member("coil", "production", status, audit=True) for status in ("queued", "skipped"))
+    assert due([labelled, waiting], decisions, shares, 0) == {}
+    assert due([labelled, skipped], decisions, shares, 0) == {"coil": "train"}

@@ -103,8 +103,10 @@ def test_many_small_appends_are_merged(tmp_path: Path) -> None:
 def test_latest_is_the_one_written_last(tmp_path: Path) -> None:
     assert tables.latest(tmp_path) is None
     first, second = (Table.create(tmp_path / f"{name}.lance", {"margin": "float32"}) for name in ("a-1", "a-b-2"))
-    os.utime(first.path, (1, 1))
-    os.utime(second.path, (2, 2))
+    assert tables.latest(tmp_path) is None  # they were begun, and hold nothing yet
+    for age, table in enumerate((first, second), start=1):
+        table.append({"id": ["a"], "margin": [1]})
+        os.utime(table.path, (age, age))
     assert tables.latest(tmp_path).path == second.path  # type: ignore[union-attr]
     first.append({"id": ["x"], "margin": [1]})
     assert tables.latest(tmp_path).path == first.path  # type: ignore[union-attr]

@@ -80,11 +80,13 @@ def test_windows_of_one_image(made: Vectors) -> None:
 
 def test_open_latest(made: Vectors, tmp_path: Path) -> None:
     other = Vectors.create(tmp_path / "vectors" / "timm-resnet18-k2.lance", "k2", 8)
+    assert open_latest(tmp_path).name == "texture"  # the other one holds nothing yet
+    other.append(["x"], [np.zeros((1, 4), np.int32)], [np.ones((1, 8), np.float32)])
     os.utime(made.table.path, (1, 1))
     found = open_latest(tmp_path)
     assert (found.name, found.key, found.dim) == ("timm-resnet18", "k2", 8)
     assert open_latest(tmp_path, "texture").ids() == made.ids()
-    assert other.ids() == []
+    assert other.ids() == ["x"]
     with pytest.raises(CurateError, match=r"'textur' \(did you mean 'texture'\?\); allowed: texture, timm-resnet18"):
         open_latest(tmp_path, "textur")
 
