@@ -85,7 +85,7 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     with_vectors = set(found.ids())
     ids = sorted(id for id in seen if id in with_vectors)
     if not ids:
-        raise CurateError("none of the index's images has a vector. Run: curate embed")
+        raise CurateError(f"none of the index's images has a vector. {found.remedy}")
     matrix = found.whole(ids)
     finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
     broken = sorted(set(ids) - {ids[row] for row in finite})
@@ -133,7 +133,7 @@ def _seen(index: Index) -> dict[str, Seen]:
 def _notes(seen: dict[str, Seen], known: set[str], broken: list[str], found: Vectors) -> list[str]:
     notes = []
     if lacking := sum(id not in known and one.barred is None for id, one in seen.items()):
-        notes.append(f"{lacking} images have no {found.name} vectors yet and cannot be picked. Run: curate embed")
+        notes.append(f"{lacking} images have no {found.name} vectors yet and cannot be picked. {found.remedy}")
     if broken:
         shown = ", ".join(id[:12] for id in broken[:5])
         notes.append(f"{len(broken)} images have vectors that are no numbers and were left out: {shown}")

@@ -56,7 +56,7 @@ class Vectors:
         self.dim = int(table.metadata["dim"])
 
     @property
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         return f"Run: {self.table.metadata.get('command', 'curate embed')}"
 
     @classmethod
@@ -90,7 +90,7 @@ class Vectors:
         except CurateError:
             missing = len(set(ids).difference(self.ids()))
             told = f"{missing} of {len(set(ids))} images have no {self.name} vectors yet"
-            raise CurateError(f"{told}. {self._remedy}") from None
+            raise CurateError(f"{told}. {self.remedy}") from None
         return found.astype(np.float32).reshape(len(ids), self.dim)
 
     def tiles(self, ids: Sequence[str] | None = None, rows: int = 65536) -> Iterator[Tiles]:
@@ -106,7 +106,7 @@ class Vectors:
         parts = [_tiles(batch, {id}) for batch in self.table.batches(COLUMNS, where=f"id = '{_plain(id)}'")]
         found = _joined([part for part in parts if len(part)])
         if found is None:
-            raise CurateError(f"image {id} has no {self.name} vectors. {self._remedy}")
+            raise CurateError(f"image {id} has no {self.name} vectors. {self.remedy}")
         return found
 
 
