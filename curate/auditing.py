@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import estimates, rounds, stopping
+from curate.data import AUDIT
 from curate.errors import CurateError, unknown
 from curate.estimates import Floats, Interval
-from curate.index import AUDIT, PRESENT, Index
+from curate.index import PRESENT, Index
 from curate.labels import Segments
 from curate.project import Project
 from curate.rounds import Round

@@ -61,12 +61,6 @@ def _seconds(text: str) -> float:
     return sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
 
 
-def images_within(seconds: float, costs: npt.ArrayLike) -> int:
-    """How many of the images, in this order, fit into the time."""
-    total = np.cumsum(np.asarray(costs, dtype=np.float64))
-    return int(np.searchsorted(total, seconds * (1 + 1e-9), side="right"))
-
-
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Seconds for an image: `base`, and so many more for each region of each class."""

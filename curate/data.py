@@ -24,6 +24,8 @@ SOURCES: tuple[str, ...] = get_args(Source)
 SPLITS: tuple[str, ...] = get_args(Split)
 STATUSES: tuple[str, ...] = get_args(Status)
 
+AUDIT = "audit"  # slot and tag of the picks that were drawn at random: they may fill val and test
+
 # --- what a format yields: shapes are decoded later, in parallel, against the real image size ---------------------
 
 

@@ -6,7 +6,6 @@ steel seen twice. Clusters go to the index as fields, so that the App can show t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -222,6 +221,6 @@ def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: st
         duplicates=sum(len(c.others) for c in clusters),
         across_splits=sum(len(c.splits) > 1 for c in clusters),
         across_sources=sum(len(c.sources) > 1 for c in clusters),
-        across_groups=sum(len(Counter(one.group for one in c.members)) > 1 for c in clusters),
+        across_groups=sum(len({one.group for one in c.members}) > 1 for c in clusters),
         largest=largest,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import database, documents, state
-from curate.data import Item
+from curate.data import AUDIT, Item
 from curate.documents import NewSample, Shown
 from curate.errors import CurateError
 from curate.labels import DUPLICATE_LABELS, State
@@ -24,7 +24,6 @@ from curate.splits import Member
 CHUNK = 1000
 FEW = 100  # different values that are written as one update each
 PRESENT = ("defects.detections.label", "classes.classifications.label")  # where an image's classes stand
-AUDIT = "audit"  # tag of the picks that may fill val and test
 STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
     *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_digest", "state_key"),

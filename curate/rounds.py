@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import files
+from curate.data import AUDIT
 from curate.errors import CurateError, unknown
-from curate.index import AUDIT, Index
+from curate.index import Index
 
 PREDICTED = "predicted.parquet"
 CLASS = "class "  # before a class's name, which may be `id`

@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.greedy.neighbours import best_match, nearest
 from curate.pool import Mask, Pick, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from curate.strategies._common import shares
 
-AUDIT = "audit"  # this slot's picks are drawn from everything and never put back: their chances must stay known
 NEIGHBOURS = 100
 CLOSED = 1_000_000
 Quota = int | Literal["equal", "proportional"]
@@ -137,7 +137,7 @@ class _Layer:
         rows = self.pool.rows_of([pick.id for pick in picks])
         close = self._close(rows)
         for pick, row, known in zip(picks, rows.tolist(), close, strict=True):
-            if pick.slot == AUDIT:
+            if pick.slot == AUDIT:  # drawn from everything and never put back: its chances must stay known
                 self._accept(pick, row)
             elif self.missing and self.open[row] and self._fits(row):
                 if known or self._close_to_chosen(row):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.cost import CostModel, Images, Seconds, images_within, parse_budget
+from curate.cost import CostModel, Images, Seconds, parse_budget
 from curate.errors import CurateError
 
 Floats = npt.NDArray[np.float64]
@@ -72,15 +72,6 @@ def test_every_time_is_read_back(hours: int, minutes: int, seconds: int) -> None
     total = 3600 * hours + 60 * minutes + seconds
     if total:
         assert parse_budget(f"{hours}h{minutes}m{seconds}s") == Seconds(total)
-
-
-def test_images_within_a_time() -> None:
-    assert images_within(3600, [30] * 500) == 120
-    assert images_within(0.3, [0.1] * 5) == 3  # although 0.1 + 0.1 + 0.1 > 0.3
-    assert images_within(29, [30, 1]) == 0
-    assert images_within(60, [30, 40, 1]) == 1
-    assert images_within(60, []) == 0
-    assert images_within(60, [30, float("nan"), 1]) == 1
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
