@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= dev,bench,labelstudio,ray
+EXTRAS ?= dev,bench,labelstudio,ray,export
 DEMO_IMAGES ?= 2000
 DEMO_BUDGET ?= 100
+WORKERS ?= 2
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -34,8 +35,8 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
-test: setup ## Run all tests.
-	@$(BIN)/python -m pytest
+test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own.
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
@@ -50,6 +51,10 @@ bench: setup ## Measure speed: ratios against peers in the same run (installs th
 	@$(BIN)/python -m tests.bench.bench_kcenter --million
 	@$(BIN)/python -m tests.bench.bench_coverage
 	@$(BIN)/python -m tests.bench.bench_select
+	@$(BIN)/python -m tests.bench.bench_brush
+	@$(BIN)/python -m tests.bench.bench_labelstudio
+	@$(BIN)/python -m tests.bench.bench_backend
+	@$(BIN)/python -m tests.bench.bench_export
 
 clean: ## Remove .venv and caches; never a project's work/.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -29,7 +29,8 @@ MANIFEST = "manifest.json"
 INDEX = "index"
 KEPT = (
     *("labels/*.jsonl", "splits/*.jsonl", "folds/*.json", "rounds/**/*"),
-    *("models/*.json", "models/*/*.json", "*.json", "*.csv", "files.sqlite"),
+    *("models/*.json", "models/*/*.json", "evaluations/*/*/*.json", "labelstudio/desk.json"),
+    *("*.json", "*.csv", "files.sqlite"),
 )
 
 

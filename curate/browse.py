@@ -14,16 +14,19 @@ from curate import rounds
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
 from curate.index import Index
+from curate.predictions import CLASSES, DEFECTS
 from curate.project import Project
 
 SIDEBAR = {
     "labels": ("defects", "classes", "other_defects", "versions"),
+    "predictions": ("predictions", "predicted_classes", "predicted_by"),
     "state": ("status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"),
     "selection": ("round", "slot", "pick_rank", "pick_score", "pick_reason"),
     "near-duplicates": ("near_cluster", "near_of", "near_similarity", "near_splits"),
     "scores": (),
     "provenance": (
-        *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_line"),
+        *("label_origin", "labelled_by", "labelled_at", "lead_time", "annotation_origin", "annotation", "label_config"),
+        *("format", "label_file", "label_line"),
         *("paths", "filepath", "content_id"),
     ),
     "metadata": tuple(f"metadata.{name}" for name in ("size_bytes", "mime_type", "num_channels", "width", "height")),
@@ -31,6 +34,11 @@ SIDEBAR = {
     "bookkeeping": ("id", "created_at", "last_modified_at", "width", "height", "label_digest", "state_key"),
 }
 CLOSED = ("provenance", "metadata", "bookkeeping")
+# What `curate evaluate` shows of the model that was judged last.
+MISTAKES = ("eval_missed", "eval_false_alarm", "eval_confidence", "eval_missed_sizes", "eval_dice", "mistakenness")
+CHANGED = ("eval_fixed", "eval_broken")  # against the model that was judged before it
+CONFIDENT = "confident mistakes"
+MOST_CONFIDENT = 20
 OURS = "by curate: "
 LONGEST = 1000  # of a view's name; FiftyOne refuses what is longer than 1551
 
@@ -64,7 +72,7 @@ def _colors(index: Index) -> None:
     values = [{"value": name, "color": color} for name, color in index.project.colors.items()]
     fields = [
         {"path": path, "colorByAttribute": "label", "valueColors": values, "fieldColor": "#9aa0a6"}
-        for path in ("defects", "classes", "other_defects")
+        for path in ("defects", "classes", "other_defects", DEFECTS, CLASSES)
     ]
     config = index.dataset.app_config
     pool = [value["color"] for value in values] or ["#9aa0a6"]
@@ -97,6 +105,12 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
     yield SavedView("unlabelled", dataset.match(field("status") == "unlabelled"), "nobody has labelled these")
     yield SavedView("conflicts", index.undecided(), "copies with different labels")
     yield SavedView("disputed", dataset.match(field("status") == "disputed"), "not trained on until somebody decides")
+    edited = dataset.match(field("status_reason") == "edited-in-app")
+    yield SavedView("edited in app", edited, "other_defects shows what Label Studio says")
+    split = dataset.match(field("status_reason").starts_with("annotators-disagree"))
+    yield SavedView("annotators disagree", split, "other_defects shows who drew what")
+    yield SavedView("queued", dataset.match(field("status") == "queued"), "waiting in the annotators' queue")
+    yield SavedView("skipped", dataset.match(field("status") == "skipped"), "status_reason says why")
     yield SavedView("missing", dataset.match(field("missing") == True), "files no longer on disk")  # noqa: E712
     for name in rounds.names(index):
         view = dataset.match_tags(name).sort_by("pick_rank")
@@ -106,11 +120,37 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
         yield SavedView("near-duplicates", near, "cluster by cluster; near_of names the image to keep")
         crossing = near.match(field("near_splits") != None)  # noqa: E711
         yield SavedView("near-duplicates across splits", crossing, "what one split learns, another tests")
+    if dataset.get_field("eval_missed") is not None:
+        yield from _mistakes(index)
     for name in SOURCES:
         if index.count(source=name):
             yield SavedView(f"source {name}", dataset.match(field("source") == name), f"{name} images")
     for name in index.tally("stratum"):
         yield SavedView(f"stratum {name}", dataset.match(field("stratum") == field.literal(name)), f"images of {name}")
+
+
+def _mistakes(index: Index) -> Iterator[SavedView]:
+    """Where the model that was evaluated last and the labels part; empty views are left out."""
+    dataset, field = index.dataset, index.fo.ViewField
+    confident = dataset.match(field("eval_confidence") > 0).sort_by("eval_confidence", reverse=True)
+    suspects = dataset.match(field("mistakenness") > 0.5).sort_by("mistakenness", reverse=True)
+    views = [
+        SavedView(CONFIDENT, confident.limit(MOST_CONFIDENT), "wrong, and sure of it: the surest first"),
+        SavedView("label suspects", suspects, "the model contradicts the label, the surest first"),
+    ]
+    for name, color in index.project.colors.items():
+        missed = dataset.match(field("eval_missed").contains(field.literal([name])))
+        views.append(SavedView(f"missed {name}", missed, f"labelled {name}, which the model does not find", color))
+    clean = (_length(field, "defects.detections") == 0) & (_length(field, "classes.classifications") == 0)
+    alarms = dataset.match(clean & (_length(field, "eval_false_alarm") > 0))
+    views.append(SavedView("false alarms on clean", alarms, "clean, but the model says otherwise"))
+    for size in ("small", "medium", "large"):
+        view = dataset.match(field("eval_missed_sizes").contains(size))
+        views.append(SavedView(f"{size} misses", view, f"{size} defects that no predicted region covers"))
+    for change in ("fixed", "broken"):
+        view = dataset.match(_length(field, f"eval_{change}") > 0)
+        views.append(SavedView(f"{change} since the last model", view, f"what this model has {change}"))
+    yield from (saved for saved in views if saved.view.limit(1).count("id"))
 
 
 def _shows(field: Any, name: str) -> Any:
@@ -159,6 +199,7 @@ def launch(
 ) -> None:
     """Serve the App until Ctrl-C."""
     index = Index(project)
+    view = view or opens_on(index)
     chosen = _chosen(index, view)
     _check_port(address, port)
     # FiftyOne prints its welcome on standard output, which is for results only.
@@ -174,6 +215,11 @@ def launch(
         pass
     finally:
         session.close()
+
+
+def opens_on(index: Index) -> str | None:
+    """What a curator should see first: the mistakes of the model that was evaluated last."""
+    return CONFIDENT if CONFIDENT in index.dataset.list_saved_views() else None
 
 
 def _chosen(index: Index, view: str | None) -> Any:

@@ -22,21 +22,30 @@ from curate.errors import CurateError, unknown
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The modules of a package, each with the same one function."""
+    """The modules of a package, each with the same one function; `also` names packages of other rooms with more."""
 
     package: str
     what: str
     function: str
+    also: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """All of them: the modules that do not start with an underscore."""
-        path = importlib.import_module(self.package).__path__
-        return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+        return sorted(self._homes())
 
     def load(self, name: str) -> ModuleType:
-        if name not in self.names():
+        homes = self._homes()
+        if name not in homes:
             raise unknown(self.what, name, self.names())
-        return importlib.import_module(f"{self.package}.{name}")
+        return importlib.import_module(f"{homes[name]}.{name}")
+
+    def _homes(self) -> dict[str, str]:
+        """Which package each module lies in."""
+        homes: dict[str, str] = {}
+        for package in (*self.also, self.package):
+            path = importlib.import_module(package).__path__
+            homes |= {module.name: package for module in pkgutil.iter_modules(path) if not module.name.startswith("_")}
+        return homes
 
     def call(self, name: str) -> Any:
         return getattr(self.load(name), self.function)

@@ -125,25 +125,30 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Defect:
-    """A defect in canonical form. With `rle` (COCO-compressed, of the crop) the box is whole pixels and tight."""
+    """A defect in canonical form. With `rle` (COCO-compressed, of the crop) the box is whole pixels and tight.
+
+    `severity`: one of the project's degrees, where it has any and a person gave one.
+    """
 
     label: str
     box: tuple[float, float, float, float]
     rle: str | None = None
+    severity: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         entry: dict[str, Any] = {"label": self.label, "box": list(self.box)}
-        return entry | ({"rle": self.rle} if self.rle is not None else {})
+        entry |= {"rle": self.rle} if self.rle is not None else {}
+        return entry | ({"severity": self.severity} if self.severity else {})
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Defect:
-        return make_defect(entry["label"], entry["box"], entry.get("rle"))
+        return make_defect(entry["label"], entry["box"], entry.get("rle"), entry.get("severity"))
 
 
-def make_defect(label: str, box: Any, rle: str | None = None) -> Defect:
+def make_defect(label: str, box: Any, rle: str | None = None, severity: str | None = None) -> Defect:
     """A defect whose box is rounded to a thousandth of a pixel, so that a trip through a database is the identity."""
     x, y, w, h = (round(float(value), 3) + 0.0 for value in box)  # + 0.0: there is one zero, not two
-    return Defect(label, (x, y, w, h), rle)
+    return Defect(label, (x, y, w, h), rle, severity or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,7 @@ class Label:
 
 
 def _order(defect: Defect) -> tuple[Any, ...]:
-    return (defect.label, defect.box, defect.rle is not None, defect.rle or "")
+    return (defect.label, defect.box, defect.rle is not None, defect.rle or "", defect.severity or "")
 
 
 UNLABELLED = Label()

@@ -87,10 +87,10 @@ def fields(state: State, key: str, width: int, height: int) -> dict[str, Any]:
     """All that a state says of an image, by field name."""
     label, entry = state.label, state.entry
     extra = entry.extra if entry else {}
-    others = [_detection(d, width, height, path) for path, other in state.others for d in other.defects]
+    others = [detection(d, width, height, path) for path, other in state.others for d in other.defects]
     return {
-        "defects": {"_cls": "Detections", "detections": [_detection(d, width, height) for d in label.defects]},
-        "classes": {"_cls": "Classifications", "classifications": [_classification(name) for name in label.classes]},
+        "defects": {"_cls": "Detections", "detections": [detection(d, width, height) for d in label.defects]},
+        "classes": {"_cls": "Classifications", "classifications": [classification(name) for name in label.classes]},
         "other_defects": {"_cls": "Detections", "detections": others},
         "versions": [describe(path, other) for path, other in state.others],
         "status": label.status,
@@ -102,6 +102,10 @@ def fields(state: State, key: str, width: int, height: int) -> dict[str, Any]:
         "labelled_at": entry.at if entry else None,
         "label_file": extra.get("label_file"),
         "label_line": extra.get("line"),
+        "annotation": extra.get("annotation"),
+        "annotation_origin": extra.get("origin"),
+        "label_config": extra.get("config"),
+        "lead_time": extra.get("lead_time"),
     }
 
 
@@ -111,7 +115,7 @@ def describe(path: str, label: Label) -> str:
     return f"{path}: {shown}"
 
 
-def _detection(defect: Defect, width: int, height: int, version: str | None = None) -> dict[str, Any]:
+def detection(defect: Defect, width: int, height: int, version: str | None = None) -> dict[str, Any]:
     from bson import ObjectId
 
     x, y, w, h = defect.box
@@ -121,6 +125,7 @@ def _detection(defect: Defect, width: int, height: int, version: str | None = No
     crop = shapes.crop_of(defect)
     if crop is not None:
         document["mask"] = zlib.compress(_npy_header(crop.shape) + crop.tobytes(), level=1)
+    document |= {"severity": defect.severity} if defect.severity else {}
     return document | ({"version": version} if version else {})
 
 
@@ -133,7 +138,7 @@ def _npy_header(shape: tuple[int, int]) -> bytes:
     return buffer.getvalue()[: -shape[0] * shape[1]]
 
 
-def _classification(name: str) -> dict[str, Any]:
+def classification(name: str) -> dict[str, Any]:
     from bson import ObjectId
 
     return {"_id": ObjectId(), "_cls": "Classification", "tags": [], "label": name}
@@ -172,7 +177,7 @@ def shown(document: Mapping[str, Any]) -> Shown:
     width, height = document["width"], document["height"]
     regions = (document.get("defects") or {}).get("detections") or ()
     names = {whole.get("label") for whole in (document.get("classes") or {}).get("classifications") or ()}
-    found = [_defect(region, width, height) for region in regions]
+    found = [defect(region, width, height) for region in regions]
     faults = {fault for fault in found if isinstance(fault, str)} | ({INCOMPLETE} if None in names else set())
     status, reason = document.get("status") or "unlabelled", document.get("status_reason")
     if faults:
@@ -183,7 +188,7 @@ def shown(document: Mapping[str, Any]) -> Shown:
     return Shown(document["content_id"], label, digest, width, height, modified)
 
 
-def _defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
+def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
     """The region, or what is wrong with it: a person may leave one half-made."""
     name, box = region.get("label"), region.get("bounding_box")
     if not name or not box or len(box) != 4 or not np.isfinite(box).all():
@@ -193,12 +198,13 @@ def _defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
         pixels = _pixels(region)
     except (OSError, ValueError, EOFError, zlib.error):
         return UNREADABLE
+    severity = region.get("severity")
     if pixels is None:
-        return make_defect(name, (x, y, w, h))
+        return make_defect(name, (x, y, w, h), severity=severity)
     left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
     if pixels.shape != (high, wide):  # the App lets a person pull the box of a mask: the mask is stretched with it
         pixels = _stretched(pixels, wide, high)
-    return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels))
+    return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels), severity)
 
 
 def _pixels(region: Mapping[str, Any]) -> Any:

@@ -98,7 +98,8 @@ def tight(label: Label, size: tuple[int, int] | None = None) -> tuple[Label, boo
 def _tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
     crop = shapes.crop_of(defect)
     if crop is None:
-        return shapes.boxed(defect.label, Box(*defect.box), *size, clip=True) if size else defect
+        boxed = shapes.boxed(defect.label, Box(*defect.box), *size, clip=True) if size else defect
+        return replace(boxed, severity=defect.severity)
     left, top = int(defect.box[0]), int(defect.box[1])
     if size:
         right, bottom = size[0] - left, size[1] - top
@@ -109,4 +110,4 @@ def _tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
     if found is None:
         return None
     x, y, w, h = found.box
-    return make_defect(defect.label, (x + left, y + top, w, h), found.rle)
+    return make_defect(defect.label, (x + left, y + top, w, h), found.rle, defect.severity)

@@ -65,6 +65,10 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class Busy(CurateError):
+    """Another command writes to the project."""
+
+
 @contextlib.contextmanager
 def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
     """One writer at a time per project; readers need no lock.
@@ -77,7 +81,7 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CurateError(_busy(handle.name)) from None
+            raise Busy(_busy(handle.name)) from None
         handle.truncate(0)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
         handle.write(json.dumps(holder))

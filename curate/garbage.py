@@ -21,7 +21,7 @@ class Superseded(NamedTuple):
 def find(project: Project) -> list[Superseded]:
     """Everything that can go, with the reason; the caller lists it before anything is removed."""
     found = [*_parts(project.work), *_tables(project.work), *_rounds(project.work)]
-    found += _models(project.work)
+    found += [*_models(project.work), *_of_models(project.work)]
     return [Superseded(path, _size(path), why) for path, why in found]
 
 
@@ -67,6 +67,14 @@ def _models(work: Path) -> Iterator[tuple[Path, str]]:
     for path in models[:-1]:
         if path.name not in named:
             yield path, "superseded model: no alias or round names it"
+
+
+def _of_models(work: Path) -> Iterator[tuple[Path, str]]:
+    """What was made of models that are gone."""
+    for made in ("evaluations", "robustness", "explanations", "exports"):
+        for path in sorted((work / made).glob("[!.]*")):
+            if path.is_dir() and not (work / "models" / path.name).is_dir():
+                yield path, f"{made} of a model that is gone"
 
 
 def _mentioned(work: Path) -> set[str]:

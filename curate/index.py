@@ -27,6 +27,7 @@ PRESENT = ("defects.detections.label", "classes.classifications.label")  # where
 STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
     *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_digest", "state_key"),
+    *("annotation", "annotation_origin", "label_config"),
 )
 
 
@@ -133,6 +134,10 @@ class Index:
         for chunk in chunks(self.ids() if ids is None else ids, CHUNK):
             yield from map(documents.shown, self._images().find({"content_id": {"$in": chunk}}, documents.READ))
 
+    def documents(self, ids: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These fields of images, as the database keeps them."""
+        yield from self._images().find({"content_id": {"$in": list(ids)}}, [*names])
+
     def edited(self) -> list[str]:
         """Images whose label somebody changed in the App since we last wrote it."""
         return [one.id for one in self.shown() if one.edited]
@@ -195,6 +200,16 @@ class Index:
             else:
                 self._set_alike(name, [(by_id[ids[0]], ids) for ids in alike.values()])
 
+    def update(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """{id: {field: value}}, as the database keeps it."""
+        from pymongo import UpdateOne
+
+        now = documents.this_moment()
+        changes = ((id, {"$set": {**fields, "last_modified_at": now}}) for id, fields in rows.items())
+        for chunk in chunks(changes, CHUNK):
+            updates = [UpdateOne({"content_id": id}, change) for id, change in chunk]
+            self.fo.core.odm.bulk_write(updates, self._images())
+
     def tag(self, name: str, ids: Iterable[str], on: bool = True) -> None:
         """Add a tag or take it away; what else is tagged meanwhile stays."""
         from pymongo import UpdateMany
@@ -239,6 +254,7 @@ def _declare(dataset: Any, fo: Any) -> None:
     wanted |= {name: {"ftype": fo.IntField} for name in ("width", "height", "label_line")}
     wanted |= {name: {"ftype": fo.ListField, "subfield": fo.StringField} for name in ("paths", "versions")}
     wanted["missing"] = {"ftype": fo.BooleanField}
+    wanted["lead_time"] = {"ftype": fo.FloatField}
     wanted["folds"] = {"ftype": fo.ListField, "subfield": fo.IntField}
     for name, kind in (("defects", fo.Detections), ("other_defects", fo.Detections), ("classes", fo.Classifications)):
         wanted[name] = {"ftype": fo.EmbeddedDocumentField, "embedded_doc_type": kind}

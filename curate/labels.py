@@ -11,7 +11,7 @@ import getpass
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,16 @@ class Entry:
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
         label = Label.from_json(line)
         return cls(line["id"], label, line["origin"], line["who"], line["at"], line.get("path"), line.get("extra", {}))
+
+    @property
+    def others(self) -> Iterator[tuple[str, Label]]:
+        """The labels that contradict this one, by who said so; kept with an entry that says it is disputed."""
+        for by, label in self.extra.get("others", {}).items():
+            yield by, Label.from_json(label)
+
+
+def _names(label: Mapping[str, Any]) -> set[str]:
+    return {*label.get("classes", ()), *(defect["label"] for defect in label.get("defects", ()))}
 
 
 def now() -> str:
@@ -193,7 +203,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What holds for an image today. `others` are the versions that contradict it (path and label)."""
+    """What holds for an image today. `others` are the versions that contradict it (path or annotator, and label)."""
 
     label: Label
     entry: Entry | None = None
@@ -304,15 +314,30 @@ class Book:
         known = self._known.get(id)
         return [(path, self._read(place).label) for path, place in self._versions(known)] if known else []
 
+    def import_state(self, id: str) -> State:
+        """What the sources alone say of an image, whatever people said since."""
+        known = self._known.get(id)
+        return self._checked(self._imported_state(known)) if known and known.imports else State(UNLABELLED)
+
     def history(self, id: str) -> list[Entry]:
         """Everything ever said of an image, oldest first."""
+        return self.histories({id})[id]
+
+    def histories(self, ids: Collection[str]) -> dict[str, list[Entry]]:
+        """The same for several images, in one pass over the log."""
+        found: dict[str, list[Entry]] = {id: [] for id in ids}
+        for entry in self.entries(ids) if ids else ():
+            found[entry.id].append(entry)
+        return found
+
+    def entries(self, ids: Collection[str] | None = None) -> Iterator[Entry]:
+        """Everything ever said of these images (or of all), oldest first, with the class names of today."""
         self.writer.push()
-        epoch, found = 0, []
+        epoch = 0
         for _, _, line in self.segments.lines():
             epoch += line.get("event") == "rename"
-            if line.get("id") == id:
-                found.append(self._renamed(Entry.from_json(line), epoch))
-        return found
+            if "id" in line and (ids is None or line["id"] in ids):
+                yield self._renamed(Entry.from_json(line), epoch)
 
     # --- folding ---
 
@@ -330,7 +355,8 @@ class Book:
         self._renames.append({})
 
     def _note(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
-        present = frozenset(line.get("classes", ())) | {d["label"] for d in line.get("defects", ())}
+        labels = (line, *line.get("extra", {}).get("others", {}).values())
+        present = frozenset(name for label in labels for name in _names(label))
         present = self._sets.setdefault(present, present)
         place = Place(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
         known = self._known.setdefault(line["id"], _Known())
@@ -355,8 +381,11 @@ class Book:
     def _person_state(self, known: _Known, place: Place) -> State:
         entry = self._read(place)
         if not (entry.label.reason or "").startswith(DUPLICATE_LABELS):
-            return State(entry.label, entry)
+            return State(entry.label, entry, self._others(entry, place.epoch))
         return State(entry.label, entry, self._imported_state(known).others)  # noted, not decided
+
+    def _others(self, entry: Entry, epoch: int) -> tuple[tuple[str, Label], ...]:
+        return tuple((by, label.renamed(self._renames[epoch])) for by, label in entry.others)
 
     def _checked(self, state: State) -> State:
         """A label with a class that the project no longer has is nobody's to train on."""

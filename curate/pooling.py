@@ -108,7 +108,7 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
 def _seen(index: Index) -> dict[str, Seen]:
     copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
     pushed = (one for one in rounds.every(index.project.work) if one.pushed)
-    waiting = {row["id"]: one.name for one in pushed for row in one.picks()}
+    waiting = {row["id"]: one.name for one in pushed for row in one.picks() if row["id"] not in one.withdrawn}
     seen = {
         id: Seen(
             group or id,

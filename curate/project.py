@@ -131,6 +131,37 @@ class SelectConfig(_Model):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+class LabelStudioConfig(_Model):
+    """How images and tasks get to the annotators. The server's address and token come from the environment alone."""
+
+    images: Literal["local", "upload", "url"] = "local"
+    url: str | None = None
+    signed_hours: int = Field(default=168, gt=0)
+    overlap: float = Field(default=0.0, ge=0, le=1)
+    annotators: int = Field(default=2, ge=2, le=9)
+    agreement: float = Field(default=0.5, ge=0, le=1)
+    severities: tuple[str, ...] = ()
+    skip_reasons: tuple[str, ...] = Field(
+        default=("too dark", "glare", "blurred", "not steel", "unknown defect"), min_length=1
+    )
+
+    @field_validator("severities", "skip_reasons")
+    @classmethod
+    def _plain(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not value.strip() or "," in value or values.count(value) > 1:
+                raise ValueError(f"'{value}' is empty, stands twice, or holds a comma, which parts reasons")
+        return values
+
+    @model_validator(mode="after")
+    def _addressed(self) -> LabelStudioConfig:
+        if self.images == "url" and not self.url:
+            raise ValueError('images = "url" needs url, for example "s3://bucket/{source}/{path}"')
+        if self.url and "{path}" not in self.url:
+            raise ValueError(f"url '{self.url}' must hold {{path}}, and may hold {{source}}")
+        return self
+
+
 class ProjectConfig(_Model):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     classes: tuple[ClassConfig, ...] = ()
@@ -139,6 +170,7 @@ class ProjectConfig(_Model):
     splits: SplitConfig = SplitConfig()
     limits: LimitsConfig = LimitsConfig()
     select: SelectConfig = SelectConfig()
+    labelstudio: LabelStudioConfig = LabelStudioConfig()
 
     @model_validator(mode="after")
     def _unique(self) -> ProjectConfig:
@@ -276,6 +308,7 @@ def _known_keys(trail: list[str]) -> list[str]:
         "splits": SplitConfig,
         "limits": LimitsConfig,
         "select": SelectConfig,
+        "labelstudio": LabelStudioConfig,
     }
     model = models.get(trail[0], ProjectConfig) if trail else ProjectConfig
     return sorted(model.model_fields)

@@ -53,6 +53,11 @@ class Round:
         """Whether people have worked on it, in their queue or in the App."""
         return self.pushed or bool(self.manifest.get("touched"))
 
+    @property
+    def withdrawn(self) -> list[str]:
+        """Images that were taken back from the queue before anybody worked on them."""
+        return list(self.manifest.get("withdrawn", ()))
+
     def picks(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = _load(self.folder / PICKS).to_pylist()
         return rows

@@ -33,6 +33,10 @@ TRIES = 4  # to make a round fit a time
 NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  # noqa: E731
 
 
+class NothingToPick(CurateError):
+    """Every image is labelled, waits, or is barred for another reason."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What the user asks for."""
@@ -45,6 +49,13 @@ class Wish:
     classes: tuple[str, ...] = ()
     encoder: str | None = None
     rules: Rules = field(default_factory=Rules)
+
+
+def usual(project: Project, budget: str | None = None) -> Wish:
+    """What project.toml asks for."""
+    config = project.config.select
+    rules = Rules(near=AUTO, per_stratum=config.per_stratum)
+    return Wish(budget or config.budget, config.strategy, options=dict(config.options), rules=rules)
 
 
 @dataclass
@@ -191,7 +202,7 @@ def _choose(built: Built, wish: Wish, budget: Images | Seconds, model: CostModel
     pool = built.pool
     room = int(pool.candidates.sum())
     if not room:
-        raise CurateError(f"nothing can be picked: {_why_nothing(built)}")
+        raise NothingToPick(f"nothing can be picked: {_why_nothing(built)}")
     seconds = _seconds(pool, model)
     images = _images(budget, seconds[pool.candidates])
     for _ in range(TRIES):

@@ -164,6 +164,13 @@ _TAIL = """# [aliases]                              # old class name = new one; 
 # budget = "500"                        # or people's time: "4h"
 # per_stratum = "equal"                 # or "proportional", or the most picks from one stratum
 # options = { audit = 0.2 }             # of the strategy; `curate select --list` shows them
+# [labelstudio]                          # how `curate push` brings images to the annotators
+# images = "local"                      # or "upload", or "url": signed addresses of an object store
+# url = "s3://bucket/{source}/{path}"
+# overlap = 0.1                         # the share of a round that `annotators` people label each
+# annotators = 2
+# severities = ["light", "medium", "heavy"]
+# skip_reasons = ["too dark", "glare", "blurred", "not steel", "unknown defect"]
 # Secrets (Label Studio tokens) never stand here: they come from the environment.
 """
 

@@ -59,6 +59,8 @@ def next_step(summary: dict[str, Any], commands: Collection[str]) -> str:
         return "curate index" + flag
     if summary["conflicts"]:
         return f"curate resolve{flag}  (copies with different labels: {summary['conflicts']})"
+    if summary["by_status"].get("queued"):
+        return f"curate pull{flag}  (in the annotators' queue: {summary['by_status']['queued']})"
     if "select" in commands and summary["by_status"].get("unlabelled"):
         return _towards_a_round(summary) + flag
     return "curate app" + flag
@@ -74,5 +76,5 @@ def _towards_a_round(summary: dict[str, Any]) -> str:
     if not summary["embedded"]:
         return "curate embed"
     if summary["round"]:
-        return f"curate app --view '{summary['round']}'"
+        return "curate push"
     return "curate select --budget 500"

@@ -33,6 +33,16 @@ def steel(width: int = 16, height: int = 12, seed: int = 0) -> np.ndarray[Any, n
     return np.clip(128 + streaks + random.normal(0, 4, (height, width)), 0, 255).astype(np.uint8)
 
 
+def blob(height: int = 12, width: int = 16, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A mask with ragged edges, of 0 and 1; never empty."""
+    random = np.random.default_rng(seed)
+    mask = np.zeros((height, width), np.uint8)
+    top, left = height // 4, width // 4
+    mask[top : 3 * top + 1, left : 3 * left + 1] = random.random((2 * top + 1, 2 * left + 1)) < 0.7
+    mask[height // 2, width // 2] = 1
+    return mask
+
+
 def save_image(path: Path, width: int = 16, height: int = 12, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(steel(width, height, seed)).save(path)

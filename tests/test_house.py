@@ -20,6 +20,7 @@ ROOMS = frozenset(MAY_IMPORT)
 HEAVY = {
     *("torch", "torchvision", "fiftyone", "diffusers", "transformers", "ray", "label_studio_sdk", "pandas", "sklearn"),
     *("albumentations", "segmentation_models_pytorch", "timm", "lance", "lancedb", "scipy"),
+    *("onnx", "onnxruntime", "optuna", "pytorch_grad_cam", "label_studio", "httpx"),
 }
 SLOW = HEAVY | {"numpy", "numba", "cv2", "pydantic", "PIL", "tomlkit", "yaml"}
 TOP = {

@@ -13,7 +13,23 @@ from typing import NoReturn
 import typer
 
 from curate import __version__
-from curate.cli import _audit, _embed, _index, _keep, _look, _select, _start
+from curate.cli import (
+    _audit,
+    _embed,
+    _evaluate,
+    _export_model,
+    _index,
+    _keep,
+    _look,
+    _loop,
+    _people,
+    _queue,
+    _robust,
+    _select,
+    _start,
+    _train,
+    _tune,
+)
 from curate.errors import CurateError
 from curate.paths import printable
 
@@ -42,7 +58,24 @@ def _root(
     pass
 
 
-for _group in (_start, _index, _embed, _select, _audit, _look, _keep):
+_groups = (
+    _start,
+    _index,
+    _embed,
+    _select,
+    _audit,
+    _queue,
+    _people,
+    _train,
+    _tune,
+    _evaluate,
+    _robust,
+    _export_model,
+    _loop,
+    _look,
+    _keep,
+)
+for _group in _groups:
     _group.register(app)
 
 

@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curate.errors import CurateError
+
 if TYPE_CHECKING:
     from curate.project import Project
 
 # On a terminal, tables fold at its width; in a pipe or a file a line stays a line.
 console = Console(width=None if sys.stdout.isatty() else 10_000)
 log = Console(stderr=True)
+DEVICES = ("auto", "cpu", "cuda")
 
 ProjectOption = Annotated[
     str | None,
@@ -32,6 +35,7 @@ ProjectOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object; all else goes to stderr.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -39,6 +43,12 @@ def open_project(wanted: str | None, overrides: Mapping[str, Any] | None = None)
     from curate import project
 
     return project.load(project.find(wanted), overrides)
+
+
+def device_named(name: str) -> str:
+    if name not in DEVICES:
+        raise CurateError(f"device '{name}' does not exist; allowed: {', '.join(DEVICES)}")
+    return name
 
 
 def emit(value: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def browse(
 
 def export(
     to: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle or masks.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle, masks or label_studio.")],
     project: ProjectOption = None,
     split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
     classes: Annotated[
@@ -54,10 +54,16 @@ def export(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the labelled images' labels: COCO, VOC, YOLO, Kaggle RLE CSV or PNG masks. Never a half-written folder."""
+    """Write the labelled images' labels: COCO, VOC, YOLO, Kaggle RLE CSV, PNG masks or Label Studio JSON.
+
+    Never a half-written folder.
+    """
+    from dataclasses import replace
+
     from curate import exports
 
     made = open_project(project)
+    catalogue = replace(exports.CATALOGUE, also=("labeling.exports",))
     with bars() as step:
-        report = exports.export(made, format, to, split=split, classes=classes, progress=step)
+        report = exports.export(made, format, to, split, classes, step, catalogue)
     emit(report) if json else say(f"{report['images']} images, {report['regions']} regions to {to}", "wrote", "green")

@@ -187,6 +187,7 @@ def _show(made: Project, chosen: Chosen) -> None:
         say("nothing has changed since it was chosen; it stays as it was")
     else:
         say(f"curate app --view '{chosen.written.name}' --project {made.name}", "look:")
+        say(f"curate push --project {made.name}", "then:")
 
 
 def _counts(counts: dict[str, int]) -> list[str]:

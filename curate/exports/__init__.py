@@ -31,6 +31,7 @@ def export(
     split: str | None = None,
     classes: Sequence[str] | None = None,
     progress: Progress = lambda stage, done, total: None,
+    catalogue: Catalogue = CATALOGUE,
 ) -> dict[str, Any]:
     """Write the labelled images of a split (or all of them) to the new folder `to`, whole or not at all.
 
@@ -38,7 +39,7 @@ def export(
     without any of them is clean there. In the report, `skipped` counts images of the split that are not labelled or
     not on disk, and `by_class` the index's regions, however many objects or files the exporter makes of them.
     """
-    module = CATALOGUE.load(format)
+    module = catalogue.load(format)
     chosen = _check_names(project, split, classes)
     _check_target(to)
     from curate.index import Index

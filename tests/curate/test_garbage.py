@@ -96,3 +96,13 @@ def test_rounds_that_were_never_pushed_go_save_the_newest(project: Project) -> N
     for name, pushed in (("001", "true"), ("002", "false"), ("003", "null"), ("004", "false")):
         save_text(project.work / "rounds" / name / "round.json", f'{{"pushed": {pushed}}}')
     assert set(found(project)) == {"rounds/002", "rounds/003"}
+
+
+def test_what_was_made_of_a_model_goes_with_it(project: Project) -> None:
+    for made in ("evaluations", "robustness", "explanations", "exports"):
+        for model in ("here", "gone"):
+            folder(project, f"{made}/{model}")
+    folder(project, "models/here")
+    save_text(project.work / "robustness" / ".lock", "")
+    wanted = ("evaluations", "robustness", "explanations", "exports")
+    assert found(project) == {f"{made}/gone": f"{made} of a model that is gone" for made in wanted}

@@ -1,0 +1,234 @@
+"""`train`, `predict`, `models`: from labels to a model, and what it says of every image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curate.cli._common import (
+    DeviceOption,
+    JsonOption,
+    ProjectOption,
+    bars,
+    device_named,
+    emit,
+    near,
+    open_project,
+    rows,
+    say,
+    warn,
+)
+from curate.errors import CurateError
+
+if TYPE_CHECKING:
+    from train.predicting import Report
+    from train.training import Trained
+
+SHOWN = 5  # failed images that are printed; --json has them all
+
+_models = typer.Typer(help="List the trained models, or choose the one in use.", invoke_without_command=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+    app.command()(predict)
+    app.add_typer(_models, name="models")
+
+
+def train(
+    project: ProjectOption = None,
+    task: Annotated[
+        str | None, typer.Option(help=r"segmentation or classification \[default: what the labels allow].")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=r"A recipe's name (see --list) or TOML file \[default: the task's].")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A key of the recipe, as optimiser.lr=1e-3 (repeatable).")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help=r"What to start from: hub, none, or a file \[default: the recipe's].")
+    ] = None,
+    allow_double_prior: Annotated[
+        bool, typer.Option("--allow-double-prior", help="Let both sampler and loss favour rare classes.")
+    ] = False,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images \\[default: none on a CPU].")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a model on the labelled images. Safe to repeat; killed, it goes on where it was."""
+    if listing:
+        _list(json)
+        return
+    from train import training
+
+    overrides = [*(set_ or []), *([f"model.weights={weights}"] if weights else [])]
+    overrides += ["allow_double_prior=true"] if allow_double_prior else []
+    made = open_project(project)
+    wish = training.Wish(task, recipe, tuple(overrides), device_named(device), workers)
+    with bars() as step:
+        found = training.run(made, wish, step)
+    emit(found.to_json()) if json else _trained(found, made.name)
+
+
+def _list(json: bool) -> None:
+    from train import recipe
+
+    found = {name: recipe.load(name) for name in recipe.names()}
+    if json:
+        emit({"recipes": {name: one.model_dump(mode="json") for name, one in found.items()}})
+        return
+    rows((name, one.task, one.summary) for name, one in found.items())
+
+
+def _trained(found: Trained, project: str) -> None:
+    for note in found.notes:
+        warn(note)
+    made = found.model.manifest
+    if not found.fresh:
+        say("nothing to do: this recipe is trained on these labels already")
+    best, data = made["best"], made["data"]
+    say(
+        f"{made['recipe']['model']['architecture']} on {data['train']} images, val {data['val']}",
+        found.model.key,
+        "green",
+    )
+    losses = f"loss {best['train_loss']:.4f}" + (f", val {best['val_loss']:.4f}" if "val_loss" in best else "")
+    say(f"best after epoch {best['epoch'] + 1} of {len(made['history'])}: {losses} ({made['seconds']:.0f} s)")
+    if "f1" in best:
+        measure = "Dice of all pixels" if made["task"] == "segmentation" else "F1"
+        rows(
+            [
+                ("class", f"{measure} on val", "images in train"),
+                *((name, _percent(value), data["by_class"].get(name, "")) for name, value in best["f1"].items()),
+            ],
+            right={1, 2},
+        )
+    say(f"curate predict --project {project}", "next:")
+
+
+def _percent(value: float | None) -> str:
+    return "none in val" if value is None else f"{value:.3f}"
+
+
+def predict(
+    project: ProjectOption = None,
+    model: Annotated[
+        str | None, typer.Option(help=r"A model's key, candidate or production \[default: production, else candidate].")
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="Only the images of this saved view.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """What the model says of the images that it has not seen yet: scores for select, regions for people and the App."""
+    from curate import browse
+    from curate.files import writer_lock
+    from train import predicting
+
+    if view is not None and everything:
+        raise CurateError("--view and --all contradict each other; give one")
+    made = open_project(project)
+    with writer_lock(made.work, "curate predict"), bars() as step:
+        report = predicting.run(made, model, view, step, everything=everything, device=device_named(device))
+        browse.arrange(made)
+    emit(report.to_json()) if json else _predicted(report)
+
+
+def _predicted(report: Report) -> None:
+    from pathlib import Path
+
+    rate = f", {report.predicted / report.seconds:.1f} images/s" if report.predicted and report.seconds else ""
+    counts = (
+        f"predicted {report.predicted} / kept {report.kept} / failed {len(report.failed)} / missing {report.missing}"
+    )
+    say(f"{counts}{rate}, by model {report.model}")
+    if report.predicted:
+        say(f"{report.with_defects} of them show something; scores in {near(Path(report.table))}")
+    for reason in list(report.failed.values())[:SHOWN]:
+        warn(f"skipped {reason}")
+    if len(report.failed) > SHOWN:
+        warn(f"and {len(report.failed) - SHOWN} more: --json lists them all")
+    if not report.predicted and not report.failed:
+        say("nothing to do: this model has seen every image (--all: labelled ones, too)")
+
+
+@_models.callback()
+def models(context: typer.Context, project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Without a word more, `list`."""
+    if context.invoked_subcommand is None:
+        models_list(project, json)
+    elif project or json:
+        raise typer.BadParameter(f"write options behind the command: curate models {context.invoked_subcommand} ...")
+
+
+@_models.command("list")
+def models_list(project: ProjectOption = None, json: JsonOption = False) -> None:
+    """All trained models, the newest first; candidate and production are marked."""
+    from train import store
+
+    made = open_project(project)
+    aliases = {name: store.alias(made, name) for name in (store.CANDIDATE, store.PRODUCTION)}
+    found = [_summary(one, aliases) for one in store.every(made)]
+    if json:
+        emit({"models": found, "current": store.current(made), **aliases})
+        return
+    if not found:
+        say(store.NONE_YET)
+        return
+    head = ("model", "made", "task", "architecture", "train", "val loss", "")
+    rows([head, *(_row(one) for one in found)], right={4, 5})
+
+
+def _summary(one: Any, aliases: dict[str, str | None]) -> dict[str, Any]:
+    made = one.manifest
+    names = ("made", "task", "classes", "data", "best", "seconds")
+    about = {"model": one.key, "aliases": [name for name, key in aliases.items() if key == one.key]}
+    return about | {name: made[name] for name in names} | {"architecture": made["recipe"]["model"]["architecture"]}
+
+
+def _row(one: dict[str, Any]) -> tuple[object, ...]:
+    loss = one["best"].get("val_loss")
+    shown = "" if loss is None else f"{loss:.4f}"
+    marks = ", ".join(one["aliases"])
+    return (one["model"], one["made"], one["task"], one["architecture"], one["data"]["train"], shown, marks)
+
+
+@_models.command("promote")
+def models_promote(
+    model: Annotated[str | None, typer.Argument(help=r"A model's key \[default: the candidate].")] = None,
+    project: ProjectOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it finds less of the rarest class; the reason is kept.")
+    ] = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Make a model production's, unless it finds less of the rarest class than the one before, on the test split."""
+    from curate.files import writer_lock
+    from train import promoting
+
+    made = open_project(project)
+    with writer_lock(made.work, "curate models promote"), bars() as step:
+        found = promoting.run(made, model, force, device_named(device), step)
+    if json:
+        emit({"production": found.key, "forced": found.forced, "notes": found.notes})
+        return
+    for note in found.notes:
+        say(note)
+    if found.forced:
+        warn(f"promoted although {found.forced}")
+    say(f"is model {found.key}", "production", "green")
+
+
+@_models.command("rollback")
+def models_rollback(project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Go back to the model that was production's before."""
+    from train import store
+
+    key = store.rollback(open_project(project))
+    emit({"production": key}) if json else say(f"is model {key} again", "production", "green")

@@ -1,0 +1,365 @@
+"""What several people said of one image: how far they agree pixel by pixel, and the one label that follows.
+
+A plain box counts as a filled one. A class that somebody names for the whole image without a region is shown, but its
+pixels are unknown: it takes part in the vote on whether the class is there, not in the one on where. A label that is
+not `labelled` (skipped, disputed) says nothing of either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import combinations
+from statistics import fmean
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.data import Box, Defect, Label
+from curate.shapes import Mask, boxed, crop_of, defect_from_mask, mask_of
+
+DISAGREE = "annotators-disagree"
+LEAST = 0.5  # mean Dice of those who show a class; below it their common pixels are the smaller part of what they drew
+SAME_BOX = 0.5  # IoU from which two people's boxes mean the same defect, as detection benchmarks have it
+
+Size = tuple[int, int]
+Edges = tuple[float, float, float, float]
+Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One person's finished word on one image.
+
+    `id`: the image's content id. `size`: width, height. `at`: ISO time. `lead_time`: seconds. `origin`: `manual`,
+    `prediction` (a pre-annotation submitted unchanged) or `changed` (a pre-annotation edited).
+    """
+
+    id: str
+    who: str
+    label: Label
+    size: Size
+    at: str = ""
+    lead_time: float | None = None
+    origin: str = "manual"
+    round: int | None = None
+
+
+def newest(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """The last word of each person on each image, by image and person."""
+    last: dict[tuple[str, str], Annotation] = {}
+    for one in sorted(annotations, key=_moment):
+        last[one.id, one.who] = one
+    return [last[key] for key in sorted(last)]
+
+
+def _moment(one: Annotation) -> datetime:
+    """Not the text itself: `...00Z` sorts behind `...00.5Z`."""
+    if not one.at:
+        return datetime.min.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(one.at)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def majority(values: Sequence[Value]) -> Value | None:
+    """What more than half of them say, if there is such a thing."""
+    value, count = Counter(values).most_common(1)[0] if values else (None, 0)
+    return value if 2 * count > len(values) else None
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+class Area(NamedTuple):
+    """Pixels as a crop (0 and 1) and where in the image it lies; much less to count than the whole image."""
+
+    left: int
+    top: int
+    mask: Mask
+
+    @property
+    def right(self) -> int:
+        return self.left + self.mask.shape[1]
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.mask.shape[0]
+
+
+Areas = Mapping[str, Area | None]
+
+
+class Overlap(NamedTuple):
+    """Pixel counts of one class in two labels, of which at least one has some."""
+
+    shared: int
+    first: int
+    second: int
+
+    @property
+    def iou(self) -> float:
+        return self.shared / (self.first + self.second - self.shared)
+
+    @property
+    def dice(self) -> float:
+        return 2 * self.shared / (self.first + self.second)
+
+
+def pixel_agreement(first: Label, second: Label, size: Size) -> dict[str, Overlap]:
+    """IoU and Dice of each class that either of two labels draws; none of a class whose pixels one does not know."""
+    if not first.status == second.status == "labelled":
+        return {}
+    return overlaps(areas(first, size), areas(second, size))
+
+
+def areas(label: Label, size: Size) -> dict[str, Area | None]:
+    """The pixels of each class that a label shows; None where it names the class for the whole image only."""
+    if label.status != "labelled":
+        return {}
+    drawn: dict[str, list[Area]] = {}
+    for defect in label.defects:
+        drawn.setdefault(defect.label, []).append(_area(defect, size))
+    return {name: _united(drawn[name]) if name in drawn else None for name in sorted(label.present)}
+
+
+def overlaps(first: Areas, second: Areas) -> dict[str, Overlap]:
+    """The same from areas, for who compares each label with several others."""
+    found = {}
+    for name in sorted({*first, *second}):
+        if None not in (sides := [side[name] for side in (first, second) if name in side]):
+            shared = _shared(*sides) if len(sides) == 2 else 0  # type: ignore[arg-type]
+            found[name] = Overlap(shared, _count(first.get(name)), _count(second.get(name)))
+    return found
+
+
+def _area(defect: Defect, size: Size) -> Area:
+    x, y, w, h = defect.box
+    if (crop := crop_of(defect)) is not None:
+        return Area(int(x), int(y), crop)
+    # A box's columns do not depend on its rows: two strips tell what a whole image would.
+    columns = np.flatnonzero(mask_of(replace(defect, box=(x, 0.0, w, 1.0)), size[0], 1))
+    rows = np.flatnonzero(mask_of(replace(defect, box=(0.0, y, 1.0, h)), 1, size[1]))
+    return Area(int(columns[0]), int(rows[0]), np.ones((len(rows), len(columns)), np.uint8))
+
+
+def _united(parts: Sequence[Area]) -> Area:
+    if len(parts) == 1:
+        return parts[0]
+    left, top, counts = _counted(parts)
+    return Area(left, top, (counts > 0).view(np.uint8))
+
+
+def _counted(parts: Sequence[Area]) -> tuple[int, int, NDArray[np.uint16]]:
+    """How many of the areas hold each pixel of the box around them all: its left, its top, the counts."""
+    left, top = min(a.left for a in parts), min(a.top for a in parts)
+    counts = np.zeros((max(a.bottom for a in parts) - top, max(a.right for a in parts) - left), np.uint16)
+    for a in parts:
+        counts[a.top - top : a.bottom - top, a.left - left : a.right - left] += a.mask
+    return left, top, counts
+
+
+def _count(area: Area | None) -> int:
+    return 0 if area is None else int(np.count_nonzero(area.mask))
+
+
+def _shared(first: Area, second: Area) -> int:
+    left, right = max(first.left, second.left), min(first.right, second.right)
+    top, bottom = max(first.top, second.top), min(first.bottom, second.bottom)
+    if left >= right or top >= bottom:
+        return 0
+    a, b = (s.mask[top - s.top : bottom - s.top, left - s.left : right - s.left] for s in (first, second))
+    return int(np.count_nonzero(a & b))
+
+
+# --- consensus --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """The label that follows from several.
+
+    `agreement`: mean over the classes that anyone shows of the mean pairwise Dice, where a pair of which one does not
+    show the class scores 0; None for one person alone. `disputed`: the reason why somebody has to decide.
+    """
+
+    label: Label
+    agreement: float | None
+    disputed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A label with its pixels."""
+
+    label: Label
+    areas: Areas
+
+
+def consensus(labels: Sequence[Label], size: Size, least: float = LEAST) -> Consensus:
+    """What the majority says: of the image, of each class and of each pixel; the order of labels does not matter.
+
+    A pixel stays where more than half paint it, so two people keep what they share: whoever missed it or overshot is
+    overruled only by a third. Where all who show a class used plain boxes, the result is boxes. One label, or equal
+    ones, come back as they are.
+
+    The label is disputed where there is no majority for labelled or skipped, where as many show a class as do not,
+    where those who show a class do not agree on its place (mean Dice below `least`, or no pixel with a majority), and
+    where most see a defect but no class has a majority.
+    """
+    if not labels:
+        raise ValueError("a consensus needs at least one label")
+    if (label := _only(labels)) is not None:
+        return Consensus(label, 1.0 if len(labels) > 1 else None)
+    words = [_Word(label, areas(label, size)) for label in labels]
+    status, agreement = majority([label.status for label in labels]), _alike(words)
+    if status == "skipped":
+        return Consensus(Label("skipped", reason=_reasons(labels)), agreement)
+    merged, doubtful = _merged([word for word in words if word.label.status == "labelled"], size, least)
+    doubtful |= set() if status == "labelled" else {label.status for label in labels} - {"labelled"}
+    if not doubtful:
+        return Consensus(merged, agreement)
+    reason = f"{DISAGREE}: {', '.join(sorted(doubtful))}"
+    return Consensus(replace(merged, status="disputed", reason=reason), agreement, reason)
+
+
+def _only(labels: Sequence[Label]) -> Label | None:
+    """The label that all of them are; equal ones may still list their regions in another order."""
+    return min(labels, key=repr) if len({label.digest for label in labels}) == 1 else None
+
+
+def _reasons(labels: Sequence[Label]) -> str | None:
+    return "; ".join(sorted({label.reason for label in labels if label.status == "skipped" and label.reason})) or None
+
+
+def _alike(words: Sequence[_Word]) -> float:
+    pairs = list(combinations(words, 2))
+    names = sorted({name for word in words for name in word.areas})
+    if not names:
+        return fmean(a.label.status == b.label.status for a, b in pairs)
+    return fmean(fmean(_match(a, b, name) for a, b in pairs if name in a.areas or name in b.areas) for name in names)
+
+
+def _match(first: _Word, second: _Word, name: str) -> float:
+    """Dice of a class; where pixels are unknown, whether both show it."""
+    if name not in first.areas or name not in second.areas:
+        return 0.0
+    a, b = first.areas[name], second.areas[name]
+    return 1.0 if a is None or b is None else Overlap(_shared(a, b), _count(a), _count(b)).dice
+
+
+def _merged(words: Sequence[_Word], size: Size, least: float) -> tuple[Label, set[str]]:
+    """The majority's label, and the classes on which there is none."""
+    if (label := _only([word.label for word in words])) is not None:
+        return label, set()
+    names = sorted({name for word in words for name in word.areas})
+    defects, whole, doubtful = [], [], set()
+    for name in names:
+        regions = _regions(name, words, size)
+        defects += regions
+        if _whole(name, words, bool(regions)):
+            whole.append(name)
+        if _doubtful(name, words, least, found=bool(regions) or name in whole):
+            doubtful.add(name)
+    if not defects and not whole and 2 * sum(word.label.clean for word in words) <= len(words):
+        doubtful |= set(names)
+    return Label("labelled", tuple(sorted(defects, key=lambda d: (d.label, d.box))), tuple(whole)), doubtful
+
+
+def _whole(name: str, words: Sequence[_Word], drawn: bool) -> bool:
+    """Whether the class holds for the whole image: most say so, or most show it and its pixels stay unknown."""
+    said = sum(name in word.label.classes for word in words)
+    shown = sum(name in word.areas for word in words)
+    return 2 * said > len(words) or (2 * shown > len(words) and said > 0 and not drawn)
+
+
+def _doubtful(name: str, words: Sequence[_Word], least: float, found: bool) -> bool:
+    showing = [word for word in words if name in word.areas]
+    if 2 * len(showing) <= len(words):
+        return 2 * len(showing) == len(words)
+    return not found or fmean([_match(a, b, name) for a, b in combinations(showing, 2)] or [1.0]) < least
+
+
+def _regions(name: str, words: Sequence[_Word], size: Size) -> list[Defect]:
+    """The class's regions by majority of those who know its pixels: who does not show it knows that there are none."""
+    own = [(who, d) for who, word in enumerate(words) for d in word.label.defects if d.label == name]
+    painted = [area for word in words if (area := word.areas.get(name)) is not None]
+    knowing = len(painted) + sum(name not in word.areas for word in words)
+    if not own:
+        return []
+    if all(defect.rle is None for _, defect in own):
+        return _common_boxes(name, own, knowing, size)
+    return _common_pixels(name, own, painted, knowing, size)
+
+
+Owned = Sequence[tuple[int, Defect]]
+
+
+def _severity(regions: Owned) -> str | None:
+    """Each person has one vote for each degree that they gave: many small regions do not outvote a large one."""
+    return majority([degree for _, degree in sorted({(who, d.severity or "") for who, d in regions})]) or None
+
+
+def _common_pixels(name: str, own: Owned, painted: Sequence[Area], knowing: int, size: Size) -> list[Defect]:
+    import cv2
+
+    left, top, counts = _counted(painted)
+    kept = (2 * counts.astype(np.int64) > knowing).view(np.uint8)
+    total, numbers, stats, _ = cv2.connectedComponentsWithStats(kept, connectivity=8)
+    drawn = [(who, d, _area(d, size)) for who, d in own] if any(d.severity for _, d in own) else []
+    found = []
+    for number in range(1, total):
+        x, y, w, h = (int(value) for value in stats[number, :4])
+        crop = (numbers[y : y + h, x : x + w] == number).view(np.uint8)
+        area = Area(left + x, top + y, crop)
+        touching = [(who, d) for who, d, other in drawn if _shared(area, other)]
+        found.append(_placed(name, area, _severity(touching)))
+    return found
+
+
+def _placed(name: str, area: Area, severity: str | None) -> Defect:
+    defect = defect_from_mask(name, area.mask)
+    assert defect is not None
+    x, y, w, h = defect.box
+    return replace(defect, box=(x + area.left, y + area.top, w, h), severity=severity)
+
+
+def _common_boxes(name: str, own: Owned, knowing: int, size: Size) -> list[Defect]:
+    """The median box of each group that a majority holds."""
+    holders: dict[Edges, frozenset[int]] = {}
+    for who, defect in own:
+        holders[_edges(defect)] = holders.get(_edges(defect), frozenset()) | {who}
+    found = []
+    for group in _grouped(holders):
+        if 2 * sum(len(holders[box]) for box in group) > knowing:
+            left, top, right, bottom = np.median([box for box in group for _ in holders[box]], axis=0).tolist()
+            middle = boxed(name, Box(left, top, right - left, bottom - top), *size, clip=True)
+            severity = _severity([(who, d) for who, d in own if _edges(d) in group])
+            found.append(replace(middle, severity=severity))
+    return found
+
+
+def _edges(defect: Defect) -> Edges:
+    x, y, w, h = defect.box
+    return (x, y, x + w, y + h)
+
+
+def _grouped(holders: Mapping[Edges, frozenset[int]]) -> list[list[Edges]]:
+    """Different boxes that mean one defect: the most alike first, never two of one person."""
+    alike = [(_box_iou(a, b), a, b) for a, b in combinations(sorted(holders), 2)]
+    group_of = {box: [box] for box in sorted(holders)}
+    for _, a, b in sorted((pair for pair in alike if pair[0] >= SAME_BOX), key=lambda pair: (-pair[0], *pair[1:])):
+        one, other = group_of[a], group_of[b]
+        people = [{who for box in group for who in holders[box]} for group in (one, other)]
+        if one is not other and not people[0] & people[1]:
+            one += other
+            group_of |= dict.fromkeys(other, one)
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def _box_iou(a: Edges, b: Edges) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, wide) * max(0.0, high)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

@@ -1,0 +1,260 @@
+"""How far people agree beyond chance, how fast each works, and who deserves a second look.
+
+A measure that is undefined is None, never 1.0: where all say the same of every image, nothing tells agreement from a
+rule of thumb. References: Cohen 1960, Fleiss 1971, Krippendorff 2011 (Computing Krippendorff's Alpha-Reliability).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, groupby
+from statistics import fmean, median, variance
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curate.data import Label
+from labeling.agreement import Annotation, areas, newest, overlaps
+
+IDLE = 900.0  # seconds on one image; beyond, the tab was left open, and a night would hide a year of work
+ENOUGH = 10  # images or comparisons below which nobody is suspected of anything
+KEPT = 0.9  # a good model may earn this share; with HASTE it says that nobody looked
+HASTE = 0.25  # of the time for a change: looking is the larger part of a small correction, so less was hardly a look
+FAR = 0.2  # careful people's mean agreement differs by less than this on the same images
+SIGMAS = 2.0  # and the gap has to be larger than chance makes it
+
+Pair = tuple[str, str]
+Units = Sequence[Sequence[Hashable]]
+
+# --- agreement beyond chance ------------------------------------------------------------------------------------------
+
+
+class Figure(NamedTuple):
+    """A measure, and the number of images it rests on."""
+
+    value: float | None
+    images: int
+
+
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Figure:
+    """Two people's words on the same images, in the same order."""
+    n = len(first)
+    if n != len(second):
+        raise ValueError(f"both must have rated the same images, not {n} and {len(second)}")
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    ours, theirs = Counter(first), Counter(second)
+    chance = sum(count * theirs[value] for value, count in ours.items())  # n * n times the expected share
+    return Figure((n * same - chance) / (n * n - chance) if n * n > chance else None, n)
+
+
+def fleiss_kappa(units: Units) -> Figure:
+    """Each image's ratings; only images with the most frequent number of them (of at least two) are used."""
+    sizes = Counter(len(ratings) for ratings in units if len(ratings) > 1)
+    if not sizes:
+        return Figure(None, 0)
+    m = max(sizes, key=lambda size: (sizes[size], size))
+    used = [Counter(ratings) for ratings in units if len(ratings) == m]
+    n, totals = len(used), sum(used, Counter[Hashable]())
+    observed = sum(c * (c - 1) for counts in used for c in counts.values()) / (n * m * (m - 1))
+    chance = sum(total**2 for total in totals.values()) / (n * m) ** 2
+    return Figure((observed - chance) / (1 - chance) if len(totals) > 1 else None, n)
+
+
+def krippendorff_alpha(units: Units) -> Figure:
+    """Each image's ratings, nominal, any number of them; an image with a single one says nothing."""
+    used = [Counter(ratings) for ratings in units if len(ratings) > 1]
+    totals = sum(used, Counter[Hashable]())
+    n = totals.total()
+    differing = sum((c.total() ** 2 - sum(k * k for k in c.values())) / (c.total() - 1) for c in used)
+    expected = n * n - sum(total**2 for total in totals.values())
+    return Figure(1 - (n - 1) * differing / expected if expected else None, len(used))
+
+
+# --- who said what of the same image ----------------------------------------------------------------------------------
+
+
+class _Pixels(NamedTuple):
+    """Two people's pixels of one class in one image."""
+
+    who: Pair
+    name: str
+    iou: float
+    dice: float
+
+
+Words = Sequence[Annotation]  # of one image, by person
+
+
+def verdict(label: Label) -> str:
+    """`clean`, the classes shown, or why there are none: what an image comes down to. Quoted names cannot collide."""
+    if label.status != "labelled":
+        return label.status
+    return "+".join(repr(name) for name in sorted(label.present)) or "clean"
+
+
+def _compared(words: Words, classes: Iterable[str]) -> Iterator[_Pixels]:
+    said = [(word.who, areas(word.label, word.size)) for word in words if word.label.status == "labelled"]
+    for (a, ours), (b, theirs) in combinations(said, 2) if len(said) > 1 else ():
+        for name, overlap in overlaps(ours, theirs).items():
+            if name in classes:
+                yield _Pixels((a, b), name, overlap.iou, overlap.dice)
+
+
+def _presence(images: Sequence[Words], name: str) -> list[list[bool]]:
+    return [[name in w.label.present for w in words if w.label.status == "labelled"] for words in images]
+
+
+def _labels_by_pair(images: Sequence[Words]) -> dict[Pair, list[tuple[Label, Label]]]:
+    found: dict[Pair, list[tuple[Label, Label]]] = {}
+    for words in images:
+        for a, b in combinations(words, 2):
+            found.setdefault((a.who, b.who), []).append((a.label, b.label))
+    return dict(sorted(found.items()))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:
+    """How far the annotators agree on these classes, how each works, and warnings in plain words; ready for JSON.
+
+    Of several words of one person on one image the newest counts.
+    """
+    words = newest(annotations)
+    images = [list(group) for _, group in groupby(words, key=lambda word: word.id)]
+    pixels = [row for shown in images for row in _compared(shown, set(classes))]
+    pairs = _labels_by_pair(images)
+    return {
+        "images": len(images),
+        "images_with_several": sum(len(shown) > 1 for shown in images),
+        "verdict": _keyed("alpha", krippendorff_alpha([[verdict(w.label) for w in shown] for shown in images])),
+        "classes": {name: _class(name, images, pairs, pixels) for name in classes},
+        "pairs": [_pair(who, labels, pixels) for who, labels in pairs.items()],
+        "annotators": {who: _person(who, words, pixels) for who in sorted({word.who for word in words})},
+        "warnings": [*_lonely(words, pairs), *_stamping(words), *_outliers(words, pairs, pixels)],
+    }
+
+
+def _keyed(name: str, figure: Figure) -> dict[str, Any]:
+    return {name: figure.value, f"{name}_images": figure.images}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _class(
+    name: str,
+    images: Sequence[Words],
+    pairs: Mapping[Pair, Sequence[tuple[Label, Label]]],
+    pixels: Sequence[_Pixels],
+) -> dict[str, Any]:
+    own, presence = [row for row in pixels if row.name == name], _presence(images, name)
+    kappas = [_pair_kappa(name, labels) for labels in pairs.values()]
+    defined = [kappa for kappa in kappas if kappa.value is not None]
+    return {
+        "iou": _mean(row.iou for row in own),
+        "dice": _mean(row.dice for row in own),
+        "comparisons": len(own),
+        "shown_by_anyone": sum(any(ratings) for ratings in presence),
+        **_keyed("alpha", krippendorff_alpha(presence)),
+        **_keyed("fleiss", fleiss_kappa(presence)),
+        "cohen": _mean(kappa.value for kappa in defined),
+        "cohen_pairs": len(defined),
+        "cohen_comparisons": sum(kappa.images for kappa in defined),
+    }
+
+
+def _pair_kappa(name: str, labels: Sequence[tuple[Label, Label]]) -> Figure:
+    both = [(a, b) for a, b in labels if a.status == b.status == "labelled"]
+    return cohen_kappa([name in a.present for a, _ in both], [name in b.present for _, b in both])
+
+
+def _pair(who: Pair, labels: Sequence[tuple[Label, Label]], pixels: Sequence[_Pixels]) -> dict[str, Any]:
+    kappa = cohen_kappa([verdict(a) for a, _ in labels], [verdict(b) for _, b in labels])
+    return {
+        "annotators": list(who),
+        "images": len(labels),
+        "kappa": kappa.value,
+        "same_verdict": fmean(verdict(a) == verdict(b) for a, b in labels),
+        "dice": _mean(row.dice for row in pixels if row.who == who),
+        "comparisons": sum(row.who == who for row in pixels),
+    }
+
+
+def _person(who: str, words: Sequence[Annotation], pixels: Sequence[_Pixels]) -> dict[str, Any]:
+    own = [word for word in words if word.who == who]
+    times = _times(own)
+    kept, changed = _of(own, "prediction"), _of(own, "changed")
+    worked = sum(min(time, IDLE) for time in times) / 3600
+    return {
+        "images": len(own),
+        "skipped": fmean(word.label.status == "skipped" for word in own),
+        "images_per_hour": len(times) / worked if worked else None,
+        "lead_time_median": median(times) if times else None,
+        "lead_time_p90": float(np.quantile(times, 0.9)) if times else None,
+        "preannotated": len(kept) + len(changed),
+        "kept": len(kept) / (len(kept) + len(changed)) if kept or changed else None,
+        "kept_lead_time_median": median(_times(kept)) if _times(kept) else None,
+        "dice": _mean(row.dice for row in pixels if who in row.who),
+        "comparisons": sum(who in row.who for row in pixels),
+    }
+
+
+def _times(words: Iterable[Annotation]) -> list[float]:
+    return [t for word in words if (t := word.lead_time) is not None and math.isfinite(t) and t >= 0]
+
+
+def _of(words: Iterable[Annotation], origin: str) -> list[Annotation]:
+    """Whoever skips an image neither keeps nor changes what was proposed for it."""
+    return [word for word in words if word.origin == origin and word.label.status != "skipped"]
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def _lonely(words: Sequence[Annotation], pairs: Mapping[Pair, Any]) -> Iterator[str]:
+    if len({word.who for word in words}) > 1 and not pairs:
+        yield "no image has the word of two people, so nothing tells whether they agree: give them some in common"
+
+
+def _stamping(words: Sequence[Annotation]) -> Iterator[str]:
+    """People who keep nearly all that is proposed and hardly look at it.
+
+    Whoever never changed anything has no time of their own to compare with; then the others' changes have to do.
+    """
+    for who in sorted({word.who for word in words}):
+        own = [word for word in words if word.who == who]
+        kept, changed = _of(own, "prediction"), _of(own, "changed")
+        looked, usual = _times(kept), _times(changed) or _times(_of(words, "changed"))
+        enough = len(kept) + len(changed) >= ENOUGH and looked and usual
+        if enough and len(kept) >= KEPT * (len(kept) + len(changed)) and median(looked) < HASTE * median(usual):
+            yield (
+                f"{who} kept {len(kept)} of {len(kept) + len(changed)} pre-annotations unchanged after a median of"
+                f" {median(looked):.1f} s, where a change takes {'them' if _times(changed) else 'others'}"
+                f" {median(usual):.1f} s: they may be confirming without looking"
+            )
+
+
+def _outliers(
+    words: Sequence[Annotation], pairs: Mapping[Pair, Sequence[tuple[Label, Label]]], pixels: Sequence[_Pixels]
+) -> Iterator[str]:
+    """People far from all others, by where they draw or by what they see. Of two nobody can say who is wrong."""
+    drawn = [(row.who, row.dice) for row in pixels]
+    seen = [(who, float(verdict(a) == verdict(b))) for who, labels in pairs.items() for a, b in labels]
+    for who in sorted({word.who for word in words}):
+        for rows, what in ((drawn, "mean Dice"), (seen, "share of equal verdicts")):
+            own = [value for pair, value in rows if who in pair]
+            rest = [value for pair, value in rows if who not in pair]
+            if min(len(own), len(rest)) >= ENOUGH and fmean(rest) - fmean(own) > max(FAR, SIGMAS * _error(own, rest)):
+                yield (
+                    f"{who} agrees with the others far less than they do among themselves: {what}"
+                    f" {fmean(own):.2f} against {fmean(rest):.2f}, over {len(own)} comparisons"
+                )
+
+
+def _error(own: Sequence[float], rest: Sequence[float]) -> float:
+    return math.sqrt(variance(own) / len(own) + variance(rest) / len(rest))

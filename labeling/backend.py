@@ -1,0 +1,151 @@
+"""The ML backend: Label Studio asks it for a suggestion when somebody opens a task, and the current model answers.
+
+The few routes that Label Studio calls, on the standard library: its own `label-studio-ml` brings Flask, gunicorn, redis
+and rq for the same. Audit picks get no suggestion, so that they stay unbiased; a review gets the label of today.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curate.data import AUDIT
+from curate.embedding import pixels_of
+from curate.errors import CurateError
+from curate.index import Index
+from curate.project import Project
+from labeling import wire
+from labeling.desk import MODEL_VERSION, Desk
+from labeling.listening import listening
+from labeling.push import REVIEW
+
+if TYPE_CHECKING:
+    from train.predicting import Predictor
+
+TITLE = "curate"  # of the connection in Label Studio; distinct from every model's version
+USER = "label-studio"
+LARGEST = 64 << 20  # bytes of a request
+
+
+def opened(project: Project, wanted: str | None = None, device: str = "cpu") -> Backend:
+    """With this model, else the current one."""
+    from train import predicting
+
+    return Backend(Index(project), predicting.load(project, wanted, device))
+
+
+@dataclass
+class Backend:
+    """Answers for the images of an index. A model works on one image at a time."""
+
+    index: Index
+    predictor: Predictor
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def version(self) -> str:
+        return self.predictor.by
+
+    def suggest(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """What Label Studio shows for a task; nothing where there is nothing to show."""
+        data = task.get("data") or {}
+        results, score = self._results(str(data.get("content_id")), data.get("slot"))
+        return {"result": results, "score": score, "model_version": self.version}
+
+    def _results(self, id: str, slot: str | None) -> tuple[list[wire.Result], float]:
+        found = {} if slot == AUDIT else {one.id: one for one in self.index.shown([id])}
+        if id not in found:
+            return [], 0.0
+        size = found[id].width, found[id].height
+        if slot == REVIEW:
+            return wire.of_label(found[id].label, size), 1.0
+        with self.turn:
+            said = self.predictor.prediction(self.predictor.predict_image(self._pixels(id)))
+        return wire.of_prediction(said, size), round(said.score, 4)
+
+    def _pixels(self, id: str) -> Any:
+        (path,) = (found["filepath"] for found in self.index.documents([id], ["filepath"]))
+        return pixels_of(Path(path).read_bytes(), self.index.project.config.limits.max_pixels)
+
+
+@contextlib.contextmanager
+def served(backend: Backend, host: str, port: int) -> Iterator[tuple[str, str]]:
+    """Listening: the address, and the password that Label Studio has to give."""
+    password = secrets.token_urlsafe(24)
+    with listening(host, port, _routes(backend, password)) as url:
+        yield url, password
+
+
+@contextlib.contextmanager
+def connected(desk: Desk, url: str, password: str) -> Iterator[None]:
+    """Label Studio asks us from now on, and no longer afterwards."""
+    studio = desk.studio
+    for old in studio.get("/api/ml/", project=desk.id):  # of a backend that was killed
+        if old["title"] == TITLE:
+            studio.ask("DELETE", f"/api/ml/{old['id']}")
+    access = {"auth_method": "BASIC_AUTH", "basic_auth_user": USER, "basic_auth_pass": password}
+    made = studio.post("/api/ml/", {"project": desk.id, "url": url, "title": TITLE, **access})
+    studio.ask("PATCH", f"/api/projects/{desk.id}", json={"model_version": TITLE})
+    try:
+        yield
+    finally:
+        with contextlib.suppress(CurateError):
+            studio.ask("DELETE", f"/api/ml/{made['id']}")
+            studio.ask("PATCH", f"/api/projects/{desk.id}", json={"model_version": MODEL_VERSION})
+
+
+# --- the routes -------------------------------------------------------------------------------------------------------
+
+
+def _routes(backend: Backend, password: str) -> type[BaseHTTPRequestHandler]:
+    wanted = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
+
+    class Routes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            route = self.path.partition("?")[0].rstrip("/")
+            known: dict[str, dict[str, Any]] = {"/health": {"status": "UP", "model_class": TITLE}}
+            known["/versions"] = {"versions": [backend.version]}
+            self._answer(200, known[route]) if route in known else self._answer(404, {})
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), wanted.encode()):
+                return self._answer(401, {})
+            if length > LARGEST:
+                return self._answer(413, {})
+            return self._answer(*_answered(backend, self.path, self.rfile.read(length)))
+
+        def _answer(self, status: int, told: Mapping[str, Any]) -> None:
+            text = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: Any) -> None:
+            """Its log would hold what strangers send."""
+
+    return Routes
+
+
+def _answered(backend: Backend, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    route = path.partition("?")[0].rstrip("/")
+    if route == "/setup":
+        return 200, {"model_version": backend.version}
+    if route != "/predict":
+        return (200, {}) if route in ("/train", "/webhook", "/delete", "/validate") else (404, {})
+    try:
+        asked: Sequence[Mapping[str, Any]] = json.loads(body)["tasks"]
+        return 200, {"results": [backend.suggest(task) for task in asked], "model_version": backend.version}
+    except (CurateError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return 400, {"error": str(error)}

@@ -1,0 +1,173 @@
+"""What annotators see: the label config from the project's classes, and instructions with example crops."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from curate.errors import CurateError
+from curate.project import Project
+from labeling.wire import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
+
+OLD_COLOR = "#9aa0a6"
+DIGITS = "1234567890"
+SEEN = "Seen, but not to be outlined"
+NO_KEY = "–"  # what has no key is given one by Label Studio, even one of its own tools: this is on no keyboard
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+INVISIBLE = "\u200b"
+STYLE = """
+.curate-row { display: flex; align-items: center; gap: 10px; min-height: 40px; margin-bottom: 4px; }
+.curate-row h4, .curate-row .lsf-labels, .curate-row .lsf-choices { margin: 0 !important; }
+"""
+LETTERS = "asdfgqtyij"  # of the second row of classes; none that Label Studio gives to any of its tools
+
+
+class Example(NamedTuple):
+    """A crop that shows a class, at an address on the server."""
+
+    name: str
+    url: str
+
+
+def build(project: Project, old: Sequence[str] = ()) -> str:
+    """The label config as XML. `old`: names that annotations on the server still bear; they come last, in grey."""
+    _check([*project.active_classes, *old])
+    view = Element("View")
+    SubElement(view, "Style").text = STYLE
+    SubElement(view, "Header", value="$title", size="5")
+    view.append(_row("Paint", _labels(project, "BrushLabels", BRUSH, DIGITS, old)))
+    view.append(_row("Box", _labels(project, "RectangleLabels", BOX, LETTERS, old)))
+    view.append(_row("Image", _verdict(), _header(SEEN), _present(project, old)))
+    view.append(_why(project.config.labelstudio.skip_reasons))
+    if project.config.labelstudio.severities:
+        view.append(_row("Severity", _severity(project.config.labelstudio.severities)))
+    view.append(_image())
+    indent(view)
+    return tostring(view, encoding="unicode")
+
+
+def _check(names: Sequence[str]) -> None:
+    """Of a control character no XML can be made."""
+    for name in names:
+        if odd := NOT_XML.search(name):
+            told = f"class {name!r} holds the character {odd[0]!r}, which Label Studio cannot show"
+            raise CurateError(f"{told}. Give it another name: curate classes rename")
+
+
+def version(text: str) -> str:
+    """Changes with anything in the config."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def lacking(text: str, project: Project) -> list[str]:
+    """What a config that was changed by hand must still hold and does not, for a person to read."""
+    from defusedxml.ElementTree import fromstring
+
+    try:
+        tags = {tag.get("name"): tag for tag in fromstring(text).iter() if tag.get("name")}
+    except Exception as error:  # defusedxml refuses in many ways
+        return [f"a config that can be read ({error})"]
+    missing = [f"the tag '{name}'" for name in (IMAGE, BRUSH, BOX, VERDICT, PRESENT) if name not in tags]
+    for name in (BRUSH, BOX, PRESENT):
+        held = (
+            {child.get("alias") or child.get("value") for child in tags[name].iter()}
+            if name in tags
+            else set(project.active_classes)
+        )
+        missing += [f"the class '{one}' in the tag '{name}'" for one in project.active_classes if one not in held]
+    return missing
+
+
+def _image() -> Element:
+    # Steel is judged by its pixels: no smoothing, and no rotation, which would turn the masks.
+    switches = {"zoom": "true", "zoomControl": "true", "brightnessControl": "true", "contrastControl": "true"}
+    switches |= {"rotateControl": "false", "smoothing": "false", "maxHeight": "max(240px, calc(100vh - 400px))"}
+    switches |= {"maxWidth": "calc(100% - 80px)"}  # the brush's slider lies over the rest
+    return Element("Image", {"name": IMAGE, "value": "$image", **switches})
+
+
+def _labels(project: Project, kind: str, name: str, keys: str, old: Sequence[str]) -> Element:
+    element = Element(kind, name=name, toName=IMAGE)
+    for number, one in enumerate(project.active_classes):
+        key = keys[number] if number < len(keys) else NO_KEY
+        SubElement(element, "Label", _named(one), background=project.colors[one], hotkey=key)
+    for one in old:
+        SubElement(element, "Label", _named(one), background=OLD_COLOR, hotkey=NO_KEY)
+    return element
+
+
+def _named(name: str) -> dict[str, str]:
+    """Label Studio takes a word after a dollar for a field of the task, unless something stands between them."""
+    return {"value": name.replace("$", "$" + INVISIBLE), "alias": name} if "$" in name else {"value": name}
+
+
+def _options(name: str, values: Sequence[str], **more: str) -> Element:
+    element = Element("Choices", {"name": name, "toName": IMAGE, **more})
+    for value in values:
+        SubElement(element, "Choice", _named(value), hotkey=NO_KEY)
+    return element
+
+
+def _row(title: str, *elements: Element) -> Element:
+    """A title with its choices beside it, so that all of them stay on the screen above the image."""
+    view = Element("View", className="curate-row")
+    view.extend([_header(title), *elements])
+    return view
+
+
+def _header(text: str) -> Element:
+    return Element("Header", value=text, size="6")
+
+
+def _severity(degrees: Sequence[str]) -> Element:
+    return _options(SEVERITY, degrees, perRegion="true", choice="single", showInline="true")
+
+
+def _verdict() -> Element:
+    element = _options(VERDICT, (CLEAN, UNSURE), choice="single", showInline="true")
+    for choice, key in zip(element, ("c", "n"), strict=True):
+        choice.set("hotkey", key)
+    return element
+
+
+def _why(reasons: Sequence[str]) -> Element:
+    view = Element("View", visibleWhen="choice-selected", whenTagName=VERDICT, whenChoiceValue=UNSURE)
+    view.append(_row("Why?", _options(WHY, reasons, choice="multiple", showInline="true")))
+    return view
+
+
+def _present(project: Project, old: Sequence[str]) -> Element:
+    return _options(PRESENT, [*project.active_classes, *old], choice="multiple", layout="select")
+
+
+# --- instructions -----------------------------------------------------------------------------------------------------
+
+
+def instructions(project: Project, examples: Sequence[Example]) -> str:
+    """HTML for Label Studio's instructions: what each class is, and what it looks like."""
+    parts = [_HOW, "<h3>Classes</h3>", *(_class(project, name, examples) for name in project.active_classes)]
+    return "\n".join(parts)
+
+
+_HOW = f"""<h3>How to label</h3>
+<p>Paint each defect with the brush (keys 1 to 0), or draw a box where its outline does not matter (letter keys).<br/>
+What the model suggests is already drawn: correct it, or delete it. Do not trust it.<br/>
+No defect at all: choose <b>{CLEAN}</b> (key c).<br/>
+You cannot tell: choose <b>{UNSURE}</b> (key n) and say why. That is better than a guess.<br/>
+A defect that cannot be outlined: choose it under <b>{SEEN}</b>.<br/>
+Size of the brush: keys [ and ]. Eraser: e. To see the steel beneath all masks: Ctrl+h.</p>"""
+
+
+def _class(project: Project, name: str, examples: Sequence[Example]) -> str:
+    about = next(one.description for one in project.config.classes if one.name == name)
+    # Label Studio strips every style and every data: address; what stands in these attributes, it keeps.
+    shown = "".join(
+        f'<td><img src="{escape(one.url)}" width="120" alt=""/></td>' for one in examples if one.name == name
+    )
+    swatch = f'<td width="12" rowspan="2" bgcolor="{project.colors[name]}"></td>'
+    text = f'<td colspan="9"><b>{escape(name)}</b> {escape(about)}</td>'
+    return f'<table cellpadding="6"><tr>{swatch}{text}</tr><tr>{shown or "<td></td>"}</tr></table>'

@@ -1,0 +1,193 @@
+"""The desk: the one project on the Label Studio server that stands for one of ours.
+
+`work/labelstudio/desk.json` remembers which it is. Where that is lost, a mark in the project's description finds it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from curate import files
+from curate.errors import CurateError
+from curate.project import Project
+from labeling import config, examples
+from labeling.client import NotFound, Studio
+from labeling.wire import BOX, BRUSH, PRESENT
+
+TITLE = 50  # letters that Label Studio allows
+SETTINGS = {
+    "sampling": "Sequential sampling",
+    "show_skip_button": True,
+    "enable_empty_annotation": False,  # nothing drawn by mistake is not "clean"
+    "skip_queue": "IGNORE_SKIPPED",
+    "show_collab_predictions": True,
+    "show_instruction": True,
+    "maximum_annotations": 1,
+}
+MODEL_VERSION = "curate"  # of all our suggestions, so that each one is shown; task data says which model made them
+
+
+@dataclass(frozen=True)
+class Desk:
+    """`config` is the version of the label config on the server, `cursor` how far the annotations are pulled."""
+
+    project: Project
+    studio: Studio
+    id: int
+    config: str = ""
+    cursor: str | None = None
+    fresh: bool = False
+    notes: tuple[str, ...] = field(default=())
+    born: str | None = None  # a server that was set up anew gives the same number to another project
+
+    @property
+    def url(self) -> str:
+        return f"{self.studio.url}/projects/{self.id}/data"
+
+    def save(self, **values: Any) -> Desk:
+        """Remember what became of it; what is remembered of another desk does not hold for this one."""
+        about = {"url": self.studio.url, "project": self.id, "born": self.born}
+        known = _recorded(self.project)
+        known = known if about.items() <= known.items() else {}
+        files.write_json(_file(self.project), known | about | values)
+        return replace(self, **{name: value for name, value in values.items() if name in ("config", "cursor")})
+
+
+def find(project: Project, studio: Studio) -> Desk | None:
+    """The desk, if there is one on this server."""
+    known = _recorded(project)
+    born = _born(studio, known.get("project")) if known.get("url") == studio.url else None
+    if born and known.get("born") in (None, born):
+        return Desk(project, studio, int(known["project"]), known.get("config", ""), known.get("cursor"), born=born)
+    found = _marked(project, studio)
+    if found is None:
+        return None
+    number, born = found
+    return Desk(project, studio, number, born=born)  # no cursor: everything is pulled again, and nothing doubled
+
+
+def opened(project: Project, studio: Studio, reset: bool = False) -> Desk:
+    """The desk, made if there is none, with config and instructions as the project wants them today."""
+    desk = find(project, studio)
+    if desk is None:
+        return _made(project, studio)
+    return _kept_up(desk, reset)
+
+
+def _file(project: Project) -> Path:
+    return project.work / "labelstudio" / "desk.json"
+
+
+def _recorded(project: Project) -> dict[str, Any]:
+    try:
+        found = json.loads(_file(project).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}  # the mark on the server finds it again
+
+
+def _born(studio: Studio, id: Any) -> str | None:
+    """When the project with this number was made, if there is one."""
+    if not isinstance(id, int):
+        return None
+    try:
+        return str(studio.get(f"/api/projects/{id}", include="id,created_at")["created_at"])
+    except NotFound:
+        return None
+
+
+def _mark(project: Project) -> str:
+    return f"Made by curate for {project.dataset_name}: `curate push` keeps it up, `curate pull` fetches from it."
+
+
+def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
+    """The oldest project that bears our mark: its number, and when it was made."""
+    page, found = 1, []
+    while True:
+        answer = studio.get("/api/projects", include="id,description,created_at", page=page, page_size=100)
+        ours = [one for one in answer["results"] if one.get("description") == _mark(project)]
+        found += [(int(one["id"]), str(one["created_at"])) for one in ours]
+        if not answer.get("next"):
+            return min(found, default=None)
+        page += 1
+
+
+def _made(project: Project, studio: Studio) -> Desk:
+    text = config.build(project)
+    about = {"title": f"curate: {project.name}"[:TITLE], "description": _mark(project), "label_config": text}
+    made = studio.post("/api/projects", about | SETTINGS)
+    first = _marked(project, studio)
+    if first and first[0] < made["id"]:  # another folder of this project made one at the same moment
+        studio.ask("DELETE", f"/api/projects/{made['id']}/")
+        return _kept_up(Desk(project, studio, first[0], born=first[1]), reset=False)
+    desk = Desk(project, studio, made["id"], fresh=True, born=str(made["created_at"]))
+    return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
+
+
+def _kept_up(desk: Desk, reset: bool) -> Desk:
+    there = desk.studio.get(f"/api/projects/{desk.id}")["label_config"]
+    wanted = config.build(desk.project, _old_names(desk))
+    sent = desk.config or config.version(wanted)
+    if there != wanted and (reset or config.version(there) == sent):
+        there, notes = _replaced(desk, there, wanted, reset)
+        desk = replace(desk, notes=(*desk.notes, *notes))
+    elif there != wanted:
+        desk = replace(desk, notes=(*desk.notes, _kept_by_hand(desk, there)))
+    kept = desk.save(config=desk.config if there != wanted else config.version(there))
+    return _instructed(replace(kept, config=config.version(there)))
+
+
+def _replaced(desk: Desk, there: str, wanted: str, reset: bool) -> tuple[str, list[str]]:
+    """The config that holds now. The server keeps the old one where annotations use a tag that the new one lacks."""
+    try:
+        _write(desk, label_config=wanted)
+    except CurateError as error:
+        if reset or type(error) is not CurateError or config.lacking(there, desk.project):
+            raise
+        return there, [f"the label config stays as it was: {error}"]
+    return wanted, []
+
+
+def _old_names(desk: Desk) -> list[str]:
+    """Names that annotations on the server may bear and the project no longer offers: kept, or they lose their class.
+
+    The server's own summary of them is not complete, hence also every name that the project ever gave up.
+    """
+    held = desk.studio.get(f"/api/projects/{desk.id}/summary").get("created_labels") or {}
+    if not held:
+        return []
+    names = {name for tag in (BRUSH, BOX, PRESENT) for name in held.get(tag, ())}
+    given_up = {*desk.project.class_names, *desk.project.config.aliases}
+    return sorted((names | given_up) - set(desk.project.active_classes))
+
+
+def _kept_by_hand(desk: Desk, there: str) -> str:
+    lacking = config.lacking(there, desk.project)
+    if not lacking:
+        return "the label config was changed by hand in Label Studio and is kept; --reset-config writes ours"
+    raise CurateError(
+        f"the label config was changed by hand in Label Studio and lacks {_some(lacking)}. "
+        "Put it back there, or run: curate push --reset-config"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _write(desk: Desk, **values: Any) -> None:
+    desk.studio.ask("PATCH", f"/api/projects/{desk.id}", json=values)
+
+
+def _instructed(desk: Desk) -> Desk:
+    """Instructions are written when they change, not at every push: the examples in them cost something."""
+    key = examples.key(desk.project)
+    if _recorded(desk.project).get("instructions") == key:
+        return desk
+    shown = examples.crops(desk.project, examples.on_server(desk.studio, desk.id))
+    _write(desk, expert_instruction=config.instructions(desk.project, shown))
+    return desk.save(instructions=key)

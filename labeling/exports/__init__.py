@@ -1,0 +1,1 @@
+"""Exporters of this room, found beside those of `curate.exports`."""

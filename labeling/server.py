@@ -1,0 +1,516 @@
+"""A Label Studio of the project's own, for a machine or a team that has none.
+
+It lives in `work/labelstudio/server/`, listens on this machine only, and serves the sources' images from
+`work/labelstudio/files/`, where each source is a symlink. `curate labelstudio up` starts it and leaves it running;
+every other command finds it through `server.json`. First user, password and token are made here and stand in
+`credentials.json`, which only its owner may read; the server gets them through its environment, never as arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from curate import files
+from curate.errors import CurateError
+from curate.project import Project
+
+Progress = Callable[[str, int, int], None]
+
+LOOPBACK = "127.0.0.1"
+EMAIL = "curate@localhost"
+FIRST_PORT = 8080
+START_SECONDS = 240  # the first start migrates the database: 20 s on a quiet machine, minutes on a busy one
+STOP_SECONDS = 15
+STARTING = "starting Label Studio"
+WAITING = "another command starts or stops Label Studio"
+# Run by Label Studio's own interpreter in its own environment.
+MEND = """
+import os, sys, django, label_studio
+sys.path.insert(0, os.path.dirname(label_studio.__file__))
+os.environ["DJANGO_SETTINGS_MODULE"] = "label_studio.core.settings.label_studio"
+django.setup()
+from rest_framework.authtoken.models import Token
+from users.models import User
+user = User.objects.get(email=os.environ["LABEL_STUDIO_USERNAME"])
+user.set_password(os.environ["LABEL_STUDIO_PASSWORD"])
+user.save()
+Token.objects.filter(user=user).delete()
+Token.objects.create(user=user, key=os.environ["LABEL_STUDIO_USER_TOKEN"])
+settings = user.active_organization.jwt
+settings.legacy_api_tokens_enabled = True
+settings.save()
+"""
+
+# What the server may see of our environment: Label Studio reads plain names such as HOST, PORT, DEBUG and SECRET_KEY,
+# which other programs set for themselves, and no secret of ours is its business.
+KEPT = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"})
+KEPT_PREFIXES = ("LABEL_STUDIO_", "LC_", "PYTHON")
+OURS = frozenset({"LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"})  # they tell our commands which server to talk to
+
+# Webhooks and ML backends on this machine or in its network are wanted, hence not the default list, which bans those.
+# Still banned: the metadata services of clouds, and addresses that only disguise another.
+BANNED = "0.0.0.0/8,169.254.0.0/16,100.100.100.200/32,224.0.0.0/4,240.0.0.0/4,::/128,::ffff:0:0/96,::ffff:0:0:0/96,"
+BANNED += "64:ff9b::/96,64:ff9b:1::/48,2001::/32,2002::/16,fd00:ec2::/32,fe80::/10,ff00::/8"
+
+SETTINGS = {
+    "COLLECT_ANALYTICS": "false",
+    "LATEST_VERSION_CHECK": "false",
+    "SENTRY_DSN": "",
+    "FRONTEND_SENTRY_DSN": "",
+    "DEBUG": "false",
+    "HOST": "",
+    "DJANGO_DB": "sqlite",
+    "DISABLE_SIGNUP_WITHOUT_LINK": "true",
+    "ENABLE_LEGACY_API_TOKEN": "true",  # the only kind of token that can be made before there is a server
+    "CORS_ALLOW_ALL_ORIGINS": "false",
+    "USE_DEFAULT_BANNED_SUBNETS": "false",
+    "USER_ADDITIONAL_BANNED_SUBNETS": BANNED,
+    "LOCAL_FILES_SERVING_ENABLED": "true",
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs. `started`: by this call."""
+
+    url: str
+    host: str
+    port: int
+    pid: int
+    folder: Path
+    files: Path
+    started: bool = False
+
+    @property
+    def credentials(self) -> Path:
+        return self.folder / "credentials.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "label-studio.log"
+
+
+@dataclass(frozen=True, repr=False)
+class Credentials:
+    """The first user's. No repr: they must not get into a log."""
+
+    email: str
+    password: str
+    token: str
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    pass
+
+
+# --- for a project ----------------------------------------------------------------------------------------------------
+
+
+def folder_of(project: Project) -> Path:
+    return project.work / "labelstudio" / "server"
+
+
+def files_of(project: Project) -> Path:
+    return project.work / "labelstudio" / "files"
+
+
+def up(project: Project, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress) -> Served:
+    """The project's server, started if it does not run. A server that runs is left as it is."""
+    return launch(folder_of(project), link_sources(project), port, host, progress)
+
+
+def down(project: Project) -> bool:
+    """End the project's server; whether one ran."""
+    return stop(folder_of(project))
+
+
+def find(project: Project) -> Served | None:
+    """The project's server, if it runs."""
+    return running(folder_of(project))
+
+
+def status(project: Project) -> dict[str, Any]:
+    """Which server the commands use, and whether it answers; never raises for one that does not."""
+    from labeling import client
+
+    served = None if client.external() else find(project)
+    told: dict[str, Any] = {"external": client.external(), "running": False, "url": os.environ.get(client.URL)}
+    told |= {"version": None, "projects": None, "problem": None}
+    if served:
+        told |= {"url": served.url, "pid": served.pid, "folder": str(served.folder), "log": str(served.log)}
+    try:
+        studio = client.connect(project)
+        release = studio.get("/api/version")["release"]
+        told |= {"running": True, "url": studio.url, "version": release, "user": studio.me.email}
+        told["projects"] = studio.get("/api/projects", page_size=1)["count"]
+    except CurateError as error:
+        told["problem"] = str(error)
+    return told
+
+
+def link_sources(project: Project, target: Path | None = None) -> Path:
+    """The document root, in which each source's name is a symlink to its data root; links to nothing we know go.
+
+    Args:
+        target: the document root of another server on this machine [default: the project's own server's].
+    """
+    root = target or files_of(project)
+    root.mkdir(parents=True, exist_ok=True)
+    wanted = {_servable(source.name): os.path.realpath(project.root(source)) for source in project.config.sources}
+    for link in root.iterdir():
+        if link.is_symlink() and link.name not in wanted:
+            link.unlink()
+    for name, data in wanted.items():
+        _link(root / name, data)
+    return root
+
+
+def _servable(name: str) -> str:
+    """Label Studio trims the paths of its storages and turns `\\` into `/`; `.` and `..` lead elsewhere."""
+    if name in (".", "..") or "\\" in name or name != name.strip():
+        raise CurateError(f"Label Studio cannot serve a source named '{name}'; rename it in project.toml")
+    return name
+
+
+def _link(link: Path, data: str) -> None:
+    if link.is_symlink() and os.readlink(link) == data:
+        return
+    with files.written_aside(link) as aside:
+        aside.symlink_to(data)
+
+
+# --- for any folder ---------------------------------------------------------------------------------------------------
+
+
+def launch(
+    folder: Path, root: Path, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress
+) -> Served:
+    """The server on `folder` that serves the files below `root`, started if none runs; returns once it answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    root.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder, progress):
+        state = _state(folder)
+        found = state and _served(folder, state)
+        if found:  # perhaps still starting: whoever started it may have been killed
+            return _settled(found, _size(found.log), _make_credentials(folder), progress)
+        return _start(folder, root, port, host, progress)
+
+
+def running(folder: Path) -> Served | None:
+    """The server on `folder`, if it runs and answers."""
+    state = _state(folder)
+    found = _served(folder, state) if state else None
+    return found if found and _healthy(found.url) else None
+
+
+def stop(folder: Path) -> bool:
+    """End the server on `folder`; whether one ran. It has seconds to end by itself."""
+    if not folder.is_dir():
+        return False
+    with _exclusive(folder, no_progress):
+        state = _state(folder)
+        if state:
+            _end(state["pid"])
+        (folder / "server.json").unlink(missing_ok=True)
+    return state is not None
+
+
+def read_credentials(folder: Path) -> Credentials:
+    path = folder / "credentials.json"
+    try:
+        return Credentials(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        remedy = "Run: curate labelstudio down, remove the file, then: curate labelstudio up"
+        raise CurateError(f"cannot read the log-in of the project's Label Studio in {path}. {remedy}") from None
+
+
+def executable() -> Path:
+    """The `label-studio` beside this interpreter, else the one on PATH."""
+    beside = Path(sys.executable).parent / "label-studio"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("label-studio")
+    if not found:
+        remedy = "Run: pip install 'steel-curate[labelstudio]'. Or set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+        raise CurateError(f"Label Studio's server is not installed here. {remedy} to use one that runs elsewhere")
+    return Path(found)
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def _start(folder: Path, root: Path, port: int | None, host: str, progress: Progress) -> Served:
+    program = executable()
+    chosen = _free_port(host, port)
+    known = _make_credentials(folder)
+    served = Served(_url(host, chosen), host, chosen, 0, folder, root.resolve(), started=True)
+    begun = _trimmed(served.log)
+    command = [str(program), "start", "--no-browser", "--internal-host", host, "--port", str(chosen)]
+    with open(os.open(served.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=_environment(folder, root, known),
+            start_new_session=True,
+        )
+    try:
+        return _settled(_recorded(served, process.pid), begun, known, progress)
+    except BaseException:  # Ctrl-C, too: nobody would know of a server that was left behind
+        _end(process.pid)
+        (folder / "server.json").unlink(missing_ok=True)
+        raise
+
+
+def _recorded(served: Served, pid: int) -> Served:
+    state = {"pid": pid, "born": _born(pid), "port": served.port, "host": served.host, "files": str(served.files)}
+    files.write_json(served.folder / "server.json", state)
+    return replace(served, pid=pid)
+
+
+def _settled(served: Served, begun: int, known: Credentials, progress: Progress) -> Served:
+    _await(served, begun, progress)
+    if not _accepts(served.url, known.token):
+        _mend(served, known)
+    return served
+
+
+def _await(served: Served, begun: int, progress: Progress) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    tick = 0.0
+    while time.monotonic() < deadline:
+        if not _lives(served.pid):
+            raise CurateError(f"Label Studio ended while it started: {_last_words(served.log, begun)}")
+        if _moved(served.log, begun):
+            raise CurateError(f"another program took port {served.port} at that moment. Run the command again")
+        if _healthy(served.url):
+            return
+        if time.monotonic() - tick >= 1:
+            tick = time.monotonic()
+            progress(STARTING, 1, 0)
+        time.sleep(0.2)
+    remedy = f"See {served.log}; end it by: curate labelstudio down"
+    raise CurateError(f"Label Studio did not answer at {served.url} within {START_SECONDS} s. {remedy}")
+
+
+def _environment(folder: Path, root: Path, known: Credentials) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if (k in KEPT or k.startswith(KEPT_PREFIXES)) and k not in OURS}
+    ours = SETTINGS | {
+        "BASE_DATA_DIR": str(folder.resolve()),
+        "DATABASE_NAME": str(folder.resolve() / "label_studio.sqlite3"),
+        "LOCAL_FILES_DOCUMENT_ROOT": str(root.resolve()),
+        "USERNAME": known.email,
+        "PASSWORD": known.password,
+        "USER_TOKEN": known.token,
+    }
+    # Label Studio publishes the last commit of whatever repository its package lies in, and writes it into the package.
+    return kept | {f"LABEL_STUDIO_{name}": value for name, value in ours.items()} | {"GIT_DIR": os.devnull}
+
+
+def _make_credentials(folder: Path) -> Credentials:
+    path = folder / "credentials.json"
+    if path.exists():
+        path.chmod(0o600)
+        return read_credentials(folder)
+    made = Credentials(EMAIL, secrets.token_urlsafe(16), secrets.token_hex(20))
+    aside = path.with_suffix(".part")
+    aside.unlink(missing_ok=True)
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+        json.dump(asdict(made), handle, indent=2)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, path)
+    return made
+
+
+def _mend(served: Served, known: Credentials) -> None:
+    """The server knows another token: a first start was cut short, the token was reset, or our file was lost."""
+    environment = _environment(served.folder, served.files, known)
+    python = executable().parent / "python"
+    command = [str(python) if python.exists() else sys.executable, "-c", MEND]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=served.folder)
+    if done.returncode or not _accepts(served.url, known.token):
+        words = _plain((done.stderr.strip().splitlines() or ["no reason given"])[-1], known)
+        raise CurateError(f"Label Studio refuses the token in {served.credentials}, which could not be mended: {words}")
+
+
+def _plain(text: str, known: Credentials) -> str:
+    return text.replace(known.token, "...").replace(known.password, "...")[:200]
+
+
+def _trimmed(log: Path) -> int:
+    """The log's size, after it was begun anew where it had grown long."""
+    if _size(log) > 20_000_000:
+        log.unlink()
+    return _size(log)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _said(log: Path, begun: int) -> str:
+    if not log.exists():
+        return ""
+    with log.open("rb") as handle:
+        handle.seek(begun)
+        return handle.read(1_000_000).decode("utf-8", "replace")
+
+
+def _last_words(log: Path, begun: int) -> str:
+    lines = [line.strip() for line in _said(log, begun).splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    words = (telling or lines or ["it said nothing"])[-1]
+    known = read_credentials(log.parent)
+    return f"{_plain(words, known)} (see {log})"
+
+
+def _moved(log: Path, begun: int) -> bool:
+    """Label Studio goes to the next port by itself where its own is taken."""
+    return "* Trying to start at" in _said(log, begun)
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    if wanted is not None:
+        problem = _obstacle(host, wanted)
+        if problem:
+            raise CurateError(f"cannot listen on {host}:{wanted}: {problem}. Give another --port, or none")
+        return wanted
+    problem = ""
+    for port in range(FIRST_PORT, FIRST_PORT + 200):
+        problem = _obstacle(host, port)
+        if not problem:
+            return port
+    raise CurateError(f"no port from {FIRST_PORT} on is free on {host}: {problem}. Check --host, or give a --port")
+
+
+def any_port() -> int:
+    """One that is free now, far from those that people choose."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _obstacle(host: str, port: int) -> str:
+    """Why a server cannot listen there. Label Studio itself also avoids ports that answer on localhost."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: old connections do not count
+            probe.bind((host, port))
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "another program answers there" if _answers(port) else ""
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=2):
+        return True
+    return False
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"  # noqa: S104
+
+
+def _healthy(url: str) -> bool:
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/health", timeout=10, trust_env=False).status_code == 200
+    return False
+
+
+def _accepts(url: str, token: str) -> bool:
+    import httpx
+
+    headers = {"Authorization": f"Token {token}"}
+    answer = httpx.get(f"{url}/api/current-user/whoami", headers=headers, timeout=60, trust_env=False)
+    return answer.status_code == 200
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """What `server.json` says, if that process still lives and is the very one: pids are used again."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "server.json").read_text(encoding="utf-8"))
+        same = _lives(state["pid"]) and _born(state["pid"]) == state["born"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state if same else None
+
+
+def _served(folder: Path, state: dict[str, Any]) -> Served:
+    host, port = state["host"], state["port"]
+    return Served(_url(host, port), host, port, state["pid"], folder, Path(state["files"]))
+
+
+def _born(pid: int) -> str:
+    """When the process began, in the kernel's own clock; nothing where there is no /proc."""
+    if not Path("/proc").is_dir():
+        return ""
+    return _stat(pid)[19]
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # one that we started leaves a zombie
+    try:
+        os.kill(pid, 0)
+        return not Path("/proc").is_dir() or _stat(pid)[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def _end(pid: int) -> None:
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while _lives(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not _lives(pid):
+            return
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path, progress: Progress) -> Iterator[None]:
+    """Two commands that start at once must not both launch a server."""
+    with open(folder / ".start", "w", encoding="utf-8") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress(WAITING, 1, 0)
+                time.sleep(1)
+        yield
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("label_studio") is not None

@@ -1,0 +1,99 @@
+"""`curate watch`: pull as annotations come. Polling always works; a webhook, where there is one, wakes it sooner."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from curate import browse
+from curate.errors import CurateError
+from curate.files import Busy, writer_lock
+from curate.project import Project
+from labeling import desk as desks
+from labeling import pull, tasks
+from labeling.client import Studio, Unanswered, Unreachable
+from labeling.desk import Desk
+from labeling.listening import listening
+from labeling.pull import Report
+
+WHOLE = 600.0  # seconds after which a pull is made even if nothing seems to have changed
+HEADER = "X-Curate-Secret"
+ACTIONS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"]
+LARGEST = 1 << 20  # bytes of a webhook's body, which nobody reads
+Tell = Callable[[Report], None]
+
+
+def run(
+    project: Project,
+    studio: Studio,
+    every: float,
+    tell: Tell,
+    warn: Callable[[str], None],
+    wake: threading.Event | None = None,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Pull whenever something changed, until Ctrl-C. A server or a database that goes away is waited for."""
+    wake, last = wake or threading.Event(), float("-inf")
+    while not until():
+        try:
+            if time.monotonic() - last > WHOLE or _changed(project, studio):
+                last = _pulled(project, studio, tell, last)
+        except (Unreachable, Unanswered, Busy) as error:
+            warn(f"{error}; trying again in {every:g} s")
+        wake.wait(every)
+        wake.clear()
+
+
+def _changed(project: Project, studio: Studio) -> bool:
+    """One small question to the server."""
+    desk = desks.find(project, studio)
+    return desk is None or desk.cursor is None or tasks.changed(desk, desk.cursor)
+
+
+def _pulled(project: Project, studio: Studio, tell: Tell, last: float) -> float:
+    with writer_lock(project.work, "curate watch"):
+        report = pull.run(project, studio)
+        if report.images:
+            browse.arrange(project)
+    if report.images or last == float("-inf"):
+        tell(report)
+    return time.monotonic()
+
+
+# --- the webhook ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def webhook(desk: Desk, host: str, port: int, wake: threading.Event) -> Iterator[str]:
+    """Label Studio calls us as soon as somebody submits. The address, once both sides know it; undone afterwards."""
+    secret = secrets.token_urlsafe(24)
+    with listening(host, port, _listener(secret, wake)) as url:
+        about = {"project": desk.id, "url": f"{url}/", "headers": {HEADER: secret}, "send_payload": False}
+        made = desk.studio.post("/api/webhooks/", about | {"send_for_all_actions": False, "actions": ACTIONS})
+        try:
+            yield url
+        finally:
+            with contextlib.suppress(CurateError):  # a server that is gone calls nobody
+                desk.studio.ask("DELETE", f"/api/webhooks/{made['id']}/")
+
+
+def _listener(secret: str, wake: threading.Event) -> type[BaseHTTPRequestHandler]:
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            known = hmac.compare_digest(self.headers.get(HEADER, "").encode(), secret.encode())
+            self.rfile.read(min(int(self.headers.get("Content-Length") or 0), LARGEST))
+            if known:
+                wake.set()
+            self.send_response(204 if known else 403)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Its log would hold what strangers send."""
+
+    return Listener

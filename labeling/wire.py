@@ -1,0 +1,284 @@
+"""Between our labels and Label Studio's results, both ways and bit-exact.
+
+What comes in is untrusted: a region that cannot be read makes the label disputed, with the reason; the rest is kept.
+Regions are told by what they hold, not by the name of their tag, so that projects which others made can be read, too.
+What is said of the whole image (`ABOUT_IMAGES`) and means nothing here is passed over. Anything else, such as a key
+point, may be a defect: to pass it over would make the image clean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from curate import shapes
+from curate.data import Box, Defect, Label, Polygon
+from curate.errors import LabelProblem
+from curate.predictions import Prediction
+from labeling import brush
+
+Result = dict[str, Any]
+Size = tuple[int, int]  # width, height
+
+IMAGE, BRUSH, BOX, SEVERITY = "image", "brush", "box", "severity"
+VERDICT, PRESENT, WHY = "verdict", "present", "why"
+CLEAN, UNSURE = "clean", "not sure"
+UNREADABLE, CONTRADICTORY, SKIPPED = "unreadable-region", "clean-but-with-defects", "skipped"
+CLEAN_WORDS = frozenset({"clean", "ok", "good", "no defect", "no defects", "defect-free", "none", "normal"})
+ABOUT_IMAGES = frozenset(
+    {"choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "ranker", "relation"}
+)
+SHAPE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle")
+CORNERS = 360  # of the polygon that stands for an ellipse: within a pixel's hundredth up to a radius of 250 pixels
+FAR = 1e6  # per cent of the image; further out, sums lose their last digits
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def of_label(label: Label, size: Size) -> list[Result]:
+    """The label as results that `label_in` reads back to the same label."""
+    made = [*_regions(((defect, None) for defect in label.defects), size)]
+    made += [_choices(PRESENT, sorted(set(label.classes)))] if label.classes else []
+    if label.status == "skipped":
+        return [*made, _choices(VERDICT, [UNSURE]), *_why(label.reason)]
+    return made if made or label.status != "labelled" else [_choices(VERDICT, [CLEAN])]
+
+
+def of_prediction(found: Prediction, size: Size) -> list[Result]:
+    """What a model says. That it sees nothing is no suggestion: "clean" is for a person to say."""
+    names = sorted({name for name, _ in found.classes})
+    return [*_regions(found.defects, size), *([_choices(PRESENT, names)] if names else [])]
+
+
+def _regions(defects: Iterable[tuple[Defect, float | None]], size: Size) -> Iterator[Result]:
+    for number, (defect, sure) in enumerate(defects):
+        text = f"{number}:{defect.label}:{defect.box}"
+        id = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=5).hexdigest()
+        region = {"id": id, "to_name": IMAGE, "original_width": size[0], "original_height": size[1]}
+        region |= {"image_rotation": 0, "score": round(sure, 4)} if sure is not None else {"image_rotation": 0}
+        value = _painted(defect, size) if defect.rle is not None else _rectangle(defect, size)
+        kind, name = ("brushlabels", BRUSH) if defect.rle is not None else ("rectanglelabels", BOX)
+        yield region | {"from_name": name, "type": kind, "value": value | {kind: [defect.label]}}
+        if defect.severity:
+            degree = {"from_name": SEVERITY, "type": "choices", "value": value | {"choices": [defect.severity]}}
+            yield region | degree
+
+
+def _painted(defect: Defect, size: Size) -> Result:
+    return {"format": "rle", "rle": brush.encode(shapes.mask_of(defect, *size))}
+
+
+def _rectangle(defect: Defect, size: Size) -> Result:
+    x, y, w, h = defect.box
+    across, down = 100 / size[0], 100 / size[1]
+    return {"x": x * across, "y": y * down, "width": w * across, "height": h * down, "rotation": 0}
+
+
+def _choices(name: str, values: Sequence[str]) -> Result:
+    return {"from_name": name, "to_name": IMAGE, "type": "choices", "value": {"choices": list(values)}}
+
+
+def _why(reason: str | None) -> list[Result]:
+    said = [part for part in (reason or "").split(", ") if part not in ("", UNSURE, SKIPPED)]
+    return [_choices(WHY, said)] if said else []
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def label_in(
+    results: Sequence[Mapping[str, Any]],
+    size: Size,
+    cancelled: bool = False,
+    names: Mapping[str, str] | None = None,
+    classes: Iterable[str] = (),
+) -> Label:
+    """The label that an annotation means. Without any result the image is clean.
+
+    `names`: what a class of theirs is called here. `classes`: those that a choice of any name may state.
+    """
+    names = names or {}
+    told, faults = _told(results)
+    parts = _by_region(told)
+    faults += [f"a result of type '{_text(one.get('type'))[:40]}'" for one in told if _unread(one, parts)]
+    defects, unreadable = _defects(parts, size, names)
+    faults += unreadable
+    said = list(_said(told, parts))
+    present = {names.get(value, value) for name, value in said if _states(name, names.get(value, value), classes)}
+    whys = sorted({value for name, value in said if name == WHY})
+    label = Label("labelled", tuple(defects), tuple(sorted(present)))
+    if cancelled or any(name == VERDICT and value == UNSURE for name, value in said):
+        return replace(label, status="skipped", reason=", ".join(whys) or (SKIPPED if cancelled else UNSURE))
+    if faults:
+        return replace(label, status="disputed", reason=f"{UNREADABLE}: {faults[0]}")
+    if label.present and any(_clean(name, value, label.present) for name, value in said):
+        return replace(label, status="disputed", reason=CONTRADICTORY)
+    return label
+
+
+def _told(results: Any) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The results, each with an id of its own where it has none; and what is none."""
+    if not isinstance(results, list | tuple):
+        return [], ["the results are no list"]
+    told = [one for one in results if isinstance(one, Mapping)]
+    numbered = [one if _text(one.get("id")) else {**one, "id": f"#{number}"} for number, one in enumerate(told)]
+    return numbered, ["a result is no object"] * (len(told) < len(results))
+
+
+def _text(value: Any) -> str:
+    """A text or number as a text that a database takes; anything else is none."""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _by_region(told: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Label Studio tells one region in several results of one id: its shape, its labels, its severity."""
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for result in told:
+        parts.setdefault(_text(result["id"]), []).append(result)
+    return {id: found for id, found in parts.items() if any(_kind(_value(one)) for one in found)}
+
+
+def _unread(result: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+    """Whether it may say more than what is read of it."""
+    if result.get("type") == "choices":
+        chosen = _value(result).get("choices")
+        return not isinstance(chosen, list) or not all(map(_text, chosen))
+    return _text(result["id"]) not in parts and _text(result.get("type")) not in ABOUT_IMAGES
+
+
+def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = result.get("value")
+    return value if isinstance(value, Mapping) else {}
+
+
+def _kind(value: Mapping[str, Any]) -> str | None:
+    if "rle" in value:
+        return "brush"
+    if "points" in value:
+        return "polygon"
+    if "radiusX" in value:
+        return "ellipse"
+    return "box" if "width" in value and "height" in value else None
+
+
+def _defects(
+    parts: Mapping[str, Sequence[Mapping[str, Any]]], size: Size, names: Mapping[str, str]
+) -> tuple[list[Defect], list[str]]:
+    defects: list[Defect] = []
+    faults: list[str] = []
+    for found in parts.values():
+        try:
+            defects += _region(found, size, names)
+        except (LabelProblem, TypeError, ValueError, OverflowError, KeyError) as error:
+            faults.append(str(error) or type(error).__name__)
+    return defects, faults
+
+
+def _region(found: Sequence[Mapping[str, Any]], size: Size, names: Mapping[str, str]) -> Iterator[Defect]:
+    shape, *others = (one for one in found if _kind(_value(one)))
+    if any(_outline(one) != _outline(shape) for one in others):
+        raise LabelProblem("two regions under one id")
+    labels = sorted({_text(name) for one in found for name in _labels(_value(one))})
+    if not all(labels) or not labels:
+        raise LabelProblem("a region without a class")
+    degrees = [_text(value) for one in found for value in _list(_value(one).get("choices"))]
+    for name in labels:
+        defect = _shape(shape, names.get(name, name), size)
+        if defect is not None:  # a stroke that was rubbed out again leaves nothing
+            yield replace(defect, severity=degrees[0] if degrees else None)
+
+
+def _outline(result: Mapping[str, Any]) -> list[Any]:
+    return [_value(result).get(name) for name in SHAPE]
+
+
+def _labels(value: Mapping[str, Any]) -> Iterator[Any]:
+    for name, found in value.items():
+        if name.endswith("labels"):
+            yield from _list(found)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _shape(result: Mapping[str, Any], name: str, size: Size) -> Defect | None:
+    width, height = size
+    value = _value(result)
+    drawn_on = (result.get("original_width", width), result.get("original_height", height))
+    if drawn_on != size:
+        theirs = "x".join(_text(side) or "?" for side in drawn_on)
+        raise LabelProblem(f"drawn on an image of {theirs}, but this one is {width}x{height}")
+    kind = _kind(value)
+    if kind == "brush":
+        return shapes.defect_from_mask(name, brush.decode(value["rle"], height, width))
+    if kind == "box" and not value.get("rotation"):
+        return shapes.boxed(name, _box(value, size), width, height, clip=True)
+    corners = tuple((x * width / 100, y * height / 100) for x, y in _corners(kind, value, size))
+    if kind == "box":
+        return shapes.boxed(name, _around(corners), width, height, clip=True)
+    return shapes.defect_from_mask(name, shapes.polygon_mask(Polygon((corners,)), width, height))
+
+
+def _box(value: Mapping[str, Any], size: Size) -> Box:
+    x, y, w, h = (_number(value.get(name)) for name in ("x", "y", "width", "height"))
+    across, down = size[0] / 100, size[1] / 100
+    return Box(x * across, y * down, w * across, h * down)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= FAR:
+        raise LabelProblem("a shape whose places are no numbers, or far outside the image")
+    return float(value)
+
+
+def _around(corners: Sequence[tuple[float, float]]) -> Box:
+    """A rectangle that was turned: what encloses it."""
+    (left, top), (right, bottom) = np.min(corners, axis=0), np.max(corners, axis=0)
+    return Box(left, top, right - left, bottom - top)
+
+
+def _corners(kind: str | None, value: Mapping[str, Any], size: Size) -> list[tuple[float, float]]:
+    """In per cent of the image, as Label Studio counts; it turns shapes in pixels, about the corner of a rectangle."""
+    if kind == "polygon":
+        return [(_number(x), _number(y)) for x, y in value["points"]]
+    x, y, turn = _number(value.get("x")), _number(value.get("y")), math.radians(_number(value.get("rotation") or 0))
+    if kind == "ellipse":
+        angles = np.linspace(0, 2 * math.pi, CORNERS, endpoint=False)
+        wide, high = _number(value["radiusX"]), _number(value.get("radiusY"))
+        sides = [(wide * math.cos(a), high * math.sin(a)) for a in angles]
+    else:
+        w, h = _number(value["width"]), _number(value["height"])
+        sides = [(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)]
+    ratio = size[1] / size[0]
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [(x + dx * cos - dy * ratio * sin, y + dx / ratio * sin + dy * cos) for dx, dy in sides]
+
+
+# --- what is said of the whole image ----------------------------------------------------------------------------------
+
+
+def _said(results: Sequence[Mapping[str, Any]], parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(tag, value) of every choice that belongs to no region."""
+    for result in results:
+        if _text(result["id"]) not in parts and result.get("type") == "choices":
+            for value in _list(_value(result).get("choices")):
+                yield _text(result.get("from_name")), _text(value)
+
+
+def _states(name: str, value: str, classes: Iterable[str]) -> bool:
+    return name == PRESENT or (name not in (VERDICT, WHY) and value in set(classes))
+
+
+def _clean(name: str, value: str, present: Iterable[str]) -> bool:
+    """Whether somebody says that there is nothing; a class may itself be called "clean"."""
+    if name == VERDICT:
+        return value == CLEAN
+    return name not in (PRESENT, WHY) and value not in present and value.casefold() in CLEAN_WORDS

@@ -1,0 +1,364 @@
+"""What an annotator sees and does: the real Label Studio in a real headless Chromium.
+
+Leaves screenshots in out/screenshots/.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curate import indexing, predictions, shapes
+from curate.data import Defect
+from curate.index import Index
+from curate.predictions import Prediction
+from curate.project import Project
+from labeling import config, examples, pull, push, server
+from labeling.client import Studio
+from labeling.server import Served
+from tests import fakes
+from tests.conftest import LIBRARY, LINE, Make
+from tests.curate.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
+from tests.labeling.desks import history, labels, on_desk, round_of, unlabelled
+
+pytestmark = pytest.mark.browser
+WIDE, HIGH = 400, 200
+CENTRE, RADIUS = (300, 100), 20  # of the dark blob, in pixels of the image
+PATH = [(60, 60), (120, 60), (120, 140)]  # along which the mouse paints
+TWELVE = ["crack", "hole", "scale", "patch", "craze", "inclusion", "pit", "scratch", "edge", "fold", "water", "oil"]
+
+
+@pytest.fixture
+def page(chromium: str, studio_server: Served) -> Iterator[Any]:  # noqa: F811
+    """A browser in which the first user has logged in through the form."""
+    from playwright.sync_api import sync_playwright
+
+    known = server.read_credentials(studio_server.folder)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(20_000)
+        page.goto(f"{studio_server.url}/user/login/")
+        page.fill("input[name=email]", known.email)
+        page.fill("input[name=password]", known.password)
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda url: "login" not in url)
+        yield page
+        browser.close()
+
+
+# --- a plant whose images are large enough to paint on ----------------------------------------------------------------
+
+
+def disc(width: int, height: int, centre: tuple[int, int] = CENTRE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    y, x = np.mgrid[:height, :width]
+    return ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= RADIUS**2).astype(np.uint8)
+
+
+def blob() -> Defect:
+    found = shapes.defect_from_mask("hole", disc(WIDE, HIGH))
+    assert found is not None
+    return found
+
+
+def plant(
+    make: Make, folder: Path, sizes: Sequence[tuple[int, int]], classes: Sequence[str] = ("crack", "hole")
+) -> Project:
+    """Labelled images for the instructions, and one production image of each size with a dark blob on it."""
+    library, line = folder / "paint" / "library", folder / "paint" / "line"
+    for piece in range(8):
+        fakes.save_image(library / "images" / f"piece{piece}_0.png", WIDE, HIGH, piece)
+        mask = library / "masks" / classes[piece % 2] / f"piece{piece}_0.png"
+        fakes.save_mask(mask, [(100, 50, 60, 30 + piece)], (WIDE, HIGH))
+    for number, (width, height) in enumerate(sizes):
+        picture = fakes.steel(width, height, 900 + number)
+        picture[disc(width, height, (width * 3 // 4, height // 2)) > 0] = 40
+        file = line / "A" / "cam0" / f"coil{number}_{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    wish = {"severities": ["minor", "major"]}
+    project = make([LIBRARY | {"data": library}, LINE | {"data": line}], classes, labelstudio=wish)
+    indexing.run(project)
+    return project
+
+
+def pushed(project: Project, studio: Studio, ids: Sequence[str], slots: Sequence[str] = ()) -> None:
+    round_of(project, ids, slots)
+    push.run(project, studio, push.Wish())
+
+
+# --- what an annotator does -------------------------------------------------------------------------------------------
+
+
+def open_queue(page: Any, project: Project, studio: Studio) -> None:
+    page.goto(on_desk(project, studio).url)
+    page.get_by_role("button", name="Label All Tasks").click()
+    dismissed = page.get_by_text("Labeling Instructions")
+    dismissed.wait_for()
+    page.keyboard.press("Escape")
+    dismissed.wait_for(state="hidden")
+    loaded(page)
+
+
+def loaded(page: Any) -> None:
+    page.wait_for_function("document.querySelector('img[alt=image]')?.naturalWidth > 0")
+    page.wait_for_timeout(700)  # the masks are drawn after the image
+
+
+def title(page: Any) -> str:
+    return str(page.locator("h4, h3, h2").filter(has_text="round 001").first.inner_text())
+
+
+def button(page: Any, text: str) -> Any:
+    return page.locator("button", has_text=re.compile(f"^{text}$")).first
+
+
+def submit(page: Any, following: str | None) -> None:
+    """Press the button; `following` is in the header of the task that comes next."""
+    button(page, "Submit").click()
+    follows(page, following)
+
+
+def follows(page: Any, following: str | None) -> None:
+    if following is None:
+        page.get_by_text("No More Tasks Left in Queue").wait_for()
+    else:
+        page.locator("h4, h3, h2").filter(has_text=following).first.wait_for()
+        loaded(page)
+
+
+def at(page: Any, x: float, y: float) -> tuple[float, float]:
+    """Where a pixel of the image is on the screen."""
+    box, natural = page.evaluate(
+        "(() => { const image = document.querySelector('img[alt=image]'), box = image.getBoundingClientRect();"
+        "return [[box.x, box.y, box.width, box.height], [image.naturalWidth, image.naturalHeight]] })()"
+    )
+    return box[0] + (x + 0.5) * box[2] / natural[0], box[1] + (y + 0.5) * box[3] / natural[1]
+
+
+def drag(page: Any, path: Sequence[tuple[float, float]]) -> None:
+    page.mouse.move(*at(page, *path[0]))
+    page.mouse.down()
+    for point in path[1:]:
+        page.mouse.move(*at(page, *point), steps=25)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+
+
+def tinted(page: Any, name: str, color: str, centre: tuple[int, int], reach: int = 8) -> float:
+    """Share of the pixels about this place of the image that lean towards the colour; leaves a screenshot."""
+    left, top = at(page, centre[0] - reach, centre[1] - reach)
+    right, bottom = at(page, centre[0] + reach, centre[1] + reach)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    pixels = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"), dtype=int)
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    tint, lean = wanted - wanted.mean(), pixels - pixels.mean(axis=2, keepdims=True)
+    strength = np.linalg.norm(lean, axis=2)
+    cosine = (lean @ tint) / (np.linalg.norm(tint) * np.maximum(strength, 1))
+    return float(((strength > 30) & (cosine > 0.95)).mean())
+
+
+def chosen(page: Any) -> list[str]:
+    names = "[...document.querySelectorAll('.lsf-label_selected')].map(one => one.innerText.split(/\\s+/)[0])"
+    return list(page.evaluate(names))
+
+
+def tool(page: Any) -> list[str]:
+    names = "[...document.querySelectorAll('.lsf-tool_active')].map(one => one.getAttribute('aria-label'))"
+    return list(page.evaluate(names))
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_round_by_mouse_and_keys(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
+    project = plant(make, tmp_path, [(WIDE, HIGH)] * 6)
+    kept, changed, audit, painted, unsure, skipped = ids = unlabelled(project)
+    said = {id: Prediction(((blob(), 0.8),), by="m1") for id in (kept, changed, audit)}
+    predictions.store(Index(project), "m1", said)
+    pushed(project, studio, ids, ["rare", "rare", "audit", "rare", "rare", "rare"])
+    colors = project.colors
+
+    open_queue(page, project, studio)
+    assert title(page) == "round 001, 1 of 6: like crack 1"
+    assert page.evaluate("document.querySelector('img[alt=image]').naturalWidth") == WIDE
+    assert tinted(page, "annotator-suggestion", colors["hole"], CENTRE) > 0.9
+    assert tinted(page, "annotator-suggestion", colors["hole"], (100, 100)) == 0
+    submit(page, "2 of 6")
+
+    page.keyboard.press("1")
+    drag(page, PATH)
+    assert tinted(page, "annotator-painted", colors["crack"], (90, 60), 2) > 0.9
+    submit(page, "3 of 6")
+
+    assert title(page) == "round 001, 3 of 6", "nobody is told why an audit pick was picked"
+    assert tinted(page, "annotator-audit", colors["hole"], CENTRE) == 0
+    assert button(page, "Submit").is_disabled(), "an image on which nothing was done is not clean"
+    page.keyboard.press("c")
+    submit(page, "4 of 6")
+
+    page.keyboard.press("1")
+    drag(page, PATH)
+    page.keyboard.press("u")  # else the next key would give the stroke another class
+    page.keyboard.press("s")
+    drag(page, [(200, 40), (260, 90)])
+    page.get_by_text("hole", exact=True).last.click()  # in the list of regions
+    page.get_by_text("major").click()
+    page.screenshot(path=SCREENSHOTS / "annotator-box.png")
+    submit(page, "5 of 6")
+
+    page.keyboard.press("n")
+    page.get_by_text("blurred").click()
+    page.screenshot(path=SCREENSHOTS / "annotator-unsure.png")
+    submit(page, "6 of 6")
+    button(page, "Skip").click()
+    follows(page, None)
+    page.screenshot(path=SCREENSHOTS / "annotator-done.png")
+
+    report = pull.run(project, studio)
+    assert (report.annotations, report.labelled, report.skipped, report.disputed) == (6, 4, 2, 0)
+    shown = labels(project)
+    assert shown[kept].defects == (blob(),), "bit for bit"
+    assert shown[audit].clean
+    assert (shown[unsure].status, shown[unsure].reason) == ("skipped", "blurred")
+    assert (shown[skipped].status, shown[skipped].reason) == ("skipped", "skipped")
+    assert blob() in shown[changed].defects
+    _is_stroke(next(one for one in shown[changed].defects if one.label == "crack"))
+    stroke, box = sorted(shown[painted].defects, key=lambda one: one.label)
+    _is_stroke(stroke)
+    assert (box.label, box.rle, box.severity) == ("hole", None, "major")
+    assert box.box == pytest.approx((200.5, 40.5, 60, 50), abs=1)
+    origins = {id: history(project, id)[-1].extra["origin"] for id in ids}
+    assert origins[kept] == "prediction"
+    assert origins[changed] == "changed"
+    assert {origins[id] for id in (audit, painted, unsure, skipped)} == {"manual"}
+    assert all(history(project, id)[-1].extra["lead_time"] > 0 for id in ids)
+
+
+def _is_stroke(painted: Defect) -> None:
+    """Every pixel on the path is painted, and none that is far from it."""
+    import cv2
+
+    assert painted.label == "crack"
+    mask = shapes.mask_of(painted, WIDE, HIGH)
+    way = np.zeros((HIGH, WIDE), np.uint8)
+    cv2.polylines(way, [np.array(PATH, np.int32)], False, 1)
+    assert mask[way > 0].all()
+    away = cv2.distanceTransform(1 - way, cv2.DIST_L2, 5)
+    width = mask[80:120, 90:150].sum(axis=1)  # across the vertical part
+    assert 2 <= width.min() == pytest.approx(width.max(), abs=2)
+    assert away[mask > 0].max() <= width.max() / 2 + 2
+
+
+def test_every_key_selects_its_class_and_none_is_a_tool_s(
+    make: Make, tmp_path: Path, studio: Studio, page: Any
+) -> None:
+    project = plant(make, tmp_path, [(WIDE, HIGH)], TWELVE)
+    pushed(project, studio, unlabelled(project))
+    open_queue(page, project, studio)
+    for keys, wanted in ((config.DIGITS, ["brush-tool"]), (config.LETTERS, [])):
+        for name, key in zip(TWELVE, keys, strict=False):
+            page.keyboard.press(key)
+            page.wait_for_timeout(150)
+            assert (chosen(page), tool(page)) == ([name], wanted), key
+    for key, wanted in (("b", ["brush-tool"]), ("e", ["eraser"]), ("v", ["move-tool"]), ("h", ["pan"])):
+        page.keyboard.press(key)
+        page.wait_for_timeout(150)
+        assert (chosen(page), tool(page)) == ([], wanted), key
+    for key in "wopkmrulzx":
+        page.keyboard.press(key)
+    assert page.locator("input[type=checkbox]:checked").count() == 0
+    page.keyboard.press("c")
+    assert page.locator("input[type=checkbox]:checked").count() == 1
+
+
+@pytest.mark.parametrize("size", [(1600, 256), (200, 200), (2048, 1000), (256, 1600)])
+@pytest.mark.parametrize("screen", [(1366, 768), (1920, 1080)])
+def test_classes_verdict_and_image_fit_on_the_screen(
+    make: Make, tmp_path: Path, studio: Studio, page: Any, size: tuple[int, int], screen: tuple[int, int]
+) -> None:
+    project = plant(make, tmp_path, [size], TWELVE)
+    pushed(project, studio, unlabelled(project))
+    page.set_viewport_size({"width": screen[0], "height": screen[1]})
+    open_queue(page, project, studio)
+    page.screenshot(path=SCREENSHOTS / f"annotator-{size[0]}x{size[1]}-{screen[0]}.png")
+    bottom = button(page, "Submit").bounding_box()["y"]
+    for place in (".lsf-label >> nth=-1", "text=not sure", "img[alt=image]"):
+        box = page.locator(place).first.bounding_box()
+        assert box["y"] + box["height"] < bottom, place
+        assert box["x"] + box["width"] < screen[0] - 300, place
+    left, right = at(page, 0, 0)[0], at(page, size[0] - 1, size[1] - 1)[0]
+    assert right - left > 50
+    covering = "([x, y]) => document.elementFromPoint(x, y).closest('[class*=toolbar], [class*=slider]') !== null"
+    assert not page.evaluate(covering, at(page, size[0] - 1, 1)), "a toolbar lies over the end of the strip"
+
+
+def test_instructions_show_each_class_with_crops(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
+    project = plant(make, tmp_path, [(WIDE, HIGH)])
+    pushed(project, studio, unlabelled(project))
+    desk = on_desk(project, studio)
+    html = studio.get(f"/api/projects/{desk.id}")["expert_instruction"]
+    again = examples.crops(project, examples.on_server(studio, desk.id))
+    assert all(one.url in html for one in again), "the same crop is stored once"
+    stored = studio.get(f"/api/projects/{desk.id}/file-uploads", all="true")
+    assert len(stored) == html.count("<img") == len(again) >= 4
+    page.goto(desk.url)
+    page.get_by_role("button", name="Label All Tasks").click()
+    page.get_by_text("Labeling Instructions").wait_for()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=SCREENSHOTS / "annotator-instructions.png")
+    widths = page.evaluate("[...document.querySelectorAll('td img')].map(one => one.naturalWidth)")
+    assert widths == [examples.SIDE] * len(stored)
+    swatches = "[...document.querySelectorAll('td[bgcolor]')].map(one => getComputedStyle(one).backgroundColor)"
+    assert page.evaluate(swatches) == ["rgb(230, 25, 75)", "rgb(255, 214, 10)"]
+
+
+def test_tabs_show_what_an_annotator_reads(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
+    project = plant(make, tmp_path, [(WIDE, HIGH)] * 3)
+    ids = unlabelled(project)
+    pushed(project, studio, ids, ["rare", "audit", "rare"])
+    page.goto(on_desk(project, studio).url)
+    page.get_by_text("like crack 1").wait_for()
+    page.wait_for_function("[...document.images].filter(one => one.naturalWidth >= 100).length >= 3")
+    page.screenshot(path=SCREENSHOTS / "annotator-tab.png")
+    text = page.inner_text("body")
+    assert {"image", "stratum", "reason", "score"} <= set(text.split())
+    assert not {"content_id", "suggested_by", "Inner", "key"} & set(text.split())
+    page.get_by_text("round 001 audit").click()
+    page.wait_for_timeout(3000)
+    page.screenshot(path=SCREENSHOTS / "annotator-tab-audit.png")
+    assert "Tasks: 1 / 3" in page.inner_text("body")
+    assert "reason" not in page.inner_text("body")
+
+
+def test_a_class_whose_name_holds_a_dollar_keeps_it(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
+    project = plant(make, tmp_path, [(WIDE, HIGH)] * 2, ["$title", "clean"])
+    ids = unlabelled(project)
+    said = shapes.defect_from_mask("$title", disc(WIDE, HIGH))
+    assert said is not None
+    predictions.store(Index(project), "m1", {ids[1]: Prediction(((said, 0.8),), by="m1")})
+    pushed(project, studio, ids)
+    open_queue(page, project, studio)
+    assert page.locator(".lsf-label").first.inner_text().replace(config.INVISIBLE, "").startswith("$title")
+    page.keyboard.press("1")
+    drag(page, PATH)
+    page.keyboard.press("u")
+    page.keyboard.press("s")
+    drag(page, [(200, 40), (260, 90)])
+    page.screenshot(path=SCREENSHOTS / "annotator-dollar.png")
+    submit(page, "2 of 2")
+    assert tinted(page, "annotator-dollar-2", project.colors["$title"], CENTRE) > 0.9
+    submit(page, None)
+    pull.run(project, studio)
+    shown = labels(project)
+    assert sorted(one.label for one in shown[ids[0]].defects) == ["$title", "clean"]
+    assert shown[ids[1]].defects == (said,)

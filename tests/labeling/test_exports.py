@@ -1,0 +1,31 @@
+"""`curate export --format label_studio`: a real Label Studio takes it, and it reads back to the same labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from curate.index import Index
+from curate.project import Project
+from labeling import wire
+from labeling.client import Studio
+from tests.curate.test_cli import Run, ok, run
+from tests.labeling import studio as play
+
+__all__ = ["run"]
+
+
+def test_a_server_imports_what_is_exported(indexed: Project, studio: Studio, tmp_path: Path, run: Run) -> None:
+    to = tmp_path / "for label studio"
+    report = ok(run("export", to, "--format", "label_studio", "--project", indexed.folder, "--json"))
+    tasks = json.loads((to / "tasks.json").read_text())
+    items = {item.id: item for item in Index(indexed).items()}
+    assert len(tasks) == report["images"] == sum(item.label.status == "labelled" for item in items.values())
+    number = play.project(studio, "from an export", (to / "label_config.xml").read_text())
+    for id in play.import_tasks(studio, number, tasks):
+        task = play.task(studio, id)
+        item = items[task["data"]["content_id"]]
+        (annotation,) = task["annotations"]
+        assert wire.label_in(annotation["result"], (item.width, item.height)).digest == item.label.digest
+        assert task["data"]["image"].startswith("/data/local-files/?d=images/")
+        assert (to / "images" / item.path.name).is_file()

@@ -1,0 +1,276 @@
+"""Push and pull against the real server: what is sent, what comes back, and that nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from curate import predictions, shapes
+from curate.data import Label, make_defect
+from curate.index import Index
+from curate.labels import lead_times
+from curate.predictions import Prediction
+from curate.project import Project, load
+from labeling import pull, push, tasks, wire
+from labeling.client import Studio
+from tests import fakes
+from tests.labeling import studio as play
+from tests.labeling.desks import history, labelled, labels, on_desk, pushed, round_of, task_of, unlabelled
+
+SIZE = (32, 24)
+
+
+def drawn(name: str = "crack", seed: int = 1) -> Label:
+    mask = shapes.defect_from_mask(name, fakes.blob(24, 32, seed))
+    assert mask is not None
+    return Label("labelled", (mask,))
+
+
+def test_a_round_becomes_tasks_in_its_order_and_each_image_is_queued(indexed: Project, studio: Studio) -> None:
+    ids = unlabelled(indexed)[:6][::-1]
+    round_of(indexed, ids, ["rare", "audit", "rare", "rare", "audit", "rare"])
+    report = push.run(indexed, studio, push.Wish())
+    assert (report.created, report.existing, report.updated, report.refused) == (6, 0, 0, [])
+    held = list(tasks.held(on_desk(indexed, studio)))
+    assert [one.data["content_id"] for one in held] == ids, "sequential sampling follows the ids of tasks"
+    assert [one.data["order"] for one in held] == sorted(one.data["order"] for one in held)
+    audit = held[1].data
+    assert (audit["reason"], audit["score"], "like" in audit["title"]) == ("", None, False)
+    assert held[0].data["reason"] == "like crack 1"
+    shown = labels(indexed)
+    assert {shown[id].status for id in ids} == {"queued"}
+    again = push.run(indexed, studio, push.Wish())
+    assert (again.created, again.existing, again.updated) == (0, 6, 0)
+    views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=on_desk(indexed, studio).id)}
+    assert views == {"round 001", "round 001 audit"}
+
+
+def test_what_is_submitted_is_what_the_index_shows(indexed: Project, studio: Studio) -> None:
+    first, second, third, fourth = ids = unlabelled(indexed)[:4]
+    pushed(indexed, studio, ids)
+    box = make_defect("hole", (1.25, 2, 3.5, 4))
+    both = Label("labelled", (*drawn().defects, box), ("hole",))
+    play.annotate(studio, task_of(indexed, studio, first), wire.of_label(both, SIZE), lead_time=12.5)
+    play.annotate(studio, task_of(indexed, studio, second), wire.of_label(Label("labelled"), SIZE))
+    unsure = wire.of_label(Label("skipped", reason="blurred, too dark"), SIZE)
+    play.annotate(studio, task_of(indexed, studio, third), unsure)
+    play.annotate(studio, task_of(indexed, studio, fourth), [], cancelled=True)
+    report = pull.run(indexed, studio)
+    assert (report.annotations, report.images, report.labelled, report.skipped) == (4, 4, 2, 2)
+    shown = labels(indexed)
+    assert shown[first].digest == both.digest
+    assert shown[second].clean
+    assert shown[third] == Label("skipped", reason="blurred, too dark")
+    assert shown[fourth] == Label("skipped", reason="skipped")
+    assert [seconds for seconds, _ in lead_times(indexed.work / "labels")].count(12.5) == 1
+    sample = Index(indexed).dataset.match({"content_id": first}).first()
+    assert (sample.label_origin, sample.labelled_by, sample.lead_time) == ("label-studio", studio.me.email, 12.5)
+    assert sample.annotation_origin == "manual"
+    assert sample.label_config == on_desk(indexed, studio).config
+    before = [path.stat().st_size for path in (indexed.work / "labels").glob("*.jsonl")]
+    for full in (False, True):
+        assert pull.run(indexed, studio, full=full).annotations == 0
+    assert [path.stat().st_size for path in (indexed.work / "labels").glob("*.jsonl")] == before
+
+
+def test_changed_and_deleted_annotations_follow(indexed: Project, studio: Studio) -> None:
+    first, second = unlabelled(indexed)[:2]
+    pushed(indexed, studio, [first, second])
+    made = [play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn(), SIZE)) for id in (first, second)]
+    pull.run(indexed, studio)
+    play.change(studio, made[0]["id"], wire.of_label(drawn("hole", 2), SIZE))
+    play.withdraw(studio, made[1]["id"])
+    report = pull.run(indexed, studio)
+    assert (report.annotations, report.deleted) == (1, 1)
+    shown = labels(indexed)
+    assert shown[first].digest == drawn("hole", 2).digest
+    assert shown[second] == Label("queued"), "it is open again"
+    assert [one.label.digest for one in history(indexed, second)] == [drawn().digest, Label().digest], "nothing is lost"
+
+
+def test_deleting_every_annotation_of_a_review_brings_back_what_was_there(indexed: Project, studio: Studio) -> None:
+    id = labelled(indexed)[0]
+    before = labels(indexed)[id]
+    _reviewed(indexed, studio, [id])
+    made = play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn("hole", 5), SIZE))
+    pull.run(indexed, studio)
+    assert labels(indexed)[id].digest == drawn("hole", 5).digest
+    (name,) = before.present
+    expected = {"redrawn": ["hole"]} if name == "hole" else {"added": ["hole"], "removed": [name]}
+    assert history(indexed, id)[-1].extra["changed"] == expected
+    play.withdraw(studio, made["id"])
+    pull.run(indexed, studio)
+    assert labels(indexed)[id].digest == before.digest
+
+
+def _reviewed(project: Project, studio: Studio, ids: list[str], name: str = "suspects") -> push.Report:
+    index = Index(project)
+    index.dataset.save_view(name, index.dataset.select_by("content_id", ids, ordered=True), overwrite=True)
+    return push.run(project, studio, push.Wish(view=name))
+
+
+def test_a_review_carries_the_label_of_today_and_is_not_asked_twice(indexed: Project, studio: Studio) -> None:
+    ids = labelled(indexed)[:2]
+    before = labels(indexed)
+    report = _reviewed(indexed, studio, ids)
+    assert report.created == 2
+    held = {one.data["content_id"]: one for one in tasks.held(on_desk(indexed, studio))}
+    for id in ids:
+        (suggestion,) = play.task(studio, held[id].id)["predictions"]
+        assert wire.label_in(suggestion["result"], SIZE).digest == before[id].digest
+        parent = {"parent_prediction": suggestion["id"]}
+        play.annotate(studio, held[id].id, suggestion["result"], **parent)
+    pull.run(indexed, studio)
+    after = labels(indexed)
+    assert {id: after[id].digest for id in ids} == {id: before[id].digest for id in ids}
+    assert history(indexed, ids[0])[-1].extra["origin"] == "prediction"
+    assert history(indexed, ids[0])[-1].extra["changed"] == {}
+    assert _reviewed(indexed, studio, ids).existing == 2, "confirmed as it is: nothing is left to ask"
+
+
+def test_an_edit_in_the_app_is_never_overwritten(indexed: Project, studio: Studio) -> None:
+    id = unlabelled(indexed)[0]
+    pushed(indexed, studio, [id])
+    index = Index(indexed)
+    sample = index.dataset.match({"content_id": id}).first()
+    sample.defects = index.fo.Detections(detections=[index.fo.Detection(label="hole", bounding_box=[0, 0, 0.5, 0.5])])
+    sample.save()
+    play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn(), SIZE))
+    report = pull.run(indexed, studio)
+    assert (report.captured, report.edited_in_app, report.disputed) == (1, 1, 1)
+    shown = labels(indexed)[id]
+    assert (shown.status, shown.reason, shown.present) == ("disputed", "edited-in-app", {"hole"})
+    sample = Index(indexed).dataset.match({"content_id": id}).first()
+    assert [other.version for other in sample.other_defects.detections] == [f"label-studio: {studio.me.email}"]
+    index.dataset.save_view("both", index.dataset.select_by("content_id", [id]))
+    push.run(indexed, studio, push.Wish(view="both"))
+    (task,) = (one for one in tasks.held(on_desk(indexed, studio)) if one.data["slot"] == push.REVIEW)
+    said = [wire.label_in(one["result"], SIZE).present for one in play.task(studio, task.id)["predictions"]]
+    assert sorted(map(sorted, said)) == [["crack"], ["hole"]], "both masks are there to choose from"
+    play.annotate(studio, task.id, wire.of_label(drawn(), SIZE))
+    pull.run(indexed, studio)
+    assert labels(indexed)[id].digest == drawn().digest
+
+
+def test_two_annotators_are_both_kept_and_settled(indexed: Project, studio: Studio) -> None:
+    same, other = unlabelled(indexed)[:2]
+    pushed(indexed, studio, [same, other])
+    anna, ben = play.annotator(studio, "anna"), play.annotator(studio, "ben")
+    for who, seed in ((anna, 1), (ben, 2)):
+        play.annotate(who, task_of(indexed, studio, same), wire.of_label(drawn(), SIZE))
+        play.annotate(
+            who, task_of(indexed, studio, other), wire.of_label(drawn(("crack", "hole")[seed - 1], seed), SIZE)
+        )
+    report = pull.run(indexed, studio)
+    assert (report.annotations, report.disputed) == (4, 1)
+    shown = labels(indexed)
+    assert shown[same].digest == drawn().digest
+    assert shown[other].status == "disputed"
+    assert [one.who for one in history(indexed, same)] == [anna.me.email, ben.me.email, "consensus"]
+    sample = Index(indexed).dataset.match({"content_id": other}).first()
+    assert {one.version for one in sample.other_defects.detections} == {
+        f"label-studio: {anna.me.email}",
+        f"label-studio: {ben.me.email}",
+    }
+    assert pull.run(indexed, studio, full=True).annotations == 0
+
+
+def test_withdrawing_takes_back_what_nobody_touched(indexed: Project, studio: Studio) -> None:
+    ids = unlabelled(indexed)[:4]
+    pushed(indexed, studio, ids)
+    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    studio.post(f"/api/tasks/{task_of(indexed, studio, ids[1])}/drafts", {"result": [], "lead_time": 1})
+    found = push.withdraw(indexed, studio, push.Wish())
+    assert (found["withdrawn"], found["kept"]) == (2, 2)
+    pull.run(indexed, studio)
+    shown = labels(indexed)
+    assert [shown[id].status for id in ids] == ["labelled", "queued", "unlabelled", "unlabelled"]
+    assert push.run(indexed, studio, push.Wish()).created == 2, "it may be pushed again"
+
+
+def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio: Studio) -> None:
+    ids = unlabelled(indexed)[:3]
+    pushed(indexed, studio, ids)
+    desk = on_desk(indexed, studio)
+    held = list(tasks.held(desk))
+    play.import_tasks(studio, desk.id, [{"data": dict(one.data)} for one in held[:2] for _ in range(2)])
+    doubled = [one for one in tasks.held(desk) if one.key == held[1].key]
+    play.annotate(studio, doubled[-1].id, wire.of_label(drawn(), SIZE))
+    report = push.run(indexed, studio, push.Wish())
+    assert (report.created, report.doubles) == (0, 4)
+    left = {one.key: one.id for one in tasks.held(desk)}
+    assert len(left) == 3
+    assert left[held[0].key] == held[0].id
+    assert left[held[1].key] == doubled[-1].id
+    pull.run(indexed, studio)
+    assert labels(indexed)[ids[1]].digest == drawn().digest
+
+
+def test_a_deleted_project_loses_no_label_and_is_made_again(indexed: Project, studio: Studio) -> None:
+    ids = unlabelled(indexed)[:3]
+    pushed(indexed, studio, ids)
+    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    pull.run(indexed, studio)
+    old = on_desk(indexed, studio).id
+    studio.ask("DELETE", f"/api/projects/{old}/")
+    report = push.run(indexed, studio, push.Wish())
+    assert (report.created, report.labelled) == (2, 1)
+    assert pull.run(indexed, studio).annotations == 0
+    assert labels(indexed)[ids[0]].digest == drawn().digest
+
+
+def test_a_lost_state_file_doubles_nothing(indexed: Project, studio: Studio) -> None:
+    ids = unlabelled(indexed)[:2]
+    pushed(indexed, studio, ids)
+    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    pull.run(indexed, studio)
+    number = on_desk(indexed, studio).id
+    (indexed.work / "labelstudio" / "desk.json").unlink()
+    assert on_desk(indexed, studio).id == number
+    assert pull.run(indexed, studio).annotations == 0
+    assert push.run(indexed, studio, push.Wish()).created == 0
+
+
+def test_a_share_of_the_round_is_given_to_several_people(indexed: Project, studio: Studio) -> None:
+    project = load(indexed.folder, {"labelstudio": {"overlap": 0.5, "annotators": 3}})
+    ids = unlabelled(project)
+    pushed(project, studio, ids)
+    wanted = {one["id"]: one["overlap"] for one in _listed(project, studio)}
+    assert set(wanted.values()) == {1, 3}
+    shared = next(id for id, overlap in wanted.items() if overlap == 3)
+    for name in ("anna", "ben", "carl"):
+        assert not play.task(studio, shared)["is_labeled"]
+        play.annotate(play.annotator(studio, name), shared, wire.of_label(drawn(), SIZE))
+    assert play.task(studio, shared)["is_labeled"]
+
+
+def _listed(project: Project, studio: Studio) -> list[dict[str, Any]]:
+    return [play.task(studio, one.id) for one in tasks.held(on_desk(project, studio))]
+
+
+def test_a_suggestion_that_cannot_be_right_is_not_sent_but_its_image_is(indexed: Project, studio: Studio) -> None:
+    good, strange, outside = ids = unlabelled(indexed)[:3]
+    (mask,) = drawn().defects
+    said = {good: mask, strange: replace(mask, label="rust"), outside: make_defect("hole", (30, 20, 9, 9))}
+    predictions.store(Index(indexed), "m1", {id: Prediction(((defect, 0.9),)) for id, defect in said.items()})
+    report = pushed(indexed, studio, ids)
+    assert report.created == 3
+    assert [one["id"] for one in report.dropped] == [strange, outside]
+    assert [len(one["predictions"]) for one in _listed(indexed, studio)] == [1, 0, 0]
+    assert report.to_json()["refused"] == 0
+
+
+def test_new_suggestions_reach_only_tasks_that_nobody_began(indexed: Project, studio: Studio) -> None:
+    first, second = ids = unlabelled(indexed)[:2]
+    index = Index(indexed)
+    predictions.store(index, "m1", {id: Prediction(tuple((d, 0.5) for d in drawn().defects)) for id in ids})
+    pushed(indexed, studio, ids)
+    play.annotate(studio, task_of(indexed, studio, first), wire.of_label(drawn(), SIZE))
+    predictions.store(index, "m2", {id: Prediction(tuple((d, 0.7) for d in drawn("hole", 4).defects)) for id in ids})
+    assert push.run(indexed, studio, push.Wish()).updated == 1
+    old, new = _listed(indexed, studio)
+    assert wire.label_in(old["predictions"][0]["result"], SIZE).present == {"crack"}
+    (suggestion,) = new["predictions"]
+    assert (wire.label_in(suggestion["result"], SIZE).present, suggestion["score"]) == ({"hole"}, 0.7)
+    assert (new["data"]["suggested_by"], new["id"]) == ("m2", task_of(indexed, studio, second))
+    assert push.run(indexed, studio, push.Wish()).updated == 0

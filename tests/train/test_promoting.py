@@ -1,0 +1,53 @@
+"""Who may take production's place."""
+
+from __future__ import annotations
+
+import pytest
+
+from curate.errors import CurateError
+from curate.project import Project
+from tests.train.conftest import TINY
+from tests.train.test_comparing import of, with_decisions
+from tests.train.test_figures import drawn
+from train import promoting, store, training
+
+
+def test_less_recall_of_the_rarest_class_is_an_objection_more_is_none() -> None:
+    truth = drawn(300)
+    weak, strong = with_decisions(truth, 0.5, 0.1), with_decisions(truth, 0.8, 0.1)
+    said = promoting.objection(of(strong, weak))
+    assert said is not None
+    counts = dict(zip(truth.classes, truth.present.sum(axis=0), strict=True))
+    assert f"'{min(counts, key=lambda name: counts[name])}'" in said
+    assert promoting.objection(of(weak, strong)) is None
+    assert promoting.objection(of(weak, weak)) is None
+
+
+def test_the_first_is_free_and_what_cannot_be_compared_needs_force(works: Project) -> None:
+    wish = [training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}")) for n in range(2)]
+    first, second = (training.run(works, one).model.key for one in wish)
+    assert promoting.run(works, first).notes
+    assert promoting.run(works, first).key == first
+    found = promoting.run(works, second, force=True)
+    assert store.alias(works, store.PRODUCTION) == second
+    assert found.notes or found.forced
+    test = [id for id, split in _splits(works).items() if split == "test"]
+    _forget(works, test)
+    with pytest.raises(CurateError, match=r"is not promoted: it cannot be compared .*--force"):
+        promoting.run(works, first)
+    assert store.alias(works, store.PRODUCTION) == second
+    assert "cannot be compared" in str(promoting.run(works, first, force=True).forced)
+    assert "cannot be compared" in (store.home(works) / "production.json").read_text()
+
+
+def _splits(project: Project) -> dict[str, str]:
+    from curate.index import Index
+
+    return dict(Index(project).rows("split"))
+
+
+def _forget(project: Project, ids: list[str]) -> None:
+    """These images are labelled no longer."""
+    from curate.index import Index
+
+    Index(project).set({"status": dict.fromkeys(ids, "skipped")})

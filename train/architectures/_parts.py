@@ -1,0 +1,41 @@
+"""Modules that several architectures share. Imported only where a network is built: it needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Headed(nn.Module):  # type: ignore[misc]
+    """An encoder, and a head on its last feature map."""
+
+    def __init__(self, encoder: Any, head: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, batch: Any) -> Any:
+        found = self.encoder(batch)
+        return self.head(found[-1] if isinstance(found, list | tuple) else found)
+
+
+def pooled(channels: int, outputs: int, dropout: float = 0.0, hidden: int = 0) -> Any:
+    """Mean over the map, perhaps a hidden layer, dropout, one linear layer."""
+    between = [nn.Linear(channels, hidden), nn.ReLU()] if hidden else []
+    last = nn.Linear(hidden or channels, outputs)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *between, nn.Dropout(dropout), last)
+
+
+class Features(nn.Module):  # type: ignore[misc]
+    """An encoder alone: what it makes of colour images, (N, D)."""
+
+    def __init__(self, encoder: Any, channels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.channels = channels
+
+    def forward(self, batch: Any) -> Any:
+        found = self.encoder(batch if self.channels == 3 else batch.mean(1, keepdim=True))
+        last = found[-1] if isinstance(found, list | tuple) else found
+        return last.mean((2, 3))

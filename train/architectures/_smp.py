@@ -1,0 +1,60 @@
+"""Encoders and segmentation networks of segmentation_models_pytorch, by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from curate.errors import CurateError, unknown
+from train.recipe import Model
+
+
+def names() -> list[str]:
+    import segmentation_models_pytorch as smp
+
+    return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+def encoder(config: Model, channels: int) -> Any:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    _check_encoder(config.encoder)
+    return get_encoder(config.encoder, in_channels=channels, weights=None)
+
+
+def segmenter(config: Model, channels: int, outputs: int) -> Any:
+    """Logits as large as the image, one map a class."""
+    import segmentation_models_pytorch as smp
+
+    _check_encoder(config.encoder)
+    kind = smp.MODEL_ARCHITECTURES_MAPPING[config.architecture.lower()]
+    extra: dict[str, Any] = dict(config.options)
+    if config.attention != "none":
+        extra["decoder_attention_type"] = config.attention
+    _check_options(config.architecture, kind, extra)
+    try:
+        return kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
+    except (TypeError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise CurateError(f"{config.architecture} with encoder {config.encoder} cannot be built: {reason}") from None
+
+
+def _check_options(name: str, kind: Any, given: dict[str, Any]) -> None:
+    """smp itself passes over what it does not know."""
+    known = [key for key in inspect.signature(kind.__init__).parameters if key.startswith(("encoder_d", "decoder_"))]
+    for key in given:
+        if key not in known:
+            raise unknown(f"option of architecture {name}", key, known)
+
+
+def _check_encoder(name: str) -> None:
+    from segmentation_models_pytorch.encoders import encoders
+
+    if name.startswith("tu-"):
+        import timm
+
+        if not timm.is_model(name[3:]):
+            raise unknown("timm encoder", name[3:], timm.list_models(f"*{name[3:].partition('_')[0]}*")[:20])
+    elif name not in encoders:
+        close = [one for one in encoders if one[:4] == name[:4]] or ["resnet34", "mobilenet_v2", "efficientnet-b0"]
+        raise unknown("encoder", name, close, "Any of timm's too, as tu-NAME")

@@ -1,0 +1,28 @@
+"""Any image model of timm, whole, the mean over its last map, and a head: linear, or with a `hidden` layer.
+
+`encoder-head` takes timm's feature extractors, which end before a network's last norm. Pre-activation ResNets (V2) need
+that norm: without it their last map is a sum of branches that nothing has scaled or rectified.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curate.errors import unknown
+from train.recipe import Model
+
+
+def build(config: Model, channels: int, outputs: int, *, hidden: int = 0) -> Any:
+    from train.architectures import _parts
+
+    whole = encoder(config, channels)
+    return _parts.Headed(whole, _parts.pooled(whole.num_features, outputs, config.dropout, hidden))
+
+
+def encoder(config: Model, channels: int, pretrained: bool = False) -> Any:
+    """The last feature map, after the last norm."""
+    import timm
+
+    if not timm.is_model(config.encoder):
+        raise unknown("timm model", config.encoder, timm.list_models(f"*{config.encoder.partition('_')[0]}*")[:20])
+    return timm.create_model(config.encoder, pretrained=pretrained, in_chans=channels, num_classes=0, global_pool="")

@@ -1,0 +1,81 @@
+"""From an image's file to what a network takes; the same for training, prediction and embedding."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.embedding import pixels_of
+from curate.errors import LabelProblem
+from train.recipe import SCALES
+
+Pixels = NDArray[np.uint8]
+STRIDE = 32  # networks shrink images by so much
+
+
+def read(id: str, path: Path, max_pixels: int) -> Pixels:
+    """The pixels of an indexed image. Raises LabelProblem where they are not, or no longer, what the index saw."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LabelProblem(f"cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != id:
+        raise LabelProblem("the file changed since it was indexed. Run: curate index")
+    return pixels_of(content, max_pixels)
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """(H, W, 1) or (H, W, 3)."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 2:
+        return pixels[..., None] if channels == 1 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return pixels if channels == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def resized(image: Pixels, height: int, width: int) -> Pixels:
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    found = cv2.resize(image, (width, height), interpolation=how)
+    return np.asarray(found).reshape(height, width, -1)
+
+
+def padded(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Mirrored at its right and lower border up to this size."""
+    below, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+    if not below and not right:
+        return image
+    found = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT)
+    return np.asarray(found).reshape(*found.shape[:2], *image.shape[2:])
+
+
+def up_to_stride(length: int) -> int:
+    return math.ceil(length / STRIDE) * STRIDE
+
+
+def starts(length: int, side: int, overlap: int) -> list[int]:
+    """Where tiles begin: evenly, from one end to the other, overlapping by `overlap` or more."""
+    if length <= side:
+        return [0]
+    steps = math.ceil((length - side) / (side - overlap))
+    return [round(i * (length - side) / steps) for i in range(steps + 1)]
+
+
+def normalised(batch: Any, scale: str) -> Any:
+    """A batch (N, H, W, C) of bytes as (N, C, H, W) floats, as the weights want them; memory stays channels-last."""
+    mean, std = (batch.new_tensor(values, dtype=_float()) for values in SCALES[scale])
+    if batch.shape[-1] == 1:
+        mean, std = mean.mean(), std.mean()
+    return ((batch.to(_float()) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _float() -> Any:
+    import torch
+
+    return torch.float32

@@ -1,0 +1,67 @@
+"""`curate models promote`: a model takes production's place unless it finds less of the rarest class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from curate.errors import CurateError
+from curate.project import Project
+from train import comparing, store
+from train.comparing import Comparison
+from train.evaluating import Progress, Wish
+from train.store import CANDIDATE, PRODUCTION
+
+FORCE = "To promote it nevertheless: --force"
+
+
+@dataclass
+class Promoted:
+    """The model that is production's now. `forced`: the reason that was overruled."""
+
+    key: str
+    forced: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run(
+    project: Project,
+    wanted: str | None = None,
+    force: bool = False,
+    device: str = "auto",
+    progress: Progress = lambda stage, done, total: None,
+) -> Promoted:
+    """Promote, or refuse with the reason. The caller holds the writer lock."""
+    key = store.find(project, wanted or CANDIDATE).key
+    before = store.alias(project, PRODUCTION)
+    if before in (None, key) or not store.is_done(project, str(before)):
+        store.point(project, PRODUCTION, key)
+        return Promoted(key, notes=["there was no other model in production to compare it with"] if not before else [])
+    reason, notes = _objection(project, str(before), key, device, progress)
+    if reason and not force:
+        raise CurateError(f"model {key} is not promoted: {reason}. {FORCE}")
+    store.point(project, PRODUCTION, key, **({"forced": reason} if reason else {}))
+    return Promoted(key, reason, notes)
+
+
+def _objection(
+    project: Project, before: str, key: str, device: str, progress: Progress
+) -> tuple[str | None, list[str]]:
+    """What speaks against it on the test split, and what the comparison says."""
+    try:
+        found = comparing.run(project, before, key, Wish(split="test", device=device), progress)
+    except CurateError as error:
+        return f"it cannot be compared with production's model ({error})", []
+    return objection(found), found.verdict
+
+
+def objection(found: Comparison) -> str | None:
+    """The rarest class that the test split shows must not be found less often."""
+    shown = {name: one["recall"] for name, one in found.classes.items() if one["recall"].n}
+    if not shown:
+        return f"no image of the {found.split} split shows a defect, so nobody can say whether it finds fewer"
+    rarest = min(shown, key=lambda name: (shown[name].n, name))
+    recall = shown[rarest]
+    if recall.value >= 0:
+        return None
+    interval = f"{recall.value:+.3f} ({recall.low:+.3f} to {recall.high:+.3f})"
+    return f"it finds less of the rarest class '{rarest}': recall {interval} on {recall.n} images that show it"

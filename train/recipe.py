@@ -1,0 +1,274 @@
+"""Recipes: how a model is made, as small TOML files in `train/recipes/`, read into frozen, strict models.
+
+    load("unet-resnet", ["batch=4", "optimiser.lr=1e-3", "loss.0.share=2"])
+    load("my/own.toml")
+
+The resolved recipe travels with the model that it made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from curate.errors import CurateError, nearest, unknown
+from train import losses
+
+FOLDER = Path(__file__).parent / "recipes"
+Task = Literal["segmentation", "classification"]
+TASKS: tuple[str, ...] = get_args(Task)
+DEFAULTS = {"segmentation": "unet-resnet", "classification": "mobilenetv2-fast"}
+SCALES = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+Trail = tuple[str | int, ...]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Strict):
+    """`architecture`: one of smp's (Unet, FPN, ...) or a file of `train/architectures/`; `options` are its own.
+
+    `weights`: `hub` (ImageNet's, fetched), `none` (random), or a local file.
+    """
+
+    architecture: str
+    encoder: str = ""
+    weights: str = "hub"
+    attention: Literal["none", "scse"] = "none"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Input(_Strict):
+    """What the network sees: segmentation crops this size, classification resizes to as many pixels."""
+
+    height: int = Field(default=256, ge=32)
+    width: int = Field(default=256, ge=32)
+    channels: Literal[1, 3] = 3
+    scale: Literal["imagenet", "tf"] = "imagenet"
+
+    @field_validator("height", "width")
+    @classmethod
+    def _divides(cls, value: int) -> int:
+        if value % 32:
+            raise ValueError("must be a multiple of 32, by which networks shrink an image")
+        return value
+
+
+class Augmentation(_Strict):
+    """Chances of a change (0 to 1), degrees and shares; 0 leaves it out."""
+
+    flip_horizontal: float = Field(default=0.0, ge=0, le=1)
+    flip_vertical: float = Field(default=0.0, ge=0, le=1)
+    rotate90: float = Field(default=0.0, ge=0, le=1)
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    shift: float = Field(default=0.0, ge=0, lt=1)
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    clahe: float = Field(default=0.0, ge=0, le=1)
+    blur: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=1)
+    glare: float = Field(default=0.0, ge=0, le=1)
+    low_light: float = Field(default=0.0, ge=0, le=1)
+    haze: float = Field(default=0.0, ge=0, le=1)
+    defect_crops: float = Field(default=0.5, ge=0, le=1)
+
+
+class Sampler(_Strict):
+    """`threshold`: the share of images below which `repeat-factor` begins to repeat a class."""
+
+    name: Literal["natural", "weighted", "repeat-factor"] = "natural"
+    threshold: float = Field(default=0.1, gt=0, le=1)
+
+
+class Loss(_Strict):
+    """One term of the loss, counted `share` times; `options` are its function's in `train/losses.py`."""
+
+    name: str
+    share: float = Field(default=1.0, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Loss:
+        try:
+            losses.check(self.name, self.options)
+        except CurateError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Optimiser(_Strict):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Schedule(_Strict):
+    """`warmup` epochs rise from nothing; `step` multiplies by `gamma` every `every` epochs."""
+
+    name: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0)
+    gamma: float = Field(default=0.9, gt=0, le=1)
+    every: int = Field(default=1, ge=1)
+
+
+class Phase(_Strict):
+    """A part of the training. `train`: all, the head alone, or the last so many layers with weights."""
+
+    epochs: int = Field(ge=1)
+    train: Literal["all", "head"] | int = "all"
+    lr: float | None = Field(default=None, gt=0)
+
+
+class Predict(_Strict):
+    """From probabilities to defects. Components of fewer than `min_area` pixels are none."""
+
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    min_area: int = Field(default=16, ge=1)
+    flips: bool = False
+
+
+class Recipe(_Strict):
+    task: Task
+    summary: str = ""
+    model: Model
+    input: Input = Input()
+    augmentation: Augmentation = Augmentation()
+    sampler: Sampler = Sampler()
+    loss: tuple[Loss, ...] = Field(min_length=1)
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    phases: tuple[Phase, ...] = ()
+    predict: Predict = Predict()
+    epochs: int = Field(default=40, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=8, ge=1)
+    seed: int = 0
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    allow_double_prior: bool = False
+
+    @property
+    def parts(self) -> tuple[Phase, ...]:
+        """The phases; without any, one of `epochs` that trains everything."""
+        return self.phases or (Phase(epochs=self.epochs),)
+
+    @model_validator(mode="after")
+    def _one_prior(self) -> Recipe:
+        found = corrections(self)
+        if len(found) > 1 and not self.allow_double_prior:
+            raise ValueError(
+                f"{' and '.join(found)} each correct the class prior, and together overshoot; "
+                "keep one, or set allow_double_prior (--allow-double-prior)"
+            )
+        return self
+
+
+def corrections(recipe: Recipe) -> list[str]:
+    """All that makes rare classes count for more than they are."""
+    found = [] if recipe.sampler.name == "natural" else [f"sampler '{recipe.sampler.name}'"]
+    for term in recipe.loss:
+        if term.name in losses.CORRECTING:
+            found.append(f"loss '{term.name}'")
+        elif term.options.get("weights") is not None:
+            found.append(f"loss '{term.name}' with weights")
+    return found
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that ships, or a file; `overrides` are the command line's `key=value`."""
+    file = Path(name).expanduser() if name.endswith(".toml") or "/" in name else FOLDER / f"{name}.toml"
+    if file.parent == FOLDER and not file.is_file():
+        raise unknown("recipe", name, names(), "Or give a file: --recipe my/own.toml")
+    values = _read(file)
+    recipe = validated(values, f"{file.name}: ")
+    if not overrides:
+        return recipe
+    for text in overrides:
+        _override(values, text)
+    return validated(values, "")  # the file is right: what is wrong now, a flag has brought
+
+
+def validated(values: Mapping[str, Any], where: str = "") -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise CurateError(where + _explained(error)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CurateError(f"no recipe at {file}; those that ship: {', '.join(names())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CurateError(f"{file}: not valid TOML: {error}") from None
+
+
+def _override(values: Any, text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise CurateError(f"--set '{text}' is not key=value, for example optimiser.lr=1e-3")
+    *path, last = key.split(".")
+    for part in path:
+        values = values[_place(values, part, key)] if isinstance(values, list) else values.setdefault(part, {})
+        if not isinstance(values, dict | list):
+            raise CurateError(f"--set '{text}': '{part}' is a value and holds no '{last}'")
+    values[_place(values, last, key) if isinstance(values, list) else last] = _value(value)
+
+
+def _place(values: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(values):
+        allowed = ", ".join(map(str, range(len(values)))) or "none"
+        raise CurateError(f"--set '{key}': '{part}' is no place in the list; allowed: {allowed}")
+    return int(part)
+
+
+def _value(text: str) -> Any:
+    """JSON where it can be, else text; a plain number may be written as people do (`1e-3`)."""
+    try:
+        return json.loads(text, parse_constant=lambda name: name)
+    except ValueError:
+        return text
+
+
+def _explained(error: ValidationError) -> str:
+    # A misspelt key is told first: it often is why another one is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    trail = [part for part in first["loc"] if not re.fullmatch(r"literal\[.*\]|int", str(part))]
+    name = ".".join(str(part) for part in trail) or "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _keys(trail[:-1])
+        return f"unknown key '{name}'{nearest(str(trail[-1]), known)}; allowed: {', '.join(known)}"
+    value = first.get("input")
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _keys(trail: Sequence[str | int]) -> list[str]:
+    """The keys of the table that the trail leads to."""
+    model: type[BaseModel] = Recipe
+    for part in trail:
+        kind = model.model_fields[part].annotation if isinstance(part, str) else None
+        inner = next((one for one in (kind, *get_args(kind)) if isinstance(one, type)), None)
+        model = inner if inner is not None and issubclass(inner, BaseModel) else model
+    return sorted(model.model_fields)

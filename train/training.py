@@ -1,0 +1,189 @@
+"""`curate train`: from a project and a recipe to a model in the store. The same data and recipe are trained once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate import edits, files, indexing
+from curate.errors import CurateError, unknown
+from curate.index import Index
+from curate.labels import Book
+from curate.project import Project
+from curate.rounds import key_of
+from curate.splits import Decisions
+from train import architectures, dataset, loop, pretrained, recipe, store
+from train.architectures import two_stage
+from train.dataset import Data, Plan
+from train.loop import Fitted, Progress, Setting
+from train.pretrained import Start
+from train.recipe import Recipe
+from train.store import Stored
+
+STEP = 2  # raise it when the same recipe and data give another model than before
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for; without `recipe` the task's default, without `task` what the labels allow."""
+
+    task: str | None = None
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    workers: int | None = None
+
+
+@dataclass
+class Trained:
+    """What came of it; `fresh` is false where the model was there already."""
+
+    model: Stored
+    fresh: bool
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        made = self.model.manifest
+        names = ("task", "classes", "data", "best", "seconds")
+        about = {name: made[name] for name in names}
+        return {
+            "model": self.model.key,
+            "fresh": self.fresh,
+            "epochs": len(made["history"]),
+            "notes": self.notes,
+        } | about
+
+
+def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Trained:
+    """Train, or find that it is done; resumes what a kill left. Afterwards the model is the candidate."""
+    resolved, data = prepared(project, wish)
+    key = model_key(resolved, data)
+    with files.writer_lock(store.home(project), "curate train"):  # for hours: the index stays free
+        fresh = not store.is_done(project, key)
+        made = _made(project, key, resolved, data, wish, progress) if fresh else store.find(project, key)
+        store.point(project, store.CANDIDATE, key)
+    return Trained(made, fresh, [*data.notes, *_skipped(made)])
+
+
+def prepared(project: Project, wish: Wish) -> tuple[Recipe, Data]:
+    """The recipe as the images make it, and what there is to learn from."""
+    named = _named(wish)
+    with files.writer_lock(project.work, "curate train: labels"):
+        index = Index(project)
+        _capture(index)
+        data = dataset.collect(index, named.task if named else wish.task)
+    return _resolved(named or recipe.load(recipe.DEFAULTS[data.task], wish.overrides), data), data
+
+
+def _named(wish: Wish) -> Recipe | None:
+    """The recipe that was asked for; its task must be the one that was asked for."""
+    if wish.task is not None and wish.task not in recipe.TASKS:
+        raise unknown("task", wish.task, recipe.TASKS, "Boxes to detect are derived from segmentation")
+    if wish.recipe is None:
+        return recipe.load(recipe.DEFAULTS[wish.task], wish.overrides) if wish.task else None
+    found = recipe.load(wish.recipe, wish.overrides)
+    if wish.task not in (None, found.task):
+        fitting = [name for name in recipe.names() if recipe.load(name).task == wish.task]
+        raise CurateError(f"recipe '{wish.recipe}' is for {found.task}; for {wish.task}: {', '.join(fitting)}")
+    return found
+
+
+def _capture(index: Index) -> None:
+    """What curators drew in the App is in the log, and has its split, before anything is learnt."""
+    names = index.project.class_names
+    with closing(Book(index.project.work / "labels", names)) as book:
+        edits.capture(index, book, names)
+    indexing.give_splits(index, Decisions(index.project.work / "splits"))
+
+
+def _resolved(named: Recipe, data: Data) -> Recipe:
+    return named.model_copy(update={"input": dataset.resolved_input(named, data.train)})
+
+
+def model_key(resolved: Recipe, data: Data) -> str:
+    """Weights count by what they are, not by where they lie."""
+    values = resolved.model_dump(mode="json", exclude={"summary": True, "model": {"weights"}})
+    return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
+
+
+def plan_of(project: Project, resolved: Recipe, data: Data) -> Plan:
+    return Plan(
+        data.task,
+        data.classes,
+        data.single,
+        data.clean,
+        resolved.input,
+        resolved.augmentation,
+        resolved.seed,
+        project.config.limits.max_pixels,
+    )
+
+
+def _made(project: Project, key: str, resolved: Recipe, data: Data, wish: Wish, progress: Progress) -> Stored:
+    from curate.embed._network import device_of
+
+    begun = time.perf_counter()
+    device = device_of(wish.device)
+    folder = store.training_folder(project, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    model, start = network_of(resolved, data)
+    workers = workers_of(device) if wish.workers is None else wish.workers
+    setting = Setting(resolved, data, plan_of(project, resolved, data), start.frozen, folder, device, workers)
+    fitted = loop.fit(model, setting, progress)
+    manifest = _manifest(resolved, data, start, fitted) | {
+        "device": device,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    return store.finish(project, key, folder / loop.BEST, manifest)
+
+
+def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
+    """The model as training begins."""
+    import torch
+
+    torch.manual_seed(resolved.seed)
+    channels = resolved.input.channels
+    model = architectures.build(resolved.task, resolved.model, channels, len(data.outputs))
+    start = pretrained.fill(model, resolved.model, channels)
+    if resolved.model.weights == "hub" and hasattr(model, "gate"):  # a file is the segmenter's, or the whole model
+        pretrained.fill(model.gate, two_stage.gate_of(resolved.model), channels)
+    return model, start
+
+
+def workers_of(device: str) -> int:
+    """Processes that read images: a GPU must not wait, and a CPU has no core to spare."""
+    import os
+
+    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
+
+
+def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dict[str, Any]:
+    by_class = data.present(data.train).sum(axis=0).tolist()
+    return {
+        "task": data.task,
+        "classes": list(data.classes),
+        "outputs": list(data.outputs),
+        "single": data.single,
+        "recipe": resolved.model_dump(mode="json"),
+        "weights": start.mark,
+        "frozen_norms": list(start.frozen),
+        "data": {
+            "digest": data.digest,
+            "train": len(data.train),
+            "val": len(data.val),
+            "by_class": dict(zip(data.classes, by_class, strict=True)),
+        },
+        "images": {"train": [one.id for one in data.train], "val": [one.id for one in data.val]},
+        "skipped": fitted.skipped,
+        "history": fitted.history,
+        "best": fitted.best,
+        "step": STEP,
+    }
+
+
+def _skipped(made: Stored) -> list[str]:
+    skipped = made.manifest["skipped"]
+    return [f"{len(skipped)} images could not be read; the first: {next(iter(skipped.values()))}"] if skipped else []
