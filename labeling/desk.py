@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +17,11 @@ from curate import files
 from curate.errors import CurateError
 from curate.project import Project
 from labeling import config, examples
-from labeling.client import NotFound, Studio
+from labeling.client import NotFound, Studio, Unanswered
 from labeling.wire import BOX, BRUSH, PRESENT
 
 TITLE = 50  # letters that Label Studio allows
+TRIES, PAUSES = 3, (0.5, 1.0, 2.0)  # to make a project, and to wait for one that another makes
 SETTINGS = {
     "sampling": "Sequential sampling",
     "show_skip_button": True,
@@ -104,28 +107,72 @@ def _mark(project: Project) -> str:
     return f"Made by curate for {project.dataset_name}: `curate push` keeps it up, `curate pull` fetches from it."
 
 
-def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
-    """The oldest project that bears our mark: its number, and when it was made."""
+def _ours(project: Project, studio: Studio) -> list[dict[str, Any]]:
+    """The projects that bear our mark, the oldest first."""
     page, found = 1, []
     while True:
-        answer = studio.get("/api/projects", include="id,description,created_at", page=page, page_size=100)
-        ours = [one for one in answer["results"] if one.get("description") == _mark(project)]
-        found += [(int(one["id"]), str(one["created_at"])) for one in ours]
+        answer = studio.get("/api/projects", include="id,description,created_at,task_number", page=page, page_size=100)
+        found += [one for one in answer["results"] if one.get("description") == _mark(project)]
         if not answer.get("next"):
-            return min(found, default=None)
+            return sorted(found, key=lambda one: int(one["id"]))
         page += 1
 
 
+def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
+    """The oldest whole project that bears our mark: its number, and when it was made."""
+    found = (one for one in _ours(project, studio) if _whole(studio, int(one["id"])))
+    return next(((int(one["id"]), str(one["created_at"])) for one in found), None)
+
+
+def _whole(studio: Studio, id: int) -> bool:
+    """Whether the server made all that belongs to a project, and not its first row alone."""
+    try:
+        studio.get(f"/api/projects/{id}/summary")
+    except NotFound:
+        return False
+    return True
+
+
 def _made(project: Project, studio: Studio) -> Desk:
+    """A new project, or the one that another folder of this project made at the same moment.
+
+    A server on SQLite that finds its database locked does the whole request again: one call may leave two projects,
+    the first of them half made, and two calls at once may each end in an error after they made one.
+    """
     text = config.build(project)
     about = {"title": f"curate: {project.name}"[:TITLE], "description": _mark(project), "label_config": text}
-    made = studio.post("/api/projects", about | SETTINGS)
+    for _ in range(TRIES):
+        mine, trouble = _posted(studio, about | SETTINGS)
+        first = _alone(project, studio)
+        if first and first[0] != mine:
+            return _kept_up(Desk(project, studio, first[0], born=first[1]), reset=False)
+        if first:
+            desk = Desk(project, studio, first[0], fresh=True, born=first[1])
+            return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
+    raise trouble or Unanswered(f"Label Studio at {studio.url} made no whole project. Run the command again")
+
+
+def _posted(studio: Studio, about: dict[str, Any]) -> tuple[int | None, Unanswered | None]:
+    """The new project's number; where the server was in trouble, it may have made one nevertheless."""
+    try:
+        return int(studio.post("/api/projects", about)["id"]), None
+    except Unanswered as trouble:
+        return None, trouble
+
+
+def _alone(project: Project, studio: Studio) -> tuple[int, str] | None:
+    """The oldest whole project of ours, once all others without tasks are gone. Half-made ones get time to be whole."""
+    for pause in PAUSES:
+        there = _ours(project, studio)
+        if all(_whole(studio, int(one["id"])) for one in there):
+            break
+        time.sleep(pause)
     first = _marked(project, studio)
-    if first and first[0] < made["id"]:  # another folder of this project made one at the same moment
-        studio.ask("DELETE", f"/api/projects/{made['id']}/")
-        return _kept_up(Desk(project, studio, first[0], born=first[1]), reset=False)
-    desk = Desk(project, studio, made["id"], fresh=True, born=str(made["created_at"]))
-    return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
+    for one in _ours(project, studio):
+        if int(one["id"]) != (first and first[0]) and not one["task_number"]:
+            with contextlib.suppress(NotFound):  # the other folder was quicker
+                studio.ask("DELETE", f"/api/projects/{one['id']}/")
+    return first
 
 
 def _kept_up(desk: Desk, reset: bool) -> Desk:

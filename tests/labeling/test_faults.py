@@ -506,7 +506,7 @@ def test_two_pushes_at_once_make_one_task_each(indexed: Project, studio: Studio)
 def test_two_folders_that_share_a_dataset_end_on_one_desk(
     indexed: Project, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both find no project at the same moment, and each makes one."""
+    """Both find no project at the same moment, and each makes one; a server in trouble may even make three."""
     ids = unlabelled(indexed)[:4]
     mine = load(indexed.folder, {"dataset": indexed.dataset_name})
     theirs = replace(mine, folder=_copied(indexed, tmp_path / "elsewhere" / "plant"))
