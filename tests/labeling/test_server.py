@@ -331,14 +331,22 @@ def alive(folder: Path) -> list[int]:
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     project = plant(tmp_path)
     folder = server.folder_of(project)
-    process = command(project, "up")
-    wait_for(folder / "server.json")
-    assert alive(folder)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert any(interrupted(project, folder) for _ in range(3))
     assert alive(folder) == []
     assert not (folder / "server.json").exists()
+
+
+def interrupted(project: Project, folder: Path) -> bool:
+    """Whether Ctrl-C met `up` while it waited for the server; on a busy machine it may come too late."""
+    process = command(project, "up")
+    wait_for(folder / "server.json")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    if process.returncode == 0:
+        assert server.down(project)
+        return False
+    assert process.returncode == 130
+    return True
 
 
 @needs_proc
