@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may have
 
 
 @contextlib.contextmanager
@@ -30,6 +33,13 @@ def written_aside(target: Path) -> Iterator[Path]:
         _sync(aside)
         os.replace(aside, target)
         sync_folder(target.parent)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise CurateError(
+            f"{target} cannot be written: {error.strerror}. What was there before is kept. Make room (curate gc may "
+            "help), then run this again: it goes on from there"
+        ) from None
     finally:
         remove(aside)
 

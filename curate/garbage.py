@@ -1,15 +1,24 @@
-"""`curate gc`: what later results have superseded. Labels, splits, pushed rounds and the database never are."""
+"""`curate gc`: what later results have superseded. Labels, splits, pushed rounds and the database never are.
+
+Nor is anything of a room in which a command is at work.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from curate import files, tables
 from curate.errors import CurateError
 from curate.project import Project
+
+MADE = ("evaluations", "robustness", "explanations", "exports")  # of models, in folders that bear their keys
+FINISHED = ("manifest.json", "report.json", "result-*.json")  # one of these a finished result has
+ABOUT = ("targets", "view")  # what it says of itself, by which results of one name differ
 
 
 class Superseded(NamedTuple):
@@ -20,9 +29,13 @@ class Superseded(NamedTuple):
 
 def find(project: Project) -> list[Superseded]:
     """Everything that can go, with the reason; the caller lists it before anything is removed."""
-    found = [*_parts(project.work), *_tables(project.work), *_rounds(project.work)]
-    found += [*_models(project.work), *_of_models(project.work)]
-    return [Superseded(path, _size(path), why) for path, why in found]
+    work = project.work
+    models = dict(_models(work))
+    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work))
+    found = dict(_parts(work)) | dict(_tables(work)) | dict(_rounds(work)) | models
+    found |= {path: why for some in rest for path, why in some}
+    whole = {path: why for path, why in found.items() if not found.keys() & set(path.parents)}
+    return [Superseded(path, _size(path), why) for path, why in whole.items() if not _busy(work, path)]
 
 
 def remove(found: Sequence[Superseded]) -> None:
@@ -69,12 +82,76 @@ def _models(work: Path) -> Iterator[tuple[Path, str]]:
             yield path, "superseded model: no alias or round names it"
 
 
-def _of_models(work: Path) -> Iterator[tuple[Path, str]]:
-    """What was made of models that are gone."""
-    for made in ("evaluations", "robustness", "explanations", "exports"):
+def _trainings(work: Path) -> Iterator[tuple[Path, str]]:
+    """Half-trained models, from before the newest finished one; a later one may yet be gone on with."""
+    finished = [path.stat().st_mtime for path in (work / "models").glob("[!.]*") if path.is_dir()]
+    for path in sorted((work / "models").glob(".*.training")):
+        if path.stat().st_mtime < max(finished, default=0):
+            yield path, "training that was given up: another was finished since"
+
+
+def _of_models(work: Path, going: Collection[Path]) -> Iterator[tuple[Path, str]]:
+    """What was made of models that are gone, or go now."""
+    for made in MADE:
         for path in sorted((work / made).glob("[!.]*")):
-            if path.is_dir() and not (work / "models" / path.name).is_dir():
+            model = work / "models" / path.name
+            if path.is_dir() and (model in going or not model.is_dir()):
                 yield path, f"{made} of a model that is gone"
+
+
+def _results(work: Path) -> Iterator[tuple[Path, str]]:
+    """Of each model's results of one kind the newest finished one stays; what is not finished supersedes nothing."""
+    by_kind: dict[object, list[Path]] = {}
+    for path in (path for made in MADE for path in (work / made).glob("[!.]*/[!.]*")):
+        if path.is_dir() and path.suffix != ".lance":
+            by_kind.setdefault(_kind(path), []).append(path)
+    for paths in by_kind.values():
+        finished = [path for path in paths if _is_finished(path)]
+        newest = max((path.stat().st_mtime for path in finished), default=0.0)
+        for path in sorted(paths):
+            if path.stat().st_mtime < newest:
+                yield path, f"superseded {path.relative_to(work).parts[0]}"
+        for path in (left for one in finished for left in sorted(one.glob(".*.training"))):
+            yield path, "left by a killed command"
+
+
+def _kind(folder: Path) -> object:
+    """`test-<key>`, `folds-5-<key>`: the name without its key, and what the result says that it is about."""
+    about = []
+    for file in (folder / name for name in FINISHED[:2] if (folder / name).is_file()):
+        with contextlib.suppress(CurateError):  # a damaged one is like no other, and stays
+            about = [json.dumps(_read(file).get(name), sort_keys=True) for name in ABOUT]
+    return (folder.parent, folder.name.rpartition("-")[0], *about)
+
+
+def _is_finished(folder: Path) -> bool:
+    return any(True for name in FINISHED for _ in folder.glob(name))
+
+
+def _trials(work: Path) -> Iterator[tuple[Path, str]]:
+    """Half-trained trials of all searches but the newest; what the searches found is small, and stays."""
+    found = (path for path in (work / "tune").glob("[!.]*") if path.is_dir())
+    studies = sorted(found, key=lambda path: path.stat().st_mtime)
+    for study in studies[:-1]:
+        for path in sorted(study.glob(".*.training")):
+            yield path, "trial that was given up: another search was begun since"
+
+
+def _busy(work: Path, path: Path) -> bool:
+    """Whether a command holds the lock of the path's room, or of the study in it."""
+    rooms = [room for room in path.parents if work in room.parents]
+    return any(_held(room / ".lock") for room in rooms)
+
+
+def _held(lock: Path) -> bool:
+    if not lock.is_file():
+        return False
+    with lock.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _mentioned(work: Path) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -67,12 +68,24 @@ def choose(
         raise CurateError(f"budget {budget} is too small; allowed: 1 or more images, or a time such as 4h")
     select, given = CATALOGUE.call(strategy), dict(options or {})
     CATALOGUE.check(strategy, given)
+    return layered(pool, partial(select, **given), budget, seed, rules, progress)
+
+
+def layered(
+    pool: Pool,
+    select: Select,
+    budget: int,
+    seed: int = 0,
+    rules: Rules = BARE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Batch:
+    """The same for a strategy from anywhere: a simulation has the layer work for peers as it does for ours."""
     layer = _Layer(pool, rules, budget)
     for turn in range(10 * budget):  # a bound: each turn accepts a pick or puts one away for good
         if not layer.missing or not (offered := layer.offered()).any():
             break
         rng = np.random.default_rng([seed, pool.turn, turn])
-        layer.take(select(pool.offering(offered, tuple(layer.chosen)), layer.missing, rng, **given))
+        layer.take(select(pool.offering(offered, tuple(layer.chosen)), layer.missing, rng))
         progress(len(layer.chosen))
     return layer.batch()
 

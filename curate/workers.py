@@ -36,10 +36,11 @@ def pool(workers: int | None = None) -> ProcessPoolExecutor:
 def _begin() -> None:
     """Ctrl-C is the parent's to handle; and a worker whose parent was killed ends itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
 
 
-def _follow(parent: int) -> None:
+def follow(parent: int) -> None:
+    """For a thread of its own: this process ends when its parent is gone."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.index import Index
 from curate.rounds import key_of
 from curate.shapes import mask_of
+from train import sampling
 from train.augment import Masks, Rng, augmented
 from train.pixels import Pixels, padded, read, resized, starts, up_to_stride, with_channels
 from train.recipe import Augmentation, Input, Recipe
@@ -30,7 +33,10 @@ FEW_GROUPS = 2
 
 @dataclass(frozen=True)
 class Data:
-    """What there is to learn from, and what a person should know of it. `single`: no image shows two classes."""
+    """What there is to learn from, and what a person should know of it. `single`: no image shows two classes.
+
+    `pseudo`: images with a model's word in place of a label, beside those of train.
+    """
 
     task: str
     classes: tuple[str, ...]
@@ -39,6 +45,7 @@ class Data:
     single: bool
     clean: bool
     notes: tuple[str, ...] = ()
+    pseudo: tuple[Item, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -48,7 +55,8 @@ class Data:
     def digest(self) -> str:
         """Changes with any image, label or split."""
         rows = sorted((one.id, one.label.digest, one.split) for one in (*self.train, *self.val))
-        return key_of([rows, self.classes])
+        guests = [sorted((one.id, one.label.digest) for one in self.pseudo)] if self.pseudo else []
+        return key_of([rows, self.classes, *guests])
 
     def present(self, items: Sequence[Item]) -> NDArray[np.bool_]:
         return np.array([[name in one.label.present for name in self.classes] for one in items], bool).reshape(
@@ -244,17 +252,24 @@ def resolved_input(recipe: Recipe, items: Sequence[Item]) -> Input:
 
 # --- batches --------------------------------------------------------------------------------------------------------
 
+Guests = tuple[frozenset[str], float]  # the ids that may be no more than this share of a batch
+NO_GUESTS: Guests = frozenset(), 1.0
+
 
 @dataclass
 class Batches:
-    """The keys of an epoch, cut into batches. `begin` sets the epoch; a loader's processes stay."""
+    """The keys of an epoch, cut into batches. `begin` or `take` sets the epoch; a loader's processes stay."""
 
     size: int
     keys: list[list[Key]] = field(default_factory=list)
 
     def begin(self, order: Sequence[int], epoch: int) -> None:
-        keys = [(int(row), epoch, place) for place, row in enumerate(order)]
-        self.keys = [keys[at : at + self.size] for at in range(0, len(keys), self.size)]
+        self.take([order[at : at + self.size] for at in range(0, len(order), self.size)], epoch)
+
+    def take(self, parts: Sequence[Sequence[int]], epoch: int, rank: int = 0, world: int = 1) -> None:
+        """These batches; of several processes each counts the places that are its own, as one alone would."""
+        places = count(rank, world)
+        self.keys = [[(int(row), epoch, next(places)) for row in part] for part in parts]
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.keys)
@@ -263,7 +278,7 @@ class Batches:
         return len(self.keys)
 
 
-def loader(examples: Examples, batches: Batches, workers: int, pin: bool) -> Any:
+def loader(examples: Examples, batches: Batches, workers: int, pin: bool, guests: Guests = NO_GUESTS) -> Any:
     """torch's loader; its processes are fresh ones, since a fork would inherit the database client's threads."""
     from torch.utils.data import DataLoader
 
@@ -271,20 +286,31 @@ def loader(examples: Examples, batches: Batches, workers: int, pin: bool) -> Any
     return DataLoader(
         examples,
         batch_sampler=batches,
-        collate_fn=together,
+        collate_fn=partial(together, guests=guests),
         num_workers=workers,
         pin_memory=pin,
         **many,  # type: ignore[arg-type]
     )
 
 
-def together(found: Sequence[Arrays | Problem]) -> tuple[list[str], Any, Any, list[Problem]]:
+def together(
+    found: Sequence[Arrays | Problem], guests: Guests = NO_GUESTS
+) -> tuple[list[str], Any, Any, list[Problem]]:
     """One batch: ids, images and targets (None where no image could be read), problems."""
     import torch
 
-    good = [one for one in found if len(one) == 3]
+    good = _bounded([one for one in found if len(one) == 3], *guests)
     problems = [one for one in found if len(one) == 2]
     if not good:
         return [], None, None, problems
     images, targets = (torch.from_numpy(np.concatenate([one[place] for one in good])) for place in (1, 2))
     return [one[0] for one in good], images, targets, problems
+
+
+def _bounded(good: list[Arrays], guests: frozenset[str], share: float) -> list[Arrays]:
+    """Where images of train could not be read, fewer pseudo-labelled ones may stand beside the others."""
+    if not guests:
+        return good
+    own = [one for one in good if one[0] not in guests]
+    rest = [one for one in good if one[0] in guests]
+    return own + rest[: sampling.most_beside(len(own), share)]

@@ -152,7 +152,7 @@ def prepared(index: Index, wish: Wish) -> Exam:
     if wish.split not in SPLITS:
         raise unknown("split", wish.split, SPLITS, "Train shows what a model knows by heart, not what it is worth")
     model = store.find(index.project, wish.model)
-    classes = _classes(index.project, model)
+    classes = classes_of(index.project, model)
     rows = {id: row for id, *row in index.rows("status", "split", "source", "missing")}
     chosen = {split: [id for id, row in rows.items() if _tells(split, *row)] for split in {wish.split, "val"}}
     items = {split: sorted(index.items(ids), key=lambda one: one.id) for split, ids in chosen.items()}
@@ -163,7 +163,7 @@ def prepared(index: Index, wish: Wish) -> Exam:
         )
     notes: list[str] = []
     if model.manifest["task"] == "segmentation":
-        items = {split: _placed(found, classes, split, notes) for split, found in items.items()}
+        items = {split: placed(found, classes, split, notes) for split, found in items.items()}
     notes += _absent(model, classes, items[wish.split], wish.split)
     notes += _leaks(index, model, items[wish.split], wish)
     if wish.split == "val":
@@ -175,7 +175,8 @@ def _tells(wanted: str, status: str | None, split: str | None, source: str | Non
     return status == "labelled" and split == wanted and source != "synthetic" and not missing
 
 
-def _classes(project: Project, model: Stored) -> tuple[str, ...]:
+def classes_of(project: Project, model: Stored) -> tuple[str, ...]:
+    """The project's, which must hold all of the model's."""
     known, today = model.manifest["classes"], project.active_classes
     if gone := [name for name in known if name not in today]:
         raise CurateError(
@@ -185,7 +186,8 @@ def _classes(project: Project, model: Stored) -> tuple[str, ...]:
     return tuple(today)
 
 
-def _placed(items: Sequence[Item], classes: Sequence[str], split: str, notes: list[str]) -> list[Item]:
+def placed(items: Sequence[Item], classes: Sequence[str], split: str, notes: list[str]) -> list[Item]:
+    """Those whose label says where its classes are; raises CurateError where none does."""
     kept = [one for one in items if judging.placed(one, classes)]
     if not kept and items:
         raise CurateError(f"none of the {len(items)} labelled images of {split} says where its classes are: draw them")
@@ -207,8 +209,7 @@ def _absent(model: Stored, classes: Sequence[str], items: Sequence[Item], split:
     if few:
         notes.append(
             f"fewer than {FEW} groups in {split} show {', '.join(few)}: the intervals are wide, for good reason. "
-            "Repeated grouped cross-validation uses every group: curate index --folds writes the folds into the "
-            "index; training a model a fold is not part of this command"
+            "Cross-validation judges the recipe by every group: curate evaluate --folds 5"
         )
     return notes
 
@@ -277,7 +278,7 @@ def described(split: Judged, val: Judged, targets: Mapping[str, float]) -> dict[
         "support": figures.support(split, draws, split.classes),
         "overall": _figures(overall),
         "classes": {name: _figures(found) for name, found in by_class.items()},
-        "baselines": _baselines(split, draws),
+        "baselines": baselines(split, draws),
         "confusion": {"truth": rows, "said": columns, "counts": counts.tolist()},
         "calibration": _calibration(split, val, draws),
         "operating": {name: _operating(split, val, name, recall, draws) for name, recall in targets.items()},
@@ -289,12 +290,13 @@ def _figures(found: Mapping[str, Measure]) -> dict[str, Any]:
     return {name: intervals.figure(measure).to_json() for name, measure in found.items()}
 
 
-def _baselines(split: Judged, draws: Draws) -> dict[str, Any]:
-    said, found = figures.majority(split, draws)
-    baselines = {"majority": {"said": said or [CLEAN]} | _figures(found)}
+def baselines(split: Judged, draws: Draws) -> dict[str, Any]:
+    """What is reached without a model."""
+    said, measures = figures.majority(split, draws)
+    found = {"majority": {"said": said or [CLEAN]} | _figures(measures)}
     if split.pixels is not None:
-        baselines["empty_submission"] = _figures(figures.empty_submission(split, draws))
-    return baselines
+        found["empty_submission"] = _figures(figures.empty_submission(split, draws))
+    return found
 
 
 def _calibration(split: Judged, val: Judged, draws: Draws) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.index import Index, chunks
 from curate.project import Project
 from curate.rounds import key_of
-from train import intervals, predicting, store
+from train import evaluating, intervals, mistakes, predicting, store
 from train.dataset import masks_of
 from train.intervals import Draws, Measure
 from train.pixels import Pixels, normalised, padded, read, resized, up_to_stride, with_channels
@@ -45,7 +45,8 @@ Heat = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Wish:
-    """`view`: of a saved view; else the surest mistakes of the last evaluation; without one labelled images of test."""
+    """`view`: of a saved view; else the surest mistakes of the model's last evaluation; without one labelled images of
+    test."""
 
     model: str | None = None
     view: str | None = None
@@ -176,25 +177,23 @@ def questions(index: Index, model: store.Stored, wish: Wish) -> list[Question]:
     if wish.view is not None:
         ids = predicting.of_view(index, wish.view)
         return _labelled(index, sorted(ids), known, wish.images)
-    if found := _mistaken(index, known, wish.images):
+    if found := _mistaken(index, model, known, wish.images):
         return found
     rows = index.rows("status", "split", "missing")
     ids = {id for id, status, split, missing in rows if (status, split) == ("labelled", "test") and not missing}
     return _labelled(index, sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest()), known, wish.images)
 
 
-def _mistaken(index: Index, known: Sequence[str], count: int) -> list[Question]:
-    """The surest mistakes that the index shows."""
-    names = ("eval_confidence", "eval_missed", "eval_false_alarm")
-    if not all(index.dataset.has_sample_field(name) for name in names):
-        return []
-    rows = [row for row in index.rows(*names) if row[1]]
-    rows.sort(key=lambda row: (-row[1], row[0]))
-    items = {one.id: one for one in index.items([row[0] for row in rows[:count]])}
+def _mistaken(index: Index, model: store.Stored, known: Sequence[str], count: int) -> list[Question]:
+    """The surest mistakes of this model's last evaluation: the index may show another's."""
+    last = next((one for one in evaluating.every(index.project) if one.model == model.key), None)
+    here = set(index.ids())
+    rows = [row for row in mistakes.surest(last.folder / evaluating.PER_IMAGE) if row[0] in here] if last else []
+    items = {one.id: one for one in index.items([id for id, _, _ in rows[:count]])}
     found = []
-    for id, _, missed, alarms in rows[:count]:
+    for id, missed, alarms in rows[:count]:
         for why, wrong in (("missed", missed), ("false alarm", alarms)):
-            found += [Question(items[id], name, why) for name in wrong or () if name in known]
+            found += [Question(items[id], name, why) for name in wrong if name in known]
     return found[:count]
 
 
@@ -308,6 +307,8 @@ def _caption(answer: dict[str, Any]) -> Pixels:
     lines = [f"{answer['asked']} ({answer['why']}), p {answer['probability']:.2f}", Path(answer["path"]).name]
     if answer.get("share") is not None:
         lines[0] += f", heat on it {100 * answer['share']:.0f} % (area {100 * answer['area']:.1f} %)"
+    elif "share" in answer:
+        lines[0] += ", no heat: nothing speaks for it"
     strip = np.full((2 * LINE, WIDE, 3), 255, np.uint8)
     for row, text in enumerate(lines):
         plain = text.encode("ascii", "replace").decode()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -46,12 +47,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asks for. `calibration`: images of train that tell how wide activations are."""
+    """What the user asks for. `calibration`: images of train that tell how wide activations are; `activations`: `auto`
+    is what this kind of processor runs fast."""
 
     model: str | None = None
     max_drop: float = MAX_DROP
     calibration: int = CALIBRATION
-    activations: str = "int8"
+    activations: str = quantising.AUTO
     force: bool = False
 
 
@@ -82,6 +84,7 @@ def home(project: Project) -> Path:
 def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Export:
     """Export, or find that it is done. Where the gate refuses, an earlier export stays as it is."""
     _check(wish)
+    wish = replace(wish, activations=quantising.fast(wish.activations, platform.machine()))
     model = store.find(project, wish.model)
     quantising.check_installed()
     data = dataset.collect(Index(project), model.manifest["task"])
@@ -103,8 +106,9 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
 def _check(wish: Wish) -> None:
     if not 0 <= wish.max_drop < 1:
         raise CurateError(f"--max-drop {wish.max_drop:g} must be at least 0 and below 1, for example {MAX_DROP}")
-    if wish.activations not in quantising.ACTIVATIONS:
-        raise unknown("type of activations", wish.activations, quantising.ACTIVATIONS)
+    kinds = (quantising.AUTO, *quantising.ACTIVATIONS)
+    if wish.activations not in kinds:
+        raise unknown("type of activations", wish.activations, kinds)
     if wish.calibration < 1:
         raise CurateError(f"--calibration {wish.calibration} must be at least 1, for example {CALIBRATION}")
 

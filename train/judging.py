@@ -113,13 +113,21 @@ class Judge:
 
 def table_of(project: Project, model: Stored, classes: Sequence[str]) -> Table:
     """What this model has said of images; made if it is not there."""
+    path = home(project, model.key) / f"judged-{key_of(mark(classes))}.lance"
+    return table_at(path, model.manifest["task"] == "segmentation", classes)
+
+
+def mark(classes: Sequence[str]) -> list[Any]:
+    """All that a row's meaning hangs on, beside the image, its label and the model."""
+    return [classes, BINS, THRESHOLDS.tolist(), FOUND, STEP]
+
+
+def table_at(path: Path, segments: bool, classes: Sequence[str]) -> Table:
     count = len(classes)
     columns = {"label": "string", "p": f"float32[{count}]", "decided": f"uint8[{count}]"}
-    if model.manifest["task"] == "segmentation":
+    if segments:
         columns |= {"counts": f"int64[{3 * count}]", "histogram": f"int32[{2 * BINS * count}]"}
         columns |= {"largest": f"int32[{len(THRESHOLDS) * count}]", "regions": "string"}
-    key = key_of([classes, BINS, THRESHOLDS.tolist(), FOUND, STEP])
-    path = home(project, model.key) / f"judged-{key}.lance"
     return Table(path) if Table.exists(path) else Table.create(path, columns)
 
 

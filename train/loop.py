@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -23,10 +24,12 @@ from train import checkpoint, losses, metrics, sampling
 from train.dataset import Batches, Data, Examples, Plan, loader
 from train.losses import Term
 from train.pixels import normalised
+from train.processes import ALONE, Team
 from train.recipe import Phase, Recipe, Schedule
 
 LAST, BEST = "last.ckpt", "best.safetensors"
 THRESHOLD = 0.5
+COMPILER = "inductor"  # of torch.compile
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,6 +64,7 @@ class Setting:
     folder: Path
     device: str = "cpu"
     workers: int = 0
+    team: Team = ALONE
 
 
 class Unfit(CurateError):
@@ -79,15 +83,16 @@ def fit(
     """
     import torch
 
-    recipe, data, folder, device = setting.recipe, setting.data, setting.folder, setting.device
+    recipe, data, folder, device, team = setting.recipe, setting.data, setting.folder, setting.device, setting.team
     model.to(device, memory_format=torch.channels_last)
     shadow = deepcopy(model) if recipe.ema else None
     loss_of = _loss(recipe, data)
     repeats = sampling.repeats(recipe.sampler.name, data.present(data.train), recipe.sampler.threshold)
-    batches, feed = _feed(data.train, setting, training=True)
+    batches, feed = _feed([*data.train, *data.pseudo], setting, training=True)
     val_batches, val_feed = _feed(data.val, setting, training=False)
     val_batches.begin(range(len(data.val)), 0)
     autocast, scaler = _precision(recipe.amp, device)
+    team.wait()  # the leader may still write what is read now
     state, stored = _resumed(folder)
 
     while state.phase < len(recipe.parts):
@@ -99,35 +104,39 @@ def fit(
         if stored:
             _restore(stored, model, shadow, optimiser, scaler)
             stored = None
+        network = _compiled(team.joined(model)) if recipe.compile else team.joined(model)
 
         while state.epoch < phase.epochs:
-            begun, total, seen = time.perf_counter(), 0.0, 0
-            order = sampling.draw(repeats, state.number, recipe.seed)
-            batches.begin(order[: recipe.steps * recipe.batch if recipe.steps else None].tolist(), state.number)
-            torch.manual_seed(int(np.random.default_rng([recipe.seed, state.number, 2]).integers(2**62)))
+            begun, total, seen = time.perf_counter(), 0.0, 0.0
+            batches.take(_epoch(setting, repeats, state.number), state.number, team.rank, team.world)
+            torch.manual_seed(int(np.random.default_rng([recipe.seed, state.number, 2 + team.rank]).integers(2**62)))
             _train_mode(model, setting.frozen)
             optimiser.zero_grad(set_to_none=True)
 
             for step, (ids, images, targets, problems) in enumerate(feed):
                 state.fitted.skipped |= dict(problems)
                 progress(f"epoch {state.number + 1}", 1, len(batches))
-                if images is None:
+                if images is None and team.alone:
                     continue
+                if images is None:  # the others wait for this process's part of the step
+                    images, targets = _nothing(setting)
                 if len(images) == 1:
                     images, targets = images.repeat(2, 1, 1, 1), torch.cat([targets, targets])  # norms need two
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
                 rate = _rate(recipe.schedule, phase, recipe, state.epoch + step / len(batches))
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                with _memory(recipe.batch), autocast:
-                    logits = model(normalised(images, recipe.input.scale))
+                with _memory(recipe.batch), _compiling(recipe.compile), autocast:
+                    logits = network(normalised(images, recipe.input.scale))
                     loss = loss_of(logits.float(), targets.float())
                     if hasattr(model, "side_cost"):  # a part that answers a question of its own
                         loss = loss + model.side_cost(targets.float())
+                    loss = loss if ids else 0 * loss
                 value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise Unfit(_diverged(value, state.number, step, ids, folder))
-                with _memory(recipe.batch):
+                if any(team.total(not math.isfinite(value))):
+                    bad = next(one for one in team.gathered((value, ids)) if not math.isfinite(one[0]))
+                    team.fail(Unfit(_diverged(bad[0], state.number, step, bad[1], folder)))
+                with _memory(recipe.batch), _compiling(recipe.compile):
                     scaler.scale(loss / recipe.accumulate).backward()
                 if (step + 1) % recipe.accumulate == 0 or step + 1 == len(batches):
                     scaler.unscale_(optimiser)
@@ -138,15 +147,19 @@ def fit(
                     _follow(shadow, model, recipe.ema)
                 total, seen = total + value * len(ids), seen + len(ids)
 
+            total, seen = team.total(total, seen)
+            state.fitted.skipped |= dict(ChainMap(*team.gathered(state.fitted.skipped)))
             if not seen:
-                raise CurateError(f"no image of train could be read; the first: {_first(state.fitted.skipped)}")
+                team.fail(CurateError(f"no image of train could be read; the first: {_first(state.fitted.skipped)}"))
             judged = shadow or model
             row = {"phase": state.phase, "epoch": state.number, "lr": rate, "train_loss": total / seen}
-            row |= _validated(judged, val_feed, setting, loss_of, autocast, state.fitted.skipped)
-            row["seconds"] = round(time.perf_counter() - begun, 2)
+            if team.leads:
+                row |= _validated(judged, val_feed, setting, loss_of, autocast, state.fitted.skipped)
+                row["seconds"] = round(time.perf_counter() - begun, 2)
+            row = team.shared(row)
             better = not data.val or row["val_loss"] < state.fitted.best.get("val_loss", math.inf)
             if better:
-                checkpoint.save(folder / BEST, judged.state_dict())
+                _keep(setting, folder / BEST, judged.state_dict())
                 state.fitted.best = row
             state.fitted.history.append(row)
             state.waited = 0 if better else state.waited + 1
@@ -154,10 +167,11 @@ def fit(
             if state.waited >= recipe.patience:
                 state.epoch = phase.epochs  # early stopping ends the phase
             if state.epoch < phase.epochs:
-                _save(folder, state, model, shadow, optimiser, scaler)
+                _save(setting, state, model, shadow, optimiser, scaler)
             ended(state.fitted)
         state.phase, state.epoch, state.waited = state.phase + 1, 0, 0
-        _save(folder, state, model, shadow, optimiser, scaler)
+        _save(setting, state, model, shadow, optimiser, scaler)
+        team.wait()  # until the best weights are on disk
 
     return state.fitted
 
@@ -200,7 +214,36 @@ def _area(defect: Any) -> float:
 def _feed(items: Sequence[Item], setting: Setting, training: bool) -> tuple[Batches, Any]:
     batches = Batches(setting.recipe.batch)
     examples = Examples(items, setting.plan, training)
-    return batches, loader(examples, batches, setting.workers if items else 0, setting.device != "cpu")
+    guests = frozenset(one.id for one in setting.data.pseudo), setting.recipe.pseudo.share
+    return batches, loader(examples, batches, setting.workers if items else 0, setting.device != "cpu", guests)
+
+
+def _epoch(setting: Setting, repeats: sampling.Repeats, number: int) -> list[list[int]]:
+    """This process's batches of an epoch, as rows; those with pseudo-labels come after those of train."""
+    recipe, data, team = setting.recipe, setting.data, setting.team
+    order = sampling.draw(repeats, number, recipe.seed, team.rank, team.world)
+    guests = order[:0]
+    if data.pseudo:
+        once = np.ones(len(data.pseudo))
+        guests = len(data.train) + sampling.draw(once, number, recipe.seed, team.rank, team.world)
+    return sampling.mixed(order, guests, team.part_of(recipe.batch), recipe.pseudo.share)[: recipe.steps]
+
+
+def _nothing(setting: Setting) -> tuple[Any, Any]:
+    """Two grey images that show nothing: what stands in where none of a process's batch could be read."""
+    import torch
+
+    size, outputs = setting.recipe.input, len(setting.data.outputs)
+    images = torch.full((2, size.height, size.width, size.channels), 128, dtype=torch.uint8)
+    places = (size.height, size.width) if setting.data.task == "segmentation" else ()
+    return images, torch.zeros(2, outputs, *places, dtype=torch.uint8)
+
+
+def _compiled(network: Any) -> Any:
+    """Faster after a first step that takes minutes; the model itself keeps its parameters, and their names."""
+    import torch
+
+    return torch.compile(network, backend=COMPILER)
 
 
 def _precision(amp: str, device: str) -> tuple[Any, Any]:
@@ -326,13 +369,18 @@ def decided(logits: Any, single: bool) -> Any:
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _save(folder: Path, state: _State, model: Any, shadow: Any, optimiser: Any, scaler: Any) -> None:
+def _keep(setting: Setting, file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+    if setting.team.leads:
+        checkpoint.save(file, tensors, state)
+
+
+def _save(setting: Setting, state: _State, model: Any, shadow: Any, optimiser: Any, scaler: Any) -> None:
     tensors, groups = checkpoint.optimiser_state(optimiser)
     everything = checkpoint.packed("model", model.state_dict()) | checkpoint.packed("optimiser", tensors)
     everything |= checkpoint.packed("shadow", shadow.state_dict()) if shadow else {}
     where = {"phase": state.phase, "epoch": state.epoch, "number": state.number, "waited": state.waited}
     rest = {"fitted": vars(state.fitted), "groups": groups, "scaler": scaler.state_dict()}
-    checkpoint.save(folder / LAST, everything, where | rest)
+    _keep(setting, setting.folder / LAST, everything, where | rest)
 
 
 def _resumed(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, Any]] | None]:
@@ -370,6 +418,20 @@ def _memory(batch: int) -> Iterator[None]:
         half = max(1, batch // 2)
         text = f"out of GPU memory with batch {batch}. Try: --set batch={half} --set accumulate=2"
         raise Unfit(text) from None
+
+
+@contextmanager
+def _compiling(wanted: bool) -> Iterator[None]:
+    """The compiler's own trouble becomes one line with the way round it."""
+    try:
+        yield
+    except Exception as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CurateError(
+            f"torch.compile cannot compile this model here ({reason}). Try: --set compile=false"
+        ) from None
 
 
 def _diverged(value: float, epoch: int, step: int, ids: Sequence[str], folder: Path) -> str:

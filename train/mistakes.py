@@ -151,3 +151,13 @@ def load(file: Path) -> dict[str, list[str]]:
     parquet: Any = pyarrow.parquet
     found = parquet.read_table(file, columns=["id", "decided"]).to_pydict()
     return dict(zip(found["id"], found["decided"], strict=True))
+
+
+def surest(file: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Of an earlier evaluation: images that were wrong, with what was missed and wrongly named, the surest first."""
+    import pyarrow.parquet
+
+    parquet: Any = pyarrow.parquet
+    found = parquet.read_table(file, columns=["id", "confidence", "missed", "false_alarm"]).to_pylist()
+    wrong = sorted((one for one in found if one["confidence"]), key=lambda one: (-one["confidence"], one["id"]))
+    return [(one["id"], one["missed"] or [], one["false_alarm"] or []) for one in wrong]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from curate import predictions, scores, shapes
 from curate.data import Defect
+from curate.embedding import Engine
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index import Index, chunks
 from curate.predictions import Prediction
@@ -276,10 +277,12 @@ def run(
     *,
     everything: bool = False,
     device: str = "auto",
+    engine: str = "local",
 ) -> Report:
     """Predict what this model has not seen yet: of a saved view, of `everything`, else of what nobody has labelled.
 
     Scores go to `work/scores/model-<key>.lance`, regions and classes to the index. The caller holds the writer lock.
+    With `engine="ray"` the model looks in Ray's actors, here or on a cluster; this process writes.
     """
     begun = time.perf_counter()
     predictor = load(project, key, device)
@@ -287,11 +290,11 @@ def run(
     wanted = _wanted(index, view, everything)
     there = {id: path for id, path, missing in wanted if not missing}
     table = table_of(project, predictor)
-    done = _done(index, table, predictor.by)
-    todo = [(id, Path(path)) for id, path in sorted(there.items()) if id not in done]
+    known = done(index, table, predictor.by)
+    todo = [(id, Path(path)) for id, path in sorted(there.items()) if id not in known]
     report = Report(predictor.key, table.path, list(predictor.classes), kept=len(there) - len(todo))
     report.missing = len(wanted) - len(there)
-    for part in chunks(_seen(predictor, todo, project.config.limits.max_pixels), CHUNK):
+    for part in chunks(_seen(predictor, todo, project.config.limits.max_pixels, engine), CHUNK):
         _write(part, index, table, predictor, report)
         progress(f"predict {predictor.key[:8]}", len(part), len(todo))
     table.finish(newest=True)
@@ -333,7 +336,7 @@ def of_view(index: Index, name: str) -> set[str]:
     return set(index.dataset.select(samples).values("content_id"))
 
 
-def _done(index: Index, table: Table, by: str) -> set[str]:
+def done(index: Index, table: Table, by: str) -> set[str]:
     """Images that have this model's scores, and show its predictions: another model may have been asked since."""
     if index.dataset.get_field(predictions.BY) is None:
         return set()
@@ -344,7 +347,15 @@ def _done(index: Index, table: Table, by: str) -> set[str]:
 Outcome = tuple[str, Seen | None, str]
 
 
-def _seen(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int) -> Iterator[Outcome]:
+def _seen(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int, engine: str) -> Iterator[Outcome]:
+    from train import _ray
+
+    if engine not in get_args(Engine):
+        raise unknown("engine", engine, get_args(Engine))
+    return (_ray.outcomes if engine == "ray" else seen_here)(predictor, todo, max_pixels)
+
+
+def seen_here(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int) -> Iterator[Outcome]:
     """Every image, in order; the next one is read while the model looks at this one."""
     with ThreadPoolExecutor(1) as reader:
         ahead: Future[Pixels] | None = None

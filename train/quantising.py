@@ -26,10 +26,19 @@ OPSET = 18
 # With both signed (S8S8) a file runs well on ARM; x86 multiplies unsigned with signed, so that ONNX Runtime there keeps
 # about half of such a network in floats. On x86 without VNNI, in turn, unsigned ones may overflow: the gate shows it.
 ACTIVATIONS = {"int8": "QInt8", "uint8": "QUInt8"}
+AUTO = "auto"
+X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3  # between torch and ONNX Runtime; what is usual is a hundredth of it
 Run = Callable[[Pixels], NDArray[np.float32]]
 Shape = tuple[int, int, int]  # height, width, channels
+
+
+def fast(activations: str, machine: str) -> str:
+    """What is asked for; `auto` is the kind that such a machine multiplies fast."""
+    if activations != AUTO:
+        return activations
+    return "uint8" if machine.lower() in X86 else "int8"
 
 
 def check_installed() -> None:

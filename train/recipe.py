@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,6 +28,7 @@ SCALES = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+HIGHEST = 100.0  # of a rate: above, numbers leave what a float can hold before any loss can tell
 Trail = tuple[str | int, ...]
 
 
@@ -44,7 +45,7 @@ class Model(_Strict):
     architecture: str
     encoder: str = ""
     weights: str = "hub"
-    attention: Literal["none", "scse"] = "none"
+    attention: Literal["none", "scse", "gate"] = "none"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -110,8 +111,8 @@ class Loss(_Strict):
 
 class Optimiser(_Strict):
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(default=3e-4, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    lr: float = Field(default=3e-4, gt=0, le=HIGHEST)
+    weight_decay: float = Field(default=1e-4, ge=0, le=HIGHEST)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
@@ -129,7 +130,14 @@ class Phase(_Strict):
 
     epochs: int = Field(ge=1)
     train: Literal["all", "head"] | int = "all"
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=HIGHEST)
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _trains(cls, value: object) -> object:
+        if value in ("all", "head") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("must be all, head, or how many of the last layers to train, at least 1")
 
 
 class Predict(_Strict):
@@ -138,6 +146,22 @@ class Predict(_Strict):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     min_area: int = Field(default=16, ge=1)
     flips: bool = False
+
+
+class Pseudo(_Strict):
+    """Images that nobody labelled, as far as `model` (a key or an alias) is sure of every class; off without one.
+
+    Sure is a probability of at least `threshold`, or of at most 1 - `threshold` that the class is not there;
+    `thresholds` has those of single classes. `share`: the most of any batch that such images may be.
+    """
+
+    model: str = ""
+    threshold: float = Field(default=0.95, gt=0.5, lt=1)
+    thresholds: dict[str, Annotated[float, Field(gt=0.5, lt=1)]] = Field(default_factory=dict)
+    share: float = Field(default=0.12, gt=0, le=0.12)
+
+    def sure(self, name: str) -> float:
+        return self.thresholds.get(name, self.threshold)
 
 
 class Recipe(_Strict):
@@ -152,6 +176,7 @@ class Recipe(_Strict):
     schedule: Schedule = Schedule()
     phases: tuple[Phase, ...] = ()
     predict: Predict = Predict()
+    pseudo: Pseudo = Pseudo()
     epochs: int = Field(default=40, ge=1)
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
@@ -161,6 +186,7 @@ class Recipe(_Strict):
     patience: int = Field(default=8, ge=1)
     seed: int = 0
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    compile: bool = False
     allow_double_prior: bool = False
 
     @property

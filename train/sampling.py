@@ -8,6 +8,10 @@ each takes its own part.
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+from math import floor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +19,7 @@ from curate.errors import unknown
 
 Present = NDArray[np.bool_]  # (images, classes)
 Repeats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 SAMPLERS = ("natural", "weighted", "repeat-factor")
 
 
@@ -45,14 +50,29 @@ def repeat_factor(present: Present, threshold: float) -> Repeats:
     return np.asarray(np.where(present, factor, 1.0).max(axis=1, initial=1.0))
 
 
-def draw(repeats: Repeats, epoch: int, seed: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+def draw(repeats: Repeats, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Rows:
     """This process's rows of an epoch. Padded from its beginning, so that all processes take as many steps."""
     order = _drawn(repeats, epoch, seed)
     padded = np.resize(order, -(-len(order) // world) * world)
     return padded[rank::world]
 
 
-def _drawn(repeats: Repeats, epoch: int, seed: int) -> NDArray[np.int64]:
+def mixed(rows: Rows, guests: Rows, size: int, share: float) -> list[list[int]]:
+    """An epoch's batches of `size` rows, of which guests are never more than `share`; each guest comes once at most."""
+    room = most_beside(size, share, whole=True) if len(guests) else 0
+    parts = [rows[at : at + size - room].tolist() for at in range(0, len(rows), size - room)]
+    ends = np.linspace(0, min(len(guests), room * len(parts)), len(parts) + 1).astype(np.int64)
+    taken = (guests[begin:end].tolist() for begin, end in pairwise(ends))
+    return [[*part, *some[: most_beside(len(part), share)]] for part, some in zip(parts, taken, strict=True)]
+
+
+def most_beside(count: int, share: float, whole: bool = False) -> int:
+    """How many guests may stand beside so many others (`whole`: among so many in all)."""
+    of = Fraction(str(share))  # as it is written: 0.12 of 25 is 3, whatever floats make of it
+    return floor(count * of if whole else count * of / (1 - of))
+
+
+def _drawn(repeats: Repeats, epoch: int, seed: int) -> Rows:
     """Systematic sampling: evenly spaced marks on the repeats laid end to end, in random order."""
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(repeats))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from curate import edits, files, indexing
@@ -15,11 +16,12 @@ from curate.labels import Book
 from curate.project import Project
 from curate.rounds import key_of
 from curate.splits import Decisions
-from train import architectures, dataset, loop, pretrained, recipe, store
+from train import architectures, dataset, loop, pretrained, processes, pseudo, recipe, store
 from train.architectures import two_stage
 from train.dataset import Data, Plan
 from train.loop import Fitted, Progress, Setting
 from train.pretrained import Start
+from train.processes import ALONE, Team
 from train.recipe import Recipe
 from train.store import Stored
 
@@ -58,14 +60,42 @@ class Trained:
 
 
 def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Trained:
-    """Train, or find that it is done; resumes what a kill left. Afterwards the model is the candidate."""
+    """Train, or find that it is done; resumes what a kill left. Afterwards the model is the candidate.
+
+    Of several processes one does this; the others, which `processes` tells of, help to train and end here.
+    """
+    from curate.embed._network import device_of
+
+    device = device_of(wish.device)
+    with processes.team(device) as team, ExitStack() as stack:
+        task = team.agreed(lambda: _task(project, wish, device, team, stack))
+        manifest = _trained(task, wish.workers, team, progress if team.leads else _silent) if task.fresh else {}
+        if team.leads:
+            made = _finished(project, task, manifest)
+            return Trained(made, task.fresh, [*task.data.notes, *_skipped(made)])
+    raise SystemExit(0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training needs to know, in any process; not `fresh`, it is done already."""
+
+    key: str
+    recipe: Recipe
+    data: Data
+    plan: Plan
+    folder: Path
+    device: str
+    fresh: bool
+
+
+def _task(project: Project, wish: Wish, device: str, team: Team, stack: ExitStack) -> Task:
     resolved, data = prepared(project, wish)
+    team.part_of(resolved.batch)
     key = model_key(resolved, data)
-    with files.writer_lock(store.home(project), "curate train"):  # for hours: the index stays free
-        fresh = not store.is_done(project, key)
-        made = _made(project, key, resolved, data, wish, progress) if fresh else store.find(project, key)
-        store.point(project, store.CANDIDATE, key)
-    return Trained(made, fresh, [*data.notes, *_skipped(made)])
+    stack.enter_context(files.writer_lock(store.home(project), "curate train"))  # for hours: the index stays free
+    folder, fresh = store.training_folder(project, key), not store.is_done(project, key)
+    return Task(key, resolved, data, plan_of(project, resolved, data), folder, device, fresh)
 
 
 def prepared(project: Project, wish: Wish) -> tuple[Recipe, Data]:
@@ -75,7 +105,8 @@ def prepared(project: Project, wish: Wish) -> tuple[Recipe, Data]:
         index = Index(project)
         _capture(index)
         data = dataset.collect(index, named.task if named else wish.task)
-    return _resolved(named or recipe.load(recipe.DEFAULTS[data.task], wish.overrides), data), data
+        resolved = _resolved(named or recipe.load(recipe.DEFAULTS[data.task], wish.overrides), data)
+        return pseudo.added(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
 
 def _named(wish: Wish) -> Recipe | None:
@@ -104,8 +135,10 @@ def _resolved(named: Recipe, data: Data) -> Recipe:
 
 
 def model_key(resolved: Recipe, data: Data) -> str:
-    """Weights count by what they are, not by where they lie."""
-    values = resolved.model_dump(mode="json", exclude={"summary": True, "model": {"weights"}})
+    """Weights count by what they are, not by where they lie; what is off, or only makes it faster, does not."""
+    left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True}
+    left |= {} if resolved.pseudo.model else {"pseudo": True}
+    values = resolved.model_dump(mode="json", exclude=left)
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
 
 
@@ -122,22 +155,27 @@ def plan_of(project: Project, resolved: Recipe, data: Data) -> Plan:
     )
 
 
-def _made(project: Project, key: str, resolved: Recipe, data: Data, wish: Wish, progress: Progress) -> Stored:
-    from curate.embed._network import device_of
-
+def _trained(task: Task, workers: int | None, team: Team, progress: Progress) -> dict[str, Any]:
+    """The manifest of what was trained; the weights lie in the task's folder."""
     begun = time.perf_counter()
-    device = device_of(wish.device)
-    folder = store.training_folder(project, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    model, start = network_of(resolved, data)
-    workers = workers_of(device) if wish.workers is None else wish.workers
-    setting = Setting(resolved, data, plan_of(project, resolved, data), start.frozen, folder, device, workers)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    model, start = network_of(task.recipe, task.data)
+    readers = workers_of(task.device, team) if workers is None else workers
+    setting = Setting(task.recipe, task.data, task.plan, start.frozen, task.folder, task.device, readers, team)
     fitted = loop.fit(model, setting, progress)
-    manifest = _manifest(resolved, data, start, fitted) | {
-        "device": device,
-        "seconds": round(time.perf_counter() - begun, 1),
-    }
-    return store.finish(project, key, folder / loop.BEST, manifest)
+    about = {"device": task.device, "processes": team.world, "seconds": round(time.perf_counter() - begun, 1)}
+    return _manifest(task.recipe, task.data, start, fitted) | about
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """One bar is enough."""
+
+
+def _finished(project: Project, task: Task, manifest: dict[str, Any]) -> Stored:
+    best = task.folder / loop.BEST
+    made = store.finish(project, task.key, best, manifest) if task.fresh else store.find(project, task.key)
+    store.point(project, store.CANDIDATE, task.key)
+    return made
 
 
 def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
@@ -153,11 +191,11 @@ def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
     return model, start
 
 
-def workers_of(device: str) -> int:
+def workers_of(device: str, team: Team = ALONE) -> int:
     """Processes that read images: a GPU must not wait, and a CPU has no core to spare."""
     import os
 
-    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
+    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) // team.world - 1))
 
 
 def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dict[str, Any]:
@@ -177,6 +215,7 @@ def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dic
             "by_class": dict(zip(data.classes, by_class, strict=True)),
         },
         "images": {"train": [one.id for one in data.train], "val": [one.id for one in data.val]},
+        "pseudo": pseudo.recorded(resolved, data.pseudo) if data.pseudo else None,
         "skipped": fitted.skipped,
         "history": fitted.history,
         "best": fitted.best,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from curate.project import Project
     from train.comparing import Comparison
     from train.evaluating import Evaluation
+    from train.folds import Validation
 
 SplitOption = Annotated[str, typer.Option(help="test or val.")]
 LeakOption = Annotated[
@@ -50,6 +51,18 @@ def evaluate(
         typer.Option(metavar="CLASS=RECALL", help="Fit this class's threshold on val, as crack=0.99 (repeatable)."),
     ] = None,
     allow_leak: LeakOption = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Judge the model's recipe by cross-validation instead: train it anew without each of so many folds of "
+            "groups of train and val, and ask it about that fold. For classes with few groups. Takes long.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="With --folds: how often folds are dealt anew.")] = 3,
+    with_test: Annotated[
+        bool, typer.Option("--with-test", help="With --folds: deal test's groups, too; else test stays untouched.")
+    ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -59,6 +72,15 @@ def evaluate(
     from train import evaluating
 
     made = open_project(project)
+    if folds is not None:
+        if split != "test" or allow_leak:
+            raise CurateError(
+                "--folds deals train and val (--with-test: test, too): leave out --split and --allow-leak"
+            )
+        _folds(made, (model, folds, repeats, with_test, _targets(target_recall or []), device_named(device)), json)
+        return
+    if with_test:
+        raise CurateError("--with-test goes with --folds: without folds, test is what is judged")
     wish = evaluating.Wish(model, split, _targets(target_recall or []), allow_leak, device_named(device))
     with writer_lock(made.work, "curate evaluate"), bars() as step:
         found = evaluating.run(made, wish, step)
@@ -77,6 +99,46 @@ def _targets(texts: Sequence[str]) -> dict[str, float]:
         if not name:
             raise CurateError(f"--target-recall '{text}' is not CLASS=RECALL, for example crack=0.99")
     return found
+
+
+def _folds(made: Project, wish: tuple[Any, ...], json: bool) -> None:
+    from train import folds
+
+    task = folds.prepared(made, folds.Wish(*wish))
+    if task.todo:
+        warn(folds.cost(task))
+    with bars() as step:
+        found = folds.run(task, step)
+    emit(found.to_json()) if json else _validated(found, made)
+
+
+def _validated(found: Validation, project: Project) -> None:
+    values, made = found.figures, found.manifest
+    for note in made["notes"]:
+        warn(note)
+    if not found.fresh:
+        say("nothing to do: this recipe is judged on these folds already")
+    head = (
+        f"by {made['folds']} folds, {made['repeats']} times, on {values['images']} images of {values['groups']} groups"
+    )
+    where = f"in {' and '.join(made['splits'])} ({values['support']['clean']['images']} clean)"
+    say(f"{head} {where}", f"recipe of model {made['model']}", "green")
+    _overall(values)
+    _by_class(values, project)
+    for name, one in values["operating"].items():
+        say(_held(name, one))
+    say(near(found.folder), "kept in:")
+
+
+def _held(name: str, one: Mapping[str, Any]) -> str:
+    parts = (
+        f"recall {_number(one[key]['recall'])} ({_between(one[key]['recall'])}), false alarms "
+        f"{_number(one[key]['false_alarms'])}"
+        for key in ("held", "before")
+    )
+    fitted = f"{len(one['thresholds'])} folds, reached on {one['reached']} of their vals"
+    fitted += f" ({one['unfitted']} vals show none)" if one["unfitted"] else ""
+    return f"{name} at recall {one['target']:g}, fitted on {fitted}. On held-out folds: {'; before: '.join(parts)}"
 
 
 def _evaluated(found: Evaluation, project: Project) -> None:

@@ -32,8 +32,12 @@ def export_model(
     ] = 0.005,
     calibration: Annotated[int, typer.Option(help="Images of train that INT8 is calibrated on.")] = 64,
     activations: Annotated[
-        str, typer.Option(help="int8, or uint8: much faster on x86 (with VNNI), not on ARM.")
-    ] = "int8",
+        str,
+        typer.Option(
+            help="What INT8 has between layers: int8 (S8S8, for ARM), uint8 (much faster on x86), or auto: what is "
+            "fast on this machine."
+        ),
+    ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Write it whatever it costs; export.json says so.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -81,7 +85,7 @@ def _engines(about: Mapping[str, Any]) -> None:
     rows(table, right={1, 2, 3})
     say(f"median of {speed['images']} images on the CPU, {speed['threads']} threads each")
     if about["quantisation"]["activations"] == "int8" and speed["ms"]["int8"] > WORTH * speed["ms"]["onnx"]:
-        warn("INT8 gains little here: on x86 processors try --activations uint8; small networks gain little anywhere")
+        warn("INT8 gains little here: on x86 processors use --activations uint8; small networks gain little anywhere")
 
 
 def _by_class(about: Mapping[str, Any], project: Project) -> None:

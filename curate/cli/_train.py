@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,7 +54,11 @@ def train(
     allow_double_prior: Annotated[
         bool, typer.Option("--allow-double-prior", help="Let both sampler and loss favour rare classes.")
     ] = False,
+    pseudo: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Learn, too, from what this model is sure of: key or alias.")
+    ] = None,
     device: DeviceOption = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Train in so many processes, each with a GPU of its own.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read images \\[default: none on a CPU].")
     ] = None,
@@ -64,12 +69,16 @@ def train(
     if listing:
         _list(json)
         return
+    from train import processes as team
     from train import training
 
     overrides = [*(set_ or []), *([f"model.weights={weights}"] if weights else [])]
     overrides += ["allow_double_prior=true"] if allow_double_prior else []
+    overrides += [f'pseudo.model="{pseudo}"'] if pseudo else []  # quoted: a key may look like a number
     made = open_project(project)
     wish = training.Wish(task, recipe, tuple(overrides), device_named(device), workers)
+    if processes > 1 and not team.launched():
+        raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
         found = training.run(made, wish, step)
     emit(found.to_json()) if json else _trained(found, made.name)
@@ -122,6 +131,7 @@ def predict(
     ] = None,
     view: Annotated[str | None, typer.Option(help="Only the images of this saved view.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: here or on the cluster of RAY_ADDRESS.")] = "local",
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -134,7 +144,9 @@ def predict(
         raise CurateError("--view and --all contradict each other; give one")
     made = open_project(project)
     with writer_lock(made.work, "curate predict"), bars() as step:
-        report = predicting.run(made, model, view, step, everything=everything, device=device_named(device))
+        report = predicting.run(
+            made, model, view, step, everything=everything, device=device_named(device), engine=engine
+        )
         browse.arrange(made)
     emit(report.to_json()) if json else _predicted(report)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,21 @@ def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: 
     """Every image's `Outcome`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
     if not todo:
         return
+    with running() as ray:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        yield from _stream(ray, encoder, todo, max_pixels, batch, workers or max(1, cores - 1))
+
+
+@contextmanager
+def running() -> Iterator[Any]:
+    """Ray, started if nobody has, and then stopped again."""
     ray = _imported()
     own = not ray.is_initialized()
     if own:
         print(START, file=sys.stderr)  # noqa: T201
         _start(ray)
     try:
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        yield from _stream(ray, encoder, todo, max_pixels, batch, workers or max(1, cores - 1))
+        yield ray
     finally:
         if own:
             ray.shutdown()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curate import garbage
+from curate import files, garbage
 from curate.errors import CurateError
 from curate.project import Project, ProjectConfig, SourceConfig
 from tests.fakes import save_text
@@ -106,3 +106,111 @@ def test_what_was_made_of_a_model_goes_with_it(project: Project) -> None:
     save_text(project.work / "robustness" / ".lock", "")
     wanted = ("evaluations", "robustness", "explanations", "exports")
     assert found(project) == {f"{made}/gone": f"{made} of a model that is gone" for made in wanted}
+
+
+def test_what_was_made_of_a_model_goes_in_the_same_sweep(project: Project) -> None:
+    for age, name in enumerate(("newest", "champion", "old")):
+        folder(project, f"models/{name}", age)
+        folder(project, f"exports/{name}")
+    save_text(project.work / "models" / "production.json", '{"model": "champion"}')
+    assert set(found(project)) == {"models/old", "exports/old"}
+
+
+def test_a_training_that_was_given_up_goes_and_one_to_go_on_with_stays(project: Project) -> None:
+    folder(project, "models/.given-up.training", 5)
+    folder(project, "models/finished", 3)
+    folder(project, "models/.killed.training", 1)
+    assert found(project) == {
+        "models/.given-up.training": "training that was given up: another was finished since",
+    }
+
+
+def test_without_a_finished_model_no_training_is_given_up(project: Project) -> None:
+    folder(project, "models/.killed.training", 1)
+    assert found(project) == {}
+
+
+def result(project: Project, name: str, age: int, file: str = "manifest.json", text: str = "{}") -> None:
+    save_text(project.work / name / file, text)
+    aged(project.work / name, age)
+
+
+def test_of_each_kind_of_result_the_newest_finished_one_stays(project: Project) -> None:
+    folder(project, "models/m")
+    crack, plain = '{"targets": {"crack": 0.9}}', '{"targets": {}}'
+    result(project, "evaluations/m/test-aa", 9, text=plain)
+    result(project, "evaluations/m/test-bb", 8, text=plain)
+    result(project, "evaluations/m/test-cc", 7, text=crack)
+    result(project, "evaluations/m/val-dd", 9, text=plain)
+    for name, age in (("folds-5-aa", 5), ("folds-5-bb", 4), ("folds-5-test-cc", 6)):
+        result(project, f"evaluations/m/{name}", age, "result-x.json")
+    result(project, "evaluations/m/folds-5-dd", 1, "fold-1-1.json")  # at work, or killed: it may be gone on with
+    folder(project, "evaluations/m/judged-aa.lance", 9)
+    folder(project, "evaluations/m/judged-bb.lance", 1)
+    result(project, "robustness/m/leave-out-exposure-aa", 3)
+    result(project, "robustness/m/leave-out-exposure-bb", 2)
+    result(project, "robustness/m/test-cc", 3)
+    for name, age, view in (("aa", 3, '"x"'), ("bb", 2, '"x"'), ("cc", 3, "null")):
+        result(project, f"explanations/m/{name}", age, "report.json", f'{{"view": {view}}}')
+    assert found(project) == {
+        "evaluations/m/test-aa": "superseded evaluations",
+        "evaluations/m/folds-5-aa": "superseded evaluations",
+        "robustness/m/leave-out-exposure-aa": "superseded robustness",
+        "explanations/m/aa": "superseded explanations",
+    }
+
+
+def test_what_is_not_finished_goes_once_another_is(project: Project) -> None:
+    folder(project, "models/m")
+    result(project, "evaluations/m/folds-5-aa", 5, "fold-1-1.json")
+    result(project, "evaluations/m/folds-5-bb", 4, "result-x.json")
+    folder(project, "evaluations/m/folds-5-bb/.1-1.training")
+    aged(project.work / "evaluations/m/folds-5-bb", 4)
+    assert found(project) == {
+        "evaluations/m/folds-5-aa": "superseded evaluations",
+        "evaluations/m/folds-5-bb/.1-1.training": "left by a killed command",
+    }
+
+
+def test_searches_keep_what_they_found_and_the_newest_its_trial(project: Project) -> None:
+    for name, age in (("old", 5), ("new", 1)):
+        save_text(project.work / "tune" / name / "study.sqlite", "x")
+        folder(project, f"tune/{name}/.aa.training")
+        aged(project.work / "tune" / name, age)
+    assert found(project) == {"tune/old/.aa.training": "trial that was given up: another search was begun since"}
+
+
+@pytest.mark.parametrize(
+    ("room", "path"),
+    [
+        ("models", "models/.given-up.training"),
+        ("exports", "exports/.m.77.part"),
+        ("tune/old", "tune/old/.aa.training"),
+        ("evaluations", "evaluations/gone"),
+    ],
+)
+def test_nothing_goes_from_where_a_command_is_at_work(project: Project, room: str, path: str) -> None:
+    folder(project, path, 5)
+    for name in ("models/finished", "tune/new"):
+        folder(project, name, 1)
+    aged((project.work / path).parent, 5)
+    assert set(found(project)) == {path}
+    with files.writer_lock(project.work / room, "curate train"):
+        assert found(project) == {}
+    aged((project.work / path).parent, 5)
+    assert set(found(project)) == {path}
+
+
+def test_what_is_found_is_removed_whole(project: Project) -> None:
+    folder(project, "models/old/.weights.77.part")
+    folder(project, "evaluations/old/test-aa")
+    for age, name in enumerate(("newest", "old")):
+        folder(project, f"models/{name}", age)
+    listed = garbage.find(project)
+    assert {one.path.relative_to(project.work).as_posix(): one.bytes for one in listed} == {
+        "models/old": 10,
+        "evaluations/old": 5,
+    }
+    garbage.remove(listed)
+    assert garbage.find(project) == []
+    assert (project.work / "models" / "newest").is_dir()

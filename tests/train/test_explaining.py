@@ -17,7 +17,7 @@ from curate.project import Project
 from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, tiny
 from tests.train.test_recipe import network
-from train import evaluating, explaining, recipe, training
+from train import evaluating, explaining, recipe, store, training
 from train.pixels import normalised
 from train.predicting import Predictor
 
@@ -129,6 +129,17 @@ def test_shares_by_hand() -> None:
     assert found["crack"]["peak"]["value"] == 0.5
 
 
+def test_the_sheet_says_where_there_is_no_heat() -> None:
+    answer = {"asked": "crack", "why": "missed", "probability": 0.1, "path": "a.png"}
+    grey, nothing = np.full((64, 64, 3), 128, np.uint8), np.zeros((64, 64), np.float32)
+    cells = [
+        explaining.drawn(grey, nothing, nothing.astype(np.uint8), one) for one in (answer, answer | {"share": None})
+    ]
+    ink = [int((cell[-2 * explaining.LINE :] < 128).sum()) for cell in cells]
+    assert cells[0].shape == cells[1].shape
+    assert ink[1] > 1.5 * ink[0] > 0
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +169,17 @@ def test_explain_as_people_and_scripts_meet_it(run: Run, trained: Project) -> No
     code, out, err = run(*arguments, "-n", "3")
     assert (code, "nothing to do" in out, "sheet.png" in out) == (0, True, True), err
     assert "unknown saved view 'x'" in failed(run(*arguments, "--view", "x"))
+
+
+def test_another_model_s_mistakes_are_not_explained(trained: Project) -> None:
+    first = store.find(trained).key
+    training.run(trained, training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", "seed=1"), device="cpu"))
+    second = store.find(trained).key
+    evaluating.run(trained, evaluating.Wish(second, device="cpu", split="val"))
+    wrong = {"missed", "false alarm"}
+    for key, mine in ((first, False), (second, True)):
+        made = explaining.run(trained, explaining.Wish(key, images=2, device="cpu"))
+        assert ({one["why"] for one in made.report["images"]} <= wrong) == mine
 
 
 def test_a_view_and_the_mistakes(run: Run, trained: Project) -> None:  # noqa: F811

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from train.pixels import read
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SEGMENTER = ("epochs=6", "optimiser.lr=3e-3", "predict.flips=true")
-LAX = Wish(max_drop=0.5, calibration=6)  # most tests ask for files; what INT8 costs so small a network is no matter
+# Most tests ask for files; what INT8 costs so small a network is no matter.
+LAX = Wish(max_drop=0.5, calibration=6, activations="int8")
 
 
 def trained(project: Project, *more: str, task: str = "segmentation", recipe: str = "unet-resnet") -> store.Stored:
@@ -223,6 +225,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(works: Project, model: store.Stored) -> None:
     found = exporting.run(works, Wish())
     assert found.refusal is not None
+    assert found.about["quantisation"]["activations"] == quantising.fast("auto", platform.machine())
     assert "crack" in found.refusal or "hole" in found.refusal
     assert "--max-drop 0.005" in found.refusal
     assert found.to_json()["blessed"] is False
@@ -281,7 +284,7 @@ def test_no_model(works: Project) -> None:
     [
         (Wish(max_drop=1.5), "max-drop 1.5"),
         (Wish(calibration=0), "calibration 0"),
-        (Wish(activations="int4"), "allowed: int8, uint8"),
+        (Wish(activations="int4"), "allowed: auto, int8, uint8"),
     ],
 )
 def test_bad_wishes(wish: Wish, text: str) -> None:
@@ -371,6 +374,21 @@ def test_a_network_that_freezes_its_size_is_written_for_that_size(tmp_path: Path
     image = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
     with torch.inference_mode():
         np.testing.assert_allclose(runs(image), Pyramid()(torch.from_numpy(image)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "kind"),
+    [
+        ("auto", "x86_64", "uint8"),
+        ("auto", "AMD64", "uint8"),
+        ("auto", "aarch64", "int8"),
+        ("auto", "arm64", "int8"),
+        ("int8", "x86_64", "int8"),
+        ("uint8", "aarch64", "uint8"),
+    ],
+)
+def test_what_is_fast_where(asked: str, machine: str, kind: str) -> None:
+    assert quantising.fast(asked, machine) == kind
 
 
 def test_unsigned_activations_where_they_are_asked_for(tmp_path: Path) -> None:

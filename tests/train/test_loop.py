@@ -15,15 +15,16 @@ from tests.train.conftest import data, tiny
 from train import architectures, checkpoint, loop, pretrained, recipe
 from train.dataset import Data, Plan
 from train.loop import Setting
+from train.processes import ALONE, Team
 from train.recipe import Recipe
 
 CNN = ('model.options={"widths": [8, 16]}', "model.dropout=0.3", "input.height=32", "input.width=32", "batch=3")
 
 
-def setting(made: Recipe, of: Data, folder: Path, frozen: tuple[str, ...] = ()) -> Setting:
+def setting(made: Recipe, of: Data, folder: Path, frozen: tuple[str, ...] = (), team: Team = ALONE) -> Setting:
     folder.mkdir(exist_ok=True)
     about = Plan(of.task, of.classes, of.single, of.clean, made.input, made.augmentation, made.seed, 10**8)
-    return Setting(made, of, about, frozen, folder)
+    return Setting(made, of, about, frozen, folder, team=team)
 
 
 def network(made: Recipe, of: Data, seed: int = 0) -> Any:
@@ -187,3 +188,33 @@ def test_a_hub_out_of_reach_names_the_local_way(tmp_path: Path, monkeypatch: pyt
     made = tiny("model.weights=hub")
     with pytest.raises(CurateError, match=r"weights of resnet18 cannot be fetched.*--weights none.*--weights FILE"):
         pretrained.fill(network(made, data(tmp_path, 1)), made.model, 3)
+
+
+# --- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_ends_as_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backend that needs no C compiler: the same weights under the same names."""
+    monkeypatch.setattr(loop, "COMPILER", "aot_eager")
+    of, quiet = data(tmp_path, 6, 2, "classification"), (*CNN, "epochs=2", "model.dropout=0")
+    found = {}
+    for compiled in (False, True):
+        made = recipe.load("simple-cnn", [*quiet, f"compile={json.dumps(compiled)}"])
+        loop.fit(network(made, of), setting(made, of, tmp_path / str(compiled)))
+        found[compiled] = checkpoint.load(tmp_path / str(compiled) / loop.BEST)[0]
+    assert found[True].keys() == found[False].keys() == network(made, of).state_dict().keys()
+    assert all(torch.allclose(found[True][name], value, atol=1e-4) for name, value in found[False].items())
+
+
+def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C compiler here")
+
+    monkeypatch.setattr(loop, "COMPILER", broken)
+    torch.compiler.reset()
+    made, of = recipe.load("simple-cnn", [*CNN, "epochs=1", "compile=true"]), data(tmp_path, 4, 0, "classification")
+    with pytest.raises(
+        CurateError, match=r"cannot compile this model here \(.*no C compiler.*--set compile=false"
+    ) as one:
+        loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
+    assert "\n" not in str(one.value)

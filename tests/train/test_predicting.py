@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from curate import predictions, selecting, shapes
+from curate import files, predictions, selecting, shapes
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
@@ -21,7 +21,7 @@ from curate.tables import Table
 from tests.curate.test_selecting import embedded
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
 from tests.train.test_loop import CNN, network, setting
-from train import checkpoint, embed, loop, predicting, promoting, recipe, store, training
+from train import _ray, checkpoint, embed, loop, predicting, promoting, recipe, store, training
 from train.predicting import Predictor, components
 
 FAST = training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu")
@@ -163,6 +163,33 @@ def test_predict_goes_on_where_it_was_killed(works: Project, monkeypatch: pytest
     assert (everything.kept, everything.predicted) == (6, 24)
     table = Table(everything.table)
     assert len(table) == len(set(table.ids())) == 30
+
+
+def test_ray_says_the_same(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two actors, a broken image among theirs: scores, regions and reasons as in this process."""
+    ray = pytest.importorskip("ray")
+    key = training.run(works, FAST).model.key
+    index = Index(works)
+    broken = sorted(id for id, status in index.rows("status") if status == "unlabelled")[2]
+    next(index.items([broken])).path.write_bytes(b"no image")
+    here = predicting.run(works, device="cpu", everything=True)
+    table = Table(here.table)
+    columns = [name for name in table.columns if name != "id"]
+    ids = sorted(table.ids())
+    scored, regions = table.read(ids, columns), dict(predictions.load(index, ids))
+    files.remove(Path(here.table))
+    monkeypatch.setattr(_ray, "BATCH", 5)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    there = predicting.run(works, key, device="cpu", everything=True, engine="ray")
+    assert (there.predicted, there.failed) == (here.predicted, here.failed) == (29, {broken: here.failed[broken]})
+    again = Table(there.table).read(ids, columns)
+    assert all(np.allclose(scored[name].astype(float), again[name].astype(float), rtol=1e-3) for name in columns)
+    said = dict(predictions.load(index, ids))
+    assert {id: [d for d, _ in one.defects] for id, one in said.items()} == {
+        id: [d for d, _ in one.defects] for id, one in regions.items()
+    }
+    with pytest.raises(CurateError, match="unknown engine 'spark'; allowed: local, ray"):
+        predicting.run(works, engine="spark")
 
 
 def test_predict_a_view_and_skip_what_cannot_be_read(works: Project) -> None:

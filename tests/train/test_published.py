@@ -18,7 +18,7 @@ from tests.train.conftest import data
 from tests.train.test_loop import setting
 from tests.train.test_recipe import network
 from train import augment, checkpoint, loop, pretrained, recipe, training
-from train.architectures import _gate
+from train.architectures import _attention, _gate
 from train.recipe import Augmentation
 
 SMALL = ("model.weights=none", "input.height=64", "input.width=64", "batch=4")
@@ -228,6 +228,55 @@ def _trained(made: Any) -> Iterator[tuple[str, Any]]:
     for key, one in model.named_parameters():
         if one.requires_grad:
             yield ".".join(key.split(".")[:2]), one
+
+
+# --- attention gates ------------------------------------------------------------------------------------------------
+
+
+def test_attention_gates_on_the_skip_connections() -> None:
+    gated = network(recipe.load("unet-attention", ["model.attention=gate"]))
+    plain = network(recipe.load("unet-attention", ["model.attention=none"]))
+    sizes = [(256, 512), (128, 256), (64, 128), (64, 64)]  # a ResNet-34's skips, and the maps that they join
+    expected = [4 * skip * (skip // 2) + coarse * (skip // 2) + skip // 2 + skip // 2 + 1 for skip, coarse in sizes]
+    gates = [part for part in gated.modules() if isinstance(part, _attention.Gate)]
+    assert [count(gate) for gate in gates] == expected
+    assert count(gated) - count(plain) == sum(expected)
+    seen: list[tuple[Any, Any]] = []
+    for gate in gates:
+        gate.register_forward_hook(lambda one, given, out: seen.append((one.weights(*given), given[0])))
+    with torch.inference_mode():
+        assert gated.eval()(torch.rand(2, 3, 64, 96)).shape == (2, 2, 64, 96)
+    assert [tuple(alpha.shape[2:]) for alpha, _ in seen] == [(4, 6), (8, 12), (16, 24), (32, 48)]
+    assert all(alpha.shape[1] == 1 and alpha.shape[2:] == skip.shape[2:] for alpha, skip in seen)
+    assert all(0 < alpha.min() <= alpha.max() < 1 for alpha, _ in seen)
+
+
+def test_a_gate_by_hand() -> None:
+    """A gate that is shut lets nothing through, an open one all; in between it is the sigmoid of the sum."""
+    gate = _attention.Gate(4, 6)
+    skip, coarse = torch.rand(1, 4, 8, 8), torch.rand(1, 6, 4, 4)
+    for bias, share in ((-50.0, 0.0), (50.0, 1.0)):
+        nn.init.constant_(gate.joint.bias, bias)
+        assert torch.allclose(gate(skip, coarse), share * skip, atol=1e-6)
+    nn.init.zeros_(gate.joint.bias)
+    flat, level = torch.ones(1, 4, 8, 8), torch.ones(1, 6, 4, 4)
+    summed = gate.of_skip.weight.sum((1, 2, 3)) + gate.of_coarse.weight.sum((1, 2, 3)) + gate.of_coarse.bias
+    expected = torch.sigmoid((summed.relu() * gate.joint.weight[0, :, 0, 0]).sum())
+    assert torch.allclose(gate(flat, level), expected.expand(1, 4, 8, 8), atol=1e-6)
+
+
+def test_gates_learn_and_are_the_u_net_s_alone(tmp_path: Path) -> None:
+    small = [*SMALL, "model.encoder=resnet18", "epochs=2", "model.attention=gate", "augmentation.defect_crops=1"]
+    made, of = recipe.load("unet-attention", small), data(tmp_path, 8, 4)
+    model = network(made)
+    before = {name: value.clone() for name, value in model.named_parameters() if ".gate." in name}
+    fitted = loop.fit(model, setting(made, of, tmp_path / "x"))
+    assert np.isfinite([row["val_loss"] for row in fitted.history]).all()
+    now = dict(model.named_parameters())
+    assert len(before) == 4 * 5
+    assert all(not torch.equal(now[name], value) for name, value in before.items())
+    with pytest.raises(CurateError, match="attention 'gate' is for architecture Unet, not FPN; allowed: none, scse"):
+        network(recipe.load("unet-attention", ["model.architecture=FPN", "model.attention=gate"]))
 
 
 # --- two stages -----------------------------------------------------------------------------------------------------

@@ -29,14 +29,24 @@ def segmenter(config: Model, channels: int, outputs: int) -> Any:
     _check_encoder(config.encoder)
     kind = smp.MODEL_ARCHITECTURES_MAPPING[config.architecture.lower()]
     extra: dict[str, Any] = dict(config.options)
-    if config.attention != "none":
+    if config.attention == "scse":
         extra["decoder_attention_type"] = config.attention
     _check_options(config.architecture, kind, extra)
+    gates = config.attention == "gate"
+    if gates and kind is not smp.Unet:
+        raise CurateError(f"attention 'gate' is for architecture Unet, not {config.architecture}; allowed: none, scse")
     try:
-        return kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
+        made = kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0][:160]
         raise CurateError(f"{config.architecture} with encoder {config.encoder} cannot be built: {reason}") from None
+    return _gated(made) if gates else made
+
+
+def _gated(made: Any) -> Any:
+    from train.architectures import _attention
+
+    return _attention.gated(made)
 
 
 def _check_options(name: str, kind: Any, given: dict[str, Any]) -> None:

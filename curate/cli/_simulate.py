@@ -1,0 +1,133 @@
+"""`simulate`: whether a strategy would have beaten random on data that are labelled already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curate.cli._common import (
+    DeviceOption,
+    JsonOption,
+    ProjectOption,
+    bars,
+    device_named,
+    emit,
+    near,
+    open_project,
+    rows,
+    say,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from train.simulate import Simulated
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(simulate)
+
+
+def simulate(
+    project: ProjectOption = None,
+    strategies: Annotated[
+        str, typer.Option(help="Which to play, commas between; random is always played beside them.")
+    ] = "portfolio,random",
+    start: Annotated[
+        str, typer.Option(help="What is known at first: none, exemplars (of --rare), or so many images a class.")
+    ] = "none",
+    rare: Annotated[str | None, typer.Option(help="The class whose pieces are counted first.")] = None,
+    exemplars: Annotated[int, typer.Option(min=1, help="How many, with --start exemplars; one a group.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="How often to select, reveal and train.")] = 5,
+    budget: Annotated[
+        str, typer.Option(help="A round's: images (40), a share of the pool (2%), or annotators' simulated time (30m).")
+    ] = "2%",
+    seeds: Annotated[int, typer.Option(min=1, help="Plays a strategy; they take turns with the folds.")] = 6,
+    folds: Annotated[int, typer.Option(min=2, help="One of so many grouped folds is the test of a play.")] = 5,
+    learner: Annotated[
+        str, typer.Option(help="probe (linear, on vectors: seconds), classifier or segmenter (minutes).")
+    ] = "probe",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A key of the classifier's or segmenter's recipe (repeatable).")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only look for these classes (commas between), as in select.")
+    ] = None,
+    imbalance: Annotated[
+        float, typer.Option(min=1, help="Take images of --rare away until the largest class has so many times more.")
+    ] = 1.0,
+    plain: Annotated[bool, typer.Option("--plain", help="No rules on top of the strategies, as in select.")] = False,
+    encoder: Annotated[str | None, typer.Option(help=r"Whose vectors to use \[default: the newest].")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Plays at a time (probe only).")] = 1,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Does it beat random on my data? Hides the labels there are, buys them back round by round, and says."""
+    from train import simulate as simulating
+    from train.simulating.play import Setting
+
+    setting = Setting(
+        start=start,
+        rare=rare,
+        exemplars=exemplars,
+        rounds=rounds,
+        budget=budget,
+        wanted=_names(classes),
+        learner=learner,
+        rules=not plain,
+        imbalance=imbalance,
+        folds=folds,
+    )
+    wish = simulating.Wish(_names(strategies), setting, seeds, jobs, encoder, tuple(set_ or ()), device_named(device))
+    made = open_project(project)
+    try:
+        with bars() as step:
+            found = simulating.run(made, wish, step)
+    except KeyboardInterrupt:
+        warn("stopped; what was played is kept: the same command goes on from here")
+        raise
+    emit(found.to_json()) if json else _show(found)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _show(made: Simulated) -> None:
+    found = made.found
+    for note in found["notes"]:
+        warn(note)
+    if not made.fresh:
+        say("nothing to do: this was played already, on these labels and vectors")
+    say(found["about"])
+    for section in found["sections"]:
+        _table(section)
+    for line in found["verdict"]:
+        say(line)
+    say(near(made.folder / "report.html"), "report:")
+
+
+def _table(section: dict[str, Any]) -> None:
+    judged = any(row.get("full") is not None for row in section["rows"])
+    head = ["", "pieces found", "gap closed", "images found", *(["macro F1", "labels to 90 %", "to 95 %"] * judged)]
+    rows([(*head, "s a round"), *(_row(row, judged) for row in section["rows"])], right=set(range(1, 8)))
+    full = next((row["full"] for row in section["rows"] if row.get("full") is not None), None)
+    if full is not None:
+        say(f"a learner with all labels of the pool: macro F1 {full:.3f}")
+
+
+def _row(row: dict[str, Any], judged: bool) -> tuple[str, ...]:
+    if not row["plays"]:
+        return (row["strategy"], row["failed"] or "not played")
+    cells = [_share(row.get(name)) for name in ("group_recall", "gap_closed", "image_recall")]
+    if judged:
+        cells += [_fixed(row["macro_f1"], 3), *(_fixed(row[f"labels_{share}"], 0, "not reached") for share in (90, 95))]
+    return (row["strategy"], *cells, _fixed(row["seconds"], 2))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _fixed(value: float | None, digits: int, without: str = "-") -> str:
+    return without if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,124 @@
+"""Training in two real processes (gloo, CPU): together they do what one does alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curate.errors import CurateError
+from curate.project import Project
+from tests.train import members
+from tests.train.conftest import data
+from tests.train.test_loop import CNN, network, setting
+from train import checkpoint, loop, processes, sampling, store, training
+from train.processes import Team
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+HOUSE = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have trained together."""
+    made = tmp_path_factory.mktemp("together")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "tests.train.members", str(made)]
+    done = subprocess.run(command, cwd=HOUSE, env=ENV, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def ends(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [load_file(folder / f"rank{rank}" / f"{name}.safetensors") for rank in (0, 1)]
+
+
+def said(folder: Path, what: str) -> list[Any]:
+    return [json.loads((folder / f"rank{rank}" / "said.json").read_text())[what] for rank in (0, 1)]
+
+
+def test_shards_are_the_single_draw(folder: Path) -> None:
+    """Step by step: what two processes see in one is what one process sees in it."""
+    mine, theirs = said(folder, "rows")
+    for epoch in (0, 1):
+        order = sampling.draw(np.ones(8), epoch, members.plain().seed)
+        for step, (a, b) in enumerate(zip(mine[epoch], theirs[epoch], strict=True)):
+            assert (len(a), len(b)) == (2, 2)
+            assert sorted([*a, *b]) == sorted(order[4 * step : 4 * step + 4].tolist())
+
+
+def test_together_they_end_where_one_does_alone(folder: Path, tmp_path: Path) -> None:
+    one, other = ends(folder, "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    made, of = members.plain(), data(tmp_path, 8, 2, "classification")
+    model = network(made, of)
+    begun = {name: value.clone() for name, value in model.named_parameters()}
+    fitted = loop.fit(model, setting(made, of, tmp_path / "alone"))
+    for name, value in model.named_parameters():
+        assert torch.allclose(one[name], value, atol=1e-5), name
+    assert any((value - begun[name]).abs().max() > 1e-3 for name, value in model.named_parameters())
+    _, state = checkpoint.load(folder / "whole" / loop.LAST)
+    rows = zip(state["fitted"]["history"], fitted.history, strict=True)
+    assert all(
+        np.isclose(theirs[key], mine[key], rtol=1e-4) for theirs, mine in rows for key in ("train_loss", "val_loss")
+    )
+
+
+def test_interrupted_is_uninterrupted(folder: Path) -> None:
+    for whole, parts in zip(ends(folder, "whole"), ends(folder, "parts"), strict=True):
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_batch_that_one_cannot_read_stops_nobody(folder: Path, tmp_path: Path) -> None:
+    """Two images a step, one a process: where one is broken the other goes on, and both end alike."""
+    one, other = ends(folder, "normed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    skipped = said(folder, "skipped")
+    assert list(skipped[0]) == [data(tmp_path, 3).train[2].id]
+    assert skipped[0].keys() == skipped[1].keys()
+
+
+def test_the_leader_speaks_for_all(folder: Path) -> None:
+    leader, other = said(folder, "told")
+    assert "the loss is nan in epoch 2, step 1, on the images" in leader
+    assert other == "exit 1"
+
+
+def test_a_batch_is_shared_evenly() -> None:
+    assert Team(1, 4).part_of(32) == 8
+    with pytest.raises(CurateError, match=r"batch 7 cannot be shared by 2 processes. Try: --set batch=8"):
+        Team(0, 2).part_of(7)
+    if not torch.cuda.is_available():
+        with pytest.raises(CurateError, match=r"--processes 2, but there are 0 GPUs.*--device cpu"):
+            processes.launch(2, [], "cuda")
+
+
+def test_the_command_goes_on_in_two_processes(works: Project) -> None:
+    """What one process left, two finish: one JSON object, one model, one candidate."""
+    sets = [*CNN[:-1], "batch=4", "epochs=4", "patience=99"]
+
+    def pulled(stage: str, done: int, total: int) -> None:
+        if stage == "epoch 3":
+            raise members.Pulled
+
+    with pytest.raises(members.Pulled):
+        training.run(works, training.Wish(recipe="simple-cnn", overrides=sets, device="cpu"), pulled)
+    command = [sys.executable, "-m", "curate", "train", "--json", "--recipe", "simple-cnn", "--device", "cpu"]
+    command += ["--processes", "2", "--project", str(works.folder), *(part for one in sets for part in ("--set", one))]
+    done = subprocess.run(command, cwd=HOUSE, env=ENV | os.environ, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["fresh"], made["epochs"]) == (True, 4)
+    model = store.find(works, store.CANDIDATE)
+    assert (model.key, model.manifest["processes"]) == (made["model"], 2)
+    assert not list(store.home(works).glob(".*.training"))
+    assert "epoch 4" in done.stderr
+    assert "epoch 1" not in done.stderr

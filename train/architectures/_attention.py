@@ -1,0 +1,52 @@
+"""Attention gates on a U-Net's skip connections. Imported only where a network is built: it needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Gate(nn.Module):  # type: ignore[misc]
+    """How much each place of a skip connection counts, as the coarser map that joins it sees it (Oktay et al. 2018)."""
+
+    def __init__(self, skip: int, coarse: int) -> None:
+        super().__init__()
+        inner = max(1, skip // 2)
+        self.of_skip = nn.Conv2d(skip, inner, 2, stride=2, bias=False)  # down to the coarser map's size
+        self.of_coarse = nn.Conv2d(coarse, inner, 1)
+        self.joint = nn.Conv2d(inner, 1, 1)
+
+    def weights(self, skip: Any, coarse: Any) -> Any:
+        """(N, 1, H, W), between 0 and 1."""
+        seen = self.of_coarse(coarse)
+        seen = seen + functional.interpolate(self.of_skip(skip), size=seen.shape[2:], mode="bilinear")
+        alpha = torch.sigmoid(self.joint(functional.relu(seen)))
+        return functional.interpolate(alpha, size=skip.shape[2:], mode="bilinear")
+
+    def forward(self, skip: Any, coarse: Any) -> Any:
+        return skip * self.weights(skip, coarse)
+
+
+class GatedBlock(nn.Module):  # type: ignore[misc]
+    """A block of smp's U-Net decoder whose skip connection goes through a gate."""
+
+    def __init__(self, block: Any, gate: Gate) -> None:
+        super().__init__()
+        self.block, self.gate = block, gate
+
+    def forward(self, coarse: Any, height: int, width: int, skip_connection: Any = None) -> Any:
+        return self.block(coarse, height, width, skip_connection=self.gate(skip_connection, coarse))
+
+
+def gated(unet: Any) -> Any:
+    """smp's U-Net with a gate on each skip connection; the last block has none."""
+    coarse = unet.encoder.out_channels[-1]
+    skips = unet.encoder.out_channels[-2:0:-1]
+    for place, skip in enumerate(skips):
+        block = unet.decoder.blocks[place]
+        unet.decoder.blocks[place] = GatedBlock(block, Gate(skip, coarse))
+        coarse = block.conv2[0].out_channels
+    return unet
