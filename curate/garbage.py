@@ -31,7 +31,7 @@ def find(project: Project) -> list[Superseded]:
     """Everything that can go, with the reason; the caller lists it before anything is removed."""
     work = project.work
     models = dict(_models(work))
-    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work))
+    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work), _synthesis(work))
     found = dict(_parts(work)) | dict(_tables(work)) | dict(_rounds(work)) | models
     found |= {path: why for some in rest for path, why in some}
     whole = {path: why for path, why in found.items() if not found.keys() & set(path.parents)}
@@ -135,6 +135,15 @@ def _trials(work: Path) -> Iterator[tuple[Path, str]]:
     for study in studies[:-1]:
         for path in sorted(study.glob(".*.training")):
             yield path, "trial that was given up: another search was begun since"
+
+
+def _synthesis(work: Path) -> Iterator[tuple[Path, str]]:
+    """Half-made batches and half-fitted synthesisers, from before the newest finished one."""
+    for home, what in ((work / "synth", "batch"), (work / "synth" / "models", "synthesiser")):
+        finished = [path.stat().st_mtime for path in home.glob("[!.]*") if (path / "manifest.json").is_file()]
+        for path in (*sorted(home.glob(".*.making")), *sorted(home.glob(".*.fitting"))):
+            if path.stat().st_mtime < max(finished, default=0):
+                yield path, f"{what} that was given up: another was finished since"
 
 
 def _busy(work: Path, path: Path) -> bool:

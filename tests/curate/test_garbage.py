@@ -214,3 +214,11 @@ def test_what_is_found_is_removed_whole(project: Project) -> None:
     garbage.remove(listed)
     assert garbage.find(project) == []
     assert (project.work / "models" / "newest").is_dir()
+
+
+def test_half_made_batches_go_once_a_later_one_is_finished(project: Project) -> None:
+    folder(project, "synth/.old.making", 5)
+    result(project, "synth/batch", 3)
+    folder(project, "synth/.new.making", 1)
+    folder(project, "synth/models/.only.fitting", 9)
+    assert found(project) == {"synth/.old.making": "batch that was given up: another was finished since"}
