@@ -18,7 +18,7 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel, Field
 
-from curate import __version__, database, edits, files
+from curate import __version__, database, edits, files, synthetic
 from curate.errors import CurateError, unknown
 from curate.index import CHUNK, Index, chunks
 from curate.labels import Book
@@ -81,6 +81,8 @@ def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(project.work.glob(pattern)):
             if path.is_file() and not path.is_symlink():
                 yield f"work/{path.relative_to(project.work).as_posix()}", path
+    for path in synthetic.kept(project):
+        yield f"work/{path.relative_to(project.work).as_posix()}", path
     for path in sorted((scratch / INDEX).rglob("*")):
         if path.is_file():
             yield path.relative_to(scratch).as_posix(), path

@@ -10,7 +10,7 @@ from itertools import chain, count
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from curate import rounds
+from curate import rounds, synthetic
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
 from curate.index import Index
@@ -115,6 +115,8 @@ def wanted_views(index: Index) -> Iterator[SavedView]:
     for name in rounds.names(index):
         view = dataset.match_tags(name).sort_by("pick_rank")
         yield SavedView(name, view, f"chosen in {name}, in the order of the queue")
+    for name in synthetic.tags(index):
+        yield SavedView(name, dataset.match_tags(name), "one batch of synthetic images")
     if dataset.get_field("near_cluster") is not None:
         near = dataset.match(field("near_cluster") != None).sort_by("near_cluster")  # noqa: E711
         yield SavedView("near-duplicates", near, "cluster by cluster; near_of names the image to keep")

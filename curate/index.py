@@ -219,6 +219,11 @@ class Index:
         if updates:
             self.fo.core.odm.bulk_write(updates, self._images())
 
+    def remove(self, ids: Iterable[str]) -> None:
+        """Take images out of the index; their files stay."""
+        for chunk in chunks(ids, CHUNK):
+            self.dataset.delete_samples(self.dataset.select_by("content_id", chunk))
+
     def declare(self, **kinds: Any) -> None:
         """Fields that a later step adds: name -> FiftyOne's field type."""
         known = self.dataset.get_field_schema()

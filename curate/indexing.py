@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import classes, edits, files, formats, intake, paths, reading, rounds, splits, state, workers
+from curate import classes, edits, files, formats, intake, paths, reading, rounds, splits, state, synthetic, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
 from curate.errors import CurateError
@@ -117,6 +117,7 @@ class _Run:
         self.fresh: set[str] = set()
         self.reasons: dict[str, dict[str, None]] = {}
         self.decisions = Decisions(project.work / "splits")
+        self.made: dict[str, synthetic.Placing] = {}
 
     def run(self, reread: bool, rebuild: bool) -> Report:
         self.report.app_edits = len(edits.capture(self.index, self.book, self.project.class_names))
@@ -129,6 +130,7 @@ class _Run:
         self.table.finish()
         images = list(self.table.images())
         self._retract(images)
+        self._synthesised()
         changed = self._reconcile(rebuild) | self._place(images)
         rounds.show(self.index, self.fresh)  # after a lost database: which images the audits drew must be known again
         self._split()
@@ -177,7 +179,11 @@ class _Run:
             if picture.id not in self.cards and picture.id not in new:
                 new[picture.id] = self._new_sample(row, path, picture, source)
         self.index.add(list(new.values()))
-        for sample in new.values():
+        self._remember(new.values())
+        self.table.save(self._with_all_reasons(one.row) for one in batch)
+
+    def _remember(self, new: Iterable[NewSample]) -> None:
+        for sample in new:
             card = Card(
                 sample.key,
                 sample.group,
@@ -190,7 +196,6 @@ class _Run:
             )
             self.cards[sample.id] = card
             self.fresh.add(sample.id)
-        self.table.save(self._with_all_reasons(one.row) for one in batch)
 
     def _with_all_reasons(self, row: Row) -> Row:
         """A label file can give several reasons against one image, a row each."""
@@ -220,6 +225,15 @@ class _Run:
 
     # --- the index follows the log and the ledger ---
 
+    def _synthesised(self) -> None:
+        """Synthetic images are in the index as long as the log says so, also after the database was lost."""
+        self.made = synthetic.entered(self.book)
+        for id in synthetic.remove_others(self.index, self.made):
+            self.cards.pop(id, None)
+        lost = {id: one for id, one in self.made.items() if id not in self.cards}
+        groups = {id: card.group for id, card in self.cards.items()}
+        self._remember(synthetic.add(self.index, self.book, lost, groups))
+
     def _retract(self, images: list[Image]) -> None:
         """A copy that was deleted, moved or replaced no longer speaks for an image that other files still show."""
         for id, references, _, _ in images:
@@ -245,6 +259,11 @@ class _Run:
             here.add(id)
             group = decisions.group(groups[0] if groups else id)
             self._compare(id, references, group, stratum, changes)
+        for id, one in self.made.items():  # after their grounds: where those go, they go
+            if id in self.cards and self.project.path(one.path).is_file():
+                here.add(id)
+                ground = self.cards.get(one.ground, self.cards[id])
+                self._compare(id, [one.path], decisions.group(ground.group), None, changes)
         for id, card in self.cards.items():
             if id not in here and not card.missing:
                 changes["missing"][id] = True

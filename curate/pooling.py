@@ -83,7 +83,7 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     _check_classes(index, classes)
     found, seen = vectors.open_latest(index.project.work, encoder), _seen(index)
     with_vectors = set(found.ids())
-    ids = sorted(id for id in seen if id in with_vectors)
+    ids = sorted(id for id, one in seen.items() if id in with_vectors and one.source != "synthetic")
     if not ids:
         raise CurateError(f"none of the index's images has a vector. {found.remedy}")
     matrix = found.whole(ids)

@@ -22,6 +22,7 @@ from curate.errors import CurateError, nearest, unknown
 from curate.paths import safe_join
 
 FILE = "project.toml"
+SYNTHETIC = "(synthetic)"  # the source of what `curate synth` made; its images lie in work/synth
 ENV_PROJECT = "CURATE_PROJECT"
 # Distinct in hue and lightness, readable on grey steel; the order is the order of classes in project.toml.
 PALETTE = ("#e6194b", "#ffd60a", "#3cb44b", "#4363d8", "#f58231", "#b34be6", "#42d4f4", "#f032e6", "#bfef45", "#fabed4")
@@ -233,12 +234,15 @@ class Project:
     def locate(self, reference: str) -> Path:
         """The file behind a `source:path` reference that came from elsewhere: it may not lead out of its data root."""
         name, _, path = reference.partition(":")
-        return safe_join(self.root(self.source(name)), path)
+        return safe_join(self._root_of(name), path)
 
     def path(self, reference: str) -> Path:
         """The file behind a `source:path` that the index has judged and kept."""
         name, _, path = reference.partition(":")
-        return self.root(self.source(name)) / path
+        return self._root_of(name) / path
+
+    def _root_of(self, source: str) -> Path:
+        return self.work / "synth" if source == SYNTHETIC else self.root(self.source(source))
 
     def _absolute(self, path: Path) -> Path:
         return Path(os.path.normpath(self.folder / path.expanduser()))

@@ -26,7 +26,9 @@ from curate.cli import (
     _queue,
     _robust,
     _select,
+    _simulate,
     _start,
+    _synth,
     _train,
     _tune,
 )
@@ -70,6 +72,8 @@ _groups = (
     _tune,
     _evaluate,
     _robust,
+    _simulate,
+    _synth,
     _export_model,
     _loop,
     _look,

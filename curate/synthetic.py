@@ -1,0 +1,115 @@
+"""Synthetic images in the index: which are there, as the label log has it. `synth/entering.py` decides; this follows.
+
+An entry of the log says that an image of a batch came in, or went. So a lost database gets them back (`curate index`),
+and what was dropped stays away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from curate.data import UNLABELLED, Label
+from curate.documents import NewSample
+from curate.index import Index
+from curate.intake import Picture
+from curate.labels import Book, Entry, Segments, me, now
+from curate.project import SYNTHETIC, Project
+
+FORMAT = "synth"
+NOTE = "synthetic"  # under which the log's entries say it
+TAG = "synthetic-"
+
+
+class Placing(NamedTuple):
+    """Of which batch an image is, on which clean image it was painted, and where its file is (`source:path`)."""
+
+    batch: str
+    ground: str
+    path: str
+
+
+def entered(book: Book) -> dict[str, Placing]:
+    """The images that are in today, by content id."""
+    book.writer.push()
+    return _entered(book.segments)
+
+
+def _entered(segments: Segments) -> dict[str, Placing]:
+    found: dict[str, Placing] = {}
+    for line in segments.holding(f'"{NOTE}":'.encode()):
+        about = line.get("extra", {}).get(NOTE)
+        if about and about["in"]:
+            found[line["id"]] = Placing(about["batch"], about["ground"], about["path"])
+        elif about:
+            found.pop(line["id"], None)
+    return found
+
+
+def reference(batch: str, file: str) -> str:
+    return f"{SYNTHETIC}:{batch}/{file}"
+
+
+def log(book: Book, id: str, one: Placing, label: Label | None) -> None:
+    """Note that an image came in with this label; without one, that it went."""
+    about: dict[str, Any] = {**one._asdict(), "in": label is not None}
+    book.append(Entry(id, label or UNLABELLED, "decision", me(), now(), None, {NOTE: about}))
+
+
+def tag_of(batch: str) -> str:
+    return TAG + batch[:8]
+
+
+def tags(index: Index) -> list[str]:
+    """The batches that the index shows, for its saved views."""
+    return sorted(name for name in index.dataset.distinct("tags") if name.startswith(TAG))
+
+
+def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping[str, str]) -> list[NewSample]:
+    """Show these images, each in the group of its ground; those whose files are gone are left out."""
+    new = [_sample(index.project, book, id, one, groups) for id, one in wanted.items() if _there(index.project, one)]
+    index.add(new)
+    for batch in {wanted[one.id].batch for one in new}:
+        index.tag(tag_of(batch), [one.id for one in new if wanted[one.id].batch == batch])
+    return new
+
+
+def _there(project: Project, one: Placing) -> bool:
+    return project.path(one.path).is_file()
+
+
+def _sample(project: Project, book: Book, id: str, one: Placing, groups: Mapping[str, str]) -> NewSample:
+    path = project.path(one.path)
+    return NewSample(
+        picture=_picture(id, path),
+        path=path,
+        reference=one.path,
+        source="synthetic",
+        format=FORMAT,
+        group=groups.get(one.ground, one.ground),
+        stratum=None,
+        state=book.state(id),
+        key=book.key(id),
+    )
+
+
+def _picture(id: str, path: Path) -> Picture:
+    from PIL import Image
+
+    with Image.open(path, formats=("PNG",)) as image:
+        return Picture(id, image.width, image.height, len(image.getbands()), path.stat().st_size, "image/png", None)
+
+
+def remove_others(index: Index, known: Mapping[str, Placing]) -> list[str]:
+    """Take out what the log does not know (any more); the ids."""
+    gone = [id for id, format in index.rows("format") if format == FORMAT and id not in known]
+    index.remove(gone)
+    return gone
+
+
+def kept(project: Project) -> Iterator[Path]:
+    """The files of batches that are in, for a backup: nothing else holds these images."""
+    batches = {one.batch for one in _entered(Segments(project.work / "labels")).values()}
+    for batch in sorted(batches):
+        yield from sorted(path for path in (project.work / "synth" / batch).rglob("*") if path.is_file())

@@ -1,0 +1,230 @@
+"""`curate synth accept` and `drop`: a batch into the index and out again.
+
+What comes in is judged against the index as it is at that moment: nothing that is in val or test today, by id or group,
+may be among what the batch was made from, and the batch must have known all of val and test as forbidden. The label
+log says what came in and what went, and whether it was forced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from curate import browse, edits, files, synthetic
+from curate.data import Label
+from curate.errors import CurateError, unknown
+from curate.index import Index
+from curate.labels import Book
+from curate.project import Project
+from curate.shapes import defect_from_mask
+from curate.splits import Decisions
+from curate.synthetic import Placing
+from synth import making, masks
+from synth.data import Made
+from synth.making import Batch
+
+CHECKED, VERDICT, ACCEPTED = "checked.parquet", "verdict.json", "accepted.json"
+
+
+@dataclass
+class Entered:
+    """What came of it, in images; `left` by class, without a positive verdict."""
+
+    key: str
+    tag: str
+    entered: int = 0
+    already: int = 0
+    refused: int = 0
+    left: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+    forced: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def accept(project: Project, key: str, forced: bool = False) -> Entered:
+    """Let a checked batch into training, as far as a trial has found that it helps; `forced` asks no trial."""
+    batch = making.opened(project, key)
+    return enter(project, batch, forced, verdict_of(batch))
+
+
+def verdict_of(batch: Batch) -> dict[str, bool]:
+    """What the trial says of each class: whether such images help. Empty where there was no trial."""
+    file = batch.folder / VERDICT
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["positive"]
+        return {str(name): bool(value) for name, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CurateError(f"{file} is damaged. Run the trial again: curate synth trial") from None
+
+
+def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bool]) -> Entered:
+    """Log first, then the index: what a kill leaves out, `curate index` or the same command completes."""
+    _same_project(project, batch)
+    made, passed = batch.made(), passed_of(batch)
+    chosen = _chosen(batch, [one for one in made if one.id in passed], forced, verdict)
+    with files.writer_lock(project.work, "curate synth accept"), closing(_book(project)) as book:
+        index = Index(project)
+        _refuse_leaks(index, batch, made)
+        before = synthetic.entered(book)
+        labels = {one.id: _label(batch, one) for one in chosen if one.id not in before}  # all read before any is logged
+        wanted = {one.id: _placing(batch, one) for one in chosen}
+        for id, label in labels.items():
+            synthetic.log(book, id, wanted[id], label)
+        book.flush()
+        _show(index, book, {id: one for id, one in wanted.items() if before.get(id, one) == one})
+        if chosen:
+            about = {"forced": forced, "verdict": dict(verdict), "classes": sorted({one.name for one in chosen})}
+            files.write_json(batch.folder / ACCEPTED, about)
+        browse.arrange(project)
+    counts = Counter(one.name for one in chosen)
+    left = Counter(one.name for one in made if one.id in passed)
+    left.subtract(counts)
+    return Entered(
+        batch.key,
+        synthetic.tag_of(batch.key),
+        len(labels),
+        len(chosen) - len(labels),
+        len(made) - len(passed),
+        {name: count for name, count in left.items() if count},
+        dict(counts),
+        forced,
+    )
+
+
+def _book(project: Project) -> Book:
+    return Book(project.work / "labels", project.class_names)
+
+
+def passed_of(batch: Batch) -> set[str]:
+    """The images that went through the gates."""
+    import pyarrow.parquet
+
+    file, parquet = batch.folder / CHECKED, pyarrow.parquet
+    if not file.is_file():
+        raise CurateError(f"batch {batch.key} is not checked yet. Run: curate synth check {batch.key[:8]}")
+    rows = parquet.read_table(file, columns=["id", "passed"]).to_pylist()  # type: ignore[no-untyped-call]
+    return {row["id"] for row in rows if row["passed"]}
+
+
+def _chosen(batch: Batch, made: Sequence[Made], forced: bool, verdict: Mapping[str, bool]) -> list[Made]:
+    if not made:
+        raise CurateError(f"no image of batch {batch.key} passed its check; see why: {batch.folder / CHECKED}")
+    chosen = [one for one in made if forced or verdict.get(one.name)]
+    if chosen:
+        return chosen
+    names = ", ".join(sorted({one.name for one in made}))
+    if not verdict:
+        raise CurateError(
+            f"no trial has said yet whether {names} of batch {batch.key} help. Run: curate synth trial; or --force"
+        )
+    raise CurateError(
+        f"the trial found no help in synthetic {names} (batch {batch.key}); --force lets them in all the same"
+    )
+
+
+# --- leaks ----------------------------------------------------------------------------------------------------------
+
+
+def _same_project(project: Project, batch: Batch) -> None:
+    other = batch.manifest.get("project")
+    if other != project.name:
+        raise CurateError(
+            f"batch {batch.key} was made for project '{other}', this is '{project.name}': generate one here"
+        )
+
+
+def _refuse_leaks(index: Index, batch: Batch, made: Sequence[Made]) -> None:
+    """Against val and test as they are now."""
+    ids, groups = masks.blocked(index)
+    known = batch.manifest.get("blocked", {})
+    fresh = (ids - set(known.get("ids", ()))) | (groups - set(known.get("groups", ())))
+    parents = {one.ground for one in made} | {one.donor.partition(":")[0] for one in made}
+    of_groups = {group for one in made for group in (one.ground_group, one.donor_group)}
+    leaked = (parents & ids) | ((of_groups | set(batch.manifest.get("groups", ()))) & groups)
+    if leaked:
+        raise CurateError(
+            f"batch {batch.key} was made from {len(leaked)} images or groups that are in val or test now"
+            f" (first: {sorted(leaked)[0]}): it would leak. Generate another one: curate synth generate"
+        )
+    if fresh:
+        raise CurateError(
+            f"batch {batch.key} does not have {len(fresh)} ids and groups of today's val and test on its block-list."
+            " Run the same curate synth generate again: it renews the list, if nothing leaked"
+        )
+    strange = sorted(parents - set(index.ids()))
+    if strange:
+        raise CurateError(f"batch {batch.key} was made from images that this index does not know (first: {strange[0]})")
+
+
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+def _label(batch: Batch, one: Made) -> Label:
+    """The mask that was asked for is the label; the image must still be the one that was made."""
+    making.pixels_of(batch, one)
+    defect = defect_from_mask(one.name, making.mask_of(batch, one).astype("uint8"))
+    if defect is None:
+        raise CurateError(f"{batch.folder / one.mask_file} is empty: generate the batch again")
+    return Label("labelled", (replace(defect, severity=one.severity),))
+
+
+def _placing(batch: Batch, one: Made) -> Placing:
+    return Placing(batch.key, one.ground, synthetic.reference(batch.key, one.file))
+
+
+def _show(index: Index, book: Book, wanted: Mapping[str, Placing]) -> None:
+    there, groups = set(index.ids()), {id: group or id for id, group in index.rows("group")}
+    new = synthetic.add(index, book, {id: one for id, one in wanted.items() if id not in there}, groups)
+    decisions = Decisions(index.project.work / "splits")
+    index.set({"split": {one.id: decisions.split(one.group) or "train" for one in new}})
+
+
+@dataclass
+class Dropped:
+    """What went: images of the index, and whether the batch's folder did."""
+
+    key: str
+    dropped: int
+    files: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
+    """Take a batch out of the index, its tag and view with it; its folder stays unless `with_files`."""
+    with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as book:
+        index = Index(project)
+        placings = synthetic.entered(book)
+        whole = _whole_key(key, {one.batch for one in placings.values()} | {one.key for one in making.every(project)})
+        edits.capture(index, book, project.class_names)  # the log keeps what somebody drew, whatever goes
+        mine = {id: one for id, one in placings.items() if one.batch == whole}
+        for id, one in mine.items():
+            synthetic.log(book, id, one, None)
+        book.flush()
+        synthetic.remove_others(index, {id: one for id, one in placings.items() if id not in mine})
+        browse.arrange(project)
+        if with_files:
+            files.remove(making.home(project) / whole)
+        else:
+            (making.home(project) / whole / ACCEPTED).unlink(missing_ok=True)
+    return Dropped(whole, len(mine), with_files)
+
+
+def _whole_key(key: str, known: Collection[str]) -> str:
+    fitting = [one for one in known if key and one.startswith(key)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise CurateError(
+            f"'{key}' fits {len(fitting)} batches: {', '.join(sorted(fitting))}; give more of its characters"
+        )
+    raise unknown("batch", key, known, "Make one: curate synth generate")

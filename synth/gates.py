@@ -1,0 +1,200 @@
+"""What lets a synthetic image pass, and what a batch as a whole is worth: pure functions of arrays.
+
+A gate takes one figure of every image and gives every image a reason to be refused, or nothing (''). What is usual is
+learnt from the real defects of train alone (`Limits`), and from pairs of different groups where it is about likeness:
+exposures of one piece are alike as no two defects are.
+
+References: Kynkäänniemi et al. 2019 (precision and recall); Naeem et al. 2020 (density and coverage); Bińkowski et al.
+2018 (the kernel distance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Reasons = list[str]
+AGREEMENT = 0.6  # IoU of the label with what a segmenter sees there
+FAR = 0.99  # of real defects have a real neighbour of another group nearer than the limit
+SLACK = 1.5  # how far beyond the real defects' range a size, a shape or a seam may be
+INSIDE = 0.99  # of the mask lies on steel
+RIM = 2  # pixels on either side of a mask's border
+NEIGHBOURS = 5
+
+
+class Span(NamedTuple):
+    """What real defects are like, with some room. NaN: nobody knows, so nothing is refused."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one class. `near`: distance to the nearest real defect."""
+
+    near: Span
+    area: Span
+    aspect: Span
+    seam: Span
+
+
+# --- gates ----------------------------------------------------------------------------------------------------------
+
+
+def sound(area: Floats, told: Floats, outside: Floats) -> Reasons:
+    """`area` of the mask file, as the manifest has it, and pixels of it outside the window."""
+    empty = ["the mask is empty" if one == 0 else "" for one in area]
+    wrong = ["" if a == b else f"the mask has {a:.0f} pixels, the manifest says {b:.0f}" for a, b in _pairs(area, told)]
+    beyond = [f"{one:.0f} pixels of the mask lie outside the window" if one > 0 else "" for one in outside]
+    return [a or b or c for a, b, c in zip(empty, wrong, beyond, strict=True)]
+
+
+def agreed(iou: Floats, least: float = AGREEMENT) -> Reasons:
+    """A segmenter that knows real defects alone sees the defect where the label says it is."""
+    return [f"IoU {one:.2f}, at least {least:g} is needed" if one < least else "" for one in iou]
+
+
+def new(near: Floats, spans: Sequence[Span]) -> Reasons:
+    """No copy: not nearer to a real defect than real ones of different groups are to each other."""
+    text = "{:.3f} from a real defect; real ones of different groups are at least {:.3f} apart"
+    return [text.format(one, span.low) if one < span.low else "" for one, span in zip(near, spans, strict=True)]
+
+
+def likely(near: Floats, spans: Sequence[Span]) -> Reasons:
+    """No nonsense: not further from all real defects than these are from each other."""
+    text = "{:.3f} from the nearest real defect; these have another within {:.3f}"
+    return [text.format(one, span.high) if one > span.high else "" for one, span in zip(near, spans, strict=True)]
+
+
+def usual(values: Floats, spans: Sequence[Span]) -> Reasons:
+    """A size, a shape or a seam within what real defects show."""
+    text = "{:.4g} is outside {:.4g} to {:.4g}"
+    return [text.format(one, *span) if _off(one, span) else "" for one, span in zip(values, spans, strict=True)]
+
+
+def on_steel(inside: Floats, least: float = INSIDE) -> Reasons:
+    return [f"only {one:.0%} of the mask lie on steel" if one < least else "" for one in inside]
+
+
+def gathered(*gates: Reasons) -> list[tuple[str, ...]]:
+    """Each image's reasons."""
+    return [tuple(reason for reason in of_one if reason) for of_one in zip(*gates, strict=True)]
+
+
+def _off(value: float, span: Span) -> bool:
+    return value < span.low or value > span.high
+
+
+def _pairs(a: Floats, b: Floats) -> list[tuple[float, float]]:
+    return list(zip(a.tolist(), b.tolist(), strict=True))
+
+
+# --- what is usual --------------------------------------------------------------------------------------------------
+
+UNKNOWN = Span(float("nan"), float("nan"))
+
+
+def nearness(features: Floats, groups: Sequence[str]) -> Span:
+    """How near real defects of different groups ever come, and how far the loneliest ones are. Needs two groups."""
+    other = np.asarray(groups)[:, None] != np.asarray(groups)
+    if not other.any():
+        return UNKNOWN
+    apart = np.where(other, distances(features, features), np.inf)
+    nearest = apart.min(axis=1)
+    return Span(float(apart.min()), float(np.quantile(nearest[np.isfinite(nearest)], FAR)))
+
+
+def span(values: Floats) -> Span:
+    known = values[np.isfinite(values)]
+    return Span(float(known.min()) / SLACK, float(known.max()) * SLACK) if len(known) else UNKNOWN
+
+
+def distances(a: Floats, b: Floats) -> Floats:
+    """Euclidean, (len(a), len(b))."""
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.asarray(np.sqrt(np.maximum(square, 0)), np.float64)
+
+
+# --- figures of one defect ------------------------------------------------------------------------------------------
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    union = int((a | b).sum())
+    return float((a & b).sum() / union) if union else 0.0
+
+
+def elongation(mask: NDArray[np.bool_]) -> float:
+    """Length by width, whichever way it lies: from second moments, so that turning changes nothing. NaN if empty."""
+    y, x = np.nonzero(mask)
+    if not len(y):
+        return float("nan")
+    spread = np.cov(np.stack([y, x]), bias=True) + np.eye(2) / 12  # a pixel has a width of its own
+    small, large = np.linalg.eigvalsh(spread)
+    return float(np.sqrt(large / small))
+
+
+def seam(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+    """How steep the grey values are along the mask's border: a hard seam stands out. NaN without a border."""
+    grey = pixels.reshape(*pixels.shape[:2], -1).mean(axis=2).astype(np.float32)
+    steep = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8))
+    rim = border(mask)
+    return float(steep[rim].mean()) if rim.any() else float("nan")
+
+
+def border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels near the mask's edge, on both sides."""
+    kernel = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
+    wide, thin = (change(mask.astype(np.uint8), kernel) for change in (cv2.dilate, cv2.erode))
+    return np.asarray(wide > thin)
+
+
+# --- figures of a batch ---------------------------------------------------------------------------------------------
+
+
+def kernel_distance(a: Floats, b: Floats) -> float:
+    """Unbiased squared distance of two samples under the kernel (x y / d + 1)^3; around 0 for alike ones."""
+    if len(a) < 2 or len(b) < 2:
+        return float("nan")
+    within = [(_kernel(one, one).sum() - np.trace(_kernel(one, one))) / (len(one) * (len(one) - 1)) for one in (a, b)]
+    return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
+
+
+def _kernel(a: Floats, b: Floats) -> Floats:
+    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+
+
+def prdc(real: Floats, made: Floats, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+    """Precision, recall, density and coverage. A real defect's ball reaches to its k-th real neighbour."""
+    k = min(neighbours, len(real) - 1, len(made) - 1)
+    if k < 1:
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
+    between = distances(real, made)
+    inside = between < _reach(real, k)[:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((between < _reach(made, k)).any(axis=1).mean()),
+        "density": float(inside.sum() / (k * len(made))),
+        "coverage": float(inside.any(axis=1).mean()),
+    }
+
+
+def _reach(points: Floats, k: int) -> Floats:
+    """Distance of each to its k-th neighbour, itself not counted."""
+    apart = distances(points, points)
+    np.fill_diagonal(apart, 0.0)
+    return np.asarray(np.sort(apart, axis=1)[:, k])
+
+
+def plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    return {
+        name: plain(one) if isinstance(one, dict) else None if isinstance(one, float) and not np.isfinite(one) else one
+        for name, one in figures.items()
+    }

@@ -1,0 +1,193 @@
+"""The synthetic images of a trial: made for one fold and budget, from its own train part alone.
+
+A lot is a folder `lots/<key>/` with images and `rows.json`, whole or not there. The bank, the generator
+(`models/<key>/`) and the gates' standard come from the same few real images; a bank that is given one of the test part
+raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate import files
+from curate.data import Defect, Item, Label
+from curate.embed._base import Encoder
+from curate.errors import CurateError
+from curate.paths import safe_join
+from curate.rounds import key_of
+from curate.shapes import defect_from_mask
+from curate.splits import draw
+from synth import checking, making, masks
+from synth.checking import Look
+from synth.data import Bank, Scene, Site
+from train.dataset import masks_of
+from train.pixels import with_channels
+from train.predicting import Predictor
+
+STEP = 1  # raise it when the same bank gives another lot than before
+WINDOWS = 400  # that a generator learns from
+ROWS, MODELS, LOTS = "rows.json", "models", "lots"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made of which bank. `counts`: images of each class."""
+
+    synthesiser: str
+    counts: Mapping[str, int]
+    size: int
+    seed: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+    device: str = "cpu"
+
+    def of(self, function: str) -> dict[str, Any]:
+        """The options that this function of the synthesiser knows."""
+        known = inspect.signature(getattr(making.MAKE.load(self.synthesiser), function)).parameters
+        return {name: value for name, value in self.options if name in known}
+
+
+def mark(order: Order) -> str:
+    """Changes with all but the bank that makes other images."""
+    module = making.MAKE.load(order.synthesiser)
+    steps = [STEP, masks.STEP, module.STEP]
+    return key_of([order.synthesiser, dict(order.counts), order.size, order.seed, list(order.options), steps])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the gates look with. `segmenter` is called only where it is needed; `key` changes with it."""
+
+    encoder: Encoder
+    key: str
+    segmenter: Callable[[], Predictor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A synthetic image as training sees it, with what gates need; `parents` are groups."""
+
+    item: Item
+    name: str
+    window: tuple[int, int, int, int]
+    parents: tuple[str, str]
+
+
+def made(home: Path, bank: Bank, order: Order, progress: Progress) -> list[Sample]:
+    """The lot, from disk where it is there."""
+    target = home / LOTS / key_of([bank.digest, mark(order)])
+    if not (target / ROWS).is_file():
+        files.remove(target)
+        model = fitted(home, bank, order, progress)
+        with files.written_aside(target) as aside:
+            _write(aside, bank, order, model, progress)
+    return _read(target)
+
+
+def fitted(home: Path, bank: Bank, order: Order, progress: Progress) -> Path:
+    """The generator's folder; a killed fit goes on."""
+    module = making.MAKE.load(order.synthesiser)
+    options = order.of("fit")
+    folder = home / MODELS / key_of([order.synthesiser, bank.digest, order.size, order.seed, options, module.STEP])
+    if not (folder / "done.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        learns = making.learns(order.synthesiser)
+        windows = masks.examples(bank, order.size, np.random.default_rng(order.seed), WINDOWS) if learns else []
+        about = module.fit(
+            windows, bank.classes, folder, progress=progress, device=order.device, seed=order.seed, **options
+        )
+        files.write_json(folder / "done.json", about)
+    return folder
+
+
+# --- a lot on disk --------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progress) -> None:
+    (folder / "images").mkdir(parents=True)
+    module, rows = making.MAKE.load(order.synthesiser), []
+    for name, count in order.counts.items():
+        asked = list(_scenes(bank, name, count, order))
+        windows = (
+            module.generate([one for one, _ in asked], model, device=order.device, **order.of("generate"))
+            if asked
+            else []
+        )
+        for number, ((scene, site), window) in enumerate(zip(asked, windows, strict=True)):
+            rows.append(_saved(folder, f"images/{name}-{number:04d}.png", bank, scene, site, window))
+            progress(f"make {order.synthesiser}", 1, sum(order.counts.values()))
+    files.write_json(folder / ROWS, rows)
+
+
+def _scenes(bank: Bank, name: str, count: int, order: Order) -> Iterator[tuple[Scene, Site]]:
+    """None where the class's defects do not fit the window, or have no mask."""
+    for number in range(count):
+        try:
+            yield masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31)
+        except CurateError:
+            return
+
+
+def _saved(folder: Path, file: str, bank: Bank, scene: Scene, site: Site, window: Any) -> dict[str, Any]:
+    """The whole ground with the window put back."""
+    from PIL import Image
+
+    image = making.put_back(bank, site, window)
+    whole = making.whole_mask(site, scene.mask).view(np.uint8)
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(folder / file)
+    defect = defect_from_mask(scene.name, whole)
+    assert defect is not None
+    return {
+        "id": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
+        "file": file,
+        "size": [image.shape[1], image.shape[0]],
+        "defect": defect.to_json(),
+        "window": list(site.window),
+        "groups": [site.ground.group, site.donor.group],
+    }
+
+
+def _read(folder: Path) -> list[Sample]:
+    return [_sample(folder, row) for row in json.loads((folder / ROWS).read_text(encoding="utf-8"))]
+
+
+def _sample(folder: Path, row: Mapping[str, Any]) -> Sample:
+    defect = Defect.from_json(row["defect"])
+    label, ground = Label("labelled", (defect,)), row["groups"][0]
+    path = safe_join(folder, row["file"])
+    width, height = row["size"]
+    item = Item(row["id"], path, width, height, label, "train", ground, source="synthetic")
+    left, top, wide, high = row["window"]
+    return Sample(item, defect.label, (left, top, wide, high), (ground, row["groups"][1]))
+
+
+# --- through the gates ----------------------------------------------------------------------------------------------
+
+
+def looks(bank: Bank, lot: Sequence[Sample]) -> Iterator[Look]:
+    """As gates see them."""
+    for one in lot:
+        pixels = with_channels(masks.pixels_of(one.item, bank.max_pixels), bank.channels)
+        mask = masks_of(one.item, [one.name])[0].astype(bool)
+        yield Look(one.item.id, one.name, pixels, mask, one.window, int(mask.sum()))
+
+
+def judged(home: Path, bank: Bank, order: Order, judge: Judge, progress: Progress) -> list[dict[str, Any]]:
+    """What the gates say of each image of a lot (`id`, `name`, `reasons`), kept beside it."""
+    lot = made(home, bank, order, progress)
+    folder = home / LOTS / key_of([bank.digest, mark(order)])
+    file = folder / f"gates-{key_of([judge.key, judge.encoder.key, checking.STEP])}.json"
+    if not file.is_file():
+        standard = checking.standard_of(bank, judge.encoder)
+        found = checking.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
+        files.write_json(file, [{"id": one.id, "name": one.name, "reasons": one.reasons} for one in found.rows])
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows

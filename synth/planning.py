@@ -1,0 +1,129 @@
+"""`curate synth plan`: which classes are scarce, how many defects to make, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from curate.data import Item
+from curate.index import Index
+from curate.project import Project
+from synth import masks
+from synth.data import Bank
+from train import evaluating
+
+FEW_DONORS, FEW_GROUNDS = 5, 20
+SHARE = 0.5  # of the commonest class's defects; with fewer a class is scarce
+WEAK = 0.8  # recall in the last evaluation; with less a class is scarce, however many defects it has
+LEAST, MOST = 0.5, 5.0  # times the real defects
+
+
+@dataclass(frozen=True)
+class Line:
+    """A class in train: labelled images that show it, their groups, defects with a mask; and what to make."""
+
+    name: str
+    images: int
+    groups: int
+    defects: int
+    recall: float | None
+    iou: float | None
+    scarce: bool
+    make: int
+    notes: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        return self.make / self.defects if self.defects else 0.0
+
+
+@dataclass
+class Plan:
+    """The classes, the rarest first; `grounds`: clean images, and their groups."""
+
+    lines: list[Line]
+    grounds: int
+    ground_groups: int
+    evaluation: str | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> str | None:
+        """What makes all that is planned, at the ratio that the scarcest class wants."""
+        wanted = [one for one in self.lines if one.make]
+        if not wanted:
+            return None
+        names = " ".join(f"--class '{one.name}'" for one in wanted)
+        return f"curate synth generate paste {names} --ratio {max(one.ratio for one in wanted):.1f}"
+
+    def to_json(self) -> dict[str, Any]:
+        lines = [asdict(one) | {"ratio": round(one.ratio, 2)} for one in self.lines]
+        return asdict(self) | {"lines": lines, "command": self.command}
+
+
+def plan(project: Project, progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> Plan:
+    index = Index(project)
+    rows = index.rows("status", "split", "source")
+    ids = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic"]
+    bank = masks.bank(index, progress)
+    figures, about = _evaluated(project)
+    return planned(bank, list(index.items(ids)), figures, about)
+
+
+def _evaluated(project: Project) -> tuple[dict[str, dict[str, float | None]], str | None]:
+    """Recall and IoU of each class in the last evaluation, and which one that is."""
+    found = evaluating.every(project)
+    if not found:
+        return {}, None
+    by_class = found[0].figures["classes"]
+    values = {name: {key: _value(one.get(key)) for key in ("recall", "iou")} for name, one in by_class.items()}
+    return values, f"model {found[0].model[:8]} on {found[0].manifest['split']}"
+
+
+def _value(figure: Any) -> float | None:
+    value = figure.get("value") if isinstance(figure, dict) else figure
+    return float(value) if isinstance(value, int | float) else None
+
+
+def planned(
+    bank: Bank, items: Sequence[Item], figures: dict[str, dict[str, float | None]], evaluation: str | None
+) -> Plan:
+    """From counts and figures alone."""
+    defects = Counter(one.name for one in bank.donors)
+    most = max(defects.values(), default=0)
+    lines = [_line(name, bank, items, defects[name], most, figures.get(name, {})) for name in bank.classes]
+    lines.sort(key=lambda one: (one.defects, one.name))
+    groups = len({one.group for one in bank.grounds})
+    notes = [f"{one.name}: {note}" for one in lines for note in one.notes] + list(bank.notes)
+    if len(bank.grounds) < FEW_GROUNDS:
+        text = f"only {len(bank.grounds)} clean images in train to put defects on ({FEW_GROUNDS} or more are wanted)"
+        notes.append(f"{text}: label more as clean")
+    return Plan(lines, len(bank.grounds), groups, evaluation, notes)
+
+
+def _line(
+    name: str, bank: Bank, items: Sequence[Item], defects: int, most: int, figures: dict[str, float | None]
+) -> Line:
+    shown = [one for one in items if name in one.label.present]
+    groups = len({one.group or one.id for one in shown})
+    recall, iou = figures.get("recall"), figures.get("iou")
+    scarce = defects < SHARE * most or (recall is not None and recall < WEAK)
+    make = round(defects * min(max((most - defects) / defects, LEAST), MOST)) if scarce and defects else 0
+    return Line(
+        name, len(shown), groups, defects, recall, iou, scarce, make, tuple(_warnings(bank, name, shown, groups))
+    )
+
+
+def _warnings(bank: Bank, name: str, shown: Sequence[Item], groups: int) -> list[str]:
+    found = len(bank.of(name))
+    if not found and shown:
+        return [f"{len(shown)} images show it, but no defect has a mask: draw masks, boxes are not enough"]
+    if not found:
+        return ["no image of train shows it: nothing can be made of nothing"]
+    if found < FEW_DONORS:
+        return [
+            f"only {found} real defects with a mask: what is made of so few repeats them; label {FEW_DONORS} or more"
+        ]
+    return [f"all {found} defects come from one group: what is made shows that piece alone"] if groups < 2 else []

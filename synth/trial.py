@@ -1,0 +1,582 @@
+"""`curate synth trial`: does a synthesiser help? The paired experiment on grouped folds of the train split.
+
+    report = run(project, Wish(stage="screen"), progress)
+
+Val and test of the project take no part at all. In every fold the bank, the generator and the gates, with their
+segmenter, are made anew from what the arm may learn from. Each training is cached in `work/synth/trials/runs/`; a
+killed trial goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import embed, files
+from curate.data import Item
+from curate.embed._base import Encoder
+from curate.errors import CurateError, LabelProblem, unknown
+from curate.index import Index
+from curate.project import Project
+from curate.rounds import key_of
+from synth import arms, chart, checking, lots, making, masks, smaller, verdict
+from synth.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
+from synth.data import Bank
+from synth.lots import Judge, Order, Sample
+from synth.making import Batch
+from synth.verdict import Line
+from train import checkpoint, figures, judging, loop, pretrained, recipe, training
+from train.dataset import Data, Plan
+from train.figures import Judged, Pixels
+from train.predicting import Predictor
+from train.recipe import Augmentation, Recipe, Sampler, Schedule
+
+STEP = 1  # raise it when the same run comes to another end
+ARMS = ("real", "balanced", "augmented", "paste", "poisson", "diffusion", "gan")
+STAGES = ("screen", "full")
+# What learns something from ten defects in half a minute of one core: features that are there, and a new decoder.
+SMALL = (
+    *("model.encoder=mobilenet_v2", "optimiser.lr=3e-3", 'phases=[{"epochs": 1, "train": "head"}]'),
+    'model.options={"encoder_depth": 4, "decoder_channels": [64, 32, 24, 16]}',
+)
+RECIPE = "unet-resnet"
+SEEDS = 5  # at least, for a verdict that counts
+VERDICT = "verdict.json"
+OVER = 3  # times as many images are made as an arm needs, for the gates to choose from
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be tried. What is None follows from the stage: `screen` is one fold, one budget, one ratio and three
+    seeds; `full` is all folds, three budgets, three ratios and five seeds of the baselines, and of the two generative
+    synthesisers that were best when screened. `size` is the side of a crop in training, `window` of what is painted
+    (the same, if it is None)."""
+
+    stage: str = "screen"
+    arms: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    budgets: tuple[int, ...] | None = None
+    ratios: tuple[float, ...] | None = None
+    seeds: int | None = None
+    folds: int = 4
+    tested: int | None = None
+    recipe: str = RECIPE
+    overrides: tuple[str, ...] = ()
+    steps: int = 400
+    size: int = 64
+    window: int | None = None
+    scale: float = 1.0
+    cleans: int = 60
+    encoder: str = embed.DEFAULT
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "auto"
+    dry_run: bool = False
+
+
+@dataclass
+class Report:
+    """What a trial is about and what came of it; without `lines` it was a dry run."""
+
+    stage: str
+    trainings: int
+    done: int
+    fits: int
+    seconds_each: float
+    classes: list[str]
+    lines: list[Line] = field(default_factory=list)
+    gated: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    batches: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def minutes(self) -> float:
+        """What is still to do; the fitting of generators comes on top."""
+        return (self.trainings - self.done) * self.seconds_each / 60
+
+    @property
+    def table(self) -> list[list[str]]:
+        return verdict.text(self.lines, self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        shown = {"lines": [one.to_json() for one in self.lines], "minutes": round(self.minutes, 1)}
+        return vars(self) | shown
+
+
+@dataclass(frozen=True)
+class Plot:
+    """All that a trial's trainings follow from."""
+
+    wish: Wish
+    home: Path
+    classes: tuple[str, ...]
+    parts: tuple[Part, ...]
+    blocked: tuple[Item, ...]
+    max_pixels: int
+    base: Recipe
+    encoder: Encoder
+    runs: tuple[Run, ...]
+    device: str
+    real: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> str:
+        return pretrained.mark_of(self.base.model)
+
+
+def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Report:
+    """Train what is not trained yet, and judge; with `dry_run` only say what it would take."""
+    plot = planned(project, wish, progress)
+    todo = [one for one in plot.runs if not file_of(plot, one).is_file()]
+    report = _outline(plot, todo)
+    if wish.dry_run:
+        return report
+    with files.writer_lock(plot.home, "curate synth trial"):
+        for _, alike in groupby(plot.runs, key=lambda one: (one.fold, one.budget)):
+            _train_all(plot, list(alike), len(todo), progress)
+        _judge_all(plot, report)
+        _write(project, plot, report)
+    return report
+
+
+# --- what is to be done ---------------------------------------------------------------------------------------------
+
+
+def planned(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Plot:
+    from curate.embed._network import device_of
+
+    if wish.stage not in STAGES:
+        raise unknown("stage", wish.stage, STAGES)
+    home = project.work / "synth" / "trials"
+    index = Index(project)
+    items, blocked = _items(index)
+    classes = wish.classes or tuple(name for name in index.project.active_classes if _drawn(items, name))
+    real = arms.defects(items, classes)
+    notes = _checked(wish, items, classes, index.project.active_classes)
+    items = [one for one in items if one.label.present <= set(classes)]
+    limit = project.config.limits.max_pixels
+    if wish.scale < 1:
+        items = smaller.shrunk(items, wish.scale, home, limit, progress)
+    parts = arms.parts(items, wish.folds, wish.cleans)
+    names = tuple(making.plain(name) for name in wish.arms or _of_stage(home, wish))
+    _check_arms(names, wish)
+    full = wish.stage == "full"
+    runs = arms.runs(
+        arms.arms(names, wish.ratios or ((0.5, 1.0, 2.0) if full else (1.0,))),
+        range(wish.tested or (wish.folds if full else 1)),
+        wish.budgets or ((5, 10, 20) if full else (10,)),
+        wish.seeds or (5 if full else 3),
+    )
+    encoder = embed.build(wish.encoder)
+    device = device_of(wish.device)
+    return Plot(
+        wish, home, classes, tuple(parts), blocked, limit, base_of(wish), encoder, tuple(runs), device, real, notes
+    )
+
+
+def _items(index: Index) -> tuple[list[Item], tuple[Item, ...]]:
+    """What may take part: real labelled images of train that say where their defects are; and all of val and test."""
+    rows = list(index.rows("status", "split", "source", "missing"))
+    ours = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic" and not row[3]]
+    judged = [id for id, _, split, *_ in rows if split in ("val", "test")]
+    items = [one for one in index.items(sorted(ours)) if not one.label.present or _placed(one)]
+    return items, tuple(index.items(sorted(judged)))
+
+
+def _placed(one: Item) -> bool:
+    return one.label.present == {defect.label for defect in one.label.defects if defect.rle}
+
+
+def _drawn(items: Sequence[Item], name: str) -> bool:
+    return any(name in one.label.present for one in items)
+
+
+def _checked(wish: Wish, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Raises where there is nothing to try; notes say what will be thin."""
+    for name in classes:
+        if name not in known:
+            raise unknown("class", name, known)
+    if not 0 < wish.scale <= 1:
+        raise CurateError(f"scale {wish.scale:g} does not exist; allowed: above 0, up to 1")
+    if wish.folds < 2 or not 1 <= (wish.tested or 1) <= wish.folds:
+        raise CurateError(
+            f"{wish.tested or wish.folds} of {wish.folds} folds cannot be: 2 folds or more, 1 tested or more"
+        )
+    if not any(one.label.clean for one in items):
+        raise CurateError("no clean labelled image in train: there is nothing to put defects on; label some as clean")
+    groups = {name: len({one.group or one.id for one in items if name in one.label.present}) for name in classes}
+    few = {name: count for name, count in groups.items() if count < wish.folds}
+    if few or not classes:
+        counted = ", ".join(f"{name} {count}" for name, count in few.items()) or "no class has a drawn defect"
+        raise CurateError(
+            f"too few groups for {wish.folds} folds: {counted}. Label more, or choose --class and --folds"
+        )
+    thin = [f"{name} comes from {count} groups: its intervals are wide" for name, count in groups.items() if count < 10]
+    return tuple(thin)
+
+
+def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
+    """All arms that are there; in full only the best two generative ones, if there was a screening."""
+    there = [name for name in ARMS if name in arms.BASELINES or name in making.MAKE.names()]
+    file = home / "screen.json"
+    if wish.stage == "screen" or not file.is_file():
+        return tuple(there)
+    chosen = json.loads(file.read_text(encoding="utf-8"))["best"]
+    return tuple(name for name in there if name in (*arms.BASELINES, *BLENDS, *chosen))
+
+
+def _check_arms(names: Sequence[str], wish: Wish) -> None:
+    known = (*arms.BASELINES, *making.MAKE.names())
+    for name in (*names, *wish.options):
+        if name not in known:
+            raise unknown("arm", name, known)
+    for name, given in wish.options.items():
+        options = [*making.FIT.options(name), *making.MAKE.options(name)]
+        for key in given:
+            if key not in options:
+                raise unknown(f"option of synthesiser {name}", key, options)
+    if BALANCED not in names:
+        raise CurateError(f"arms {', '.join(names)} have nothing to be held against: add {BALANCED}")
+
+
+def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.KEY=VALUE`: options of synthesisers, checked; both of what they learn with and of what they make with."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, _, rest = text.partition(".")
+        name = making.plain(name)
+        sides = [one for one in (making.FIT, making.MAKE) if rest.partition("=")[0] in one.options(name)]
+        found.setdefault(name, {}).update(making.options_of(sides[0] if sides else making.FIT, name, [rest]))
+    return found
+
+
+def base_of(wish: Wish) -> Recipe:
+    """The recipe that all arms share: one long epoch, whose images the arms choose; nothing else corrects the prior."""
+    own = SMALL if wish.recipe == RECIPE else ()
+    sides = (f"input.height={wish.size}", f"input.width={wish.size}")
+    found = recipe.load(wish.recipe, [*own, *sides, *wish.overrides])
+    if found.task != "segmentation":
+        raise CurateError(f"recipe '{wish.recipe}' is for {found.task}; a trial needs one for segmentation")
+    found = found.model_copy(update={"sampler": Sampler()})
+    if twice := recipe.corrections(found):
+        raise CurateError(f"{' and '.join(twice)} corrects the class prior, and so does the trial: leave it out")
+    schedule = Schedule(name=found.schedule.name, warmup=0.05)
+    phases = tuple(one.model_copy(update={"epochs": 1}) for one in found.phases[:1])  # what it trains, and how fast
+    return found.model_copy(
+        update={"schedule": schedule, "phases": phases, "epochs": 1, "steps": None, "accumulate": 1}
+    )
+
+
+def recipe_of(base: Recipe, arm: Arm, seed: int) -> Recipe:
+    """Only the augmented arm has the recipe's augmentation."""
+    plain = Augmentation(defect_crops=base.augmentation.defect_crops)
+    return base.model_copy(update={"seed": seed, "augmentation": base.augmentation if arm.name == AUGMENTED else plain})
+
+
+def _outline(plot: Plot, todo: Sequence[Run]) -> Report:
+    fits = {(one.fold, one.budget, one.arm.name) for one in todo if one.arm.synthetic and one.arm.name not in BLENDS}
+    done = len(plot.runs) - len(todo)
+    notes = [*plot.notes, *_short(plot)]
+    return Report(plot.wish.stage, len(plot.runs), done, len(fits), _seconds(plot), list(plot.classes), notes=notes)
+
+
+def _short(plot: Plot) -> Iterator[str]:
+    """Where a budget asks for more than there is."""
+    for fold, budget in sorted({(one.fold, one.budget) for one in plot.runs}):
+        found = arms.defects(real_of(plot, fold, budget), plot.classes)
+        short = [f"{name} {count}" for name, count in found.items() if count < budget]
+        if short:
+            yield f"fold {fold + 1}, budget {budget}: there are only {', '.join(short)}"
+
+
+def _seconds(plot: Plot) -> float:
+    """One training takes: the median of those that are there, else as some steps say."""
+    known = [float(np.load(file, allow_pickle=False)["seconds"]) for file in sorted((plot.home / "runs").glob("*.npz"))]
+    return statistics.median(known) if known else probed(plot)
+
+
+def probed(plot: Plot) -> float:
+    import torch
+
+    model, _ = training.network_of(plot.base, _data(plot, plot.parts[0].train[:1]))
+    model.to(plot.device, memory_format=torch.channels_last).train()
+    model.encoder.requires_grad_(plot.base.parts[0].train == "all")
+    side, optimiser, took = plot.base.input, torch.optim.SGD(model.parameters(), lr=0.0), []
+    for _ in range(4):
+        begun = time.perf_counter()
+        batch = torch.zeros(plot.base.batch, side.channels, side.height, side.width, device=plot.device)
+        model(batch.to(memory_format=torch.channels_last)).mean().backward()
+        optimiser.step()
+        took.append(time.perf_counter() - begun)
+    return statistics.median(took) * plot.wish.steps * 1.3  # reading, and looking at the test images
+
+
+# --- what one run learns from ---------------------------------------------------------------------------------------
+
+
+def real_of(plot: Plot, fold: int, budget: int) -> list[Item]:
+    return arms.budgeted(plot.parts[fold].train, plot.classes, budget)
+
+
+def bank_of(plot: Plot, fold: int, budget: int) -> Bank:
+    """From this part's own images; one of the test part, or of val or test, would raise."""
+    blocked = (*plot.parts[fold].test, *plot.blocked)
+    return masks.bank_of(real_of(plot, fold, budget), blocked, plot.classes, plot.max_pixels)
+
+
+def order_of(plot: Plot, run: Run) -> Order:
+    """The same lot for every ratio and seed, and for the gates."""
+    most = max(one.arm.ratio for one in plot.runs if one.arm.name == run.arm.name)
+    real = arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
+    counts = {name: math.ceil(most * count) * OVER for name, count in real.items()}
+    options = tuple(sorted(plot.wish.options.get(run.arm.name, {}).items()))
+    return Order(run.arm.name, counts, plot.wish.window or plot.wish.size, 0, options, plot.device)
+
+
+def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[list[Item], dict[str, int]]:
+    """The arm's synthetic images, and what the gates refused, where it has any."""
+    order, real = order_of(plot, run), arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
+    lot = lots.made(plot.home, bank, order, progress)
+    if not run.arm.gated:
+        return [one.item for one in chosen(lot, real, run.arm.ratio)], {}
+    base = _base(run)
+    judge = Judge(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
+    rows = lots.judged(plot.home, bank, order, judge, progress)
+    passed = {row["id"] for row in rows if not row["reasons"]}
+    about = {"made": len(rows), "passed": len(passed)} | checking.by_gate(row["reasons"] for row in rows)
+    return [one.item for one in chosen([one for one in lot if one.item.id in passed], real, run.arm.ratio)], about
+
+
+def chosen(lot: Sequence[Sample], real: Mapping[str, int], ratio: float) -> list[Sample]:
+    """The first images of each class, as many as the ratio says."""
+    return [one for name, count in real.items() for one in _first(lot, name, round(ratio * count))]
+
+
+def _first(lot: Sequence[Sample], name: str, count: int) -> list[Sample]:
+    return [one for one in lot if one.name == name][:count]
+
+
+# --- one training ---------------------------------------------------------------------------------------------------
+
+
+def key_of_run(plot: Plot, run: Run) -> str:
+    """By all that it follows from; known before anything is made."""
+    part = plot.parts[run.fold]
+    shown = [
+        sorted((one.id, one.label.digest) for one in of) for of in (real_of(plot, run.fold, run.budget), part.test)
+    ]
+    values = recipe_of(plot.base, run.arm, run.seed).model_dump(
+        mode="json", exclude={"summary": True, "model": {"weights"}}
+    )
+    made: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
+    made += [checking.STEP] if run.arm.gated else []
+    return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.wish.steps, made])
+
+
+def file_of(plot: Plot, run: Run) -> Path:
+    return plot.home / "runs" / f"{key_of_run(plot, run)}.npz"
+
+
+def _train_all(plot: Plot, alike: Sequence[Run], todo: int, progress: Progress) -> None:
+    """The runs of one fold and budget, which share a bank."""
+    missing = [one for one in alike if not file_of(plot, one).is_file()]
+    if not missing:
+        return
+    bank = bank_of(plot, missing[0].fold, missing[0].budget)
+    for one in missing:
+        _train(plot, one, bank, progress)
+        progress("trial", 1, todo)
+
+
+def _train(plot: Plot, run: Run, bank: Bank, progress: Progress) -> None:
+    begun = time.perf_counter()
+    real = real_of(plot, run.fold, run.budget)
+    made, refused = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {})
+    begun = begun if not made else time.perf_counter()  # lots are made once, they say nothing of a training
+    predictor = trained(plot, run, [*real, *made])
+    rows = judged(predictor, plot.parts[run.fold].test, plot.classes, plot.max_pixels)
+    counts = [sum(name in one.label.present for one in made) for name in plot.classes]
+    about = {"made": np.array(counts), "refused": np.array(json.dumps(refused))}
+    about["seconds"] = np.array(time.perf_counter() - begun)
+    target = file_of(plot, run)
+    with files.written_aside(target) as aside, aside.open("wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **rows, **about)
+    if run == _base(run):
+        checkpoint.save(segmenter_file(plot, run), predictor.module.state_dict())
+    files.remove(training_folder(plot, run))
+
+
+def trained(plot: Plot, run: Run, items: Sequence[Item]) -> Predictor:
+    """The network after all steps: no val tells when to stop, so no arm can profit from it."""
+    made = recipe_of(plot.base, run.arm, run.seed)
+    chances = arms.repeats(run.arm, items, plot.classes)
+    data = _data(plot, arms.drawn(items, chances, plot.wish.steps * made.batch, run.seed))
+    model, start = training.network_of(made, data)
+    folder = training_folder(plot, run)
+    plan = Plan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
+    loop.fit(model, loop.Setting(made, data, plan, start.frozen, folder, plot.device))
+    model.load_state_dict(checkpoint.load(folder / loop.BEST)[0])  # a run that was killed at its end trains no more
+    return Predictor(key_of_run(plot, run), plot.classes, made, False, model.eval(), plot.device)
+
+
+def training_folder(plot: Plot, run: Run) -> Path:
+    """Where a run is made; it outlives a kill."""
+    return plot.home / f".{key_of_run(plot, run)}.training"
+
+
+def _data(plot: Plot, items: Sequence[Item]) -> Data:
+    return Data("segmentation", plot.classes, tuple(items), (), single=False, clean=True)
+
+
+def _base(run: Run) -> Run:
+    return replace(run, arm=Arm(BALANCED), seed=0)
+
+
+def segmenter_file(plot: Plot, base: Run) -> Path:
+    return plot.home / "segmenters" / f"{key_of_run(plot, base)}.safetensors"
+
+
+def segmenter(plot: Plot, base: Run) -> Predictor:
+    """The balanced real arm's first network: the gates of this fold and budget know what it knows, and no more."""
+    file = segmenter_file(plot, base)
+    if not file.is_file():
+        checkpoint.save(file, trained(plot, base, real_of(plot, base.fold, base.budget)).module.state_dict())
+        files.remove(training_folder(plot, base))
+    made = recipe_of(plot.base, base.arm, base.seed)
+    model, _ = training.network_of(made, _data(plot, plot.parts[base.fold].train[:1]))
+    model.load_state_dict(checkpoint.load(file)[0])
+    return Predictor(key_of_run(plot, base), plot.classes, made, False, model.eval().to(plot.device), plot.device)
+
+
+# --- what it came to ------------------------------------------------------------------------------------------------
+
+
+def judged(
+    predictor: Predictor, items: Sequence[Item], classes: Sequence[str], max_pixels: int
+) -> dict[str, NDArray[Any]]:
+    """Each test image once: what figures need of it."""
+    judge = judging.Judge(predictor, tuple(classes), max_pixels)
+    rows, seen = [], []
+    for item in items:
+        try:
+            rows.append(judge.row(item, *judge.look(item)))
+            seen.append(item)
+        except LabelProblem:
+            continue  # unreadable for every arm alike
+    return {
+        "ids": np.array([one.id for one in seen]),
+        "groups": np.array([one.group or one.id for one in seen]),
+        "present": np.array([[name in one.label.present for name in classes] for one in seen], bool),
+        **{name: np.stack([row[name] for row in rows]) for name in ("p", "decided", "counts", "histogram")},
+    }
+
+
+def read(file: Path, classes: Sequence[str]) -> Judged:
+    with np.load(file, allow_pickle=False) as of:
+        count, n = len(classes), len(of["ids"])
+        shape = (n, count, len(figures.THRESHOLDS))
+        pixels = Pixels(
+            of["counts"].reshape(n, count, 3).astype(np.int64),
+            of["histogram"].reshape(n, count, 2, figures.BINS).astype(np.int64),
+            np.zeros(shape, np.int64),
+        )
+        ids, groups = (tuple(of[name].tolist()) for name in ("ids", "groups"))
+        p, decided = of["p"].astype(np.float64), of["decided"].astype(bool)
+        return Judged(tuple(classes), ids, groups, of["present"], p, decided, False, pixels)
+
+
+def _judge_all(plot: Plot, report: Report) -> None:
+    """Folds pooled, seeds side by side."""
+    found: dict[tuple[int, Arm], list[Judged]] = {}
+    for (budget, arm, _), alike in _by_seed(plot.runs):
+        folds = [read(file_of(plot, one), plot.classes) for one in alike]
+        found.setdefault((budget, arm), []).append(verdict.pooled(folds))
+    report.lines = verdict.table(found)
+    report.verdicts = {_name(one): "; ".join(verdict.words(one).values()) for one in report.lines if one.differences}
+    report.done = report.trainings
+    report.notes += list(_unmade(plot))
+    report.gated = [_gated(plot, one) for one in plot.runs if one.arm.gated and not one.seed]
+
+
+def _unmade(plot: Plot) -> Iterator[str]:
+    """Classes that no window could hold, or that the gates left nothing of."""
+    for one in plot.runs:
+        if one.arm.synthetic and not one.seed:
+            with np.load(file_of(plot, one), allow_pickle=False) as of:
+                empty = [name for name, count in zip(plot.classes, of["made"], strict=True) if not count]
+            if empty:
+                yield f"{one.arm}, {one.budget} real, fold {one.fold + 1}: no synthetic {', '.join(empty)}"
+
+
+def _name(line: Line) -> str:
+    return f"{line.arm}, {line.budget} real"
+
+
+def _gated(plot: Plot, run: Run) -> dict[str, Any]:
+    """What the gates left an arm in a fold: images that it learnt from, by class, and those refused, by gate."""
+    with np.load(file_of(plot, run), allow_pickle=False) as of:
+        left = dict(zip(plot.classes, of["made"].tolist(), strict=True))
+        about = {"arm": str(run.arm), "fold": run.fold, "budget": run.budget, "used": left}
+        return about | {"gates": json.loads(str(of["refused"]))}
+
+
+def _by_seed(runs: Sequence[Run]) -> Iterator[tuple[tuple[int, Arm, int], list[Run]]]:
+    def key(one: Run) -> tuple[int, Arm, int]:
+        return one.budget, one.arm, one.seed
+
+    for known, alike in groupby(sorted(runs, key=key), key=key):
+        yield known, sorted(alike)
+
+
+def _write(project: Project, plot: Plot, report: Report) -> None:
+    """The report, the plot, and a verdict beside every batch that the trial speaks of."""
+    png = plot.home / f"{report.stage}.png"
+    chart.write(png, report.lines, plot.classes, f"{report.stage}: IoU against {BALANCED}")
+    report.files = {"report": str(plot.home / f"{report.stage}.json"), "plot": str(png)}
+    for batch in making.every(project):
+        if said := _verdict(plot, report, batch):
+            report.batches[batch.key] = said
+            _spoken(batch.folder / VERDICT, said)
+    files.write_json(plot.home / f"{report.stage}.json", report.to_json() | {"best": verdict.best(report.lines)})
+
+
+def _verdict(plot: Plot, report: Report, batch: Batch) -> dict[str, Any] | None:
+    """What the trial says of a batch: the gated arm of its synthesiser whose ratio and budget come next to its own."""
+    counts = {name: count for name, count in batch.manifest["counts"].items() if plot.real.get(name)}
+    if not counts:
+        return None
+    ratio = sum(counts.values()) / sum(plot.real[name] for name in counts)
+    budget = statistics.median(plot.real[name] for name in counts)
+    line = verdict.nearest(report.lines, batch.manifest["synthesiser"], ratio, budget)
+    if line is None:
+        return None
+    firm, better, words = conclusive(plot), verdict.positive(line.differences), verdict.words(line)
+    about = {"stage": report.stage, "conclusive": firm, "budget": line.budget, **arms.to_json(line.arm)}
+    return about | {"positive": {name: firm and yes for name, yes in better.items()}, "words": words}
+
+
+def conclusive(plot: Plot) -> bool:
+    """Whether a verdict may open the door to training: a full trial, with all folds and seeds."""
+    seeds, folds = (len({getattr(one, name) for one in plot.runs}) for name in ("seed", "fold"))
+    return plot.wish.stage == "full" and seeds >= SEEDS and folds == plot.wish.folds
+
+
+def _spoken(file: Path, said: dict[str, Any]) -> None:
+    """A screening never takes the place of a full trial's verdict."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if said["conclusive"] or not known.get("conclusive"):
+        files.write_json(file, said)

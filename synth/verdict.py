@@ -1,0 +1,230 @@
+"""What a trial's trainings come to: figures of every arm, differences from the balanced real arm, and words. Pure.
+
+Arms are held against each other on the same test images, seed by seed; intervals come from drawing whole groups again,
+and seeds with them, the same ones for every arm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synth.arms import BALANCED, BASELINES, BLENDS, Arm, worth
+from train import figures, intervals
+from train.figures import Judged, Pixels
+from train.intervals import Draws, Figure, Measure
+
+BY_CLASS = ("iou", "dice", "pixel_ap", "recall")
+OVERALL = ("iou", "dice", "clean_false_alarms")
+MAIN = "iou"
+LEAST = 6  # groups: that all of fewer are better may well be chance (1 in 2^5 is more than 2.5 %)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An arm at a budget: each figure, and how far it is from the balanced real arm's. Overall stands under ''."""
+
+    budget: int
+    arm: Arm
+    figures: Mapping[str, Mapping[str, Figure]]
+    differences: Mapping[str, Mapping[str, Figure]]
+    worth: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        def plain(of: Mapping[str, Mapping[str, Figure]]) -> dict[str, Any]:
+            return {place: {name: one.to_json() for name, one in row.items()} for place, row in of.items()}
+
+        about = {"budget": self.budget, "arm": self.arm.name, "ratio": self.arm.ratio, "gated": self.arm.gated}
+        return about | {
+            "figures": plain(self.figures),
+            "differences": plain(self.differences),
+            "worth": dict(self.worth),
+            "positive": positive(self.differences),
+            "words": words(self),
+        }
+
+
+Seeds = Sequence[Judged]  # one a seed, the same images in the same order
+Measures = dict[str, dict[str, Measure]]
+
+
+def table(judged: Mapping[tuple[int, Arm], Seeds]) -> list[Line]:
+    """All arms of all budgets; a budget without the balanced real arm has nothing to be held against."""
+    found: list[Line] = []
+    for budget in sorted({budget for budget, _ in judged}):
+        measured = {arm: averaged(seeds) for (one, arm), seeds in judged.items() if one == budget}
+        found += [
+            _line(budget, arm, measured[arm], measured.get(Arm(BALANCED))) for arm in sorted(measured, key=_order)
+        ]
+    return _with_worth(found)
+
+
+def _order(arm: Arm) -> tuple[int, Arm]:
+    """Baselines first."""
+    return BASELINES.index(arm.name) if arm.name in BASELINES else len(BASELINES), arm
+
+
+def _line(budget: int, arm: Arm, of: Measures, base: Measures | None) -> Line:
+    shown = {place: {name: intervals.difference(one) for name, one in row.items()} for place, row in of.items()}
+    if base is None or arm.name == BALANCED:
+        return Line(budget, arm, shown, {})
+    apart = {place: {name: _minus(one, base[place][name]) for name, one in row.items()} for place, row in of.items()}
+    return Line(budget, arm, shown, apart)
+
+
+def _minus(one: Measure, base: Measure) -> Figure:
+    return intervals.difference(Measure(one.values - base.values, min(one.n, base.n), min(one.groups, base.groups)))
+
+
+def averaged(seeds: Seeds) -> Measures:
+    """The mean over seeds in every draw; a draw also draws the seeds."""
+    draws = seeds[0].draws()
+    picks = _picks(len(seeds), len(draws.weights))
+    each = [_measured(one, draws) for one in seeds]
+    return {
+        place: {name: _mean([one[place][name] for one in each], picks) for name in row}
+        for place, row in each[0].items()
+    }
+
+
+def _measured(judged: Judged, draws: Draws) -> Measures:
+    overall, by_class = figures.measures(judged, draws)
+    return {"": {name: overall[name] for name in OVERALL}} | {
+        place: {name: row[name] for name in BY_CLASS} for place, row in by_class.items()
+    }
+
+
+def _picks(seeds: int, draws: int) -> NDArray[np.int64]:
+    """Which seeds each draw takes; the first takes all."""
+    found = np.random.default_rng(1).integers(seeds, size=(draws, seeds))
+    found[0] = np.arange(seeds)
+    return found
+
+
+def _mean(seeds: Sequence[Measure], picks: NDArray[np.int64]) -> Measure:
+    values = np.stack([one.values for one in seeds], axis=1)
+    return Measure(np.take_along_axis(values, picks, axis=1).mean(axis=1), seeds[0].n, seeds[0].groups)
+
+
+def pooled(folds: Sequence[Judged]) -> Judged:
+    """The test images of all folds as one set, each judged by the model that did not know it."""
+    one = folds[0]
+    joined = {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in ("present", "p", "decided")}
+    ids, groups = (tuple(value for fold in folds for value in getattr(fold, name)) for name in ("ids", "groups"))
+    pixels = [fold.pixels for fold in folds if fold.pixels]
+    of = {name: np.concatenate([getattr(part, name) for part in pixels]) for name in ("counts", "histogram", "largest")}
+    return Judged(one.classes, ids, groups, single=False, pixels=Pixels(**of), **joined)
+
+
+# --- worth ----------------------------------------------------------------------------------------------------------
+
+
+def _with_worth(lines: Sequence[Line]) -> list[Line]:
+    """What an arm's IoU would take in real defects, where the balanced real arm was trained with several budgets."""
+    base = [one for one in lines if one.arm.name == BALANCED]
+    if len(base) < 2:
+        return list(lines)
+    return [Line(one.budget, one.arm, one.figures, one.differences, _worth(one, base)) for one in lines]
+
+
+def _worth(line: Line, base: Sequence[Line]) -> dict[str, str]:
+    if not line.arm.synthetic:
+        return {}
+    found = {}
+    for place, row in line.figures.items():
+        curve = {one.budget: one.figures[place][MAIN].value for one in base}
+        if all(math.isfinite(value) for value in (*curve.values(), row[MAIN].value)):
+            count, sign = worth(curve, row[MAIN].value)
+            found[place] = f"{sign}{count:.0f}"
+    return found
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def positive(differences: Mapping[str, Mapping[str, Figure]]) -> dict[str, bool]:
+    """The classes that are better for sure; none where any class is worse for sure."""
+    mains = {place: row[MAIN] for place, row in differences.items() if place}
+    harm = any(below(one) for one in mains.values())
+    return {place: above(one) and not harm for place, one in mains.items()}
+
+
+def above(one: Figure) -> bool:
+    return one.low > 0 and one.groups >= LEAST
+
+
+def below(one: Figure) -> bool:
+    return one.high < 0
+
+
+def words(line: Line) -> dict[str, str]:
+    """A sentence for each class, and one for clean images."""
+    if not line.differences:
+        return {}
+    found = {place: _of_class(place, row[MAIN], line) for place, row in line.differences.items() if place}
+    alarms = line.differences[""]["clean_false_alarms"]
+    said = "raises more" if alarms.low > 0 else "raises fewer" if alarms.high < 0 else "no difference in"
+    return found | {"clean": f"{said} false alarms on clean images{_numbers(alarms)}"}
+
+
+def _of_class(name: str, one: Figure, line: Line) -> str:
+    if not math.isfinite(one.value):
+        return f"{name}: no test image shows it"
+    numbers = _numbers(one) + (f", worth {line.worth[name]} real defects" if name in line.worth else "")
+    if above(one):
+        return f"{name}: better than balanced real defects alone{numbers}"
+    if below(one):
+        return f"{name}: worse than balanced real defects alone{numbers}"
+    few = f"{one.groups} groups are too few to say" if one.groups < LEAST else f"nothing that {one.groups} groups show"
+    return f"{name}: {few}{numbers}"
+
+
+def _numbers(one: Figure) -> str:
+    return f" ({one.value:+.3f}, {one.low:+.3f} to {one.high:+.3f})" if math.isfinite(one.value) else ""
+
+
+def best(lines: Sequence[Line], count: int = 2) -> list[str]:
+    """The generative synthesisers that came furthest, by their best arm."""
+    found: dict[str, float] = {}
+    for one in lines:
+        if one.arm.synthetic and one.arm.name not in BLENDS and one.differences:
+            value = one.differences[""][MAIN].value
+            found[one.arm.name] = max(found.get(one.arm.name, -math.inf), value)
+    return sorted(found, key=lambda name: -found[name])[:count]
+
+
+def nearest(lines: Sequence[Line], synthesiser: str, ratio: float, budget: float) -> Line | None:
+    """The gated arm of this synthesiser whose ratio and budget come next to a batch's: no choice by its outcome."""
+    fitting = [one for one in lines if one.arm.name == synthesiser and one.arm.gated and one.differences]
+
+    def away(one: Line) -> tuple[float, float]:
+        return abs(math.log(one.budget / budget)), abs(math.log(one.arm.ratio / ratio))
+
+    return min(fitting, key=away, default=None)
+
+
+def text(lines: Sequence[Line], classes: Sequence[str]) -> list[list[str]]:
+    """Rows of a table: IoU of each class, then overall, with the difference's interval where there is one."""
+    head = ["budget", "arm", *classes, "mean IoU", "Dice", "false alarms"]
+    return [head] + [
+        [
+            str(one.budget),
+            str(one.arm),
+            *(_cell(one, place, MAIN) for place in (*classes, "")),
+            _cell(one, "", "dice"),
+            _cell(one, "", "clean_false_alarms"),
+        ]
+        for one in lines
+    ]
+
+
+def _cell(line: Line, place: str, name: str) -> str:
+    value = line.figures[place][name].value
+    apart = line.differences.get(place, {}).get(name)
+    shown = f"{value:.3f}" if math.isfinite(value) else "-"
+    return f"{shown} [{apart.low:+.2f}, {apart.high:+.2f}]" if apart and math.isfinite(apart.value) else shown

@@ -1,0 +1,225 @@
+"""Synthetic images through the gates: drawn ones whose fault is known, and a batch of a real project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from curate import cli, embed, indexing
+from curate.errors import CurateError
+from curate.project import Project
+from synth import checking, making, masks
+from synth.checking import Look, Standard
+from synth.data import Bank
+from tests.conftest import Make
+from tests.train.conftest import CLASSES, LIBRARY, drawn, item
+from train.predicting import Predictor
+from train.recipe import load
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """Eight cracks, eight holes, each an image and group of its own, and clean steel."""
+    folder = tmp_path_factory.mktemp("bank")
+    items = [item(folder, number) for number in range(32) if number % 4 != 2]
+    return masks.bank_of(items, (), CLASSES, 1 << 20)
+
+
+@pytest.fixture(scope="module")
+def standard(bank: Bank) -> Standard:
+    return checking.standard_of(bank, embed.build("texture"))
+
+
+def look(number: int, name: str = "crack") -> Look:
+    """A drawn defect that the bank does not hold."""
+    pixels, shown = drawn(number)
+    mask = shown[name].astype(bool)
+    return Look(str(number), name, pixels[..., None], mask, (0, 0, 64, 64), int(mask.sum()))
+
+
+def brightness() -> Predictor:
+    """A segmenter that needs no training: bright is a crack, dark a hole."""
+    import torch
+
+    class Threshold(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            grey = batch.mean(1, keepdim=True)
+            return torch.cat([grey - 0.25, -grey - 0.25], 1) * 20
+
+    recipe = load("unet-resnet", ["input.scale=tf"])
+    recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"channels": 1})})
+    return Predictor("bright", CLASSES, recipe, False, Threshold())
+
+
+def reasons(standard: Standard, one: Look, *without: str) -> set[str]:
+    (row,) = checking.inspected([one], standard, None, without).rows
+    return {reason.partition(":")[0] for reason in row.reasons}
+
+
+def moved(standard: Standard, **near: float) -> Standard:
+    """The same with other bounds of likeness."""
+    limits = {name: replace(of, near=of.near._replace(**near)) for name, of in standard.limits.items()}
+    return replace(standard, limits=limits)
+
+
+# --- one image --------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_defect_like_the_real_ones_passes(standard: Standard) -> None:
+    fair = moved(standard, low=0.0, high=2.0)
+    assert reasons(fair, look(100)) == set()
+    assert reasons(fair, look(101, "hole")) == set()
+
+
+def test_a_copy_is_refused_and_the_donor_itself_is_nearest(standard: Standard) -> None:
+    same = look(0)  # image 0 is in the bank
+    assert "copy" in reasons(standard, same)
+    (row,) = checking.inspected([same], standard, None).rows
+    assert row.figures["near"] == pytest.approx(0, abs=1e-3)
+    assert "copy" not in reasons(standard, same, "copy")
+
+
+def test_real_pairs_of_different_groups_are_no_copies(bank: Bank, standard: Standard) -> None:
+    for name, real in standard.features.items():
+        apart = np.linalg.norm(real[:, None] - real, axis=2)[~np.eye(len(real), dtype=bool)]
+        assert len(real) == len(bank.of(name)) == 8
+        assert standard.limits[name].near.low == pytest.approx(apart.min(), rel=1e-3)
+
+
+def test_nonsense_is_refused(standard: Standard) -> None:
+    plain = look(100)
+    noise = np.random.default_rng(0).integers(0, 255, plain.pixels.shape, np.uint8)
+    assert "nonsense" in reasons(standard, replace(plain, pixels=noise))
+
+
+def test_a_mask_of_another_size_shape_or_place(standard: Standard) -> None:
+    fair, plain = moved(standard, low=0.0, high=9.0), look(101, "hole")
+    y, x = np.mgrid[:64, :64]
+    small = (y - 30) ** 2 + (x - 30) ** 2 < 9
+    long = (abs(y - 30) < 2) & (abs(x - 30) < 25)
+    assert "area" in reasons(fair, replace(plain, mask=small, told=int(small.sum())))
+    assert "aspect" in reasons(fair, replace(plain, mask=long, told=int(long.sum())))
+    assert reasons(fair, replace(plain, told=3)) == {"mask"}
+    assert reasons(fair, replace(plain, window=(0, 0, 8, 8))) == {"mask"}
+    dark = plain.pixels.copy()
+    dark[:, :40] = 0  # beside the strip
+    assert "region" in reasons(fair, replace(plain, pixels=dark, mask=plain.mask | (x < 12)))
+
+
+def test_an_empty_mask_is_refused_and_breaks_nothing(standard: Standard) -> None:
+    empty = replace(look(100), mask=np.zeros((64, 64), bool), told=0)
+    assert "mask" in reasons(standard, empty)
+
+
+def test_a_hard_seam_is_refused(standard: Standard) -> None:
+    plain = look(101, "hole")
+    hard = plain.pixels.copy()
+    hard[plain.mask] = 0
+    hard[~plain.mask] = 255
+    assert "seam" in reasons(standard, replace(plain, pixels=hard))
+
+
+def test_resegmentation_wants_the_defect_where_the_label_is(standard: Standard) -> None:
+    fair, plain = moved(standard, low=0.0, high=9.0), look(100)
+    shifted = replace(plain, mask=np.roll(plain.mask, 12, axis=1))
+    found = checking.inspected([plain, shifted], fair, brightness()).rows
+    assert found[0].figures["iou"] > 0.8
+    assert [row.passed for row in found] == [True, False]
+    assert found[1].reasons[0].startswith("resegmentation: IoU 0.")
+    with pytest.raises(CurateError, match=r"does not know class crack.*--without resegmentation"):
+        checking.inspected([plain], fair, replace(brightness(), classes=("hole",)))
+
+
+def test_a_segmenter_is_tried_on_the_real_defects_first(bank: Bank, standard: Standard) -> None:
+    looks = [look(100), look(101, "hole")]
+    report = checking._report("key", checking.inspected(looks, standard, None), standard, brightness(), ())
+    checking._add_reference(report, bank, brightness())
+    assert report.classes["crack"]["resegmented_real"] > 0.8
+    assert report.notes == []
+    blind = replace(brightness(), classes=CLASSES[::-1])
+    checking._add_reference(report, bank, blind)
+    assert [note.partition(":")[0] for note in report.notes] == ["crack", "hole"]
+    assert "IoU 0.00 (median)" in report.notes[0]
+
+
+def test_a_class_from_one_group_is_judged_by_all_of_them(bank: Bank) -> None:
+    donors = [replace(one, group="one") if one.name == "crack" else one for one in bank.donors]
+    found = checking.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
+    assert found.limits["crack"].near != found.limits["hole"].near
+    assert np.isfinite(found.limits["crack"].near).all()
+
+
+# --- a batch ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def works(make: Make, tmp_path: Path) -> Project:
+    """40 labelled images of 64 px, ten of them clean."""
+    root = tmp_path / "steel"
+    for folder in (root / "images", *(root / "masks" / name for name in CLASSES)):
+        folder.mkdir(parents=True)
+    for number in range(40):
+        pixels, shown = drawn(number)
+        Image.fromarray(pixels).save(root / "images" / f"{number:02d}.png")
+        for name, mask in shown.items():
+            Image.fromarray(255 * mask).save(root / "masks" / name / f"{number:02d}.png")
+    project = make([LIBRARY | {"data": root}], CLASSES)
+    indexing.run(project)
+    return project
+
+
+def test_a_batch_is_judged_and_shown(
+    works: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = making.generate(works, "paste", making.Wish(count=3, window=64), device="cpu")
+    with pytest.raises(CurateError, match=r"curate train --task segmentation.*--without resegmentation"):
+        checking.check(works, batch.key)
+    with pytest.raises(CurateError, match="unknown gate 'resegment'"):
+        checking.check(works, batch.key, without=["resegment"])
+    told: list[tuple[str, int, int]] = []
+    report = checking.check(works, batch.key, without=["resegmentation"], progress=lambda *step: told.append(step))
+    table = pq.read_table(batch.folder / checking.CHECKED).to_pydict()
+    assert table["id"] == [one.id for one in batch.made()]
+    assert sum(table["passed"]) == report.passed
+    assert [bool(reasons) for reasons in table["reasons"]] == [not passed for passed in table["passed"]]
+    assert sum(done for stage, done, _ in told if stage == "check") == report.images == 6
+    for name, row in report.classes.items():
+        assert row["made"]["n"] == 3, name
+        assert {"kernel_distance", "precision", "recall", "density", "coverage"} <= set(row["floor"])
+    with Image.open(batch.folder / checking.SHEET) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.height > 2 * 96
+    assert [row[1] for row in report.table[1:4]] == ["synthetic", "that passed", "real val"]
+    json.dumps(report.to_json(), allow_nan=False)
+    words = ["curate", "synth", "check", batch.key, "--without", "resegmentation", "--project", str(works.folder)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert f"{report.passed} of 6 images passed" in out
+    assert "kernel distance" in out
+
+
+def test_val_decides_nothing(works: Project) -> None:
+    """Other val images, the same decisions: only the floor may move."""
+    from curate.index import Index
+
+    batch = making.generate(works, "paste", making.Wish(count=2, window=64), device="cpu")
+    before = checking.check(works, batch.key, without=["resegmentation"])
+    rows = (batch.folder / checking.CHECKED).read_bytes()
+    index = Index(works)
+    gone = [id for id, split in index.rows("split") if split == "val"]
+    assert gone
+    index.set({"status": dict.fromkeys(gone, "unlabelled")})
+    after = checking.check(works, batch.key, without=["resegmentation"])
+    assert (batch.folder / checking.CHECKED).read_bytes() == rows
+    assert {row["floor"]["n"] for row in after.classes.values()} == {0}
+    assert sum(row["floor"]["n"] for row in before.classes.values()) > 0

@@ -1,0 +1,200 @@
+"""Batches into the index and out again: nothing leaks, nothing is lost, nothing stays behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from curate import archive, browse, files, garbage, indexing, status
+from curate.errors import CurateError
+from curate.index import Index
+from curate.pooling import _seen
+from curate.project import Project
+from synth import entering, making
+from synth.making import Batch, Wish
+from tests.conftest import dump
+from train import dataset
+
+SMALL = Wish(count=3, window=48)
+
+
+def checked(batch: Batch, failing: int = 0) -> Batch:
+    """As if the gates had let all but the first ones through."""
+    made = batch.made()
+    rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), batch.folder / entering.CHECKED)
+    return batch
+
+
+@pytest.fixture
+def batch(mill: Project) -> Batch:
+    return checked(making.generate(mill, "paste", SMALL))
+
+
+def synthetic(project: Project) -> dict[str, tuple[object, ...]]:
+    names = ("source", "split", "group", "tags", "status", "missing", "filepath")
+    return {id: tuple(row) for id, *row in Index(project).rows(*names) if row[0] == "synthetic"}
+
+
+def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(mill: Project) -> None:
+    before, batch = dump(mill), checked(making.generate(mill, "paste", SMALL), failing=1)
+    found = entering.accept(mill, batch.key[:8], forced=True)
+    assert (found.entered, found.refused, found.classes) == (5, 1, {"crack": 2, "hole": 3})
+    made = {one.id: one for one in batch.made()[1:]}
+    shown = synthetic(mill)
+    assert shown.keys() == made.keys()
+    for id, (_, split, group, tags, state, missing, path) in shown.items():
+        assert (split, group, tags, state, missing) == ("train", made[id].ground_group, [found.tag], "labelled", False)
+        assert Path(str(path)) == batch.folder / made[id].file
+    for item in Index(mill).items(sorted(made)):
+        mask = dataset.masks_of(item, [made[item.id].name])[0].astype(bool)
+        assert (mask == making.mask_of(batch, made[item.id])).all()
+    index = Index(mill)
+    assert index.dataset.load_saved_view(found.tag).count() == 5
+    assert made.keys() <= {one.id for one in dataset.collect(index).train}
+    assert not made.keys() & {one.id for one in dataset.collect(index).val}
+    assert all(one.barred for id, one in _seen(index).items() if id in made)
+    assert status.summarise(mill)["by_source"]["synthetic"] == 5
+    assert not garbage.find(mill)
+    dropped = entering.drop(mill, batch.key[:8])
+    assert (dropped.dropped, dropped.files) == (5, False)
+    assert dump(mill) == before
+    assert found.tag not in Index(mill).dataset.list_saved_views()
+    assert found.tag not in Index(mill).dataset.distinct("tags")
+    assert batch.folder.is_dir()
+    indexing.run(mill)
+    assert dump(mill) == before
+
+
+def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batch: Batch) -> None:
+    entering.accept(mill, batch.key, forced=True)
+    before = dump(mill)
+    again = entering.accept(mill, batch.key, forced=True)
+    assert (again.entered, again.already) == (0, 6)
+    assert dump(mill) == before
+    entering.drop(mill, batch.key)
+    assert not synthetic(mill)
+    assert entering.accept(mill, batch.key, forced=True).entered == 6
+    assert {id: row[0] for id, row in dump(mill).items()} == {id: row[0] for id, row in before.items()}
+    assert entering.drop(mill, batch.key, with_files=True).files
+    assert not batch.folder.exists()
+    with pytest.raises(CurateError, match="unknown batch"):
+        entering.drop(mill, batch.key)
+
+
+def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_are_completed(
+    mill: Project, batch: Batch
+) -> None:
+    entering.accept(mill, batch.key, forced=True)
+    before = dump(mill)
+    index = Index(mill)
+    index.remove(sorted(synthetic(mill))[:2])  # as a kill between log and index leaves it
+    report = indexing.run(mill)
+    assert report.added == 2
+    assert dump(mill) == before
+    Index(mill).dataset.delete()
+    indexing.run(mill)
+    browse.arrange(mill)
+    assert dump(mill) == before
+    assert {tuple(row[3]) for row in synthetic(mill).values()} == {(f"synthetic-{batch.key[:8]}",)}  # type: ignore[arg-type]
+    assert indexing.run(mill).added == 0
+    assert Index(mill).count(missing=True) == 0
+
+
+def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch) -> None:
+    entering.accept(mill, batch.key, forced=True)
+    index = Index(mill)
+    id = sorted(synthetic(mill))[0]
+    sample = index.dataset.match(index.fo.ViewField("content_id") == id).first()
+    sample["defects"] = index.fo.Detections()
+    sample.save()
+    indexing.run(mill, rebuild=True)
+    (item,) = Index(mill).items([id])
+    assert item.label.clean
+    assert item.source == "synthetic"
+    entering.drop(mill, batch.key)
+    assert id not in Index(mill).ids()
+
+
+def test_a_backup_holds_what_was_let_in(mill: Project, batch: Batch, tmp_path: Path) -> None:
+    other = making.generate(mill, "paste", Wish(count=1, window=48, seed=9))
+    entering.accept(mill, batch.key, forced=True)
+    before = dump(mill)
+    archive.backup(mill, tmp_path / "a.tar.gz")
+    names = {name for name in _names(tmp_path / "a.tar.gz") if name.startswith("work/synth/")}
+    assert {f"work/synth/{batch.key}/{one.file}" for one in batch.made()} <= names
+    assert not any(other.key in name for name in names)
+    Index(mill).dataset.delete()
+    files.remove(mill.folder)
+    archive.restore(tmp_path / "a.tar.gz", mill.folder, {}, force=False)
+    assert dump(mill) == before
+    indexing.run(mill)
+    assert dump(mill) == before
+
+
+def _names(file: Path) -> list[str]:
+    import tarfile
+
+    with tarfile.open(file) as tar:
+        return tar.getnames()
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
+    batch = making.generate(mill, "paste", SMALL)
+    with pytest.raises(CurateError, match=f"not checked yet. Run: curate synth check {batch.key[:8]}"):
+        entering.accept(mill, batch.key, forced=True)
+    checked(batch)
+    with pytest.raises(CurateError, match="no trial has said yet whether crack, hole"):
+        entering.accept(mill, batch.key)
+    files.write_json(batch.folder / entering.VERDICT, {"positive": {"crack": False, "hole": False}})
+    with pytest.raises(CurateError, match="the trial found no help in synthetic crack, hole"):
+        entering.accept(mill, batch.key)
+    files.write_json(batch.folder / entering.VERDICT, {"positive": {"crack": False, "hole": True}})
+    found = entering.accept(mill, batch.key)
+    assert (found.classes, found.left, found.forced) == ({"hole": 3}, {"crack": 3}, False)
+    assert len(synthetic(mill)) == 3
+    (batch.folder / entering.VERDICT).write_text("[]")
+    with pytest.raises(CurateError, match=r"is damaged\. Run the trial again"):
+        entering.accept(mill, batch.key)
+    (batch.folder / entering.VERDICT).unlink()
+    checked(batch, failing=6)
+    with pytest.raises(CurateError, match=r"no image of batch .* passed its check"):
+        entering.accept(mill, batch.key, forced=True)
+
+
+def test_whatever_leaks_is_refused(mill: Project, batch: Batch) -> None:
+    index, made = Index(mill), batch.made()[0]
+    ground = dict(index.rows("split"))[made.ground]
+    for id in (made.ground, made.donor.split(":")[0]):
+        index.set({"split": {id: "test"}})
+        with pytest.raises(CurateError, match=r"are in val or test now .* it would leak"):
+            entering.accept(mill, batch.key, forced=True)
+        index.set({"split": {id: ground}})
+    val = next(id for id, split in index.rows("split") if split == "val")
+    old = dict(index.rows("group"))[val]
+    index.set({"group": {val: made.donor_group}})  # the same piece, as it turns out
+    with pytest.raises(CurateError, match=f"first: {made.donor_group}.: it would leak"):
+        entering.accept(mill, batch.key, forced=True)
+    index.set({"group": {val: "new"}})
+    with pytest.raises(CurateError, match="does not have 1 ids and groups of today's val and test on its block-list"):
+        entering.accept(mill, batch.key, forced=True)
+    index.set({"group": {val: old}})
+    files.write_json(batch.folder / making.MANIFEST, batch.manifest | {"project": "elsewhere"})
+    with pytest.raises(CurateError, match="made for project 'elsewhere', this is 'plant'"):
+        entering.accept(mill, batch.key, forced=True)
+    assert not synthetic(mill)
+
+
+def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
+    one = batch.made()[-1]
+    (batch.folder / one.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
+    with pytest.raises(CurateError, match="Generate it again"):
+        entering.accept(mill, batch.key, forced=True)
+    assert not synthetic(mill)
+    assert not indexing.run(mill).added

@@ -1,0 +1,143 @@
+"""The adversarial synthesiser on drawn windows: cracks are bright, holes dark, which is learnt in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curate.errors import CurateError
+from synth.data import Example
+from synth.synthesisers import _parts, gan
+from tests.synth.windows import CLASSES, examples, scene, window
+
+QUICK: dict[str, Any] = {"device": "cpu", "seed": 0, "batch": 4}
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def fit(folder: Path, some: list[Example] | None = None, **options: Any) -> dict[str, Any]:
+    return gan.fit(some or examples(), CLASSES, folder, **{"progress": silent, **QUICK, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, _threads: None) -> Path:
+    folder = tmp_path_factory.mktemp("gan")
+    fit(folder, steps=150, batch=8, rate=2e-3)
+    return folder
+
+
+def generate(folder: Path, *scenes: Any) -> list[np.ndarray]:
+    return gan.generate(scenes, folder, device="cpu")
+
+
+def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
+    scenes = [scene(name, number) for number in range(3) for name in CLASSES]
+    for made, one in zip(generate(fitted, *scenes), scenes, strict=True):
+        change = made[one.mask].mean() - one.ground[one.mask].mean()
+        assert change > 15 if one.name == "crack" else change < -15
+
+
+def test_pixels_away_from_the_mask_stay_as_they_were(fitted: Path) -> None:
+    one = scene("hole", 0, strength=0.5)
+    made, strong = (generate(fitted, each)[0] for each in (one, replace(one, strength=1.0)))
+    away = _parts.nearness(one.mask) == 0
+    assert made.dtype == np.uint8
+    np.testing.assert_array_equal(made[away], one.ground[away])
+    half, whole = ((each[one.mask].astype(float) - one.ground[one.mask]) for each in (made, strong))
+    np.testing.assert_allclose(half, whole / 2, atol=1)
+
+
+def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
+    scenes = [scene("crack", 0), scene("hole", 1), scene("crack", 2)]
+    together, turned = generate(fitted, *scenes), generate(fitted, *reversed(scenes))
+    for number, one in enumerate(scenes):
+        np.testing.assert_array_equal(together[number], generate(fitted, one)[0])
+        np.testing.assert_array_equal(together[number], turned[-1 - number])
+    assert (generate(fitted, replace(scenes[0], seed=99))[0] != together[0]).any()
+
+
+def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    some, calls = examples(), iter(range(100))
+
+    def killing(stage: str, done: int, total: int) -> None:
+        if next(calls) == 12:
+            raise Killed
+
+    whole = fit(tmp_path / "whole", some, steps=24)
+    with pytest.raises(Killed):
+        fit(tmp_path / "cut", some, steps=24, progress=killing)
+    begins: list[int] = []
+    cut = fit(tmp_path / "cut", some, steps=24, progress=lambda stage, done, total: begins.append(done))
+    assert begins == [10] + [1] * 14
+    assert cut["history"] == whole["history"]
+    left, right = ((tmp_path / one / _parts.WEIGHTS).read_bytes() for one in ("whole", "cut"))
+    assert left == right
+
+
+def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
+    """There, cracks are dark and holes bright: what is learnt of the classes is wrong."""
+    held = {one.group for one in _parts.split(examples(), 0)[1]}
+    some = [
+        replace(one, name=CLASSES[1 - CLASSES.index(one.name)]) if one.group in held and one.name else one
+        for one in examples()
+    ]
+    found = fit(tmp_path, some, steps=240, batch=8, rate=2e-3, patience=2)
+    losses = [one["held_loss"] for one in found["history"] if one["step"] > 120]  # before, classes are not told apart
+    assert 120 < found["steps"] < 240
+    assert found["held_loss"] == min(losses) < losses[-1]
+
+
+def test_classes_are_phased_in() -> None:
+    import torch
+
+    numbers = torch.tensor([0, 1, 2])  # the last is the null class
+    assert gan._told(numbers, 2, 0.0).tolist() == [[0.5, 0.5]] * 3
+    assert gan._told(numbers, 2, 1.0).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_the_critic_looks_only_near_the_mask_and_gradients_pass_the_changes() -> None:
+    import torch
+
+    from synth.synthesisers._spade import Discriminator
+
+    torch.manual_seed(0)
+    critic, hints = Discriminator(1, 2), torch.zeros(1, 1, 64, 64)
+    hints[:, :, 8:12, 8:12] = 1
+    pixels, told = torch.zeros(1, 1, 64, 64, requires_grad=True), torch.tensor([[1.0, 0.0]])
+    score = gan._score(critic, *gan._changed(pixels, hints, np.random.default_rng(1)), told)
+    slope = torch.autograd.grad(score, pixels)[0]
+    assert slope[:, :, :24, :24].abs().sum() > 0
+    still = torch.autograd.grad(gan._score(critic, pixels, hints, told), pixels)[0]
+    assert not still[:, :, 48:, 48:].any()
+    steep = gan._steepness(critic, pixels.detach(), hints, told).item()
+    assert steep == pytest.approx(still.square().sum().item() / 2)
+
+
+def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CurateError, match="no example shows a defect"):
+        fit(tmp_path, [window("", 1)])
+    with pytest.raises(CurateError, match="28x28 px; this network takes multiples of 8"):
+        fit(tmp_path, [window("hole", 1, side=28)])
+    with pytest.raises(CurateError, match="no fitted synthesiser"):
+        generate(tmp_path, scene("hole", 0))

@@ -1,0 +1,222 @@
+"""Batches: what lies in them, that they are made once, resumed, and alike for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curate.errors import CurateError
+from curate.index import Index
+from curate.project import Project
+from synth import making, masks, planning
+from synth.making import Batch, Wish
+from synth.synthesisers._parts import FEATHER
+from tests.fakes import REPOSITORY
+from tests.synth.conftest import CLASSES, items
+
+SMALL = Wish(count=3, window=48)
+
+
+def content(batch: Batch) -> dict[str, str]:
+    found = batch.folder.rglob("*.png")
+    return {str(one.relative_to(batch.folder)): hashlib.sha256(one.read_bytes()).hexdigest() for one in found}
+
+
+def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project) -> None:
+    batch = making.generate(mill, "paste", SMALL)
+    rows = {id: row for id, *row in Index(mill).rows("split", "group", "status")}
+    held_out = {id for id, row in rows.items() if row[0] != "train"}
+    assert batch.fresh
+    assert held_out
+    assert batch.manifest["project"] == mill.name
+    assert set(batch.manifest["blocked"]["ids"]) == held_out
+    assert set(batch.manifest["blocked"]["groups"]) == {rows[id][1] for id in held_out}
+    made = batch.made()
+    assert [one.name for one in made] == ["crack"] * 3 + ["hole"] * 3
+    grounds = {one.id: one for one in Index(mill).items(sorted({one.ground for one in made}))}
+    for one in made:
+        pixels, mask = making.pixels_of(batch, one), making.mask_of(batch, one)
+        ground = np.asarray(Image.open(grounds[one.ground].path))
+        assert grounds[one.ground].label.clean
+        assert {rows[one.ground][0], rows[one.donor.split(":")[0]][0]} == {"train"}
+        assert (one.ground_group, one.area) == (rows[one.ground][1], mask.sum())
+        assert hashlib.sha256((batch.folder / one.file).read_bytes()).hexdigest() == one.id
+        near = masks.cv2.distanceTransform((~mask).astype(np.uint8), masks.cv2.DIST_L2, 5) < FEATHER
+        assert np.array_equal(pixels[..., 0][~near], ground[~near])
+        assert not np.array_equal(pixels[..., 0][mask], ground[mask])
+        left, top, width, height = one.window
+        outside = mask.copy()
+        outside[top : top + height, left : left + width] = False
+        assert not outside.any()
+    assert [one.id for one in making.looks(batch)] == [one.id for one in made]
+
+
+def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Project) -> None:
+    first = making.generate(mill, "poisson", SMALL)
+    again = making.generate(mill, "poisson", SMALL)
+    assert not again.fresh
+    assert again == first
+    before = content(first)
+    making.files.remove(first.folder)
+    assert content(making.generate(mill, "poisson", SMALL)) == before
+    other = making.generate(mill, "poisson", replace(SMALL, seed=1))
+    assert other.key != first.key
+    assert not set(content(other).values()) & {before[name] for name in before if name.startswith("images")}
+    assert [one.key for one in making.every(mill)] == [
+        one.key for one in sorted(making.every(mill), key=lambda one: (one.manifest["made"], one.key), reverse=True)
+    ]
+    assert making.opened(mill, first.key[:6]).key == first.key
+
+
+def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
+    command = ["synth", "generate", "paste", "--count", "100", "--window", "48", "--project", str(mill.folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from curate.cli import main; main()", *command],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ),
+    )
+    home = making.home(mill)
+    while process.poll() is None and not sum(
+        len(file.read_bytes()) > 2000 for file in home.glob(".*.making/rows.jsonl")
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (left,) = home.glob(".*.making")
+    assert not making.every(mill)
+    lines = (left / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    done = [json.loads(line)["made"]["file"] for line in lines if line.endswith(b"\n")]
+    assert done
+    before = {name: (left / name).stat().st_mtime_ns for name in done}
+    with (left / "rows.jsonl").open("ab") as handle:
+        handle.write(b'{"number": 1')  # as a kill cuts it off
+    batch = making.generate(mill, "paste", Wish(count=100, window=48))
+    assert {name: (batch.folder / name).stat().st_mtime_ns for name in done} == before
+    assert len(batch.made()) == batch.manifest["images"] == 200
+    assert len({one.file for one in batch.made()}) == 200
+    assert not list(home.glob(".*.making"))
+    for one in batch.made()[::50]:
+        making.pixels_of(batch, one)
+
+
+def test_the_block_list_is_renewed_and_new_labels_make_another_batch(mill: Project) -> None:
+    batch = making.generate(mill, "paste", SMALL)
+    index = Index(mill)
+    piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
+    val = next(id for id, split in index.rows("split") if split == "val")
+    index.set({"group": {val: "renamed"}})
+    renewed = making.generate(mill, "paste", SMALL)
+    assert renewed.key == batch.key
+    assert "renamed" in renewed.manifest["blocked"]["groups"]
+    index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
+    assert making.generate(mill, "paste", SMALL).key != batch.key
+
+
+IMPOSSIBLE = [
+    (Wish(("rust",)), "unknown class 'rust'; allowed: crack, hole"),
+    (Wish(window=90), "every clean image of train is smaller than the window of 90x90 pixels"),
+    (Wish(window=8), "a window of 8 pixels is too small; allowed: 32 or more"),
+    (Wish(window=48, area=9000), "an area of 9000 pixels does not fit"),
+    (Wish(count=2, ratio=2.0), "a count or a ratio, not both"),
+    (Wish(count=0), "makes nothing"),
+    (Wish(ratio=-1.0), "makes nothing"),
+    (Wish(strength=0.0), "strength 0 does not exist"),
+]
+
+
+def test_a_wish_that_cannot_be_is_one_line(mill: Project) -> None:
+    for wish, words in IMPOSSIBLE:
+        with pytest.raises(CurateError, match=words) as caught:
+            making.generate(mill, "paste", wish)
+        assert "\n" not in str(caught.value)
+    assert not list(making.home(mill).glob(".*.making"))
+    assert not making.every(mill)
+
+
+def test_what_must_learn_first_says_so_and_damage_is_told(mill: Project) -> None:
+    with pytest.raises(CurateError, match=r"unknown synthesiser 'past'.*did you mean 'paste'"):
+        making.generate(mill, "past", SMALL)
+    with pytest.raises(CurateError, match=r"diffusion is not fitted yet\. Run: curate synth fit diffusion"):
+        making.generate(mill, "diffusion", SMALL)
+    with pytest.raises(CurateError, match="unknown option of synthesiser diffusion 'device'"):
+        making.options_of(making.MAKE, "diffusion", ["device=1"])
+    batch = making.generate(mill, "paste", SMALL)
+    (batch.folder / batch.made()[0].file).write_bytes(b"other")
+    with pytest.raises(CurateError, match="Generate it again"):
+        making.pixels_of(batch, batch.made()[0])
+    (batch.folder / "manifest.parquet").write_bytes(b"other")
+    with pytest.raises(CurateError, match="is damaged"):
+        batch.made()
+    (batch.folder / "manifest.json").write_text("{")
+    with pytest.raises(CurateError, match="is damaged"):
+        making.opened(mill, batch.key)
+
+
+def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "EXAMPLES", 24)
+    options = {"steps": 2, "batch": 2}
+    fitted = making.fit(mill, "diffusion", options, "cpu", window=32)
+    assert fitted.fresh
+    assert not making.fit(mill, "diffusion", options, "cpu", window=32).fresh
+    held_out = {group for _, split, group in Index(mill).rows("split", "group") if split != "train"}
+    assert not held_out & set(fitted.manifest["groups"])
+    batch = making.generate(mill, "diffusion", Wish(("hole",), count=1), {"steps": 1}, "cpu")
+    assert batch.made()[0].window[2:] == (32, 32)
+    assert batch.made()[0].synthesiser == fitted.key
+    with pytest.raises(CurateError, match=r"fitted to windows of \[32\], not 64"):
+        making.generate(mill, "diffusion", Wish(window=64))
+    index = Index(mill)
+    piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
+    index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
+    with pytest.raises(CurateError, match="labels or splits of train changed since diffusion was fitted"):
+        making.generate(mill, "diffusion", Wish(window=32))
+
+
+def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
+    names = ["crack", "../x", "a/b", "a_b", ".", "裂纹", "rolled in"]
+    folders = [making.folder_of(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[0] == "crack"
+    assert not any(set(name) & set("/\\.") for name in folders)
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_says_what_is_scarce_and_how_many_to_make(tmp_path: Path) -> None:
+    real = items(tmp_path, 24)
+    few = [one for one in real if "hole" not in one.label.present or one.group == "piece01"]
+    plan = planning.planned(masks.bank_of(few, [], (*CLASSES, "rust"), 10**6), few, {}, None)
+    lines = {one.name: one for one in plan.lines}
+    assert [one.name for one in plan.lines] == ["rust", "hole", "crack"]
+    assert (lines["crack"].defects, lines["crack"].groups, lines["crack"].make) == (12, 6, 0)
+    assert (lines["hole"].images, lines["hole"].defects, lines["hole"].groups) == (2, 2, 1)
+    assert lines["hole"].make == 10  # five times the real ones, the most
+    assert "only 2 real defects" in lines["hole"].notes[0]
+    assert "no image of train shows it" in lines["rust"].notes[0]
+    assert plan.command == "curate synth generate paste --class 'hole' --ratio 5.0"
+
+
+def test_a_class_that_the_last_model_misses_is_scarce_too(tmp_path: Path) -> None:
+    real = items(tmp_path, 8)
+    figures: dict[str, dict[str, float | None]] = {"crack": {"recall": 0.4, "iou": 0.3}, "hole": {"recall": 0.95}}
+    plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, figures, "model m on test")
+    lines = {one.name: one for one in plan.lines}
+    assert lines["crack"].scarce
+    assert lines["crack"].make == 2  # half the real ones, the least
+    assert not lines["hole"].scarce
+    assert "only 8 clean images" in plan.notes[-1]
+    assert plan.to_json()["lines"][0]["recall"] == 0.4

@@ -1,0 +1,88 @@
+"""`curate synth ...` from end to end, as people and scripts call it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from curate import cli
+from curate.project import Project
+from synth import making
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mill: Project) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["curate", "synth", *map(str, arguments), "--project", str(mill.folder)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def test_from_the_plan_to_train_and_out_again(run: Run, mill: Project) -> None:
+    code, out, _ = run("plan", "--json")
+    assert code == 0
+    assert {line["name"]: line["groups"] for line in json.loads(out)["lines"]}.keys() == {"crack", "hole"}
+    code, out, err = run("generate", "paste", "--class", "hole", "--count", 2, "--window", 48, "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert (made["fresh"], made["images"], made["counts"]) == (True, 2, {"hole": 2})
+    key = made["key"][:8]
+    assert (
+        json.loads(run("generate", "paste", "--class", "hole", "--count", 2, "--window", 48, "--json")[1])["key"]
+        == made["key"]
+    )
+    code, out, err = run("accept", key)
+    assert (code, out) == (1, "")
+    assert f"not checked yet. Run: curate synth check {key}" in err
+    batch = making.opened(mill, key)
+    rows = [{"id": one.id, "passed": True} for one in batch.made()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), batch.folder / "checked.parquet")
+    code, out, err = run("accept", key, "--force", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["entered"], json.loads(out)["tag"]) == (2, f"synthetic-{key}")
+    assert json.loads(run("drop", key, "--files", "--json")[1]) == {"key": made["key"], "dropped": 2, "files": True}
+    assert not making.every(mill)
+
+
+def test_people_get_words(run: Run) -> None:
+    code, out, err = run("plan")
+    assert code == 0
+    assert "clean images of" in out
+    assert "label more as clean" in err
+    code, out, _ = run("generate", "poisson", "--count", 1, "--window", 48, "--place", "0.5,0.5")
+    assert code == 0
+    assert "2 images (crack 1, hole 1)" in out
+    assert "curate synth check" in out
+    assert "nothing to do" in run("generate", "poisson", "--count", 1, "--window", 48, "--place", "0.5,0.5")[1]
+
+
+MISTAKES: list[tuple[tuple[object, ...], str]] = [
+    (("generate", "past"), "unknown synthesiser 'past' (did you mean 'paste'?)"),
+    (("generate", "paste", "--set", "x=1"), "unknown option of synthesiser paste 'x'"),
+    (("generate", "paste", "--place", "2,0"), "--place '2,0' is not ACROSS,DOWN"),
+    (("generate", "paste", "--class", "rust"), "unknown class 'rust'; allowed: crack, hole"),
+    (("generate", "paste", "--window", 90), "smaller than the window of 90x90 pixels"),
+    (("check", "nokey"), "unknown batch 'nokey'"),
+    (("accept", "nokey"), "unknown batch 'nokey'"),
+    (("drop", "nokey"), "unknown batch 'nokey'"),
+    (("fit", "paste", "--device", "gpu"), "device 'gpu' does not exist"),
+]
+
+
+def test_mistakes_are_one_line(run: Run) -> None:
+    for words, line in MISTAKES:
+        code, out, err = run(*words)
+        assert (code, out) == (1, "")
+        assert line in err.strip().splitlines()[-1]
