@@ -13,11 +13,11 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench figures proof proof-full clean
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## Make .venv and install everything (some minutes, some GB the first time).
 
@@ -35,8 +35,8 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
-test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own.
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own; a failed one is tried again.
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --reruns 1
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
@@ -55,7 +55,27 @@ bench: setup ## Measure speed: ratios against peers in the same run (installs th
 	@$(BIN)/python -m tests.bench.bench_labelstudio
 	@$(BIN)/python -m tests.bench.bench_backend
 	@$(BIN)/python -m tests.bench.bench_export
+	@$(BIN)/python -m tests.bench.bench_synth
+	@$(BIN)/python -m tests.bench.bench_loader
+
+figures: setup ## Train recipes on real steel (../shared/data) and write tests/bench/figures/RESULTS.md; over an hour.
+	@$(BIN)/python -m tests.bench.figures.run
+
+PEERS := .venv-peers
+NEEDED := tests/bench/proof/peers/requirements.txt
+
+$(PEERS)/.installed: $(NEEDED)
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip install -qq -r $(NEEDED)
+	@$(PEERS)/bin/pip install -qq --no-deps baal==2.1.0
+	@touch $@
+
+proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; half an hour on two cores, resumable.
+	@$(BIN)/python -m tests.bench.proof.run
+
+proof-full: setup ## The same with trained networks (../shared/data): hours on two cores, for where there is a GPU.
+	@$(BIN)/python -m tests.bench.proof.full
 
 clean: ## Remove .venv and caches; never a project's work/.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find curate labeling synth train tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+"""From our pool to a peer's process and back, bounded in time; and the baselines and strategies as pickers."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import select
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import probe
+from curate.errors import CurateError
+from curate.pool import Floats, Picks, Pool, Rows
+from curate.strategies import CATALOGUE
+from tests.bench.proof import sets
+from tests.bench.proof.worlds import PEERS
+from train.simulating.play import NotYet, Picker, Setting
+
+PATIENCE = 60.0  # seconds that a peer has for one batch
+AHEAD = 3  # times the missing picks, where groups are: what the shared layer puts back must not cost another batch
+MEMBERS = 5
+HERE = {"fiftyone"}  # peers that the product depends on
+NEED_LABELS = {"skactiveml.badge", "modal", "baal", "cleanlab"}
+_GIVEN_UP: dict[tuple[str, int], str] = {}  # who failed with so many images is not asked again
+
+
+def pickers(setting: Setting) -> Picker | None:
+    """Ours play as they are. Who cannot choose yet, of ours and theirs, is chosen for by `nearest` or at random."""
+    name = setting.strategy
+    if name in PEERS:
+        return lambda pool, budget, rng: _peer(name, pool, budget, rng)
+    if name.startswith("probe"):
+        return rare_probe if setting.start == "exemplars" else _every_class
+    return None
+
+
+def _every_class(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
+    if not probe.known(pool):
+        raise NotYet("no class can be told apart yet")
+    picks: Picks = CATALOGUE.call("probe")(pool, budget, rng)
+    return picks
+
+
+# --- the strongest simple baseline ----------------------------------------------------------------------------------
+
+
+def rare_probe(pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
+    """Each round a class-balanced logistic regression on the vectors, wanted against the rest: take the top."""
+    value = pool.once("rare probe", lambda: _ranked(pool))
+    rows = pool.open
+    return np.asarray(rows[np.lexsort((rows, -value[rows]))][:budget], np.int64)
+
+
+def _ranked(pool: Pool) -> NDArray[np.float64]:
+    from sklearn.linear_model import LogisticRegression
+
+    wanted = np.any([pool.shows(name) for name in pool.wanted or pool.classes], axis=0)
+    others = pool.taught & ~wanted
+    if others.sum() < probe.FEWEST:  # before anything was refused, all that is unlabelled stands for the rest
+        others = ~pool.labelled
+    rows = np.flatnonzero(wanted | others)
+    model = LogisticRegression(C=PROBE_STRENGTH, class_weight="balanced", max_iter=1000)
+    model.fit(pool.vectors[rows], wanted[rows])
+    return np.asarray(pool.vectors @ model.coef_[0], np.float64)
+
+
+PROBE_STRENGTH = 10.0
+
+
+# --- peers ----------------------------------------------------------------------------------------------------------
+
+
+def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
+    """The next of its order that may be picked; a new batch is asked for when none of the last one is left."""
+    if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or probe.known(pool)):
+        raise NotYet("no class can be told apart yet")
+    order: list[int] = pool.once(f"order of {name}", list)
+    left = [row for row in order if pool.candidates[row]]
+    if not left:
+        ahead = AHEAD if len(np.unique(pool.groups[pool.open])) < len(pool.open) else 1
+        order[:] = left = _asked(name, pool, ahead * budget, int(rng.integers(2**31))).tolist()
+    return np.array(left, np.int64)
+
+
+def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
+    folder = _folder()
+    labelled = np.flatnonzero(pool.taught)
+    known = bool(pool.scores) or probe.known(pool)
+    likely = _outcomes(_likely(pool)) if known else np.zeros((0, 1 + len(pool.classes)), np.float32)
+    members = np.stack([_outcomes(one) for one in _committee(pool, seed)]) if name.startswith("baal") else likely[None]
+    fields = {
+        "world": np.array(str(_kept(pool))), "open": pool.open, "labelled": labelled,
+        "present": pool.present[labelled], "outcome": likely, "members": members, "count": count, "seed": seed,
+    }  # fmt: skip
+    np.savez(folder / "ask.npz", **fields)  # type: ignore[arg-type]
+    return _answered(name, folder / "ask.npz", len(pool))
+
+
+def _likely(pool: Pool) -> Floats:
+    found = pool.scores["probability"] if "probability" in pool.scores else probe.probabilities(pool)
+    return np.nan_to_num(np.asarray(found, np.float32), nan=0.0)
+
+
+def _committee(pool: Pool, seed: int) -> Floats:
+    return np.nan_to_num(probe.ensemble(pool, MEMBERS, np.random.default_rng(seed)), nan=0.0)
+
+
+def _outcomes(likely: Floats) -> Floats:
+    """As outcomes that exclude each other, which peers want: clean, or one class, in proportion."""
+    total = likely.sum(axis=1, keepdims=True)
+    alone = bool((total <= 1 + 1e-3).all())  # a softmax whose rest is clean; else classes may meet on an image
+    clean = np.maximum(1 - total, 0) if alone else np.prod(1 - likely, axis=1, keepdims=True)
+    shares = likely / np.maximum(total, 1e-9)
+    found = np.hstack([clean, (1 - clean) * shares])
+    return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1e-9), np.float32)
+
+
+def _kept(pool: Pool) -> Path:
+    """The pool's vectors in a file, once for all that ask."""
+    key = pool.once("vectors' key", lambda: hashlib.sha256(pool.vectors.tobytes()).hexdigest()[:16])
+    file = _folder() / f"{key}.npy"
+    if not file.is_file():
+        for old in _folder().glob("*.npy"):
+            old.unlink()
+        np.save(file, pool.vectors)
+    return file
+
+
+@lru_cache(maxsize=1)
+def _folder() -> Path:
+    kept = tempfile.TemporaryDirectory(prefix="proof-")
+    atexit.register(kept.cleanup)
+    return Path(kept.name)
+
+
+# --- their processes ------------------------------------------------------------------------------------------------
+
+_RUNNING: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def python_of(name: str) -> Path:
+    return sets.REPOSITORY / (".venv" if name.partition(".")[0] in HERE else ".venv-peers") / "bin" / "python"
+
+
+def _answered(name: str, file: Path, size: int) -> Rows:
+    if (name, size) in _GIVEN_UP:
+        raise CurateError(_GIVEN_UP[name, size])
+    process = _process(python_of(name))
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(f"{name} {file}\n".encode())
+    process.stdin.flush()
+    if not select.select([process.stdout], [], [], PATIENCE)[0]:
+        _stop(python_of(name))
+        word, rest = "no", f"out of time ({PATIENCE:g} s a batch of {size:,} images)"
+    else:
+        word, _, rest = _line(process.stdout).partition(" ")
+    if word != "ok":
+        _GIVEN_UP[name, size] = f"{name}: {rest or 'its process died'}"
+        raise CurateError(_GIVEN_UP[name, size])
+    with np.load(rest, allow_pickle=False) as found:
+        return np.asarray(found["rows"], np.int64)
+
+
+def _line(stream: IO[bytes]) -> str:
+    return stream.readline().decode().strip()
+
+
+def _process(python: Path) -> subprocess.Popen[bytes]:
+    known = _RUNNING.get(str(python))
+    if known and known.poll() is None:
+        return known
+    if not python.is_file():
+        raise CurateError(f"{python} is not there: make proof installs it")
+    environment = os.environ | {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    command = [str(python), "-m", "tests.bench.proof.peers.serve"]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    made = subprocess.Popen(command, cwd=sets.REPOSITORY, env=environment, bufsize=0, **streams)  # type: ignore[call-overload]
+    _RUNNING[str(python)] = made
+    atexit.register(_stop, python)
+    return made
+
+
+def _stop(python: Path) -> None:
+    process = _RUNNING.pop(str(python), None)
+    if process:
+        process.kill()
+        process.wait()

@@ -1,0 +1,58 @@
+"""The proof with trained segmenters: `python -m tests.bench.proof.full`, or `make proof-full`. Hours without a GPU.
+
+It runs `curate simulate` on projects of its own under `out/proof/full`: killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from curate import embedding, files, indexing, setup
+from curate.cli._common import bars
+from curate.formats import magnetic_tile
+from curate.project import FILE, Project, load
+from tests.bench.proof.sets import CACHE, REAL, WEIGHTS
+from train import simulate
+from train.simulating.play import Setting
+
+STRATEGIES = ("portfolio", "random", "entropy", "maxherding")
+SEEDS, ROUNDS, BUDGET = 3, 5, "4%"
+SD900 = ("In", "Pa", "Sc")
+SOURCES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "magnetic_tile": (magnetic_tile.CLASSES, {"format": "magnetic_tile"}),
+    "sd900": (SD900, {"format": "mask_folder", "options": {"class_from": "prefix"}}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(SOURCES), help="one data set")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
+    asked = parser.parse_args()
+    for name in [asked.only] if asked.only else SOURCES:
+        project = project_of(name, CACHE / "full" / name)
+        setting = Setting(start="none", rounds=ROUNDS, budget=BUDGET, learner="segmenter")
+        wish = simulate.Wish(STRATEGIES, setting, asked.seeds, overrides=tuple(asked.set))
+        with bars() as step:
+            done = simulate.run(project, wish, step)
+        print(f"{name}: {done.folder}")
+
+
+def project_of(name: str, folder: Path) -> Project:
+    """Made, indexed and embedded, as far as it is not."""
+    classes, source = SOURCES[name]
+    if not (folder / FILE).is_file():
+        setup.write(folder, [{"name": name, "data": REAL / name, "kind": "public", **source}], classes)
+    project = load(folder)
+    options = {"weights": str(REAL / WEIGHTS), "scale": "tf"}
+    with files.writer_lock(project.work, "proof: index"), bars() as step:
+        indexing.run(project, step)
+        embedding.run(project, "torchvision_file", options, progress=step)
+    return project
+
+
+if __name__ == "__main__":
+    main()

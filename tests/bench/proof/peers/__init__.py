@@ -1,0 +1,46 @@
+"""One thin adapter a peer: `choose(ask, method) -> rows`, best first. They run in `.venv-peers`, over `.npz` files."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BALANCED = {"C": 0.1, "class_weight": "balanced", "max_iter": 300}  # the learner's settings, where a peer fits its own
+
+
+class Ask(NamedTuple):
+    """What a peer is told: the same as our strategies.
+
+    Args:
+        vectors: (n, d) of whole images, unit length.
+        open: rows that may be picked. labelled: rows that were shown. present: (labelled, classes) what they show.
+        outcome: (n, 1 + classes) the learner's probability that an image is clean or shows each class, with sum 1;
+            without rows before anything is learnt.
+        members: (5, n, 1 + classes) the same of probes on bootstrap samples, for peers that ask a committee.
+        count: how many rows, at least. seed: of their chance.
+    """
+
+    vectors: NDArray[np.float32]
+    open: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    outcome: NDArray[np.float32]
+    members: NDArray[np.float32]
+    count: int
+    seed: int
+
+    @property
+    def single(self) -> NDArray[np.float64]:
+        """One label a row, as most peers want them: 0 clean, else 1 + the rarest class shown; NaN where not known."""
+        rarity = np.argsort(np.argsort(-self.present.sum(axis=0), kind="stable"))
+        found = np.where(self.present.any(axis=1), 1 + np.where(self.present, rarity, -1).argmax(axis=1), 0)
+        label = np.full(len(self.vectors), np.nan)
+        label[self.labelled] = found
+        return label
+
+
+def best(ask: Ask, value: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The open rows with the highest values, of a value an open row; of equal ones the lower row."""
+    return ask.open[np.lexsort((ask.open, -value))][: ask.count]

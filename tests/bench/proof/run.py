@@ -1,0 +1,113 @@
+"""Plays the protocol and writes what came out: `python -m tests.bench.proof.run` (see `make proof`).
+
+Everything is cached: vectors, worlds and curves under `out/proof/`; a killed run goes on where it was. `--only dev`
+plays the settings that strategies may be tuned on, `--names` some strategies, `--write` sets down what there is.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")})
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from curate import files
+from tests.bench.proof import tables
+from tests.bench.proof.ask import pickers
+from tests.bench.proof.sets import CACHE
+from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, settings, world
+from train.simulating import many
+from train.simulating.play import Curve, Setting
+
+Row = dict[str, Any]
+ROWS = CACHE / "rows.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("dev", "held", "all"), default="all")
+    parser.add_argument("--table", choices=("main", "second", "both"), default="both")
+    parser.add_argument("--data", default="", help="one data set")
+    parser.add_argument("--start", default="", help="exemplars or none")
+    parser.add_argument("--names", default="", help="strategies, with commas between")
+    parser.add_argument("--seeds", type=int, default=99, help="at most so many")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="play nothing, write RESULTS.md and README's table")
+    asked = parser.parse_args()
+    if not asked.write:
+        for table in ("main", "second"):
+            if asked.table in (table, "both"):
+                _play_table(table, asked)
+    tables.write(list(_kept().values()))
+
+
+def _play_table(table: str, asked: argparse.Namespace) -> None:
+    for case in cases():
+        encoder = (MAIN if table == "main" else SECOND).get(case.data)
+        names = tuple(filter(None, asked.names.split(","))) or (SHORT if table == "second" else ())
+        skip = (asked.only == "dev" and not case.dev) or (asked.only == "held" and case.dev)
+        skip = skip or (asked.data and case.data != asked.data) or (asked.start and case.start != asked.start)
+        if not encoder or skip or (table == "second" and case.start != "exemplars"):
+            continue
+        wanted = [one for one in settings(case, names) if one.seed < asked.seeds]
+        _keep(_rows(case, table, _played(case, encoder, wanted, asked.jobs)))
+
+
+def _played(case: Case, encoder: str, wanted: Sequence[Setting], jobs: int) -> list[Curve]:
+    from rich.progress import Progress
+
+    here = world(case.data, encoder)
+    with Progress() as bar:
+        task = bar.add_task(f"{case.name} ({encoder})", total=len(wanted))
+        return many.play_all(
+            [(here, one) for one in wanted],
+            CACHE / "simulations",
+            jobs,
+            pickers,
+            progress=lambda stage, done, total: bar.update(task, advance=done, total=total),
+        )
+
+
+def _rows(case: Case, table: str, curves: Sequence[Curve]) -> Iterator[Row]:
+    for curve in curves:
+        setting = curve.setting
+        row: Row = {"table": table, **case._asdict(), "dev": case.dev, "strategy": setting.label, "seed": setting.seed}
+        yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": many.code()}
+
+
+def _figures(curve: Curve, rare: str) -> Row:
+    points = curve.points
+    return {
+        "labels": [point.labels for point in points],
+        "macro_f1": [_plain(point.macro_f1) for point in points],
+        "group_recall": [_plain(point.by_class[rare]["group_recall"]) for point in points],
+        "image_recall": [_plain(point.by_class[rare]["image_recall"]) for point in points],
+        "by_class": {name: _plain(found["group_recall"]) for name, found in points[-1].by_class.items()},
+        "at_eight": {name: _plain(found["group_recall"]) for name, found in points[:9][-1].by_class.items()},
+        "full": _plain(curve.full.get("macro_f1", float("nan"))),
+        "seconds": sum(point.seconds for point in points) / max(1, len(points) - 1),
+        "notes": list(curve.notes),
+    }
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _kept() -> dict[str, Row]:
+    """What was played with the code as it is now."""
+    known = json.loads(ROWS.read_text()) if ROWS.is_file() else {}
+    return {key: row for key, row in known.items() if row["code"] == many.code()}
+
+
+def _keep(rows: Iterator[Row]) -> None:
+    names = ("table", "data", "rare", "ratio", "start", "strategy", "seed")
+    files.write_json(ROWS, _kept() | {"|".join(str(row[name]) for name in names): row for row in rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The three data sets of the proof as plain arrays: paths, classes, groups, window vectors and where each defect lies.
+
+Vectors cost minutes, so they are kept under `out/proof/`, a file a data set and encoder, in half precision.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from csv import DictReader
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import demo, embed, embedding, rle
+from curate.data import Box, MaskFile, Record
+from curate.embed import _base
+from curate.embed._base import Encoder
+from curate.files import written_aside
+from curate.formats import magnetic_tile, neu_det
+from curate.pool import WHOLE
+from curate.shapes import grey_file
+from curate.steel import SHAPE
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+REAL = Path(os.environ.get("CURATE_REAL_DATA") or REPOSITORY.parent / "shared" / "data")
+CACHE = REPOSITORY / "out" / "proof"
+WEIGHTS = "weights/mobilenet_v2_imagenet_bnfolded.pth"
+NOWHERE = -2  # the image does not show the class
+PLANT_IMAGES, PLANT_SEED = 20_000, 11  # the plant of tests/curate/test_proof.py
+SETS = ("plant", "magnetic_tile", "neu_det")
+LIMIT = 10**8  # pixels of an image
+
+
+class Images(NamedTuple):
+    """All that is known of a data set. `best`: (n, classes) the window that holds the most of the defect.
+
+    `library`: images that a plant owns before production begins; only exemplars are taken from them.
+    """
+
+    ids: NDArray[np.str_]
+    classes: NDArray[np.str_]
+    present: NDArray[np.bool_]
+    best: NDArray[np.int16]
+    groups: NDArray[np.int64]
+    library: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+    tiles: NDArray[np.int16]
+    vectors: NDArray[np.float16]
+
+    @property
+    def whole(self) -> NDArray[np.float32]:
+        """One vector an image, in the order of the ids."""
+        made = np.empty((len(self.ids), self.vectors.shape[1]), np.float32)
+        mine = self.tiles == WHOLE
+        made[self.rows[mine]] = self.vectors[mine]
+        return made
+
+
+class Seen(NamedTuple):
+    """An image before it is embedded: a box a class, an empty one where only the class is known."""
+
+    id: str
+    path: Path
+    group: str
+    boxes: dict[str, Box | None]
+    library: bool = False
+
+
+def encoder(name: str) -> Encoder:
+    if name == "texture":
+        return embed.build("texture", {})
+    return embed.build("torchvision_file", {"weights": str(REAL / WEIGHTS), "scale": "tf", "device": "cpu"})
+
+
+def load(name: str, vectors: str) -> Images:
+    """From the cache, or made now."""
+    made = encoder(vectors)
+    file = CACHE / "vectors" / f"{name}-{made.name}-{made.key}.npz"
+    if not file.is_file():
+        _save(file, _embedded(name, made))
+    with np.load(file, allow_pickle=False) as found:
+        return Images(*(found[field] for field in Images._fields))
+
+
+def _save(file: Path, images: Images) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside, aside.open("wb") as handle:
+        np.savez(handle, **images._asdict())
+
+
+def _embedded(name: str, made: Encoder) -> Images:
+    if name != "plant":
+        return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), made, classes(name))
+    with tempfile.TemporaryDirectory() as folder:
+        return _images(list(_plant(Path(folder) / "plant")), made, demo.CLASSES)
+
+
+def classes(name: str) -> tuple[str, ...]:
+    return magnetic_tile.CLASSES if name == "magnetic_tile" else neu_det.CLASSES
+
+
+# --- what is on disk ------------------------------------------------------------------------------------------------
+
+
+def _magnetic() -> Iterator[Seen]:
+    root = REAL / "magnetic_tile"
+    for record in _records(magnetic_tile.read(root, None, True)):
+        boxes = {one.label: _mask_box(root, one.shape) for one in record.regions if isinstance(one.shape, MaskFile)}
+        yield Seen(record.path, root / record.path, str(record.group), boxes)
+
+
+def _mask_box(root: Path, shape: MaskFile) -> Box | None:
+    y, x = np.nonzero(grey_file(root / shape.path) >= shape.low)
+    return Box(x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1) if len(x) else None
+
+
+def _neu() -> Iterator[Seen]:
+    """Every picture is a group of its own: the set does not tell which were cut from one strip."""
+    root = REAL / "neu_det"
+    for record in _records(neu_det.read(root, None, True)):
+        own = Path(record.path).stem.rpartition("_")[0]  # the set's own class; some pictures hold boxes of a second
+        boxes: dict[str, Box | None] = {own: None}
+        for one in record.regions:
+            if isinstance(one.shape, Box) and (
+                boxes.get(one.label) is None or _area(one.shape) > _area(boxes[one.label])
+            ):
+                boxes[one.label] = one.shape
+        yield Seen(record.path, root / record.path, record.path, boxes)
+
+
+def _area(box: Box | None) -> float:
+    return box.w * box.h if box else 0.0
+
+
+def _records(found: Iterable[object]) -> list[Record]:
+    return [one for one in found if isinstance(one, Record)]
+
+
+def _plant(folder: Path) -> Iterator[Seen]:
+    demo.draw(folder, PLANT_IMAGES, PLANT_SEED)
+    masks: dict[str, dict[str, str]] = {}
+    with (folder / "truth.csv").open(newline="") as lines:
+        for row in DictReader(lines):
+            if row["class"]:
+                masks.setdefault(row["image"], {})[row["class"]] = row["rle"]
+    for coil in demo.plan(PLANT_IMAGES, PLANT_SEED).coils:
+        for view in coil.views:
+            boxes = {name: _rle_box(text) for name, text in masks.get(view.path, {}).items()}
+            yield Seen(view.path, folder / view.path, str(coil.index), boxes, coil.library)
+
+
+def _rle_box(text: str) -> Box:
+    y, x = np.nonzero(rle.kaggle_to_mask(text, *SHAPE))
+    return Box(x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1)
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+
+
+def _images(seen: list[Seen], made: Encoder, classes: tuple[str, ...]) -> Images:
+    """Sorted by content id, so the order of rows tells nothing of the classes; of files with the same bytes, one."""
+    keyed = sorted({_base.sha256_of(one.path): one for one in seen}.items())
+    todo = [(key, str(one.path)) for key, one in keyed]
+    found = {one.id: one for one in embedding.outcomes(made, todo, LIMIT, workers=1)}
+    windows = [found[key] for key, _ in keyed]
+    if broken := [one.problem for one in windows if one.problem]:
+        raise SystemExit(f"{len(broken)} images cannot be read: {broken[0]}")
+    counts = [len(one.vectors) for one in windows]
+    _, groups = np.unique([one.group for _, one in keyed], return_inverse=True)
+    best = [
+        [_best(one.boxes, name, window.boxes) for name in classes]
+        for (_, one), window in zip(keyed, windows, strict=True)
+    ]
+    return Images(
+        ids=np.array([key for key, _ in keyed]),
+        classes=np.array(classes),
+        present=np.array([[name in one.boxes for name in classes] for _, one in keyed]),
+        best=np.array(best, np.int16),
+        groups=groups.astype(np.int64),
+        library=np.array([one.library for _, one in keyed]),
+        rows=np.repeat(np.arange(len(keyed)), counts),
+        tiles=np.concatenate([np.arange(count) + WHOLE for count in counts]).astype(np.int16),
+        vectors=np.concatenate([one.vectors for one in windows]).astype(np.float16),
+    )
+
+
+def _best(boxes: dict[str, Box | None], name: str, windows: NDArray[np.int32]) -> int:
+    """The tile that holds the most of the defect, as a region tells; the image where there is no region."""
+    if name not in boxes:
+        return NOWHERE
+    box = boxes[name]
+    if box is None or len(windows) == 1:
+        return WHOLE
+    x, y, w, h = windows[1:].T
+    wide = np.minimum(x + w, box.x + box.w) - np.maximum(x, box.x)
+    high = np.minimum(y + h, box.y + box.h) - np.maximum(y, box.y)
+    return int(np.argmax(np.maximum(wide, 0) * np.maximum(high, 0)))
