@@ -263,7 +263,7 @@ class _Run:
             if id in self.cards and self.project.path(one.path).is_file():
                 here.add(id)
                 ground = self.cards.get(one.ground, self.cards[id])
-                self._compare(id, [one.path], decisions.group(ground.group), None, changes)
+                self._compare(id, [one.path], synthetic.group_of(one, ground.group, decisions), None, changes)
         for id, card in self.cards.items():
             if id not in here and not card.missing:
                 changes["missing"][id] = True

@@ -16,6 +16,7 @@ from curate.index import Index
 from curate.intake import Picture
 from curate.labels import Book, Entry, Segments, me, now
 from curate.project import SYNTHETIC, Project
+from curate.splits import Decisions
 
 FORMAT = "synth"
 NOTE = "synthetic"  # under which the log's entries say it
@@ -23,11 +24,13 @@ TAG = "synthetic-"
 
 
 class Placing(NamedTuple):
-    """Of which batch an image is, on which clean image it was painted, and where its file is (`source:path`)."""
+    """Of which batch an image is, on which clean image it was painted, where its file is (`source:path`), and of which
+    group the real defect is that it was made from."""
 
     batch: str
     ground: str
     path: str
+    donor: str = ""
 
 
 def entered(book: Book) -> dict[str, Placing]:
@@ -40,20 +43,26 @@ def _entered(segments: Segments) -> dict[str, Placing]:
     found: dict[str, Placing] = {}
     for line in segments.holding(f'"{NOTE}":'.encode()):
         about = line.get("extra", {}).get(NOTE)
-        if about and about["in"]:
-            found[line["id"]] = Placing(about["batch"], about["ground"], about["path"])
+        if about and about["in"] and _inside(about):
+            found[line["id"]] = Placing(about["batch"], about["ground"], about["path"], about.get("donor", ""))
         elif about:
             found.pop(line["id"], None)
     return found
+
+
+def _inside(about: Mapping[str, Any]) -> bool:
+    """Whether the file lies in its batch's folder: a log can come from elsewhere, in a backup."""
+    batch, (folder, *rest) = about["batch"], about["path"].split("/")
+    return batch not in ("", ".", "..") and folder == f"{SYNTHETIC}:{batch}" and ".." not in rest
 
 
 def reference(batch: str, file: str) -> str:
     return f"{SYNTHETIC}:{batch}/{file}"
 
 
-def log(book: Book, id: str, one: Placing, label: Label | None) -> None:
+def log(book: Book, id: str, one: Placing, label: Label | None, forced: bool = False) -> None:
     """Note that an image came in with this label; without one, that it went."""
-    about: dict[str, Any] = {**one._asdict(), "in": label is not None}
+    about: dict[str, Any] = {**one._asdict(), "in": label is not None} | ({"forced": True} if forced else {})
     book.append(Entry(id, label or UNLABELLED, "decision", me(), now(), None, {NOTE: about}))
 
 
@@ -66,8 +75,14 @@ def tags(index: Index) -> list[str]:
     return sorted(name for name in index.dataset.distinct("tags") if name.startswith(TAG))
 
 
+def group_of(one: Placing, ground: str, decisions: Decisions) -> str:
+    """The ground's, so that it goes where that goes. The donor's, should it be in val or test by now (two groups turned
+    out to be one piece): there the image teaches nothing, and no evaluation counts it."""
+    return decisions.group(one.donor if decisions.split(one.donor) in ("val", "test") else ground)
+
+
 def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping[str, str]) -> list[NewSample]:
-    """Show these images, each in the group of its ground; those whose files are gone are left out."""
+    """Show these images, each in the group of its ground; those whose files are gone or damaged are left out."""
     new = [_sample(index.project, book, id, one, groups) for id, one in wanted.items() if _there(index.project, one)]
     index.add(new)
     for batch in {wanted[one.id].batch for one in new}:
@@ -76,7 +91,11 @@ def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping
 
 
 def _there(project: Project, one: Placing) -> bool:
-    return project.path(one.path).is_file()
+    try:
+        _picture("", project.path(one.path))
+    except OSError:
+        return False
+    return True
 
 
 def _sample(project: Project, book: Book, id: str, one: Placing, groups: Mapping[str, str]) -> NewSample:
@@ -112,4 +131,8 @@ def kept(project: Project) -> Iterator[Path]:
     """The files of batches that are in, for a backup: nothing else holds these images."""
     batches = {one.batch for one in _entered(Segments(project.work / "labels")).values()}
     for batch in sorted(batches):
-        yield from sorted(path for path in (project.work / "synth" / batch).rglob("*") if path.is_file())
+        yield from sorted(path for path in (project.work / "synth" / batch).rglob("*") if _is_own(path))
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

@@ -131,6 +131,8 @@ def check(
     batch = making.opened(project, key)
     index = Index(project)
     bank = masks.bank(index)
+    for name in {one.name for one in batch.made()} - set(bank.classes):
+        raise unknown("class", name, bank.classes, f"Batch {batch.key} is of other classes")
     segmenter = None if "resegmentation" in without else segmenter_of(project, bank, model, device)
     standard = standard_of(bank, encoder_of(project, encoder, options, device))
     looks = making.looks(batch)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from curate import browse, edits, files, synthetic
@@ -54,12 +55,13 @@ def accept(project: Project, key: str, forced: bool = False) -> Entered:
 
 
 def verdict_of(batch: Batch) -> dict[str, bool]:
-    """What the trial says of each class: whether such images help. Empty where there was no trial."""
+    """What a full trial says of each class: whether such images help. Empty where there was none."""
     file = batch.folder / VERDICT
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["positive"]
+        said = json.loads(file.read_text(encoding="utf-8"))
+        found = said["positive"] if said["conclusive"] else {}
         return {str(name): bool(value) for name, value in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CurateError(f"{file} is damaged. Run the trial again: curate synth trial") from None
@@ -69,6 +71,8 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
     """Log first, then the index: what a kill leaves out, `curate index` or the same command completes."""
     _same_project(project, batch)
     made, passed = batch.made(), passed_of(batch)
+    for name in {one.name for one in made} - set(project.active_classes):
+        raise unknown("class", name, project.active_classes, f"Batch {batch.key} is of other classes")
     chosen = _chosen(batch, [one for one in made if one.id in passed], forced, verdict)
     with files.writer_lock(project.work, "curate synth accept"), closing(_book(project)) as book:
         index = Index(project)
@@ -77,7 +81,7 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
         labels = {one.id: _label(batch, one) for one in chosen if one.id not in before}  # all read before any is logged
         wanted = {one.id: _placing(batch, one) for one in chosen}
         for id, label in labels.items():
-            synthetic.log(book, id, wanted[id], label)
+            synthetic.log(book, id, wanted[id], label, forced)
         book.flush()
         _show(index, book, {id: one for id, one in wanted.items() if before.get(id, one) == one})
         if chosen:
@@ -110,7 +114,10 @@ def passed_of(batch: Batch) -> set[str]:
     file, parquet = batch.folder / CHECKED, pyarrow.parquet
     if not file.is_file():
         raise CurateError(f"batch {batch.key} is not checked yet. Run: curate synth check {batch.key[:8]}")
-    rows = parquet.read_table(file, columns=["id", "passed"]).to_pylist()  # type: ignore[no-untyped-call]
+    try:
+        rows = parquet.read_table(file, columns=["id", "passed"]).to_pylist()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise CurateError(f"{file} is damaged ({error}). Run: curate synth check {batch.key[:8]}") from None
     return {row["id"] for row in rows if row["passed"]}
 
 
@@ -123,7 +130,8 @@ def _chosen(batch: Batch, made: Sequence[Made], forced: bool, verdict: Mapping[s
     names = ", ".join(sorted({one.name for one in made}))
     if not verdict:
         raise CurateError(
-            f"no trial has said yet whether {names} of batch {batch.key} help. Run: curate synth trial; or --force"
+            f"no full trial has said yet whether {names} of batch {batch.key} help."
+            " Run: curate synth trial --stage full; or --force"
         )
     raise CurateError(
         f"the trial found no help in synthetic {names} (batch {batch.key}); --force lets them in all the same"
@@ -169,15 +177,15 @@ def _refuse_leaks(index: Index, batch: Batch, made: Sequence[Made]) -> None:
 
 def _label(batch: Batch, one: Made) -> Label:
     """The mask that was asked for is the label; the image must still be the one that was made."""
-    making.pixels_of(batch, one)
-    defect = defect_from_mask(one.name, making.mask_of(batch, one).astype("uint8"))
-    if defect is None:
-        raise CurateError(f"{batch.folder / one.mask_file} is empty: generate the batch again")
+    _, mask = making.both_of(batch, one)
+    defect = defect_from_mask(one.name, mask.astype("uint8"))
+    if defect is None or int(mask.sum()) != one.area:
+        raise CurateError(f"{batch.folder / one.mask_file} is not the mask that was made. {batch.again}")
     return Label("labelled", (replace(defect, severity=one.severity),))
 
 
 def _placing(batch: Batch, one: Made) -> Placing:
-    return Placing(batch.key, one.ground, synthetic.reference(batch.key, one.file))
+    return Placing(batch.key, one.ground, synthetic.reference(batch.key, one.file), one.donor_group)
 
 
 def _show(index: Index, book: Book, wanted: Mapping[str, Placing]) -> None:
@@ -213,10 +221,19 @@ def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
         synthetic.remove_others(index, {id: one for id, one in placings.items() if id not in mine})
         browse.arrange(project)
         if with_files:
-            files.remove(making.home(project) / whole)
+            _remove(making.home(project) / whole)
         else:
             (making.home(project) / whole / ACCEPTED).unlink(missing_ok=True)
     return Dropped(whole, len(mine), with_files)
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: what a kill leaves must not pass for a batch. `curate gc` removes the rest."""
+    aside = folder.with_name(f".{folder.name}.part")
+    files.remove(aside)
+    if folder.is_dir():
+        folder.rename(aside)
+        files.remove(aside)
 
 
 def _whole_key(key: str, known: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
 MAKE = Catalogue("synth.synthesisers", "synthesiser", "generate")
 HANDED = ("device", "progress", "seed")  # what `fit` and `generate` are given by the house, not by `--set`
 MANIFEST, ROWS, TABLE = "manifest.json", "rows.jsonl", "manifest.parquet"
+ABOUT = ("project", "synthesiser", "counts", "wish", "blocked", "groups")  # what a batch's manifest says at least
 WINDOW, LEARNT = 128, 64  # pixels of what is copied and of what is learnt; or as its own WINDOW says
 EXAMPLES = 2000  # windows that a network learns from
 TOGETHER = 16  # scenes that a synthesiser gets at once
@@ -93,7 +94,12 @@ class Batch:
 
     @property
     def key(self) -> str:
-        return str(self.manifest["key"])
+        """The folder's name, whatever a manifest from elsewhere says: paths are made of it."""
+        return self.folder.name
+
+    @property
+    def again(self) -> str:
+        return f"Generate it again, after: curate synth drop {self.key[:8]} --files"
 
     def made(self) -> list[Made]:
         import pyarrow.parquet
@@ -103,7 +109,7 @@ class Batch:
             rows = parquet.read_table(self.folder / TABLE).to_pylist()
             return [Made(**row | {"window": tuple(row["window"])}) for row in rows]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CurateError(f"{self.folder / TABLE} is damaged ({error}): generate the batch again") from None
+            raise CurateError(f"{self.folder / TABLE} is damaged ({error}). {self.again}") from None
 
 
 def home(project: Project) -> Path:
@@ -483,7 +489,7 @@ def opened(project: Project, key: str) -> Batch:
 
 def every(project: Project) -> list[Batch]:
     """All finished batches, the newest first."""
-    found = [Batch(file.parent, _json(file)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
+    found = [Batch(file.parent, _json(file, ABOUT)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
     return sorted(found, key=lambda one: (str(one.manifest.get("made")), one.key), reverse=True)
 
 
@@ -492,8 +498,15 @@ def looks(batch: Batch) -> Iterator[Look]:
     from synth.checking import Look
 
     for one in batch.made():
-        pixels, mask = pixels_of(batch, one), mask_of(batch, one)
+        pixels, mask = both_of(batch, one)
         yield Look(one.id, one.name, pixels, mask, one.window, one.area)
+
+
+def both_of(batch: Batch, one: Made) -> tuple[Pixels, Mask]:
+    pixels, mask = pixels_of(batch, one), mask_of(batch, one)
+    if pixels.shape[:2] != mask.shape:
+        raise CurateError(f"{batch.folder / one.mask_file} is not of its image's size. {batch.again}")
+    return pixels, mask
 
 
 def pixels_of(batch: Batch, one: Made) -> Pixels:
@@ -501,9 +514,7 @@ def pixels_of(batch: Batch, one: Made) -> Pixels:
     try:
         pixels = read(one.id, safe_join(batch.folder, one.file), 1 << 40)
     except LabelProblem as problem:
-        raise CurateError(
-            f"{batch.folder / one.file}: {problem}".replace("Run: curate index", "Generate it again")
-        ) from None
+        raise CurateError(f"{batch.folder / one.file}: {problem}".replace("Run: curate index", batch.again)) from None
     return with_channels(pixels, 3 if pixels.ndim == 3 and pixels.shape[2] == 3 else 1)
 
 
@@ -511,16 +522,14 @@ def mask_of(batch: Batch, one: Made) -> Mask:
     try:
         return np.asarray(grey_file(safe_join(batch.folder, one.mask_file)) > 127, bool)
     except (OSError, LabelProblem) as problem:
-        raise CurateError(
-            f"{batch.folder / one.mask_file} cannot be read ({problem}): generate the batch again"
-        ) from None
+        raise CurateError(f"{batch.folder / one.mask_file} cannot be read ({problem}). {batch.again}") from None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path, names: Collection[str] = ()) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found.keys() >= set(names):
         raise CurateError(f"{file} is damaged: remove {file.parent}, and make it again")
     return found

@@ -577,6 +577,9 @@ def conclusive(plot: Plot) -> bool:
 
 def _spoken(file: Path, said: dict[str, Any]) -> None:
     """A screening never takes the place of a full trial's verdict."""
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if said["conclusive"] or not known.get("conclusive"):
+    try:
+        firm = bool(json.loads(file.read_text(encoding="utf-8"))["conclusive"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+        firm = False
+    if said["conclusive"] or not firm:
         files.write_json(file, said)

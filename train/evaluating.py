@@ -220,7 +220,8 @@ def _leaks(index: Index, model: Stored, items: Sequence[Item], wish: Wish) -> li
     if learnt is None:
         return ["this model does not say which images it learnt from: that it knows these cannot be ruled out"]
     groups = {id: group or id for id, group in index.rows("group")}
-    known, theirs = set(learnt["train"]), {groups.get(id, id) for id in learnt["train"]}
+    known = {*learnt["train"], *(model.manifest.get("pseudo") or {"labels": ()})["labels"]}
+    theirs = {groups.get(id, id) for id in known}
     leaked = [one for one in items if one.id in known or (one.group or one.id) in theirs]
     notes = []
     if leaked:

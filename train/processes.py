@@ -139,6 +139,7 @@ def _lost(error: RuntimeError) -> bool:
 def launch(count: int, arguments: Sequence[str], device: str) -> int:
     """Run `curate` with these arguments in so many processes; the exit code. They themselves say what goes wrong."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     _check(count, device)
@@ -149,10 +150,13 @@ def launch(count: int, arguments: Sequence[str], device: str) -> int:
     options = [f"--{name}={value}" for name, value in setting.items()]
     parsed = launch_command_parser().parse_args(["--multi_gpu", *options, "-m", "curate", *arguments])
     parsed.standalone = True  # a port that is free, whoever else trains on this machine
+    parsed.local_addr = "localhost"  # a machine need not know its own name
     try:
         launch_command(parsed)
     except ChildFailedError:
         return 1
+    except SignalException as ended:
+        return 128 + int(ended.sigval)
     return 0
 
 

@@ -7,8 +7,10 @@ log nor the index knows of them. A group that judges, or that people are busy wi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,10 +55,18 @@ def _check(teacher: Stored, resolved: Recipe, data: Data) -> None:
     if strange:
         names = ", ".join(data.classes)
         raise CurateError(f"pseudo.thresholds names {', '.join(sorted(strange))}; the classes are: {names}")
+    check_room(resolved)
+
+
+def check_room(resolved: Recipe, processes: int = 1) -> None:
+    """Each process mixes its own part of a batch, so that part must hold one at least."""
     share, batch = resolved.pseudo.share, resolved.batch
-    if not sampling.most_beside(batch, share, whole=True):
-        least = next(size for size in range(batch, 10**6) if sampling.most_beside(size, share, whole=True))
-        raise CurateError(f"batch {batch} has no room for pseudo-labels at a share of {share}: --set batch={least}")
+    if not sampling.most_beside(batch // processes, share, whole=True):
+        least = math.ceil(1 / Fraction(str(share))) * processes
+        where = f" in {processes} processes" if processes > 1 else ""
+        raise CurateError(
+            f"batch {batch}{where} has no room for pseudo-labels at a share of {share}: --set batch={least}"
+        )
 
 
 def of_model(index: Index, teacher: Stored, data: Data, wanted: Pseudo) -> list[Item]:

@@ -63,16 +63,17 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     world, notes = of_project(project, wish.encoder)
     settings = settings_of(world, wish)
     home = project.work / "simulations"
-    key = key_of([fingerprint(world), [asdict(one) for one in settings], many.code(), wish.overrides, STEP])
+    teachers, jobs, mark = _teachers(project, world, wish)
+    about = [fingerprint(world), [asdict(one) for one in settings], many.code(), wish.overrides, STEP]
+    key, kept = key_of([*about, mark] if mark else about), home / "plays" / mark
     with files.writer_lock(home, "curate simulate"):
-        if (home / key / RESULT).is_file():
-            return Simulated(home / key, json.loads((home / key / RESULT).read_text(encoding="utf-8")), fresh=False)
-        teachers, jobs = _teachers(project, world, wish)
+        if found := _stored(home / key):
+            return Simulated(home / key, found, fresh=False)
         plays = [(world, one) for one in settings]
-        curves = many.play_all(plays, home / "plays", jobs, many.ours, teachers, progress)
+        curves = many.play_all(plays, kept, jobs, many.ours, teachers, progress)
         found = summary(curves, next(one.label for one in settings if one.strategy == YARDSTICK))
         found = _write(home / key, world, curves, found | {"notes": [*notes, *found["notes"]]})
-        files.remove(home / "plays" / "worlds")  # a copy of vectors and labels, made again when it is needed
+        files.remove(kept / "worlds")  # a copy of vectors and labels, made again when it is needed
     return Simulated(home / key, found, fresh=True)
 
 
@@ -111,12 +112,14 @@ def _mark(wish: Wish) -> str:
     return " ".join([wish.setting.learner, *wish.overrides])
 
 
-def _teachers(project: Project, world: World, wish: Wish) -> tuple[many.Teachers, int]:
-    """Networks are trained one at a time: they use all cores, or the GPU."""
+def _teachers(project: Project, world: World, wish: Wish) -> tuple[many.Teachers, int, str]:
+    """And how many play at a time: networks use all cores, or the GPU. Last, a key of all that a network depends on
+    beside the world, which knows nothing of outlines, recipes and first weights."""
     task = LEARNERS[wish.setting.learner]
     if not task:
-        return many.linear, wish.jobs
+        return many.linear, wish.jobs, ""
     from curate.embed._network import device_of
+    from train import pretrained, training
     from train.simulating.networks import Network
 
     items = tuple(Index(project).items(list(world.ids)))
@@ -126,10 +129,20 @@ def _teachers(project: Project, world: World, wish: Wish) -> tuple[many.Teachers
     def teachers(setting: Setting) -> Teacher:
         return made
 
-    return teachers, 1
+    outlines = [(one.id, one.label.digest) for one in items]
+    mark = key_of([outlines, known.model_dump(mode="json"), pretrained.mark_of(known.model), training.STEP])
+    return teachers, 1, mark
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """A result of which no play failed: those that did are tried again."""
+    if not (folder / RESULT).is_file():
+        return None
+    found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return None if any(row.get("failed") for one in found["sections"] for row in one["rows"]) else found
 
 
 def _write(folder: Path, world: World, curves: Sequence[Curve], found: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +154,7 @@ def _write(folder: Path, world: World, curves: Sequence[Curve], found: dict[str,
         table(curves, aside / CURVES)
         files.write_text(aside / REPORT, page(f"{world.name}: labels hidden and bought back", f"{about}.", found))
         files.write_json(aside / RESULT, plain)
+        files.remove(folder)
     return plain
 
 

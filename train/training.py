@@ -92,6 +92,8 @@ class Task:
 def _task(project: Project, wish: Wish, device: str, team: Team, stack: ExitStack) -> Task:
     resolved, data = prepared(project, wish)
     team.part_of(resolved.batch)
+    if resolved.pseudo.model:
+        pseudo.check_room(resolved, team.world)
     key = model_key(resolved, data)
     stack.enter_context(files.writer_lock(store.home(project), "curate train"))  # for hours: the index stays free
     folder, fresh = store.training_folder(project, key), not store.is_done(project, key)

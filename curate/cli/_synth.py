@@ -229,6 +229,7 @@ def trial(
         "size": size,
         "folds": folds,
         "tested": tested,
+        "cleans": cleans,
         "scale": scale,
     }
     numbers |= {

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from curate import archive, browse, files, garbage, indexing, status
+from curate import synthetic as follower
+from curate.data import Label
 from curate.errors import CurateError
 from curate.index import Index
+from curate.labels import Book
 from curate.pooling import _seen
 from curate.project import Project
+from curate.splits import Decisions
 from synth import entering, making
 from synth.making import Batch, Wish
 from tests.conftest import dump
@@ -142,6 +150,22 @@ def _names(file: Path) -> list[str]:
         return tar.getnames()
 
 
+def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: Batch) -> None:
+    entering.accept(mill, batch.key, forced=True)
+    made = {one.id: one for one in batch.made()}
+    donor = next(one.donor_group for one in made.values() if one.donor_group != one.ground_group)
+    held = next(str(group) for _, split, group in Index(mill).rows("split", "group") if split == "val")
+    Decisions(mill.work / "splits").join([(held, donor)])
+    for _ in range(2):
+        indexing.run(mill)
+        shown = {id: row[1] for id, row in synthetic(mill).items()}
+        theirs = {id for id, one in made.items() if donor in (one.donor_group, one.ground_group)}
+        assert {id for id, split in shown.items() if split == "val"} == theirs
+        assert {id for id, split in shown.items() if split == "train"} == made.keys() - theirs
+    learnt = dataset.collect(Index(mill))
+    assert not theirs & {one.id for one in (*learnt.train, *learnt.val)}
+
+
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,12 +174,16 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
     with pytest.raises(CurateError, match=f"not checked yet. Run: curate synth check {batch.key[:8]}"):
         entering.accept(mill, batch.key, forced=True)
     checked(batch)
-    with pytest.raises(CurateError, match="no trial has said yet whether crack, hole"):
+    with pytest.raises(CurateError, match="no full trial has said yet whether crack, hole"):
         entering.accept(mill, batch.key)
-    files.write_json(batch.folder / entering.VERDICT, {"positive": {"crack": False, "hole": False}})
+    files.write_json(batch.folder / entering.VERDICT, {"conclusive": True, "positive": {"crack": False, "hole": False}})
     with pytest.raises(CurateError, match="the trial found no help in synthetic crack, hole"):
         entering.accept(mill, batch.key)
-    files.write_json(batch.folder / entering.VERDICT, {"positive": {"crack": False, "hole": True}})
+    said = {"positive": {"crack": False, "hole": True}}
+    files.write_json(batch.folder / entering.VERDICT, said | {"conclusive": False})
+    with pytest.raises(CurateError, match=r"no full trial has said yet .* Run: curate synth trial --stage full"):
+        entering.accept(mill, batch.key)
+    files.write_json(batch.folder / entering.VERDICT, said | {"conclusive": True})
     found = entering.accept(mill, batch.key)
     assert (found.classes, found.left, found.forced) == ({"hole": 3}, {"crack": 3}, False)
     assert len(synthetic(mill)) == 3
@@ -198,3 +226,84 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -
         entering.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
     assert not indexing.run(mill).added
+
+
+def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
+    one = batch.made()[-1]
+    mask = making.mask_of(batch, one).astype("uint8") * 255
+    for changed, words in ((mask[:-1], "is not of its image's size"), (mask | 255, "is not the mask that was made")):
+        Image.fromarray(changed).save(batch.folder / one.mask_file)
+        with pytest.raises(CurateError, match=f"{words}. Generate it again, after: curate synth drop {batch.key[:8]}"):
+            entering.accept(mill, batch.key, forced=True)
+    assert not synthetic(mill)
+
+
+def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: Batch, tmp_path: Path) -> None:
+    """A manifest that names another folder as its batch, one that says too little, a class that is not ours."""
+    made, manifest = batch.made(), batch.manifest
+    (tmp_path / "mine").mkdir()
+    files.write_json(batch.folder / making.MANIFEST, manifest | {"key": f"{batch.key}/../../../../mine"})
+    assert making.opened(mill, batch.key).key == batch.key
+    assert entering.accept(mill, batch.key, forced=True).key == batch.key
+    assert {Path(str(row[6])).parent.parent for row in synthetic(mill).values()} == {batch.folder}
+    entering.drop(mill, batch.key)
+    making._write_table(batch.folder / making.TABLE, [replace(one, name="rust") for one in made])
+    with pytest.raises(CurateError, match=r"unknown class 'rust'; allowed: crack, hole\. Batch .* is of other classes"):
+        entering.accept(mill, batch.key, forced=True)
+    making._write_table(batch.folder / making.TABLE, [replace(one, file="../../project.toml") for one in made])
+    with pytest.raises(CurateError, match="leaves the data root"):
+        entering.accept(mill, batch.key, forced=True)
+    (batch.folder / entering.CHECKED).write_bytes(b"PAR1")
+    with pytest.raises(CurateError, match=r"checked\.parquet is damaged .* Run: curate synth check"):
+        entering.accept(mill, batch.key, forced=True)
+    files.write_json(batch.folder / making.MANIFEST, {"key": batch.key})
+    with pytest.raises(CurateError, match=r"manifest\.json is damaged: remove"):
+        making.opened(mill, batch.key)
+    assert not synthetic(mill)
+
+
+def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(mill: Project, batch: Batch, tmp_path: Path) -> None:
+    shutil.copy(batch.folder / batch.made()[0].file, mill.work / "stray.png")
+    with closing(Book(mill.work / "labels", mill.class_names)) as book:
+        ground = batch.made()[0].ground
+        for folder, path in (("..", "(synthetic):../stray.png"), ("", f"(synthetic):/{tmp_path}/stray.png")):
+            follower.log(book, "0" * 64, follower.Placing(folder, ground, path), Label("labelled"))
+            book.flush()
+            assert not follower.entered(book)
+        name = "a/../../stray.png"
+        follower.log(
+            book, "0" * 64, follower.Placing("a", ground, follower.reference("a", name[2:])), Label("labelled")
+        )
+        assert not follower.entered(book)
+    entering.accept(mill, batch.key, forced=True)
+    with closing(Book(mill.work / "labels")) as book:
+        said = [one.extra["synthetic"] for id in sorted(synthetic(mill)) for one in book.history(id)]
+    assert [(one["in"], one["forced"]) for one in said] == [(True, True)] * 6
+
+
+def test_a_kill_while_files_go_leaves_no_half_batch(
+    mill: Project, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = batch.made()[0].file
+
+    def killed(folder: Path) -> None:
+        (folder / first).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            entering.drop(mill, batch.key, with_files=True)
+    assert not making.every(mill)
+    assert [one.path.name for one in garbage.find(mill)] == [f".{batch.key}.part"]
+    again = making.generate(mill, "paste", SMALL)
+    assert again.fresh
+    assert all((again.folder / one.file).is_file() for one in again.made())
+
+
+def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: Batch) -> None:
+    entering.accept(mill, batch.key, forced=True)
+    (batch.folder / batch.made()[0].file).write_bytes(b"")
+    Index(mill).dataset.delete()
+    indexing.run(mill)
+    assert synthetic(mill).keys() == {one.id for one in batch.made()[1:]}

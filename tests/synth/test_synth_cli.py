@@ -12,7 +12,7 @@ import pytest
 
 from curate import cli
 from curate.project import Project
-from synth import making
+from synth import making, trial
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -86,3 +86,23 @@ def test_mistakes_are_one_line(run: Run) -> None:
         code, out, err = run(*words)
         assert (code, out) == (1, "")
         assert line in err.strip().splitlines()[-1]
+
+
+def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[trial.Wish] = []
+
+    def noted(project: Project, wish: trial.Wish, *_: object) -> trial.Report:
+        given.append(wish)
+        return trial.Report(wish.stage, 0, 0, 0, 0.0, [])
+
+    monkeypatch.setattr(trial, "run", noted)
+    words = "--stage full --arm balanced --arm paste --class hole --budget 5 --ratio 0.5 --seeds 2 --steps 7 --size 32"
+    more = "--window 48 --folds 3 --tested 2 --cleans 9 --scale 0.5 --recipe r --set a=1 --dry-run --device cpu"
+    code, _, err = run("trial", *words.split(), *more.split(), "--option", "diffusion.steps=3")
+    assert code == 0, err
+    assert given == [
+        trial.Wish(
+            "full", ("balanced", "paste"), ("hole",), (5,), (0.5,), 2, 3, 2, "r", ("a=1",), 7, 32, 48, 0.5, 9,
+            options={"diffusion": {"steps": 3}}, device="cpu", dry_run=True,
+        )
+    ]  # fmt: skip

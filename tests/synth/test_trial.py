@@ -393,3 +393,15 @@ def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
     ):
         with pytest.raises(CurateError, match=words):
             trial.planned(works, wish)
+
+
+def test_a_damaged_verdict_is_written_anew_and_a_firm_one_outlives_a_screening(tmp_path: Path) -> None:
+    file = tmp_path / "verdict.json"
+    firm, screened = {"conclusive": True, "positive": {}}, {"conclusive": False, "positive": {}}
+    for text in ("", "[]", "{"):
+        file.write_text(text)
+        trial._spoken(file, screened)
+        assert json.loads(file.read_text()) == screened
+    trial._spoken(file, firm)
+    trial._spoken(file, screened)
+    assert json.loads(file.read_text()) == firm

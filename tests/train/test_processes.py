@@ -30,8 +30,8 @@ HOUSE = Path(__file__).resolve().parents[2]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained together."""
     made = tmp_path_factory.mktemp("together")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tests.train.members", str(made)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
+    command = [*launcher, "--nproc-per-node=2", "-m", "tests.train.members", str(made)]
     done = subprocess.run(command, cwd=HOUSE, env=ENV, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return made

@@ -22,7 +22,7 @@ from curate.project import Project
 from curate.shapes import defect_from_mask
 from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
-from train import dataset, loop, predicting, pseudo, sampling, store, training
+from train import dataset, evaluating, loop, predicting, pseudo, sampling, store, training
 from train.dataset import Data
 from train.recipe import Pseudo
 from train.training import Wish
@@ -190,6 +190,20 @@ def test_they_teach_and_are_written_nowhere(run: Run, works: Project, monkeypatc
     assert contents(works.work / "labels") == log
     assert not ok(run(*arguments, "--pseudo", teacher))["fresh"]
     assert "unknown model 'gone'" in failed(run(*arguments, "--pseudo", "gone"))
+    later = list(index.items(ids[:1]))  # labelled one day, and drawn into test: the model knows it all the same
+    assert evaluating._leaks(index, store.find(works, teacher), later, evaluating.Wish()) == []
+    with pytest.raises(CurateError, match="has learnt from 1 of 1 images of test"):
+        evaluating._leaks(index, store.find(works, made["model"]), later, evaluating.Wish())
+
+
+def test_each_process_has_room_for_one() -> None:
+    sets = tiny("batch=16", "pseudo.model=candidate")
+    pseudo.check_room(sets)
+    with pytest.raises(CurateError, match=r"batch 16 in 2 processes has no room .* --set batch=18"):
+        pseudo.check_room(sets, 2)
+    pseudo.check_room(tiny("batch=18", "pseudo.model=candidate"), 2)
+    with pytest.raises(CurateError, match="--set batch=10000000"):
+        pseudo.check_room(tiny("batch=16", "pseudo.model=candidate", "pseudo.share=1e-7"))
 
 
 def test_the_key_follows_them(tmp_path: Path) -> None:

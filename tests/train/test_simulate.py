@@ -16,6 +16,7 @@ from PIL import Image
 
 from curate import embedding, indexing
 from curate.cost import Seconds
+from curate.data import Label
 from curate.errors import CurateError
 from curate.pool import WHOLE, Pool, Rows, Windows
 from curate.project import Project
@@ -23,12 +24,14 @@ from tests import fakes
 from tests.conftest import Make
 from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import item, tiny
+from train import simulate
 from train.simulating import figures, many
+from train.simulating.indexed import of_project
 from train.simulating.judged import average_precision, f1
 from train.simulating.learners import fitted, probe
 from train.simulating.networks import Network
 from train.simulating.page import page
-from train.simulating.play import Curve, NotYet, Picker, Point, Setting, images_or_seconds, play, prepared
+from train.simulating.play import Curve, NotYet, Picker, Point, Setting, Teacher, images_or_seconds, play, prepared
 from train.simulating.summary import BETTER, FEW, WORSE, summary
 from train.simulating.world import World, fingerprint, folded, imbalanced, load, save
 
@@ -340,6 +343,8 @@ def test_a_network_learns_from_what_was_bought_alone(tmp_path: Path) -> None:
     assert again is not None
     assert np.allclose(said.probability, again.probability, atol=1e-5)
     assert learn(np.zeros(0, np.int64)) is None
+    named = tuple(replace(one, label=Label("labelled", classes=("crack",))) for one in items)
+    assert Network(named, tiny("epochs=1", "steps=2"), 10**8)(whole)(np.arange(6)) is None  # nobody said where
 
 
 # --- many plays -----------------------------------------------------------------------------------------------------
@@ -537,6 +542,35 @@ def test_simulate_as_people_and_scripts_meet_it(run: Run, steel: Project) -> Non
     assert not code, err
     assert "nothing to do" in out
     assert "pieces found" in out
+
+
+def test_what_failed_is_tried_again(steel: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(setting: Setting) -> Teacher:
+        raise CurateError("out of memory")
+
+    embedding.run(steel, "texture", {})
+    wish = simulate.Wish(("rare",), Setting(rare="crack", budget="10%", rounds=1), seeds=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(simulate, "_teachers", lambda *given: (full, 1, ""))
+        failed_ = simulate.run(steel, wish)
+    assert [row["failed"] for row in failed_.found["sections"][0]["rows"]] == ["1 of 1 plays: out of memory"] * 2
+    again = simulate.run(steel, wish)
+    assert (again.folder, again.fresh) == (failed_.folder, True)
+    assert [row["plays"] for row in again.found["sections"][0]["rows"]] == [1, 1]
+    assert not simulate.run(steel, wish).fresh
+
+
+def test_a_network_is_played_again_on_other_outlines_or_by_another_recipe(steel: Project, tmp_path: Path) -> None:
+    embedding.run(steel, "texture", {})
+    (before, _), sets = of_project(steel), ("model.weights=none",)
+    wish = simulate.Wish(setting=Setting(learner="segmenter"), overrides=sets, device="cpu")
+    mark = simulate._teachers(steel, before, wish)[2]
+    assert simulate._teachers(steel, before, wish)[2] == mark
+    assert simulate._teachers(steel, before, replace(wish, overrides=(*sets, "epochs=1")))[2] != mark
+    mask = tmp_path / "steel" / "masks" / "crack" / "piece00_0.png"
+    Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
+    indexing.run(steel)
+    assert simulate._teachers(steel, before, wish)[2] != mark
 
 
 def test_what_is_wrong_is_one_line(run: Run, steel: Project) -> None:  # noqa: F811

@@ -38,13 +38,13 @@ class Network:
         return self._spoken(world, self._trained(data, resolved), data, resolved, asked)
 
     def _data(self, world: World, rows: Rows) -> Data:
-        shown = world.present[rows]
         items = [replace(self.items[row], split="train") for row in rows.tolist()]
         if self.recipe.task == "segmentation":
             items = [one for one in items if not one.label.present - {defect.label for defect in one.label.defects}]
-        classes = tuple(world.classes[number] for number in np.flatnonzero(shown.sum(axis=0)))
+        shown = [one.label.present.intersection(world.classes) for one in items]
+        classes = tuple(name for name in world.classes if any(name in one for one in shown))
         single = self.recipe.task == "classification" and world.single
-        return Data(self.recipe.task, classes, tuple(items), (), single, bool((~shown.any(axis=1)).any()))
+        return Data(self.recipe.task, classes, tuple(items), (), single, not all(shown))
 
     def _trained(self, data: Data, resolved: Recipe) -> Any:
         from train import checkpoint, loop, training
