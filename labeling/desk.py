@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -111,7 +110,7 @@ def _ours(project: Project, studio: Studio) -> list[dict[str, Any]]:
     """The projects that bear our mark, the oldest first."""
     page, found = 1, []
     while True:
-        answer = studio.get("/api/projects", include="id,description,created_at,task_number", page=page, page_size=100)
+        answer = studio.get("/api/projects", include="id,description,created_at", page=page, page_size=100)
         found += [one for one in answer["results"] if one.get("description") == _mark(project)]
         if not answer.get("next"):
             return sorted(found, key=lambda one: int(one["id"]))
@@ -137,19 +136,23 @@ def _made(project: Project, studio: Studio) -> Desk:
     """A new project, or the one that another folder of this project made at the same moment.
 
     A server on SQLite that finds its database locked does the whole request again: one call may leave two projects,
-    the first of them half made, and two calls at once may each end in an error after they made one.
+    the first of them half made. Those stay: a server that deletes two projects at the same moment loses its signals,
+    and counts nothing any more until it is started again. So each removes no more than what it made itself.
     """
     text = config.build(project)
     about = {"title": f"curate: {project.name}"[:TITLE], "description": _mark(project), "label_config": text}
     for _ in range(TRIES):
         mine, trouble = _posted(studio, about | SETTINGS)
-        first = _alone(project, studio)
-        if first and first[0] != mine:
-            return _kept_up(Desk(project, studio, first[0], born=first[1]), reset=False)
-        if first:
-            desk = Desk(project, studio, first[0], fresh=True, born=first[1])
+        first, notes = _settled(project, studio)
+        if first and first[0] == mine:
+            desk = Desk(project, studio, first[0], fresh=True, born=first[1], notes=notes)
             return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
-    raise trouble or Unanswered(f"Label Studio at {studio.url} made no whole project. Run the command again")
+        if mine:
+            studio.ask("DELETE", f"/api/projects/{mine}/")
+        if first:
+            return _kept_up(Desk(project, studio, first[0], born=first[1], notes=notes), reset=False)
+    again = "Start it again (curate labelstudio down, up), then run the command again"
+    raise trouble or Unanswered(f"Label Studio at {studio.url} makes projects by halves. {again}")
 
 
 def _posted(studio: Studio, about: dict[str, Any]) -> tuple[int | None, Unanswered | None]:
@@ -160,19 +163,16 @@ def _posted(studio: Studio, about: dict[str, Any]) -> tuple[int | None, Unanswer
         return None, trouble
 
 
-def _alone(project: Project, studio: Studio) -> tuple[int, str] | None:
-    """The oldest whole project of ours, once all others without tasks are gone. Half-made ones get time to be whole."""
-    for pause in PAUSES:
-        there = _ours(project, studio)
-        if all(_whole(studio, int(one["id"])) for one in there):
-            break
+def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, tuple[str, ...]]:
+    """The oldest whole project of ours, and what to say of others. Half-made ones get time to be whole."""
+    for pause in (0.0, *PAUSES):
         time.sleep(pause)
-    first = _marked(project, studio)
-    for one in _ours(project, studio):
-        if int(one["id"]) != (first and first[0]) and not one["task_number"]:
-            with contextlib.suppress(NotFound):  # the other folder was quicker
-                studio.ask("DELETE", f"/api/projects/{one['id']}/")
-    return first
+        half = [one for one in _ours(project, studio) if not _whole(studio, int(one["id"]))]
+        if not half:
+            break
+    numbers = ", ".join(str(one["id"]) for one in half)
+    left = f"Label Studio left a half-made project behind (number {numbers}): delete it there"
+    return _marked(project, studio), ((left,) if half else ())
 
 
 def _kept_up(desk: Desk, reset: bool) -> Desk:

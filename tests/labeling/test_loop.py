@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-import time
 from typing import Any
 
 from curate.data import Label
@@ -66,20 +66,21 @@ def test_turn_after_turn_until_nothing_is_left(works: Project, studio: Studio, r
 
 
 def test_it_can_wait_for_the_people(works: Project, studio: Studio, run: Run) -> None:
+    over = threading.Event()
+
     def people() -> None:
-        until, left = time.monotonic() + 120, 2
-        while left and time.monotonic() < until:
-            time.sleep(0.5)
-            try:
-                left -= annotate_all(works, studio) > 0
-            except (AssertionError, KeyError):
-                continue  # nothing is pushed yet
+        while not over.wait(0.5):
+            with contextlib.suppress(AssertionError, KeyError):  # nothing is pushed yet
+                annotate_all(works, studio)
 
     thread = threading.Thread(target=people)
     thread.start()
     arguments = ("loop", "--project", works.folder, "--budget", "3", "--go-on", "--no-train", "--wait", "--every", "1")
-    code, out, err = run(*arguments, "--json")
-    thread.join()
+    try:
+        code, out, err = run(*arguments, "--json")
+    finally:
+        over.set()
+        thread.join()
     assert code == 0, err
     told = [json.loads(line) for line in out.splitlines()]
     assert "nothing can be picked" in told[-1]["ended"]
