@@ -23,7 +23,7 @@ KINDS = ("crack", "hole", "", "")
 LIBRARY = {"name": "steel", "format": "mask_folder", "fully_labelled": True, "group": r"(piece\d+)_"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     import torch
 

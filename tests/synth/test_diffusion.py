@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,6 @@ class Killed(Exception):
     """Stands for a process that ends in the middle."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def silent(stage: str, done: int, total: int) -> None:
     pass
 
@@ -41,7 +30,7 @@ def fit(folder: Path, some: list[Example] | None = None, **options: Any) -> dict
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory, _threads: None) -> Path:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("diffusion")
     fit(folder, steps=80, batch=8)
     return folder

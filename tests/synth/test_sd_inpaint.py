@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,6 @@ QUICK: dict[str, Any] = {"device": "cpu", "seed": 0, "batch": 2, "rank": 2}
 
 class Killed(Exception):
     """Stands for a process that ends in the middle."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tokenizer() -> Any:
@@ -91,7 +80,7 @@ def fit(folder: Path, path: Path | str, some: list[Example] | None = None, **opt
 
 
 @pytest.fixture(scope="module")
-def fitted(weights: Path, tmp_path_factory: pytest.TempPathFactory, _threads: None) -> Path:
+def fitted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     fit(folder, weights, steps=12, rate=1e-2)
     return folder

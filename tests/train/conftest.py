@@ -25,7 +25,7 @@ TINY = [*SMALL, "model.weights=none", "input.height=64", "input.width=64", "batc
 LIBRARY = {"name": "library", "format": "mask_folder", "fully_labelled": True}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # of a module: what its fixtures train, its tests train again
 def _threads() -> Iterator[None]:
     import torch
 

@@ -182,6 +182,8 @@ def test_test_is_never_looked_at(works: Project) -> None:
 def test_what_is_wrong_is_one_line(run: Run, works: Project) -> None:  # noqa: F811
     project = ("--project", str(works.folder))
     pins = [part for key in ("optimiser.lr=1e-3", "batch=8", "schedule.name=step") for part in ("--set", key)]
+    diverges = [part for key in ("name=sgd", "lr=100", "weight_decay=100") for part in ("--set", f"optimiser.{key}")]
+    diverges += ["--set", "batch=2"]
     for arguments, said in (
         (["--time", "soon"], "time 'soon' is not usable; allowed: 4h, 90m"),
         (["--time", "20"], "time '20' is not usable"),
@@ -189,7 +191,8 @@ def test_what_is_wrong_is_one_line(run: Run, works: Project) -> None:  # noqa: F
         (["--metric", "f1.scratch"], "allowed: f1, f1.crack, f1.hole, val_loss"),
         (["--device", "tpu"], "allowed: auto, cpu, cuda"),
         (pins, "leave one of them open"),
-        (["--trials", "2", "--set", "optimiser.lr=1e30"], "none of 2 trials could be trained; the first: the loss"),
+        (["--set", "optimiser.lr=1e30"], "optimiser.lr: Input should be less than or equal to 100 (it is 1e+30)"),
+        (["--trials", "2", *diverges], "none of 2 trials could be trained; the first: the loss"),
     ):
         assert said in failed(run(*TUNE, *project, *arguments)), arguments
     assert leftovers(works) == []
