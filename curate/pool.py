@@ -86,6 +86,7 @@ class Pool:
         wanted: the classes that the user asks for; empty: all.
         turn: which round of labelling this is, from 1.
         memo: what strategies compute once a round, whatever is chosen meanwhile.
+        lasting: what follows from the windows alone: it outlives the round where a round is followed by the next.
     """
 
     ids: tuple[str, ...]
@@ -106,6 +107,7 @@ class Pool:
     wanted: tuple[str, ...] = ()
     turn: int = 1
     memo: dict[str, Any] = field(default_factory=dict)
+    lasting: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.population):

@@ -78,7 +78,7 @@ def with_tiles(pool: Pool, seed: int = 0) -> Pool:
         Windows(rows, np.full(n, tile, np.int16), vectors)
         for tile, vectors in ((-1, pool.vectors), (0, other), (1, pool.vectors))
     ]
-    return replace(pool, windows=lambda: iter(parts), memo={})
+    return replace(pool, windows=lambda: iter(parts), memo={}, lasting={})
 
 
 def kinds(pool: Pool, ids: list[str]) -> list[int]:

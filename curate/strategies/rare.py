@@ -149,7 +149,7 @@ def _likely(pool: Pool, name: str, row: int, likely: Floats) -> Pick:
 
 def _relevance(pool: Pool, exemplars: Exemplars, refused: Mask, look: Look) -> Relevance:
     """How much each image looks like the exemplars; the likeliest are held against what people refused."""
-    whiten = pool.once(f"whitening {look.shrinkage}", lambda: Whitening.of(_ordinary(pool), look.shrinkage))
+    whiten = _whitening(pool, look.shrinkage)
     wanted = whiten(exemplars.vectors)
     plain = np.full(len(wanted), 1 / len(wanted), np.float32)
     first, hard = _first_look(pool, whiten, wanted, plain, refused)
@@ -192,8 +192,17 @@ class Whitening(NamedTuple):
 
 def unusual(pool: Pool, vectors: Floats) -> Floats:
     """How far windows stand out of what is ordinary."""
-    ordinary = pool.once(f"whitening {SHRINKAGE}", lambda: Whitening.of(_ordinary(pool), SHRINKAGE))
+    ordinary = _whitening(pool, SHRINKAGE)
     return np.asarray(np.linalg.norm((vectors - ordinary.mean) @ ordinary.matrix, axis=1), np.float32)
+
+
+def _whitening(pool: Pool, shrinkage: float) -> Whitening:
+    """Of no label, so one for all rounds of a simulation: it takes longer than all else here."""
+    name = f"whitening {shrinkage}"
+    if name not in pool.lasting:
+        pool.lasting[name] = Whitening.of(_ordinary(pool), shrinkage)
+    found: Whitening = pool.lasting[name]
+    return found
 
 
 def _ordinary(pool: Pool) -> Floats:

@@ -76,7 +76,7 @@ def compare(n: int, tiles: int) -> None:
     rules = Rules(near=nearness.cosine(pool.vectors, 0.15))
     rows = []
     for name in STRATEGIES:
-        fresh = replace(pool, memo={})
+        fresh = replace(pool, memo={}, lasting={})
         seconds, batch = once(lambda: choose(fresh, name, BUDGET, 0, BARE if name == "random" else rules))  # noqa: B023
         found = int(rare[pool.rows_of([pick.id for pick in batch.picks])].sum())
         rows.append([name, f"{seconds:.2f}", f"{found}", f"{peak_bytes() / size:.2f}x"])

@@ -186,7 +186,8 @@ def test_what_people_refused_is_pushed_down() -> None:
     vectors[rows] = half / np.linalg.norm(half)
     labelled, candidates = pool.labelled.copy(), pool.candidates.copy()
     labelled[rows[0]], candidates[rows[0]] = True, False
-    known = replace(pool, vectors=vectors, labelled=labelled, candidates=candidates, population=candidates, memo={})
+    known = replace(pool, vectors=vectors, labelled=labelled, candidates=candidates, population=candidates)
+    known = replace(known, memo={}, lasting={})
 
     def impostors(negative: float) -> int:
         picks = CATALOGUE.call("rare")(known, 20, np.random.default_rng(0), negative=negative, separation=2.0)

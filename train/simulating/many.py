@@ -21,7 +21,8 @@ from train.simulating.play import Curve, Picker, Point, Setting, Teacher, play
 from train.simulating.world import World, fingerprint, load, save
 
 CODE = (
-    *("curate/greedy", "curate/strategies", "curate/probe.py", "curate/scores.py", "curate/selection.py"),
+    *("curate/greedy", "curate/strategies"),
+    *(f"curate/{name}.py" for name in ("cost", "nearness", "pool", "pooling", "probe", "scores", "selection")),
     *(f"train/simulating/{name}.py" for name in ("judged", "learners", "play", "world")),
 )
 Progress = Callable[[str, int, int], None]

@@ -231,6 +231,7 @@ class _Desk:
         self.rules = Rules(near=nearness.cosine(self.vectors, NEAR)) if setting.rules else BARE
         self.minutes = world.regions * REGION / 60 + LOOK / 60
         self.notes: dict[str, None] = {}
+        self.lasting: dict[str, Any] = {}
         self.points: list[Point] = []
         self._learn(0, 0.0)
 
@@ -298,8 +299,9 @@ class _Desk:
             held_out=known & self.untaught[rows],
             wanted=self.setting.wanted,
             turn=turn,
+            lasting=self.lasting,
         )
-        return replace(pool, exemplars=_shown(world, pool, rows), memo={})
+        return replace(pool, exemplars=_shown(world, pool, rows), memo={})  # what was remembered knew no exemplars
 
     def _picks(self, pool: Pool) -> Picks:
         setting, most = self.setting, int(pool.candidates.sum())
