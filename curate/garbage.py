@@ -31,16 +31,19 @@ def find(project: Project) -> list[Superseded]:
     """Everything that can go, with the reason; the caller lists it before anything is removed."""
     work = project.work
     models = dict(_models(work))
-    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work), _synthesis(work))
+    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work), _synthesis(work), _worlds(work))
     found = dict(_parts(work)) | dict(_tables(work)) | dict(_rounds(work)) | models
     found |= {path: why for some in rest for path, why in some}
     whole = {path: why for path, why in found.items() if not found.keys() & set(path.parents)}
     return [Superseded(path, _size(path), why) for path, why in whole.items() if not _busy(work, path)]
 
 
-def remove(found: Sequence[Superseded]) -> None:
-    for item in found:
+def remove(project: Project, found: Sequence[Superseded]) -> list[Superseded]:
+    """What went: somebody may have begun to work where it lies since it was found."""
+    gone = [item for item in found if not _busy(project.work, item.path)]
+    for item in gone:
         files.remove(item.path)
+    return gone
 
 
 def _parts(work: Path) -> Iterator[tuple[Path, str]]:
@@ -144,6 +147,12 @@ def _synthesis(work: Path) -> Iterator[tuple[Path, str]]:
         for path in (*sorted(home.glob(".*.making")), *sorted(home.glob(".*.fitting"))):
             if path.stat().st_mtime < max(finished, default=0):
                 yield path, f"{what} that was given up: another was finished since"
+
+
+def _worlds(work: Path) -> Iterator[tuple[Path, str]]:
+    """Copies of vectors and labels that a simulation plays with; what was played is small, and stays."""
+    for path in sorted((work / "simulations" / "plays").glob("**/worlds")):
+        yield path, "left by a killed simulation"
 
 
 def _busy(work: Path, path: Path) -> bool:

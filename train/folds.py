@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from curate import files, splits
 from curate.data import Item
+from curate.embed._base import sha256_of
 from curate.errors import CurateError, unknown
 from curate.index import Index
 from curate.project import Project
@@ -166,6 +167,7 @@ def prepared(project: Project, wish: Wish) -> Task:
     shares = {"train": config.shares["train"], "val": config.shares["val"]}
     folds = tuple(dealt(items, learnt, wish.count, wish.repeats, config.seed, shares))
     notes += _alone(items, classes)
+    notes += _taught_before(project, predicting.recipe_of(model))
     if model.manifest.get("pseudo"):
         notes.append("pseudo-labels teach no fold: the model that gave them has seen groups of every fold")
     rows = sorted((one.id, one.label.digest, group_of(one)) for one in items)
@@ -173,6 +175,20 @@ def prepared(project: Project, wish: Wish) -> Task:
     name = f"folds-{wish.count}{'-test' if wish.with_test else ''}-{key_of([about, training.STEP, STEP])[:16]}"
     folder = judging.home(project, model.key) / name
     return Task(project, model, wish, classes, tuple(items), folds, folder, tuple(notes))
+
+
+def _taught_before(project: Project, made: Recipe) -> Iterator[str]:
+    """Weights of a model of this project know the groups of every fold."""
+    weights = made.model.weights
+    if weights in ("none", "hub"):
+        return
+    mark = pretrained.mark_of(made.model)
+    for one in store.every(project):
+        if (one.folder / store.WEIGHTS).is_file() and sha256_of(one.folder / store.WEIGHTS) == mark:
+            yield (
+                f"every fold starts from the weights of model {one.key}, which has learnt from images of every fold: "
+                "these figures flatter. Train from weights that are not of this project"
+            )
 
 
 def group_of(item: Item) -> str:

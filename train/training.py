@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +72,18 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
         manifest = _trained(task, wish.workers, team, progress if team.leads else _silent) if task.fresh else {}
         if team.leads:
             made = _finished(project, task, manifest)
-            return Trained(made, task.fresh, [*task.data.notes, *_skipped(made)])
+            return Trained(made, task.fresh, [*task.data.notes, *_idle_phases(task.recipe), *_skipped(made)])
     raise SystemExit(0)
+
+
+def _idle_phases(made: Recipe) -> Iterator[str]:
+    """A head alone makes nothing of features that nobody ever taught."""
+    first = made.parts[0]
+    if made.model.weights == "none" and first.train != "all":
+        yield (
+            f"phase 1 trains only '{first.train}' of a network whose other weights are random: it learns next to "
+            "nothing there. Give --weights FILE, or leave the phase out: --set phases=[]"
+        )
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,9 @@ def gc(
         removed = bool(found) and not dry_run and (yes or not json)  # with --json nothing goes without --yes
         if removed:
             confirm("remove them?", yes)
-            garbage.remove(found)
+            gone = garbage.remove(made, found)
+            if len(gone) < len(found):
+                warn(f"{len(found) - len(gone)} were left: a command has begun to work there")
     if json:
         listed = [{"path": str(i.path), "bytes": i.bytes, "why": i.why} for i in found]
         emit({"found": listed, "bytes": size, "removed": removed})

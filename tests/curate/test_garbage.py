@@ -48,7 +48,7 @@ def test_what_a_killed_command_left_goes_and_nothing_else(project: Project) -> N
     save_text(project.work / "rounds" / "001" / "keep.part", "{}")
     candidates = garbage.find(project)
     assert [(item.path.name, item.bytes) for item in candidates] == [(".state.json.77.part", 2), (".002.77.part", 5)]
-    garbage.remove(candidates)
+    garbage.remove(project, candidates)
     assert garbage.find(project) == []
     assert (project.work / "rounds" / "001" / "keep.part").exists()
 
@@ -211,7 +211,7 @@ def test_what_is_found_is_removed_whole(project: Project) -> None:
         "models/old": 10,
         "evaluations/old": 5,
     }
-    garbage.remove(listed)
+    assert garbage.remove(project, listed) == listed
     assert garbage.find(project) == []
     assert (project.work / "models" / "newest").is_dir()
 
@@ -222,3 +222,16 @@ def test_half_made_batches_go_once_a_later_one_is_finished(project: Project) -> 
     folder(project, "synth/.new.making", 1)
     folder(project, "synth/models/.only.fitting", 9)
     assert found(project) == {"synth/.old.making": "batch that was given up: another was finished since"}
+
+
+def test_where_somebody_began_to_work_meanwhile_nothing_goes(project: Project) -> None:
+    for name, age in (("rounds/.002.77.part", 1), ("simulations/plays/worlds/aa", 1), ("simulations/plays/curves", 1)):
+        folder(project, name, age)
+    listed = garbage.find(project)
+    assert {one.path.name: one.why for one in listed} == {
+        ".002.77.part": "left by a killed command",
+        "worlds": "left by a killed simulation",
+    }
+    with files.writer_lock(project.work / "simulations", "curate simulate"):
+        assert [one.path.name for one in garbage.remove(project, listed)] == [".002.77.part"]
+    assert [one.path.name for one in garbage.find(project)] == ["worlds"]

@@ -23,7 +23,7 @@ from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
-from train import evaluating, figures, folds, intervals, judging, store, training
+from train import evaluating, figures, folds, intervals, judging, recipe, store, training
 from train.dataset import Data
 from train.figures import Judged
 from train.folds import Fold, Task, Wish, group_of
@@ -207,6 +207,15 @@ def test_folds_are_no_models_and_leave_nothing_behind(plant: Project, found: fol
     again = folds.run(folds.prepared(plant, CPU))
     assert (found.fresh, again.fresh) == (True, False)
     assert again.figures == found.figures
+
+
+def test_weights_of_this_project_are_told_of(plant: Project, tmp_path: Path) -> None:
+    own = store.find(plant)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(own.weights.read_bytes() + b" ")
+    for weights, told in ((own.weights, 1), (other, 0), ("none", 0)):
+        notes = list(folds._taught_before(plant, recipe.load("unet-resnet", [f"model.weights={weights}"])))
+        assert [own.key in note and "flatter" in note for note in notes] == [True] * told, weights
 
 
 class Pulled(Exception):

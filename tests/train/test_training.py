@@ -15,7 +15,7 @@ from curate.project import Project
 from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import SMALL
 from tests.train.test_loop import CNN
-from train import loop, store
+from train import loop, recipe, store, training
 
 SETS = [part for text in (*SMALL, "input.height=64", "input.width=64") for part in ("--set", text)]
 TRAIN = ("train", "--weights", "none", "--device", "cpu", *SETS, "--project")
@@ -73,6 +73,13 @@ def test_what_is_wrong_is_one_line(run: Run, works: Project, monkeypatch: pytest
     assert "weights of resnet34 cannot be fetched" in line
     assert "--weights none" in line
     assert not store.every(works)  # nothing was trained from random weights instead
+
+
+def test_a_head_on_random_features_is_told_of() -> None:
+    named = recipe.load("mobilenetv2-two-phase", ["model.weights=none"])
+    assert "phase 1 trains only 'head'" in next(training._idle_phases(named))
+    for changes in (["model.weights=some.pth"], ["model.weights=none", "phases=[]"]):
+        assert not list(training._idle_phases(recipe.load("mobilenetv2-two-phase", changes))), changes
 
 
 def test_an_app_edit_teaches(run: Run, works: Project) -> None:  # noqa: F811
