@@ -135,7 +135,7 @@ def _of_segmenter(predictor: Predictor, image: Pixels, place: int, inside: Any) 
 def _batch(predictor: Predictor, image: Pixels) -> Any:
     import torch
 
-    batch = torch.from_numpy(np.require(image[None], requirements="CW")).to(predictor.device)
+    batch = torch.from_numpy(np.require(image[None], requirements=["C", "W"])).to(predictor.device)
     return normalised(batch, predictor.recipe.input.scale)
 
 

@@ -176,7 +176,7 @@ class Predictor:
     def _batch(self, image: Pixels) -> Any:
         import torch
 
-        batch = torch.from_numpy(np.require(image[None], requirements="CW")).to(self.device)
+        batch = torch.from_numpy(np.require(image[None], requirements=["C", "W"])).to(self.device)
         return normalised(batch, self.recipe.input.scale)
 
     def _precision(self) -> Any:
