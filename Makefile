@@ -13,7 +13,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench figures proof proof-full clean
+.PHONY: help setup demo test lint bench figures trial proof proof-full clean
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -61,6 +61,9 @@ bench: setup ## Measure speed: ratios against peers in the same run (installs th
 figures: setup ## Train recipes on real steel (../shared/data) and write tests/bench/figures/RESULTS.md; over an hour.
 	@$(BIN)/python -m tests.bench.figures.run
 
+trial: setup ## Do synthetic defects help on real tiles (../shared/data)? Writes tests/bench/trial/RESULTS.md; two hours of a core, resumable.
+	@$(BIN)/python -m tests.bench.trial.run
+
 PEERS := .venv-peers
 NEEDED := tests/bench/proof/peers/requirements.txt
 
@@ -70,7 +73,7 @@ $(PEERS)/.installed: $(NEEDED)
 	@$(PEERS)/bin/pip install -qq --no-deps baal==2.1.0
 	@touch $@
 
-proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; half an hour on two cores, resumable.
+proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; about an hour on two cores, resumable.
 	@$(BIN)/python -m tests.bench.proof.run
 
 proof-full: setup ## The same with trained networks (../shared/data): hours on two cores, for where there is a GPU.

@@ -48,13 +48,15 @@ def results(rows: Sequence[Row]) -> str:
 
 def _head(rows: Sequence[Row]) -> str:
     planned = sum(1 for case in cases() for _ in settings(case))
-    played = [row for row in rows if row["table"] == "main" and "failed" not in row]
+    played = [row for row in rows if row["table"] == "main"]
+    could_not = sum("failed" in row for row in played)
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scikit-learn", "steel-curate"))
     lacking = "" if len(played) >= planned else "**Incomplete**: what is lacking was not played yet. "
     sets = ", ".join(sorted({row["data"] for row in played})) or "none"
     return (
         f"{lacking}Made by `make proof` on {date.today()}; {versions}; {platform.machine()}, {os.cpu_count()} cores. "
-        f"{len(played):,} of {planned:,} runs of the main table, data sets: {sets}; PROTOCOL.md tells what they are. "
+        f"{len(played):,} of {planned:,} runs of the main table, of which a peer could not play {could_not} (see the "
+        f"end); data sets: {sets}; PROTOCOL.md tells what they are. "
         "A dash: not played, or nothing to measure. `*`: not with every setting and seed of the protocol."
     )
 
@@ -216,11 +218,21 @@ def cold(found: Found) -> list[str]:
 def mean_ranks(found: Found, start: str) -> dict[str, float]:
     """Of those that have the layer on and played every setting with every seed."""
     here, score = places(found, start), recall if start == "exemplars" else height
-    able = [name for name in found if "(plain)" not in name and name not in SLOW]
-    names = [name for name in able if all(found[name].get(place) for place in here)]
+    names = [name for name in _everywhere(found, start) if "(plain)" not in name]
     if not names or not here:
         return {}
     return dict(zip(names, ranks([[score(found, name, place) for name in names] for place in here]), strict=True))
+
+
+def _everywhere(found: Found, start: str) -> list[str]:
+    """Who played every setting, with every seed: others' means are of other settings."""
+    here = places(found, start)
+    slow = {name for name in found if name.removesuffix(" (plain)") in SLOW}
+    return [name for name in found if name not in slow and all(found[name].get(place) for place in here)]
+
+
+def is_peer(name: str) -> bool:
+    return name.removesuffix(" (plain)") in PEERS
 
 
 def worse_than_random(found: Found) -> list[str]:
@@ -251,7 +263,7 @@ def _by_class(found: Found, data: str) -> dict[str, list[float]]:
 
 def best_peer(found: Found) -> str | None:
     """By the share of the gap, with the layer or without."""
-    peers = [name for name in found if name.removesuffix(" (plain)") in PEERS and math.isfinite(of_all(found, name))]
+    peers = [name for name in found if is_peer(name) and math.isfinite(of_all(found, name))]
     return max(peers, key=lambda name: of_all(found, name), default=None)
 
 
@@ -279,7 +291,7 @@ def _bar_of_labels(found: Found) -> list[str]:
     value, exact = ratio(found, OURS, "random")
     often = "" if exact else " (it does not always get there)"
     lines = [_verdict(f"labels to 95 % of the full-data macro-F1{often}, at most 0.5 of random's", value, value <= 0.5)]
-    peers = {name: ratio(found, OURS, name)[0] for name in found if name.removesuffix(" (plain)") in PEERS}
+    peers = {name: ratio(found, OURS, name)[0] for name in _everywhere(found, "none") if is_peer(name)}
     best = max((name for name in peers if math.isfinite(peers[name])), key=lambda name: peers[name], default="")
     value = peers.get(best, math.nan)
     return [*lines, _verdict(f"at most 0.8 of the best peer's ({best or 'none played'})", value, value <= 0.8)]
@@ -345,7 +357,16 @@ def short(found: Found) -> str:
     for name in names:
         pieces = [shown(mean(recall(found, name, p) for p in places(found, "exemplars", data))) for data in sets]
         lines.append([_bold(name), *pieces, shown(of_all(found, name))])
-    return "\n".join(table(["from five exemplars", *(f"{data}: pieces found" for data in sets), "gap closed"], lines))
+    head = ["from five exemplars", *(f"{data}: pieces found" for data in sets), "gap closed"]
+    return "\n".join([*table(head, lines), "", *_goals(found)])
+
+
+def _goals(found: Found) -> list[str]:
+    """What the portfolio was to reach, the misses by name."""
+    said = [line.removeprefix("- ") for line in bar(found)]
+    met, missed = (sum(f"**{word}**" in line for line in said) for word in ("met", "missed"))
+    lines = [f"Of the {met + missed} goals of the protocol the default meets {met}. Missed:", ""]
+    return [*lines, *(f"- {line.replace(' **missed**', '')}" for line in said if "**missed**" in line)]
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
