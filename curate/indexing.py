@@ -259,11 +259,13 @@ class _Run:
             here.add(id)
             group = decisions.group(groups[0] if groups else id)
             self._compare(id, references, group, stratum, changes)
+        held = synthetic.held(self.project, self.made.values(), decisions)
         for id, one in self.made.items():  # after their grounds: where those go, they go
             if id in self.cards and self.project.path(one.path).is_file():
                 here.add(id)
                 ground = self.cards.get(one.ground, self.cards[id])
-                self._compare(id, [one.path], synthetic.group_of(one, ground.group, decisions), None, changes)
+                group = synthetic.group_of(one, ground.group, decisions, held.get(one.batch))
+                self._compare(id, [one.path], group, None, changes)
         for id, card in self.cards.items():
             if id not in here and not card.missing:
                 changes["missing"][id] = True

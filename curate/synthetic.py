@@ -6,7 +6,8 @@ and what was dropped stays away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +76,30 @@ def tags(index: Index) -> list[str]:
     return sorted(name for name in index.dataset.distinct("tags") if name.startswith(TAG))
 
 
-def group_of(one: Placing, ground: str, decisions: Decisions) -> str:
+def group_of(one: Placing, ground: str, decisions: Decisions, held: str | None = None) -> str:
     """The ground's, so that it goes where that goes. The donor's, should it be in val or test by now (two groups turned
-    out to be one piece): there the image teaches nothing, and no evaluation counts it."""
-    return decisions.group(one.donor if decisions.split(one.donor) in ("val", "test") else ground)
+    out to be one piece), or that of which its synthesiser learnt: there the image teaches nothing, and no evaluation
+    counts it."""
+    donor = one.donor if decisions.split(one.donor) in ("val", "test") else None
+    return decisions.group(donor or held or ground)
+
+
+def held(project: Project, made: Iterable[Placing], decisions: Decisions) -> dict[str, str]:
+    """By batch, a group in val or test by now of which its synthesiser has learnt, where there is one."""
+    batches = {one.batch for one in made}
+    found = {
+        batch: [one for one in _learnt(project, batch) if decisions.split(one) in ("val", "test")] for batch in batches
+    }
+    return {batch: groups[0] for batch, groups in found.items() if groups}
+
+
+def _learnt(project: Project, batch: str) -> list[str]:
+    """The groups that a batch's manifest names; none where it is gone or damaged."""
+    try:
+        said = json.loads((project.work / "synth" / batch / "manifest.json").read_text(encoding="utf-8"))
+        return [str(one) for one in said["learnt"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping[str, str]) -> list[NewSample]:

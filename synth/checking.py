@@ -32,6 +32,7 @@ from train.predicting import Predictor
 
 STEP = 1  # raise it when the same images come to another end
 CHECKED, SHEET, REPORT = "checked.parquet", "sheet.png", "checked.json"
+WITHOUT = "without"  # under which the table says which gates were left out
 GATES = ("mask", "resegmentation", "copy", "nonsense", "area", "aspect", "seam", "region")
 SHARES = ("precision", "recall", "density", "coverage")
 SIDE = 64  # pixels of a defect's crop as the encoder sees it
@@ -133,11 +134,11 @@ def check(
     bank = masks.bank(index)
     for name in {one.name for one in batch.made()} - set(bank.classes):
         raise unknown("class", name, bank.classes, f"Batch {batch.key} is of other classes")
-    segmenter = None if "resegmentation" in without else segmenter_of(project, bank, model, device)
+    segmenter = None if "resegmentation" in without else segmenter_of(index, bank, model, device)
     standard = standard_of(bank, encoder_of(project, encoder, options, device))
     looks = making.looks(batch)
     found = inspected(looks, standard, segmenter, without, progress)
-    _write_rows(batch.folder / CHECKED, found.rows)
+    _write_rows(batch.folder / CHECKED, found.rows, without)
     _write_sheet(batch.folder / SHEET, bank, making.looks(batch), found.rows, f"batch {batch.key}")
     report = _report(batch.key, found, standard, segmenter, without)
     report.files = {"checked": str(batch.folder / CHECKED), "sheet": str(batch.folder / SHEET)}
@@ -173,10 +174,11 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
     return embed.build(name, options, handle=trained.handle(project, device))
 
 
-def segmenter_of(project: Project, bank: Bank, wanted: str | None, device: str) -> Predictor:
+def segmenter_of(index: Index, bank: Bank, wanted: str | None, device: str) -> Predictor:
     """The project's newest segmenter, or the one that is wanted; it must have learnt from train alone."""
     from train import predicting, store
 
+    project = index.project
     found = [one for one in store.every(project) if one.manifest["task"] == "segmentation"]
     if not found:
         raise CurateError(
@@ -187,10 +189,16 @@ def segmenter_of(project: Project, bank: Bank, wanted: str | None, device: str) 
     made = store.find(project, key).manifest
     if made["task"] != "segmentation":
         raise CurateError(f"model {key} finds no pixels; allowed: {', '.join(one.key for one in found)}")
-    leaked = bank.blocked_ids.intersection(made["images"]["train"])
-    if leaked:
+    if leaked := _leaked(index, bank, made):
         raise CurateError(f"model {key} learnt from {len(leaked)} images of val or test: train again: curate train")
     return predicting.load(project, key, device)
+
+
+def _leaked(index: Index, bank: Bank, manifest: Mapping[str, Any]) -> set[str]:
+    """What a model learnt from, pseudo-labelled images too, that is in val or test now, or in a group of theirs."""
+    groups = {id: group or id for id, group in index.rows("group")}
+    learnt = {*manifest["images"]["train"], *(manifest.get("pseudo") or {"labels": ()})["labels"]}
+    return {id for id in learnt if id in bank.blocked_ids or groups.get(id) in bank.blocked_groups}
 
 
 def standard_of(bank: Bank, encoder: Encoder) -> Standard:
@@ -372,7 +380,7 @@ def _add_reference(report: Report, bank: Bank, segmenter: Predictor) -> None:
             share = f"IoU {row['resegmented_real']:.2f} (median)"
             report.notes.append(
                 f"{name}: the segmenter outlines real defects of train with {share}, so it can confirm few synthetic "
-                "ones; train a better one, or --without resegmentation"
+                "ones; train a better one, or --without resegmentation (then accept wants --force)"
             )
 
 
@@ -397,7 +405,8 @@ def _add_floor(report: Report, index: Index, bank: Bank, standard: Standard) -> 
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _write_rows(target: Path, rows: Sequence[Row]) -> None:
+def _write_rows(target: Path, rows: Sequence[Row], without: Sequence[str]) -> None:
+    """With the gates that were left out, so that nobody takes it for a whole check."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -410,7 +419,8 @@ def _write_rows(target: Path, rows: Sequence[Row]) -> None:
     figures = ("iou", "near", "area", "aspect", "seam", "inside")
     columns |= {name: [one.figures[name] for one in rows] for name in figures}
     with files.written_aside(target) as aside:
-        pq.write_table(pa.table(columns), aside)  # type: ignore[no-untyped-call]
+        about = {WITHOUT: " ".join(sorted(set(without)))}
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), aside)  # type: ignore[no-untyped-call]
 
 
 def _write_sheet(target: Path, bank: Bank, looks: Iterable[Look], rows: Sequence[Row], title: str) -> None:

@@ -25,10 +25,11 @@ from curate.shapes import defect_from_mask
 from curate.splits import Decisions
 from curate.synthetic import Placing
 from synth import making, masks
+from synth.checking import CHECKED, WITHOUT
 from synth.data import Made
 from synth.making import Batch
 
-CHECKED, VERDICT, ACCEPTED = "checked.parquet", "verdict.json", "accepted.json"
+VERDICT, ACCEPTED = "verdict.json", "accepted.json"
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Entered:
 
 
 def accept(project: Project, key: str, forced: bool = False) -> Entered:
-    """Let a checked batch into training, as far as a trial has found that it helps; `forced` asks no trial."""
+    """Let a checked batch into training, as far as a trial has found that it helps; `forced` asks no trial, and takes
+    what was checked by some gates only."""
     batch = making.opened(project, key)
     return enter(project, batch, forced, verdict_of(batch))
 
@@ -70,7 +72,12 @@ def verdict_of(batch: Batch) -> dict[str, bool]:
 def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bool]) -> Entered:
     """Log first, then the index: what a kill leaves out, `curate index` or the same command completes."""
     _same_project(project, batch)
-    made, passed = batch.made(), passed_of(batch)
+    made, (passed, without) = batch.made(), checked_of(batch)
+    if without and not forced:
+        raise CurateError(
+            f"batch {batch.key} was checked without {without.replace(' ', ', ')}, which counts for nothing here."
+            f" Run: curate synth check {batch.key[:8]}; or --force"
+        )
     for name in {one.name for one in made} - set(project.active_classes):
         raise unknown("class", name, project.active_classes, f"Batch {batch.key} is of other classes")
     chosen = _chosen(batch, [one for one in made if one.id in passed], forced, verdict)
@@ -85,7 +92,8 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
         book.flush()
         _show(index, book, {id: one for id, one in wanted.items() if before.get(id, one) == one})
         if chosen:
-            about = {"forced": forced, "verdict": dict(verdict), "classes": sorted({one.name for one in chosen})}
+            classes = sorted({one.name for one in chosen})
+            about = {"forced": forced, "verdict": dict(verdict), "classes": classes, "without": without.split()}
             files.write_json(batch.folder / ACCEPTED, about)
         browse.arrange(project)
     counts = Counter(one.name for one in chosen)
@@ -107,18 +115,19 @@ def _book(project: Project) -> Book:
     return Book(project.work / "labels", project.class_names)
 
 
-def passed_of(batch: Batch) -> set[str]:
-    """The images that went through the gates."""
+def checked_of(batch: Batch) -> tuple[set[str], str]:
+    """The images that went through the gates, and which of these were left out."""
     import pyarrow.parquet
 
     file, parquet = batch.folder / CHECKED, pyarrow.parquet
     if not file.is_file():
         raise CurateError(f"batch {batch.key} is not checked yet. Run: curate synth check {batch.key[:8]}")
     try:
-        rows = parquet.read_table(file, columns=["id", "passed"]).to_pylist()  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
+        table = parquet.read_table(file, columns=["id", "passed"])  # type: ignore[no-untyped-call]
+        without = (table.schema.metadata or {})[WITHOUT.encode()].decode()
+    except (OSError, ValueError, KeyError) as error:
         raise CurateError(f"{file} is damaged ({error}). Run: curate synth check {batch.key[:8]}") from None
-    return {row["id"] for row in rows if row["passed"]}
+    return {row["id"] for row in table.to_pylist() if row["passed"]}, without
 
 
 def _chosen(batch: Batch, made: Sequence[Made], forced: bool, verdict: Mapping[str, bool]) -> list[Made]:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from train.dataset import masks_of
 from train.pixels import with_channels
 from train.predicting import Predictor
 
-STEP = 1  # raise it when the same bank gives another lot than before
+STEP = 2  # raise it when the same bank gives another lot than before
+TRIES = 10  # draws for each image that is wanted: a defect that finds no place gives way to another
 WINDOWS = 400  # that a generator learns from
 ROWS, MODELS, LOTS = "rows.json", "models", "lots"
 Progress = Callable[[str, int, int], None]
@@ -115,7 +117,7 @@ def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progre
     (folder / "images").mkdir(parents=True)
     module, rows = making.MAKE.load(order.synthesiser), []
     for name, count in order.counts.items():
-        asked = list(_scenes(bank, name, count, order))
+        asked = _scenes(bank, name, count, order)
         windows = (
             module.generate([one for one, _ in asked], model, device=order.device, **order.of("generate"))
             if asked
@@ -127,13 +129,15 @@ def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progre
     files.write_json(folder / ROWS, rows)
 
 
-def _scenes(bank: Bank, name: str, count: int, order: Order) -> Iterator[tuple[Scene, Site]]:
-    """None where the class's defects do not fit the window, or have no mask."""
-    for number in range(count):
-        try:
-            yield masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31)
-        except CurateError:
-            return
+def _scenes(bank: Bank, name: str, count: int, order: Order) -> list[tuple[Scene, Site]]:
+    """As many as are wanted, or as find a place: none where the class's defects do not fit, or have no mask."""
+    found: list[tuple[Scene, Site]] = []
+    for number in range(TRIES * count):
+        if len(found) == count:
+            break
+        with suppress(CurateError):
+            found.append(masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31))
+    return found
 
 
 def _saved(folder: Path, file: str, bank: Bank, scene: Scene, site: Site, window: Any) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _learn(target: Path, bank: Bank, values: dict[str, Any], device: str, progre
     about = FIT.call(name)(
         shown, bank.classes, aside, progress=progress, device=device, seed=values["seed"], **values["options"]
     )
-    groups = sorted({one.group for one in shown if one.name})
+    groups = sorted({one.group for one in shown})
     seconds = {"seconds": round(time.perf_counter() - begun, 1), "device": device, "groups": groups}
     files.write_json(aside / MANIFEST, values | seconds | {"learnt": about} | _versions())
     aside.rename(target)
@@ -213,6 +213,8 @@ def fits(project: Project) -> list[Fitted]:
 
 def _fitted(project: Project, bank: Bank, name: str, wanted: str | None, window: int | None) -> Fitted:
     """The newest that learnt from the train split as it is now; what need not learn is there at once."""
+    if wanted and not learns(name):
+        raise CurateError(f"{name} learns nothing, so there is no '{wanted}' to choose: leave --fitted out")
     if not learns(name):
         return _fit(project, bank, name, {}, "cpu", silent, window_of(name, window), 0)
     mine = [one for one in fits(project) if one.name == name and (wanted is None or one.key.startswith(wanted))]
@@ -320,6 +322,7 @@ def _make(target: Path, bank: Bank, about: dict[str, Any], model: Fitted, device
     blocked = {
         "blocked": blocked_of(bank),
         "groups": _groups(bank),
+        "learnt": model.manifest["groups"],
         "images": len(made),
         "skipped": len(skipped),
         "notes": notes,

@@ -347,18 +347,20 @@ def order_of(plot: Plot, run: Run) -> Order:
     return Order(run.arm.name, counts, plot.wish.window or plot.wish.size, 0, options, plot.device)
 
 
-def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[list[Item], dict[str, int]]:
-    """The arm's synthetic images, and what the gates refused, where it has any."""
+def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[list[Item], dict[str, int], list[int]]:
+    """The arm's synthetic images, what the gates refused, where it has any, and how many of each class were made."""
     order, real = order_of(plot, run), arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     lot = lots.made(plot.home, bank, order, progress)
+    each = [sum(one.name == name for one in lot) for name in plot.classes]
     if not run.arm.gated:
-        return [one.item for one in chosen(lot, real, run.arm.ratio)], {}
+        return [one.item for one in chosen(lot, real, run.arm.ratio)], {}, each
     base = _base(run)
     judge = Judge(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
     rows = lots.judged(plot.home, bank, order, judge, progress)
     passed = {row["id"] for row in rows if not row["reasons"]}
     about = {"made": len(rows), "passed": len(passed)} | checking.by_gate(row["reasons"] for row in rows)
-    return [one.item for one in chosen([one for one in lot if one.item.id in passed], real, run.arm.ratio)], about
+    kept = [one for one in lot if one.item.id in passed]
+    return [one.item for one in chosen(kept, real, run.arm.ratio)], about, each
 
 
 def chosen(lot: Sequence[Sample], real: Mapping[str, int], ratio: float) -> list[Sample]:
@@ -405,12 +407,12 @@ def _train_all(plot: Plot, alike: Sequence[Run], todo: int, progress: Progress) 
 def _train(plot: Plot, run: Run, bank: Bank, progress: Progress) -> None:
     begun = time.perf_counter()
     real = real_of(plot, run.fold, run.budget)
-    made, refused = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {})
+    made, refused, lot = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {}, [])
     begun = begun if not made else time.perf_counter()  # lots are made once, they say nothing of a training
     predictor = trained(plot, run, [*real, *made])
     rows = judged(predictor, plot.parts[run.fold].test, plot.classes, plot.max_pixels)
     counts = [sum(name in one.label.present for one in made) for name in plot.classes]
-    about = {"made": np.array(counts), "refused": np.array(json.dumps(refused))}
+    about = {"made": np.array(counts), "refused": np.array(json.dumps(refused)), "lot": np.array(lot)}
     about["seconds"] = np.array(time.perf_counter() - begun)
     target = file_of(plot, run)
     with files.written_aside(target) as aside, aside.open("wb") as handle:
@@ -500,33 +502,44 @@ def read(file: Path, classes: Sequence[str]) -> Judged:
 
 
 def _judge_all(plot: Plot, report: Report) -> None:
-    """Folds pooled, seeds side by side."""
+    report.lines = verdict.table(answers(plot))
+    report.verdicts = {_name(one): "; ".join(verdict.words(one).values()) for one in report.lines if one.differences}
+    report.done = report.trainings
+    report.notes += list(unmade(plot))
+    report.gated = [gated(plot, one) for one in plot.runs if one.arm.gated and not one.seed]
+
+
+def answers(plot: Plot) -> dict[tuple[int, Arm], list[Judged]]:
+    """What every arm said of the test images, by budget: folds pooled, seeds side by side."""
     found: dict[tuple[int, Arm], list[Judged]] = {}
     for (budget, arm, _), alike in _by_seed(plot.runs):
         folds = [read(file_of(plot, one), plot.classes) for one in alike]
         found.setdefault((budget, arm), []).append(verdict.pooled(folds))
-    report.lines = verdict.table(found)
-    report.verdicts = {_name(one): "; ".join(verdict.words(one).values()) for one in report.lines if one.differences}
-    report.done = report.trainings
-    report.notes += list(_unmade(plot))
-    report.gated = [_gated(plot, one) for one in plot.runs if one.arm.gated and not one.seed]
+    return found
 
 
-def _unmade(plot: Plot) -> Iterator[str]:
-    """Classes that no window could hold, or that the gates left nothing of."""
+def unmade(plot: Plot) -> Iterator[str]:
+    """Where an arm learnt from fewer than it should: windows had no place for more, or gates refused them."""
     for one in plot.runs:
         if one.arm.synthetic and not one.seed:
+            asked, real = order_of(plot, one).counts, arms.defects(real_of(plot, one.fold, one.budget), plot.classes)
+            wanted = {name: round(one.arm.ratio * count) for name, count in real.items()}
             with np.load(file_of(plot, one), allow_pickle=False) as of:
-                empty = [name for name, count in zip(plot.classes, of["made"], strict=True) if not count]
-            if empty:
-                yield f"{one.arm}, {one.budget} real, fold {one.fold + 1}: no synthetic {', '.join(empty)}"
+                rows = zip(plot.classes, of["made"].tolist(), of["lot"].tolist(), strict=True)
+                short = [
+                    f"{name} {used} of {wanted[name]} (asked for {asked[name]}, made {made})"
+                    for name, used, made in rows
+                    if used < wanted[name]
+                ]
+            if short:
+                yield f"{one.arm}, {one.budget} real, fold {one.fold + 1}: too few synthetic {', '.join(short)}"
 
 
 def _name(line: Line) -> str:
     return f"{line.arm}, {line.budget} real"
 
 
-def _gated(plot: Plot, run: Run) -> dict[str, Any]:
+def gated(plot: Plot, run: Run) -> dict[str, Any]:
     """What the gates left an arm in a fold: images that it learnt from, by class, and those refused, by gate."""
     with np.load(file_of(plot, run), allow_pickle=False) as of:
         left = dict(zip(plot.classes, of["made"].tolist(), strict=True))

@@ -22,6 +22,8 @@ from train.intervals import Draws, Figure, Measure
 BY_CLASS = ("iou", "dice", "pixel_ap", "recall")
 OVERALL = ("iou", "dice", "clean_false_alarms")
 MAIN = "iou"
+BASE = Arm(BALANCED)
+NAMES = {"iou": "IoU", "dice": "Dice", "pixel_ap": "AP", "recall": "recall"}
 LEAST = 6  # groups: that all of fewer are better may well be chance (1 in 2^5 is more than 2.5 %)
 
 
@@ -53,15 +55,14 @@ Seeds = Sequence[Judged]  # one a seed, the same images in the same order
 Measures = dict[str, dict[str, Measure]]
 
 
-def table(judged: Mapping[tuple[int, Arm], Seeds]) -> list[Line]:
-    """All arms of all budgets; a budget without the balanced real arm has nothing to be held against."""
+def table(judged: Mapping[tuple[int, Arm], Seeds], base: Arm = BASE) -> list[Line]:
+    """All arms of all budgets; a budget without the arm that they are held against shows figures alone."""
     found: list[Line] = []
     for budget in sorted({budget for budget, _ in judged}):
         measured = {arm: averaged(seeds) for (one, arm), seeds in judged.items() if one == budget}
-        found += [
-            _line(budget, arm, measured[arm], measured.get(Arm(BALANCED))) for arm in sorted(measured, key=_order)
-        ]
-    return _with_worth(found)
+        others = {arm: measured.get(base) if arm != base else None for arm in measured}
+        found += [_line(budget, arm, measured[arm], others[arm]) for arm in sorted(measured, key=_order)]
+    return _with_worth(found) if base == BASE else found
 
 
 def _order(arm: Arm) -> tuple[int, Arm]:
@@ -71,7 +72,7 @@ def _order(arm: Arm) -> tuple[int, Arm]:
 
 def _line(budget: int, arm: Arm, of: Measures, base: Measures | None) -> Line:
     shown = {place: {name: intervals.difference(one) for name, one in row.items()} for place, row in of.items()}
-    if base is None or arm.name == BALANCED:
+    if base is None:
         return Line(budget, arm, shown, {})
     apart = {place: {name: _minus(one, base[place][name]) for name, one in row.items()} for place, row in of.items()}
     return Line(budget, arm, shown, apart)
@@ -126,21 +127,23 @@ def pooled(folds: Sequence[Judged]) -> Judged:
 
 def _with_worth(lines: Sequence[Line]) -> list[Line]:
     """What an arm's IoU would take in real defects, where the balanced real arm was trained with several budgets."""
-    base = [one for one in lines if one.arm.name == BALANCED]
+    base = [one for one in lines if one.arm == BASE]
     if len(base) < 2:
         return list(lines)
     return [Line(one.budget, one.arm, one.figures, one.differences, _worth(one, base)) for one in lines]
 
 
 def _worth(line: Line, base: Sequence[Line]) -> dict[str, str]:
+    """With the ends of the difference's interval: where that is wide, so is what the arm may be worth."""
     if not line.arm.synthetic:
         return {}
     found = {}
-    for place, row in line.figures.items():
-        curve = {one.budget: one.figures[place][MAIN].value for one in base}
-        if all(math.isfinite(value) for value in (*curve.values(), row[MAIN].value)):
-            count, sign = worth(curve, row[MAIN].value)
-            found[place] = f"{sign}{count:.0f}"
+    for place, row in line.differences.items():
+        curve, apart = {one.budget: one.figures[place][MAIN].value for one in base}, row[MAIN]
+        values = [curve[line.budget] + one for one in (apart.value, apart.low, apart.high)]
+        if all(math.isfinite(value) for value in (*curve.values(), *values)):
+            middle, low, high = (f"{sign}{count:.0f}" for count, sign in (worth(curve, value) for value in values))
+            found[place] = f"{middle} ({low} to {high})"
     return found
 
 
@@ -148,10 +151,20 @@ def _worth(line: Line, base: Sequence[Line]) -> dict[str, str]:
 
 
 def positive(differences: Mapping[str, Mapping[str, Figure]]) -> dict[str, bool]:
-    """The classes that are better for sure; none where any class is worse for sure."""
-    mains = {place: row[MAIN] for place, row in differences.items() if place}
-    harm = any(below(one) for one in mains.values())
-    return {place: above(one) and not harm for place, one in mains.items()}
+    """The classes whose IoU is better for sure; none where anything else is worse for sure."""
+    harm = harms(differences)
+    return {place: above(row[MAIN]) and not harm for place, row in differences.items() if place}
+
+
+def harms(differences: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    """What is worse for sure: any figure of any class, or false alarms on clean images."""
+    by_class = {place: row for place, row in differences.items() if place}
+    found = [f"{NAMES[name]} of {place}" for place, row in by_class.items() for name in BY_CLASS if below(row[name])]
+    return found + (["false alarms on clean images"] if _alarming(differences) else [])
+
+
+def _alarming(differences: Mapping[str, Mapping[str, Figure]]) -> bool:
+    return "" in differences and differences[""]["clean_false_alarms"].low > 0
 
 
 def above(one: Figure) -> bool:
@@ -166,22 +179,28 @@ def words(line: Line) -> dict[str, str]:
     """A sentence for each class, and one for clean images."""
     if not line.differences:
         return {}
-    found = {place: _of_class(place, row[MAIN], line) for place, row in line.differences.items() if place}
+    found = {place: _of_class(place, row, line) for place, row in line.differences.items() if place}
     alarms = line.differences[""]["clean_false_alarms"]
-    said = "raises more" if alarms.low > 0 else "raises fewer" if alarms.high < 0 else "no difference in"
+    said = "raises more" if _alarming(line.differences) else "raises fewer" if below(alarms) else "no difference in"
     return found | {"clean": f"{said} false alarms on clean images{_numbers(alarms)}"}
 
 
-def _of_class(name: str, one: Figure, line: Line) -> str:
+def _of_class(name: str, row: Mapping[str, Figure], line: Line) -> str:
+    one, harm = row[MAIN], harms(line.differences)
     if not math.isfinite(one.value):
         return f"{name}: no test image shows it"
     numbers = _numbers(one) + (f", worth {line.worth[name]} real defects" if name in line.worth else "")
     if above(one):
-        return f"{name}: better than balanced real defects alone{numbers}"
+        if harm:
+            return (
+                f"{name}: better IoU than balanced real defects alone{numbers}, but worse {' and '.join(harm)}: no help"
+            )
+        return f"{name}: helps: better IoU than balanced real defects alone{numbers}, and nothing is worse"
+    worse = "".join(f", worse {NAMES[other]}" for other in BY_CLASS if other != MAIN and below(row[other]))
     if below(one):
-        return f"{name}: worse than balanced real defects alone{numbers}"
-    few = f"{one.groups} groups are too few to say" if one.groups < LEAST else f"nothing that {one.groups} groups show"
-    return f"{name}: {few}{numbers}"
+        return f"{name}: worse IoU than balanced real defects alone{numbers}{worse}"
+    few = f"{one.groups} groups are too few to say" if one.groups < LEAST else f"{one.groups} groups show no change"
+    return f"{name}: {few} of its IoU{numbers}{worse}"
 
 
 def _numbers(one: Figure) -> str:

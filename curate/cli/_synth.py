@@ -260,7 +260,9 @@ def trial(
 def accept(
     key: KeyArgument,
     project: ProjectOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Without a positive trial; that is recorded.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Without a positive trial, or a check by all gates; that is recorded.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Let a checked batch into the train split: only classes that a trial found helped, only images that passed."""

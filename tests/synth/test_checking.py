@@ -14,8 +14,9 @@ from PIL import Image
 
 from curate import cli, embed, indexing
 from curate.errors import CurateError
+from curate.index import Index
 from curate.project import Project
-from synth import checking, making, masks
+from synth import checking, entering, making, masks
 from synth.checking import Look, Standard
 from synth.data import Bank
 from tests.conftest import Make
@@ -188,6 +189,7 @@ def test_a_batch_is_judged_and_shown(
     table = pq.read_table(batch.folder / checking.CHECKED).to_pydict()
     assert table["id"] == [one.id for one in batch.made()]
     assert sum(table["passed"]) == report.passed
+    assert entering.checked_of(batch)[1] == "resegmentation"
     assert [bool(reasons) for reasons in table["reasons"]] == [not passed for passed in table["passed"]]
     assert sum(done for stage, done, _ in told if stage == "check") == report.images == 6
     for name, row in report.classes.items():
@@ -208,10 +210,23 @@ def test_a_batch_is_judged_and_shown(
     assert "kernel distance" in out
 
 
+def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Project) -> None:
+    index = Index(works)
+    bank, splits = masks.bank(index), dict(index.rows("split"))
+    train, val = ([id for id, split in splits.items() if split == wanted] for wanted in ("train", "val"))
+    index.set({"group": {train[0]: dict(index.rows("group"))[val[0]]}})  # as a piece of val, found later
+    about = {"key": "m", "task": "segmentation", "images": {"train": train[1:3], "val": val}}
+    assert not checking._leaked(index, bank, about)
+    for learnt, guests in ((val[:1], []), (train[:1], []), (train[1:3], val[:1]), (train[1:3], train[:1])):
+        told = about | {"images": {"train": learnt}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
+        (works.work / "models" / "m").mkdir(parents=True, exist_ok=True)
+        (works.work / "models" / "m" / "manifest.json").write_text(json.dumps(told))
+        with pytest.raises(CurateError, match="model m learnt from 1 images of val or test"):
+            checking.segmenter_of(index, bank, None, "cpu")
+
+
 def test_val_decides_nothing(works: Project) -> None:
     """Other val images, the same decisions: only the floor may move."""
-    from curate.index import Index
-
     batch = making.generate(works, "paste", making.Wish(count=2, window=64), device="cpu")
     before = checking.check(works, batch.key, without=["resegmentation"])
     rows = (batch.folder / checking.CHECKED).read_bytes()

@@ -29,11 +29,12 @@ from train import dataset
 SMALL = Wish(count=3, window=48)
 
 
-def checked(batch: Batch, failing: int = 0) -> Batch:
+def checked(batch: Batch, failing: int = 0, without: str = "") -> Batch:
     """As if the gates had let all but the first ones through."""
     made = batch.made()
     rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), batch.folder / entering.CHECKED)
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": without})
+    pyarrow.parquet.write_table(table, batch.folder / entering.CHECKED)
     return batch
 
 
@@ -166,6 +167,24 @@ def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Pr
     assert not theirs & {one.id for one in (*learnt.train, *learnt.val)}
 
 
+def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teaches_no_more(
+    mill: Project, batch: Batch
+) -> None:
+    index, made = Index(mill), {one.id: one for one in batch.made()}
+    parents = {group for one in made.values() for group in (one.donor_group, one.ground_group)}
+    rows = [(str(group), split) for group, split in (row[1:] for row in index.rows("group", "split"))]
+    learnt = next(group for group, split in rows if split == "train" and group not in parents)
+    files.write_json(batch.folder / making.MANIFEST, batch.manifest | {"learnt": [learnt]})
+    entering.accept(mill, batch.key, forced=True)
+    indexing.run(mill)
+    assert made.keys() <= {one.id for one in dataset.collect(Index(mill)).train}
+    Decisions(mill.work / "splits").join([(next(group for group, split in rows if split == "val"), learnt)])
+    indexing.run(mill)
+    assert {row[1] for row in synthetic(mill).values()} == {"val"}
+    taught = dataset.collect(Index(mill))
+    assert not made.keys() & {one.id for one in (*taught.train, *taught.val)}
+
+
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +203,10 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
     with pytest.raises(CurateError, match=r"no full trial has said yet .* Run: curate synth trial --stage full"):
         entering.accept(mill, batch.key)
     files.write_json(batch.folder / entering.VERDICT, said | {"conclusive": True})
+    checked(batch, without="copy seam")
+    with pytest.raises(CurateError, match=r"checked without copy, seam, .* Run: curate synth check .*; or --force"):
+        entering.accept(mill, batch.key)
+    checked(batch)
     found = entering.accept(mill, batch.key)
     assert (found.classes, found.left, found.forced) == ({"hole": 3}, {"crack": 3}, False)
     assert len(synthetic(mill)) == 3

@@ -172,13 +172,16 @@ def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, mo
     assert fitted.fresh
     assert not making.fit(mill, "diffusion", options, "cpu", window=32).fresh
     held_out = {group for _, split, group in Index(mill).rows("split", "group") if split != "train"}
+    index = Index(mill)
+    clean = {one.group for one in index.items(list(index.ids())) if one.label.clean}
     assert not held_out & set(fitted.manifest["groups"])
+    assert clean & set(fitted.manifest["groups"])  # windows of clean steel teach, too
     batch = making.generate(mill, "diffusion", Wish(("hole",), count=1), {"steps": 1}, "cpu")
     assert batch.made()[0].window[2:] == (32, 32)
     assert batch.made()[0].synthesiser == fitted.key
+    assert batch.manifest["learnt"] == fitted.manifest["groups"]
     with pytest.raises(CurateError, match=r"fitted to windows of \[32\], not 64"):
         making.generate(mill, "diffusion", Wish(window=64))
-    index = Index(mill)
     piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
     index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
     with pytest.raises(CurateError, match="labels or splits of train changed since diffusion was fitted"):

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
-from synth import arms, lots, making, smaller, trial, verdict
+from synth import arms, lots, making, masks, smaller, trial, verdict
 from synth.arms import Arm, Run
 from synth.trial import Wish
 from tests.conftest import Make
+from tests.synth import conftest as steel
+from tests.synth.answers import judged
 from tests.train.conftest import CLASSES, LIBRARY, drawn
-from train import figures
-from train.figures import Judged, Pixels
 
 BALANCED = Arm("balanced")
 
@@ -145,27 +146,11 @@ def test_worth_reads_the_learning_curve_backwards() -> None:
 # --- figures and words ------------------------------------------------------------------------------------------------
 
 
-def judged(hits: dict[str, float], groups: int = 12, seed: int = 0, alarms: float = 0.0) -> Judged:
-    """Every group shows each class once, of which this share of pixels is found, more or less; and one clean image."""
-    random = np.random.default_rng(seed)
-    n, count = groups * 3, len(CLASSES)
-    present, counts = np.zeros((n, count), bool), np.zeros((n, count, 3), np.int64)
-    for row in range(n):
-        if row % 3 < count:
-            found = int(np.clip(1000 * hits[CLASSES[row % 3]] + random.normal(0, 20), 0, 1000))
-            present[row, row % 3], counts[row, row % 3] = True, (found, 0, 1000 - found)
-    decided = present | (~present.any(axis=1, keepdims=True) & (random.random((n, 1)) < alarms))
-    histogram = np.ones((n, count, 2, figures.BINS), np.int64)
-    pixels = Pixels(counts, histogram, np.zeros((n, count, len(figures.THRESHOLDS)), np.int64))
-    names = tuple(f"g{row // 3}" for row in range(n))
-    return Judged(CLASSES, tuple(map(str, range(n))), names, present, decided * 1.0, decided, False, pixels)
-
-
-def lines(arm: Arm, base: dict[str, float], hits: dict[str, float], groups: int = 12) -> verdict.Line:
+def lines(arm: Arm, base: dict[str, float], hits: dict[str, float], groups: int = 12, **worse: Any) -> verdict.Line:
     table = verdict.table(
         {
             (10, BALANCED): [judged(base, groups, seed) for seed in range(3)],
-            (10, arm): [judged(hits, groups, 10 + seed) for seed in range(3)],
+            (10, arm): [judged(hits, groups, 10 + seed, **worse) for seed in range(3)],
         }
     )
     return next(one for one in table if one.arm == arm)
@@ -181,14 +166,26 @@ def test_better_worse_and_no_difference_in_words() -> None:
     assert 0 < apart.low < 0.2 < apart.high
     assert verdict.positive(found.differences) == {"crack": True, "hole": False}
     said = verdict.words(found)
-    assert said["crack"].startswith("crack: better than balanced real defects alone (+0.")
-    assert said["hole"].startswith("hole: nothing that 12 groups show")
+    assert said["crack"].startswith("crack: helps: better IoU than balanced real defects alone (+0.")
+    assert said["crack"].endswith("and nothing is worse")
+    assert said["hole"].startswith("hole: 12 groups show no change of its IoU")
 
 
 def test_harm_to_one_class_takes_the_door_from_all() -> None:
     found = lines(PASTE, {"crack": 0.5, "hole": 0.5}, {"crack": 0.7, "hole": 0.3})
     assert verdict.positive(found.differences) == {"crack": False, "hole": False}
-    assert verdict.words(found)["hole"].startswith("hole: worse than balanced real defects alone (-0.")
+    assert verdict.words(found)["hole"].startswith("hole: worse IoU than balanced real defects alone (-0.")
+    assert verdict.words(found)["crack"].endswith("but worse IoU of hole and Dice of hole: no help")
+
+
+def test_a_better_iou_that_costs_recall_or_false_alarms_is_no_help() -> None:
+    base, better = {"crack": 0.5, "hole": 0.5}, {"crack": 0.7, "hole": 0.5}
+    for worse, price in (({"missed": ("hole",)}, "recall of hole"), ({"alarms": 0.9}, "false alarms on clean images")):
+        found = lines(PASTE, base, better, **worse)
+        assert verdict.above(found.differences["crack"]["iou"])
+        assert verdict.positive(found.differences) == {"crack": False, "hole": False}
+        assert verdict.words(found)["crack"].endswith(f"but worse {price}: no help")
+    assert verdict.words(lines(PASTE, base, base, missed=("hole",)))["hole"].endswith(", worse recall")
 
 
 def test_few_groups_are_never_enough_for_a_yes() -> None:
@@ -226,9 +223,10 @@ def test_worth_is_told_where_there_is_a_curve() -> None:
     runs = {(budget, BALANCED): [judged({"crack": one, "hole": one})] for budget, one in hits.items()}
     runs[5, PASTE] = [judged({"crack": 0.5, "hole": 0.1})]
     found = next(one for one in verdict.table(runs) if one.arm == PASTE)
-    assert 9 <= float(found.worth["crack"].lstrip("<>")) <= 11
-    assert found.worth["hole"] == "<5"
-    assert "worth 10 real defects" in verdict.words(found)["crack"] or "worth 9" in verdict.words(found)["crack"]
+    middle, low, _, high = found.worth["crack"].translate(str.maketrans("", "", "<>()")).split()
+    assert 9 <= float(low) <= float(middle) <= float(high) <= 11
+    assert found.worth["hole"] == "<5 (<5 to <5)"
+    assert f"worth {found.worth['crack']} real defects" in verdict.words(found)["crack"]
 
 
 def test_folds_are_pooled_image_by_image() -> None:
@@ -272,6 +270,30 @@ def test_images_shrink_with_their_masks(tmp_path: Path) -> None:
     assert again == found
 
 
+# --- lots -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_defect_that_finds_no_place_gives_way_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three clean images are combs of steel, too narrow for any crack."""
+    monkeypatch.setattr(masks, "DRAWS", 1)
+    real = [one for one in steel.items(tmp_path, 8) if one.label.present]
+    clean = [one for one in steel.items(tmp_path, 12) if one.label.clean]
+    narrow = [_comb(tmp_path, number) for number in range(2 * len(clean))]
+    order = lots.Order("paste", {}, 48)
+    found = lots._scenes(masks.bank_of([*real, *clean, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order)
+    assert len(found) == len({scene.seed for scene, _ in found}) == 6
+    assert not {site.ground.id for _, site in found} & {one.id for one in narrow}
+    assert lots._scenes(masks.bank_of([*real, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order) == []
+
+
+def _comb(folder: Path, number: int) -> Item:
+    pixels, _, mask = steel.drawn(2, number)
+    pixels[:, np.arange(steel.WIDE) % 24 < 14] = 0
+    path = folder / f"comb{number}.png"
+    Image.fromarray(pixels).save(path)
+    return steel.item_of(path, "", mask, f"comb{number}")
+
+
 # --- a whole trial ----------------------------------------------------------------------------------------------------
 
 TINY = (
@@ -313,6 +335,8 @@ def test_a_trial_from_end_to_end(
     report = trial.run(works, SMALL, lambda *step: told.append(step))
     assert [step for step in told if step[0] == "trial"] == [("trial", 1, 6)] * 6
     assert [str(one.arm) for one in report.lines] == ["balanced", "paste x1", "paste x1 gated"]
+    (short,) = (note for note in report.notes if note.startswith("paste x1 gated, 4 real, fold 1: too few synthetic"))
+    assert "crack 0 of 4 (asked for 12, made 12)" in short  # six steps teach a segmenter nothing
     said = json.loads(Path(report.files["report"]).read_text())
     assert {row["arm"] for row in said["lines"]} == {"balanced", "paste"}
     with Image.open(report.files["plot"]) as plot:

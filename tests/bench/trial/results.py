@@ -1,0 +1,144 @@
+"""RESULTS.md from what the trainings left: the bar, tables with intervals, words; SEEN.md, by hand, at its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from curate import files
+from synth import trial, verdict
+from synth.arms import BALANCED, BLENDS, Arm
+from synth.trial import Plot
+from synth.verdict import MAIN, Line
+from tests.bench.figures.results import machine
+from train.figures import Judged
+from train.intervals import Figure
+
+HERE = Path(__file__).parent
+PLACES = {"": "mean IoU"}
+Answers = Mapping[tuple[int, Arm], Sequence[Judged]]
+
+
+def write(screen: Plot, full: Plot, curve: Plot, target: Path = HERE / "RESULTS.md") -> None:
+    """The learning curve may be missing yet."""
+    if not full.runs:
+        raise SystemExit("no seed is whole yet: python -m tests.bench.trial.run")
+    found = trial.answers(full) | trial.answers(curve)
+    lines = verdict.table(found)
+    against = [one for gated in (False, True) for one in _held(found, gated)]
+    parts = [_head(full, len({*screen.runs, *full.runs, *curve.runs})), _bar(lines, against), _arms(full, lines)]
+    parts += [_against(full, against), _curve(full, lines), _words(lines), _gates(full), _screened(screen)]
+    parts += [file.read_text(encoding="utf-8").strip() for file in HERE.glob("SEEN.md")]
+    files.write_text(target, "\n\n".join(parts) + "\n")
+
+
+def _held(found: Answers, gated: bool) -> list[Line]:
+    """What learns against Poisson blending, gated against gated."""
+    poisson = next((arm for _, arm in found if (arm.name, arm.gated) == ("poisson", gated)), None)
+    of = {key: seeds for key, seeds in found.items() if key[1].synthetic and key[1].gated == gated}
+    if poisson is None:
+        return []
+    return [one for one in verdict.table(of, poisson) if one.arm.name not in BLENDS and one.differences]
+
+
+# --- parts of the page ----------------------------------------------------------------------------------------------
+
+
+def _head(full: Plot, trainings: int) -> str:
+    seeds, folds = (sorted({getattr(one, name) for one in full.runs}) for name in ("seed", "fold"))
+    return (
+        "# Results of the trial of synthesis\n\n"
+        f"Made by `make trial` on {time.strftime('%Y-%m-%d', time.gmtime())}; PROTOCOL.md, which was written first, "
+        f"tells what was played. {trainings} trainings ({len(seeds)} seeds, {len(folds)} folds, that is all groups), "
+        f"{trial._seconds(full):.0f} s each. {machine()}.\n\n"
+        "Brackets hold 95 % intervals of the difference from `balanced`, paired by test image and seed; they draw"
+        " groups and seeds again."
+    )
+
+
+def _bar(lines: Sequence[Line], against: Sequence[Line]) -> str:
+    gated = [one for one in lines if one.arm.gated and one.differences]
+    harmed = [f"{one.arm}: {place or 'mean'}" for one in gated for place, row in _mains(one) if verdict.below(row)]
+    above = [str(one.arm) for one in against if verdict.above(one.differences[""][MAIN])]
+    helped = [f"{one.arm}: {name}" for one in lines for name, yes in verdict.positive(one.differences).items() if yes]
+    rows = [
+        f"no gated arm significantly below `balanced`: {_met(not harmed, harmed)}",
+        f"`diffusion` or `gan` above `poisson` in mean IoU: {_met(bool(above), above)}",
+        f"classes that an arm helps, nothing being worse: {', '.join(helped) or 'none'}",
+    ]
+    return "## The bar\n\n" + "\n".join(f"- {row}" for row in rows)
+
+
+def _mains(line: Line) -> Iterator[tuple[str, Figure]]:
+    return ((place, row[MAIN]) for place, row in line.differences.items())
+
+
+def _met(yes: bool, names: Sequence[str]) -> str:
+    return f"**{'met' if yes else 'missed'}**" + (f" ({', '.join(names)})" if names else "")
+
+
+def _arms(full: Plot, lines: Sequence[Line]) -> str:
+    budgets = {one.budget for one in full.runs}
+    text = verdict.text([one for one in lines if one.budget in budgets], full.classes)
+    return "## With ten real defects of each class\n\n" + _table(text)
+
+
+def _screened(screen: Plot) -> str:
+    if not screen.runs:
+        return "## Screening\n\nNot played."
+    text = verdict.text(verdict.table(trial.answers(screen)), screen.classes)
+    return "## Screening\n\nThe first fold alone, three seeds.\n\n" + _table(text)
+
+
+def _against(full: Plot, lines: Sequence[Line]) -> str:
+    rows = [["arm", *full.classes, "mean IoU"]]
+    rows += [[str(one.arm), *(_cell(one.differences[place][MAIN]) for place in (*full.classes, ""))] for one in lines]
+    return "## Against Poisson blending\n\nIoU, gated against gated and unfiltered against unfiltered.\n\n" + _table(
+        rows
+    )
+
+
+def _curve(full: Plot, lines: Sequence[Line]) -> str:
+    base = [one for one in lines if one.arm.name == BALANCED]
+    rows = [["real defects a class", *full.classes, "mean IoU"]]
+    for one in base:
+        row = [f"{one.figures[place][MAIN].value:.3f}" for place in (*full.classes, "")]
+        rows.append([str(one.budget), *row])
+    return "## What real defects are worth\n\nIoU of `balanced` by how many it learnt from.\n\n" + _table(rows)
+
+
+def _words(lines: Sequence[Line]) -> str:
+    said = [f"**{one.arm}**\n\n" + "\n".join(f"- {text}" for text in verdict.words(one).values()) for one in lines]
+    shown = [text for one, text in zip(lines, said, strict=True) if one.differences]
+    return "## In words\n\n" + "\n\n".join(shown)
+
+
+def _gates(full: Plot) -> str:
+    rows = [["arm", "fold", "made", "passed", "refused, by gate", "used, by class"]]
+    for run in full.runs:
+        if run.arm.gated and run.seed == min(one.seed for one in full.runs):
+            about = trial.gated(full, run)
+            gates = dict(about["gates"])
+            counts = [str(gates.pop(name, "-")) for name in ("made", "passed")]
+            rows.append([str(run.arm), str(run.fold + 1), *counts, _listed(gates), _listed(about["used"])])
+    notes = "".join(f"\n- {one}" for one in trial.unmade(full))
+    return (
+        "## What the gates left\n\nAn image may fail several gates.\n\n"
+        + _table(rows)
+        + (f"\n{notes}" if notes else "")
+    )
+
+
+def _listed(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in of.items())
+
+
+def _cell(one: Figure) -> str:
+    return f"{one.value:+.3f} [{one.low:+.2f}, {one.high:+.2f}]" if math.isfinite(one.value) else "-"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *rest])

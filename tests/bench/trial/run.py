@@ -1,0 +1,83 @@
+"""Does synthesis help on magnetic tiles? Plays PROTOCOL.md: `python -m tests.bench.trial.run`, or `make trial`.
+
+Hours of a core; all state lies in `out/trial`, so a killed run goes on where it was. Writes RESULTS.md, with what a
+person saw (SEEN.md) at its end. `--write` trains nothing, and sets down those seeds of which every training is there.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")})
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from curate import files, indexing, setup
+from curate.cli._common import bars
+from curate.formats import magnetic_tile
+from curate.project import FILE, Project, load
+from synth import trial
+from synth.trial import Plot, Report, Wish
+from tests.bench.trial import results
+
+HOUSE = Path(__file__).resolve().parents[3]
+REAL = Path(os.environ.get("CURATE_REAL_DATA") or HOUSE.parent / "shared" / "data")
+WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
+CLASSES = ("Blowhole", "Break", "Crack", "Fray")
+SCREEN = Wish(
+    arms=trial.ARMS,
+    classes=CLASSES,
+    budgets=(10,),
+    ratios=(1.0,),
+    seeds=3,
+    folds=2,
+    tested=1,
+    scale=0.5,
+    overrides=(f"model.weights={WEIGHTS}", "input.scale=tf"),
+    device="cpu",
+)
+FULL = replace(SCREEN, stage="full", seeds=5, tested=2)
+CURVE = replace(SCREEN, arms=("balanced",), budgets=(5, 20), seeds=5, tested=2)
+
+
+def project_of(folder: Path) -> Project:
+    """Magnetic tile, all of it train: the trial's folds are its val and test."""
+    if not (folder / FILE).is_file():
+        source = {"name": "tile", "format": "magnetic_tile", "data": REAL / "magnetic_tile", "kind": "public"}
+        setup.write(folder, [source], magnetic_tile.CLASSES)
+        text = (folder / FILE).read_text(encoding="utf-8").replace("# [splits]", '[splits]\nratio = "100/0/0"')
+        files.write_text(folder / FILE, text)
+    project = load(folder)
+    with files.writer_lock(project.work, "trial: index"), bars() as step:
+        indexing.run(project, step)
+    return project
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, default=HOUSE / "out" / "trial", help="the project's folder")
+    parser.add_argument("--write", action="store_true", help="train nothing, write RESULTS.md")
+    asked = parser.parse_args()
+    project = project_of(asked.home)
+    if not asked.write:
+        for wish in (CURVE, SCREEN, FULL):  # what the trial's own files speak of last is the full one
+            played(project, wish)
+    screen, full, curve = (whole(trial.planned(project, wish)) for wish in (SCREEN, FULL, CURVE))
+    results.write(screen, full, curve)
+
+
+def played(project: Project, wish: Wish) -> Report:
+    with bars() as step:
+        return trial.run(project, wish, step)
+
+
+def whole(plot: Plot) -> Plot:
+    """The same with those seeds alone of which every arm is trained in every fold."""
+    lacking = {one.seed for one in plot.runs if not trial.file_of(plot, one).is_file()}
+    return replace(plot, runs=tuple(one for one in plot.runs if one.seed not in lacking))
+
+
+if __name__ == "__main__":
+    main()
