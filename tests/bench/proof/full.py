@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
     asked = parser.parse_args()
+    if not REAL.is_dir():
+        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA")
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
         setting = Setting(start="none", rounds=ROUNDS, budget=BUDGET, learner="segmenter")

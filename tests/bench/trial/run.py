@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=HOUSE / "out" / "trial", help="the project's folder")
     parser.add_argument("--write", action="store_true", help="train nothing, write RESULTS.md")
     asked = parser.parse_args()
+    if not REAL.is_dir():
+        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA")
     project = project_of(asked.home)
     if not asked.write:
         for wish in (CURVE, SCREEN, FULL):  # what the trial's own files speak of last is the full one
