@@ -14,16 +14,22 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+REAL = Path(os.environ.get("CURATE_REAL_DATA") or REPOSITORY.parent / "shared" / "data")
 HOSTILE = "../../outside-secret/passwd.jpg"
 """An image name that a label file must not be able to make anyone open."""
 
 
 def real_data(name: str) -> Path:
     """The folder of a real data set, or a skip with the reason."""
-    base = Path(os.environ.get("CURATE_REAL_DATA") or REPOSITORY.parent / "shared" / "data")
-    if not (base / name).is_dir():
-        pytest.skip(f"real data '{name}' is not in {base} (set CURATE_REAL_DATA)")
-    return base / name
+    if not (REAL / name).is_dir():
+        pytest.skip(f"real data '{name}' is not in {REAL} (set CURATE_REAL_DATA)")
+    return REAL / name
+
+
+def need_real(otherwise: str = "") -> None:
+    """For what is no test: one line, where the real data is lacking."""
+    if not REAL.is_dir():
+        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA{otherwise}")
 
 
 def steel(width: int = 16, height: int = 12, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

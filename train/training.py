@@ -82,7 +82,7 @@ def _idle_phases(made: Recipe) -> Iterator[str]:
     if made.model.weights == "none" and first.train != "all":
         yield (
             f"phase 1 trains only '{first.train}' of a network whose other weights are random: it learns next to "
-            "nothing there. Give --weights FILE, or leave the phase out: --set phases=[]"
+            "nothing there. Give --weights FILE, or train all of it from the start: --set phases=[]"
         )
 
 

@@ -157,11 +157,13 @@ def gc(
                 say(f"{item.bytes / 1e6:9.1f} MB  {item.path.relative_to(made.work)}  ({item.why})")
             say(f"{len(found)} superseded, {size / 1e6:.1f} MB" if found else "nothing to remove")
         removed = bool(found) and not dry_run and (yes or not json)  # with --json nothing goes without --yes
+        left: list[str] = []
         if removed:
             confirm("remove them?", yes)
             gone = garbage.remove(made, found)
-            if len(gone) < len(found):
-                warn(f"{len(found) - len(gone)} were left: a command has begun to work there")
+            left = [str(item.path) for item in found if item not in gone]
+        if left:
+            warn(f"{len(left)} were left: a command has begun to work there")
     if json:
         listed = [{"path": str(i.path), "bytes": i.bytes, "why": i.why} for i in found]
-        emit({"found": listed, "bytes": size, "removed": removed})
+        emit({"found": listed, "bytes": size, "removed": removed, "left": left})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,9 +24,9 @@ from curate.index import Index
 from curate.project import FILE, Project, load
 from tests.bench.figures import results
 from tests.bench.figures.plans import DATA, LOOKED_INTO, NEU, NONE, TILE, Plan, plans
+from tests.fakes import REAL, need_real
 
 HOUSE = Path(__file__).resolve().parents[3]
-REAL = Path(os.environ.get("CURATE_REAL_DATA", HOUSE.parent / "shared" / "data"))
 WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
 
 
@@ -159,8 +158,7 @@ def main() -> int:
     if wanted.table:
         results.write(wanted.out)
         return 0
-    if not WEIGHTS.is_file():
-        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA")
+    need_real()
     if wanted.only:
         run_all(wanted.only, wanted)
         return 0

@@ -13,7 +13,8 @@ from curate import embedding, files, indexing, setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.project import FILE, Project, load
-from tests.bench.proof.sets import CACHE, REAL, WEIGHTS
+from tests.bench.proof.sets import CACHE, WEIGHTS
+from tests.fakes import REAL, need_real
 from train import simulate
 from train.simulating.play import Setting
 
@@ -32,8 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
     asked = parser.parse_args()
-    if not REAL.is_dir():
-        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA")
+    need_real()
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
         setting = Setting(start="none", rounds=ROUNDS, budget=BUDGET, learner="segmenter")

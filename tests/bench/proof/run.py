@@ -18,8 +18,9 @@ from typing import Any
 from curate import files
 from tests.bench.proof import tables
 from tests.bench.proof.ask import pickers
-from tests.bench.proof.sets import CACHE, REAL
+from tests.bench.proof.sets import CACHE
 from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, settings, world
+from tests.fakes import need_real
 from train.simulating import many
 from train.simulating.play import Curve, Setting
 
@@ -38,8 +39,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="play nothing, write RESULTS.md and README's table")
     asked = parser.parse_args()
-    if not asked.write and asked.data != "plant" and not REAL.is_dir():
-        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA, or play --data plant")
+    if not asked.write and asked.data != "plant":
+        need_real(", or play --data plant")
     if not asked.write:
         for table in ("main", "second"):
             if asked.table in (table, "both"):

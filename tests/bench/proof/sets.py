@@ -5,7 +5,6 @@ Vectors cost minutes, so they are kept under `out/proof/`, a file a data set and
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from csv import DictReader
@@ -24,9 +23,8 @@ from curate.formats import magnetic_tile, neu_det
 from curate.pool import WHOLE
 from curate.shapes import grey_file
 from curate.steel import SHAPE
+from tests.fakes import REAL, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-REAL = Path(os.environ.get("CURATE_REAL_DATA") or REPOSITORY.parent / "shared" / "data")
 CACHE = REPOSITORY / "out" / "proof"
 WEIGHTS = "weights/mobilenet_v2_imagenet_bnfolded.pth"
 NOWHERE = -2  # the image does not show the class

@@ -21,9 +21,8 @@ from curate.project import FILE, Project, load
 from synth import trial
 from synth.trial import Plot, Report, Wish
 from tests.bench.trial import results
+from tests.fakes import REAL, REPOSITORY, need_real
 
-HOUSE = Path(__file__).resolve().parents[3]
-REAL = Path(os.environ.get("CURATE_REAL_DATA") or HOUSE.parent / "shared" / "data")
 WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
 CLASSES = ("Blowhole", "Break", "Crack", "Fray")
 SCREEN = Wish(
@@ -57,11 +56,10 @@ def project_of(folder: Path) -> Project:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--home", type=Path, default=HOUSE / "out" / "trial", help="the project's folder")
+    parser.add_argument("--home", type=Path, default=REPOSITORY / "out" / "trial", help="the project's folder")
     parser.add_argument("--write", action="store_true", help="train nothing, write RESULTS.md")
     asked = parser.parse_args()
-    if not REAL.is_dir():
-        raise SystemExit(f"no real data at {REAL}: name its folder in CURATE_REAL_DATA")
+    need_real()
     project = project_of(asked.home)
     if not asked.write:
         for wish in (CURVE, SCREEN, FULL):  # what the trial's own files speak of last is the full one
