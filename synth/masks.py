@@ -396,8 +396,9 @@ def _fitting(bank: Bank, name: str, size: int, severity: str | None, area: float
     fits = [one for one in donors if max(one.extent) * math.sqrt(SMALLER) <= room] if area is None else donors
     if not fits:
         least = min(max(one.extent) for one in donors)
+        needed = math.ceil(least * math.sqrt(SMALLER)) + 2 * RIM
         raise CurateError(
-            f"the smallest '{name}' is {least} pixels long, a window of {size} holds {room}: choose a larger size"
+            f"the smallest '{name}' is {least} pixels long, a window of {size} holds {room}: --window {needed} or more"
         )
     return fits
 

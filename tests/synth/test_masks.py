@@ -210,7 +210,7 @@ def test_an_unchanged_warp_is_the_donor_itself(bank: Bank) -> None:
     [
         ("rust", SIZE, {}, "unknown class 'rust'; allowed: crack, hole"),
         ("crack", 90, {}, "smaller than the window of 90x90 pixels .the largest is 96x80."),
-        ("crack", 24, {}, "the smallest 'crack' is 19 pixels long, a window of 24 holds 8"),
+        ("crack", 24, {}, "the smallest 'crack' is 19 pixels long, a window of 24 holds 8: --window 29 or more"),
         ("crack", SIZE, {"aspect": 0.0}, "an aspect of 0 does not exist; allowed: 1/50 to 50"),
         ("crack", SIZE, {"area": 5000}, "an area of 5000 pixels does not fit: allowed 4 to 1024 in 48x48"),
     ],
