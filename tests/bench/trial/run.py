@@ -19,11 +19,13 @@ from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.project import FILE, Project, load
 from synth import trial
+from synth.arms import BALANCED
 from synth.trial import Plot, Report, Wish
 from tests.bench.trial import results
 from tests.fakes import REAL, REPOSITORY, need_real
 
 WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
+SYNTHETIC = ("paste", "poisson", "diffusion", "gan")
 CLASSES = ("Blowhole", "Break", "Crack", "Fray")
 SCREEN = Wish(
     arms=trial.ARMS,
@@ -38,7 +40,9 @@ SCREEN = Wish(
     device="cpu",
 )
 FULL = replace(SCREEN, stage="full", seeds=5, tested=2)
-CURVE = replace(SCREEN, arms=("balanced",), budgets=(5, 20), seeds=5, tested=2)
+CURVE = replace(SCREEN, arms=(BALANCED,), budgets=(5, 20), seeds=5, tested=2)
+BUDGETS = replace(SCREEN, budgets=(5, 20), tested=2)
+RATIOS = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), ratios=(0.5, 2.0))
 
 
 def project_of(folder: Path) -> Project:
