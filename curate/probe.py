@@ -13,6 +13,7 @@ from curate.pool import Floats, Mask, Pool
 FEWEST = 2  # images that must show a class, and must not, before it can be told apart
 MOST = 20_000  # labelled images that a probe is fitted on
 STRENGTH = 0.1  # of the fit against the penalty on large weights
+RANKING, REST = 10.0, 5000  # the same for `ranking`; images that stand for the rest there
 
 
 def probabilities(pool: Pool) -> Floats:
@@ -31,6 +32,20 @@ def ensemble(pool: Pool, members: int, rng: np.random.Generator) -> Floats:
     vectors, present = _labelled(pool)
     draws = (rng.integers(len(vectors), size=len(vectors)) for _ in range(members))
     return np.stack([predict(_scaled_back(pool, vectors[draw], present[draw]), pool.vectors) for draw in draws])
+
+
+def ranking(pool: Pool, wanted: Mask) -> Floats:
+    """How likely images are of the wanted kind: held against what people refused, and before they refused anything
+    against all that nobody looked at."""
+    from sklearn.linear_model import LogisticRegression
+
+    others = np.flatnonzero(pool.taught & ~wanted)
+    if len(others) < FEWEST:
+        others = np.flatnonzero(~pool.labelled)
+    rows = np.union1d(np.flatnonzero(wanted), others[:: max(1, len(others) // REST)])
+    model: Any = LogisticRegression(C=RANKING, class_weight="balanced", max_iter=1000)
+    model.fit(pool.vectors[rows], wanted[rows])
+    return predict(np.concatenate([model.coef_[0], model.intercept_]), pool.vectors)
 
 
 def _scaled_back(pool: Pool, vectors: Floats, present: Mask) -> Floats:

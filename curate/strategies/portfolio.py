@@ -2,7 +2,8 @@
 
 `rare`: candidates for the scarcest classes. `uncertain`: class-stratified doubt. `explore`: coverage of what nobody
 labelled. `audit`: uniformly random within strata, so that unbiased error estimates stay possible. The shares depend on
-what there is (no labels, a few, a model); each can be set, 0 leaves a slot out. A slot that cannot work passes on.
+what there is (no labels, a few, a model), and on whether some of it shows a class that is asked for; each can be set, 0
+leaves a slot out. A slot that cannot work passes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ REGIMES = {
     "no labels": {"rare": 0.0, "uncertain": 0.0, "explore": 0.85, "audit": 0.15},
     "few labels": {"rare": 0.40, "uncertain": 0.25, "explore": 0.20, "audit": 0.15},
     "a model": {"rare": 0.35, "uncertain": 0.35, "explore": 0.15, "audit": 0.15},
+    "classes asked for": {"rare": 0.70, "uncertain": 0.10, "explore": 0.05, "audit": 0.15},
 }
 MOST = 1000.0  # of a share; shares are relative to each other
 SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
@@ -58,6 +60,8 @@ def select(
 
 
 def regime(pool: Pool) -> str:
+    if pool.wanted and rare_slot.sought(pool):
+        return "classes asked for"
     if "probability" in pool.scores:
         return "a model"
     return "few labels" if len(pool.exemplars) or probe.known(pool) else "no labels"

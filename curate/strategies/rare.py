@@ -1,19 +1,21 @@
 """Candidates for the scarcest classes: windows that look like the few exemplars and unlike what is known to be not.
 
 Windows are compared after whitening by the ordinary windows (an exemplar LDA): what all steel has in common says
-nothing about a defect. A class that a model knows contributes its likeliest images as well.
+nothing about a defect. A model contributes its likeliest images as well; a probe does where no model knows the class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curate import probe
 from curate.errors import CurateError
 from curate.pool import WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
-from curate.strategies._common import shares, top
+from curate.strategies._common import TINY, shares, top
 from curate.strategies.nearest import place as window
 
 SCARCE = 0.25  # of the groups that the median class has
@@ -27,7 +29,7 @@ Tiles = NDArray[np.int16]
 class Relevance(NamedTuple):
     """For each row: how much its best window looks like the class, which window, and which exemplar it is like.
 
-    `rows` are those that were looked at twice, `windows` their best windows, whitened.
+    `rows` are those that were looked at twice, `windows` their best windows.
     """
 
     score: Floats
@@ -101,34 +103,36 @@ def scarce(pool: Pool) -> tuple[str, ...]:
 
 
 def _candidates(pool: Pool, name: str, look: Look, most: int) -> list[Pick]:
-    """Open rows, most relevant first; with a model, its likeliest images take turns with the exemplars' likes."""
+    """Open rows, most relevant first: the exemplars' likes take turns with the model's likeliest, or with a probe's."""
     lists = []
     exemplars = pool.exemplars.of([name])
     if len(exemplars):
         found = pool.once(f"rare {name} {look}", lambda: _relevance(pool, exemplars, _refused(pool, name), look))
-        rows = _apart(found, top(pool, found.score, 2 * most), look.separation)[:most]
+        whiten = _whitening(pool, look.shrinkage)
+        rows = _apart(found, top(pool, found.score, 2 * most), whiten, look.separation)[:most]
         lists.append([_like(pool, name, row, found, exemplars) for row in rows])
-    if "probability" in pool.scores and name:
-        likely = pool.scores["probability"][:, pool.classes.index(name)]
-        lists.append([_likely(pool, name, row, likely) for row in top(pool, likely, most).tolist()])
+    if (likely := _by_model(pool, name)) is not None:
+        lists.append([_likely(pool, name, row, likely, "model") for row in top(pool, likely, most).tolist()])
+    elif name and pool.shows(name).sum() >= probe.FEWEST:
+        likely = pool.once(f"ranking {name}", lambda: probe.ranking(pool, pool.shows(name)))
+        lists.append([_likely(pool, name, row, likely, "probe") for row in top(pool, likely, most).tolist()])
     return [pick for turn in zip(*lists, strict=True) for pick in turn]
 
 
-def _apart(found: Relevance, rows: Rows, separation: float) -> list[int]:
+def _apart(found: Relevance, rows: Rows, whiten: Whitening, separation: float) -> list[int]:
     """The same rows, but near-copies of better ones come last. Those that were not looked at twice stay as they are."""
-    place = {row: number for number, row in enumerate(found.rows.tolist())}
+    place = np.minimum(np.searchsorted(found.rows, rows), len(found.rows) - 1)
+    looked_at, white = found.rows[place] == rows, whiten(found.windows[place])
     chosen: list[int] = []
     copies: list[int] = []
-    windows = np.empty((len(rows), found.windows.shape[1]), np.float32)
-    count = 0
-    for row in rows.tolist():
-        mine = found.windows[place[row]] if row in place else None
-        if mine is not None and count and float((windows[:count] @ mine).max()) >= separation:
+    kept, count = np.empty_like(white), 0
+    for row, mine, known in zip(rows.tolist(), white, looked_at, strict=True):
+        if known and count and float((kept[:count] @ mine).max()) >= separation:
             copies.append(row)
             continue
         chosen.append(row)
-        if mine is not None:
-            windows[count] = mine
+        if known:
+            kept[count] = mine
             count += 1
     return chosen + copies
 
@@ -139,9 +143,17 @@ def _like(pool: Pool, name: str, row: int, found: Relevance, exemplars: Exemplar
     return Pick(pool.ids[row], "rare", score, text, like=exemplar, tile=tile)
 
 
-def _likely(pool: Pool, name: str, row: int, likely: Floats) -> Pick:
+def _by_model(pool: Pool, name: str) -> Floats | None:
+    """How likely each image shows the class; None where there is no model that knows it."""
+    if not name or "probability" not in pool.scores:
+        return None
+    likely = pool.scores["probability"][:, pool.classes.index(name)]
+    return likely if np.nan_to_num(likely).any() else None
+
+
+def _likely(pool: Pool, name: str, row: int, likely: Floats, source: str) -> Pick:
     value = float(np.nan_to_num(likely[row]))
-    return Pick(pool.ids[row], "rare", value, f"the model gives {name} {value:.2f}")
+    return Pick(pool.ids[row], "rare", value, f"the {source} gives {name} {value:.2f}")
 
 
 # --- relevance ------------------------------------------------------------------------------------------------------
@@ -152,14 +164,14 @@ def _relevance(pool: Pool, exemplars: Exemplars, refused: Mask, look: Look) -> R
     whiten = _whitening(pool, look.shrinkage)
     wanted = whiten(exemplars.vectors)
     plain = np.full(len(wanted), 1 / len(wanted), np.float32)
-    first, hard = _first_look(pool, whiten, wanted, plain, refused)
-    found = _second_look(pool, whiten, first, hard, look.negative)
+    first, hard = _first_look(pool, look, wanted, plain, refused)
+    found = _second_look(pool, look, first, hard)
     if not look.expand:
         return found
-    more = found.windows[np.isin(found.rows, _one_a_group(pool, found, look.expand))]
+    more = whiten(found.windows[np.isin(found.rows, _one_a_group(pool, found, look.expand))])
     shared = np.full(len(more), 0.5 / max(1, len(more)), np.float32)
-    again, hard = _first_look(pool, whiten, np.vstack([wanted, more]), np.concatenate([plain, shared]), refused)
-    return _second_look(pool, whiten, again._replace(like=first.like), hard, look.negative)
+    again, hard = _first_look(pool, look, np.vstack([wanted, more]), np.concatenate([plain, shared]), refused)
+    return _second_look(pool, look, again._replace(like=first.like), hard)
 
 
 def _one_a_group(pool: Pool, found: Relevance, count: int) -> list[int]:
@@ -178,8 +190,8 @@ class Whitening(NamedTuple):
     @classmethod
     def of(cls, ordinary: Floats, shrinkage: float) -> Whitening:
         mean = ordinary.mean(axis=0)
-        centred = (ordinary - mean).astype(np.float64)
-        covariance = centred.T @ centred / max(1, len(centred))
+        centred = ordinary - mean
+        covariance = (centred.T @ centred).astype(np.float64) / max(1, len(centred))
         values, axes = np.linalg.eigh(covariance)
         floor = shrinkage * max(float(values.mean()), 1e-12)
         return cls(mean, np.asarray(axes / np.sqrt(np.maximum(values, 0) + floor), np.float32))
@@ -187,13 +199,21 @@ class Whitening(NamedTuple):
     def __call__(self, vectors: Floats) -> Floats:
         """Whitened and brought to unit length."""
         white = (vectors - self.mean) @ self.matrix
-        return np.asarray(white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-12), np.float32)
+        return np.asarray(white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), TINY), np.float32)
+
+    def lengths(self, vectors: Floats) -> Floats:
+        """How far windows stand out of what is ordinary."""
+        white = (vectors - self.mean) @ self.matrix
+        return np.asarray(np.maximum(np.linalg.norm(white, axis=1), TINY), np.float32)
+
+    def likeness(self, vectors: Floats, lengths: Floats, white: Floats) -> Floats:
+        """To each of some whitened windows: as if all were whitened, at a fraction of the work."""
+        axes = self.matrix @ white.T
+        return np.asarray((vectors @ axes - self.mean @ axes) / lengths[:, None], np.float32)
 
 
 def unusual(pool: Pool, vectors: Floats) -> Floats:
-    """How far windows stand out of what is ordinary."""
-    ordinary = _whitening(pool, SHRINKAGE)
-    return np.asarray(np.linalg.norm((vectors - ordinary.mean) @ ordinary.matrix, axis=1), np.float32)
+    return _whitening(pool, SHRINKAGE).lengths(vectors)
 
 
 def _whitening(pool: Pool, shrinkage: float) -> Whitening:
@@ -217,21 +237,28 @@ def _refused(pool: Pool, name: str) -> Mask:
     return np.asarray(pool.taught & ~(pool.shows(name) if name in pool.classes else pool.present.any(axis=1)))
 
 
-def _first_look(
-    pool: Pool, whiten: Whitening, wanted: Floats, weights: Floats, refused: Mask
-) -> tuple[Relevance, Floats]:
+def _measured(pool: Pool, whiten: Whitening, shrinkage: float) -> Iterator[tuple[Windows, Floats]]:
+    """All windows and their lengths, which are worked out once: that takes longest, and no label has a part in it."""
+    known: list[Floats] = pool.lasting.setdefault(f"lengths {shrinkage}", [])
+    for number, part in enumerate(pool.all_windows()):
+        if number == len(known):
+            known.append(whiten.lengths(part.vectors))
+        yield part, known[number]
+
+
+def _first_look(pool: Pool, look: Look, wanted: Floats, weights: Floats, refused: Mask) -> tuple[Relevance, Floats]:
     """Mean likeness to what is wanted; of an image its best window counts. And the refused windows most like it."""
+    whiten = _whitening(pool, look.shrinkage)
     score = np.full(len(pool), -np.inf, np.float32)
     tile, like = np.full(len(pool), WHOLE, np.int16), np.zeros(len(pool), np.int64)
     hard: list[tuple[Floats, Floats]] = []
-    for part in pool.all_windows():
-        white = whiten(part.vectors)
-        near = white @ wanted.T
+    for part, lengths in _measured(pool, whiten, look.shrinkage):
+        near = whiten.likeness(part.vectors, lengths, wanted)
         value = np.asarray(near @ weights, np.float32)
         _keep_best(part, value, near.argmax(axis=1), score, tile, like)
         known = np.flatnonzero(refused[part.rows])
         worst = known[np.argsort(-value[known], kind="stable")[:HARD]]
-        hard.append((value[worst], white[worst]))
+        hard.append((value[worst], part.vectors[worst]))
     values, windows = (np.concatenate(list(both)) for both in zip(*hard, strict=True))
     none = np.zeros(0, np.int64), np.zeros((0, windows.shape[1]), np.float32)
     return Relevance(score, tile, like, *none), windows[np.argsort(-values, kind="stable")[:HARD]]
@@ -244,16 +271,17 @@ def _keep_best(part: Windows, value: Floats, which: Rows, score: Floats, tile: T
     score[rows], tile[rows], like[rows] = value[order], part.tiles[order], which[order]
 
 
-def _second_look(pool: Pool, whiten: Whitening, found: Relevance, refused: Floats, negative: float) -> Relevance:
+def _second_look(pool: Pool, look: Look, found: Relevance, refused: Floats) -> Relevance:
     """The likeliest candidates' best windows, less their likeness to the nearest refused one."""
+    whiten = _whitening(pool, look.shrinkage)
     rows = np.sort(top(pool, found.score, LOOKED_AT_TWICE))
-    windows = np.zeros((len(rows), whiten.matrix.shape[1]), np.float32)
+    windows, length = np.zeros((len(rows), whiten.matrix.shape[1]), np.float32), np.ones(len(rows), np.float32)
     place = np.full(len(pool), -1, np.int64)
     place[rows] = np.arange(len(rows))
-    for part in pool.all_windows():
+    for part, lengths in _measured(pool, whiten, look.shrinkage):
         mine = (place[part.rows] >= 0) & (part.tiles == found.tile[part.rows])
-        windows[place[part.rows[mine]]] = whiten(part.vectors[mine])
-    score = found.score - np.float32(negative)  # nobody looked: these may not pass those that were looked at
-    alike = (windows @ refused.T).max(axis=1, initial=0)
-    score[rows] = found.score[rows] - negative * alike
+        windows[place[part.rows[mine]]], length[place[part.rows[mine]]] = part.vectors[mine], lengths[mine]
+    alike = whiten.likeness(windows, length, whiten(refused)).max(axis=1, initial=0)
+    score = found.score - np.float32(look.negative)  # nobody looked: these may not pass those that were looked at
+    score[rows] = found.score[rows] - look.negative * alike
     return Relevance(score, found.tile, found.like, rows, windows)

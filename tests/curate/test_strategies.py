@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from curate import probe
 from curate.errors import CurateError
 from curate.pool import NO_EXEMPLARS, Pool
 from curate.strategies import CATALOGUE, DEFAULT
@@ -205,9 +207,51 @@ def test_expansion_takes_in_what_lies_near_the_first_finds() -> None:
 
 
 def test_exemplars_that_a_user_gives_are_sought_though_their_class_is_not_scarce() -> None:
+    picks = CATALOGUE.call("rare")(_scratches_sought(), 5, np.random.default_rng(0))
+    assert len(picks) == 5
+    assert all("like scratch exemplar" in pick.reason or "probe gives scratch" in pick.reason for pick in picks)
+
+
+def _scratches_sought() -> Pool:
+    """Two of the labelled scratches are exemplars."""
     pool = drawn()
     shown = np.flatnonzero(pool.present[:, 0])[:2]
     given = replace(pool.exemplars, ids=tuple(pool.ids[row] for row in shown), classes=("scratch",) * 2)
-    given = replace(given, tiles=given.tiles[:2], vectors=pool.vectors[shown])
-    picks = CATALOGUE.call("rare")(replace(pool, exemplars=given), 5, np.random.default_rng(0))
-    assert all("like scratch exemplar" in pick.reason for pick in picks)
+    return replace(pool, exemplars=replace(given, tiles=given.tiles[:2], vectors=pool.vectors[shown]))
+
+
+def test_a_probe_stands_in_where_no_model_knows_the_class() -> None:
+    """Of a model that never saw the class all images are equally unlikely to show it: no reason to pick any."""
+    pool = replace(_scratches_sought(), wanted=("scratch",))
+    other, known = (np.zeros((len(pool), len(pool.classes)), np.float32) for _ in range(2))
+    other[:, 1], known[:, 0] = 0.5, np.linspace(0.1, 0.9, len(pool))
+
+    def sources(**scores: np.ndarray) -> set[str]:
+        picks = CATALOGUE.call("rare")(replace(pool, scores=scores, memo={}), 8, np.random.default_rng(0))
+        return {source for pick in picks for source in ("probe", "model") if f"the {source} gives" in pick.reason}
+
+    assert sources() == {"probe"}
+    assert sources(probability=other) == {"probe"}
+    assert sources(probability=known) == {"model"}
+
+
+def test_the_ranking_probe_holds_a_class_against_all_until_something_was_refused() -> None:
+    pool = drawn(1000)
+    shows = pool.shows("scratch")
+    bare = replace(pool, labelled=shows, memo={})
+    assert not (bare.taught & ~shows).any()
+    for one in (bare, pool):
+        likely = probe.ranking(one, shows)
+        assert likely[shows].min() > 0.5 > np.median(likely)
+
+
+def test_of_classes_that_are_asked_for_candidates_have_the_greater_part_of_a_round() -> None:
+    pool = drawn()
+    name = pool.exemplars.classes[0]
+
+    def rare(**given: Any) -> int:
+        picks = CATALOGUE.call("portfolio")(replace(pool, memo={}, **given), 20, np.random.default_rng(0))
+        return sum(pick.slot == "rare" for pick in picks)
+
+    assert (rare(), rare(wanted=(name,))) == (8, 14)
+    assert rare(wanted=tuple(set(pool.classes) - {name})) < 14  # nothing shows these: what is left is shared as ever
