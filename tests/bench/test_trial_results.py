@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from synth import arms, verdict
@@ -27,12 +29,25 @@ def test_the_bar_says_what_the_lines_say(poisson: float, gan: float, harmless: s
         (10, arm): [judged({"crack": share, "hole": share}, seed=seed) for seed in range(2)]
         for arm, share in shares.items()
     }
-    text = results._bar(verdict.table(found), results._held(found, gated=True))
-    rows = text.splitlines()[2:]
+    rows = results._bar(verdict.table(found), results._held(found)).splitlines()
     assert f"significantly below `balanced`: **{harmless}" in rows[0]
     assert f"above `poisson` in mean IoU: **{above}" in rows[1]
     assert helped in rows[2]
-    assert results._held(found, gated=False) == []
+
+
+def test_poisson_blending_is_met_at_its_own_ratio_and_gate() -> None:
+    shares = {
+        arm: 0.1 * place
+        for place, arm in enumerate(
+            Arm(name, ratio, gated) for name in ("poisson", "gan") for ratio in (0.5, 2) for gated in (False, True)
+        )
+    }
+    found = {(5, arm): [judged({"crack": share, "hole": share})] for arm, share in shares.items()}
+    lonely = {(20, Arm("gan", 2)): [judged({"crack": 0.5, "hole": 0.5})]}  # of a budget without Poisson
+    held = {one.arm: one.differences["crack"]["iou"].value for one in results._held(found | lonely)}
+    assert list(held) == [Arm("gan", 0.5), Arm("gan", 2), Arm("gan", 0.5, True), Arm("gan", 2, True)]
+    for arm, apart in held.items():
+        assert apart == pytest.approx(shares[arm] - shares[replace(arm, name="poisson")], abs=0.02)
 
 
 def test_the_screening_is_a_part_of_the_full_stage() -> None:
@@ -43,3 +58,5 @@ def test_the_screening_is_a_part_of_the_full_stage() -> None:
     screen, full = runs(run.SCREEN), runs(run.FULL)
     assert screen < full
     assert (len(screen), len(full), len(runs(run.CURVE))) == (33, 110, 20)
+    budgets, ratios = runs(run.BUDGETS), runs(run.RATIOS)
+    assert (len(budgets), len(budgets & runs(run.CURVE)), len(ratios), len(ratios & screen)) == (132, 12, 51, 3)

@@ -10,7 +10,7 @@ import pytest
 
 from curate import probe
 from curate.errors import CurateError
-from curate.pool import NO_EXEMPLARS, Pool
+from curate.pool import NO_EXEMPLARS, Floats, Pool
 from curate.strategies import CATALOGUE, DEFAULT
 from tests.pools import drawn, with_tiles
 
@@ -226,7 +226,7 @@ def test_a_probe_stands_in_where_no_model_knows_the_class() -> None:
     other, known = (np.zeros((len(pool), len(pool.classes)), np.float32) for _ in range(2))
     other[:, 1], known[:, 0] = 0.5, np.linspace(0.1, 0.9, len(pool))
 
-    def sources(**scores: np.ndarray) -> set[str]:
+    def sources(**scores: Floats) -> set[str]:
         picks = CATALOGUE.call("rare")(replace(pool, scores=scores, memo={}), 8, np.random.default_rng(0))
         return {source for pick in picks for source in ("probe", "model") if f"the {source} gives" in pick.reason}
 

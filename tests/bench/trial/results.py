@@ -21,26 +21,33 @@ PLACES = {"": "mean IoU"}
 Answers = Mapping[tuple[int, Arm], Sequence[Judged]]
 
 
-def write(screen: Plot, full: Plot, curve: Plot, target: Path = HERE / "RESULTS.md") -> None:
-    """The learning curve may be missing yet."""
+def write(screen: Plot, full: Plot, curve: Plot, more: Mapping[str, Plot], target: Path = HERE / "RESULTS.md") -> None:
+    """The learning curve, and what `more` holds by its title, may be missing yet."""
     if not full.runs:
         raise SystemExit("no seed is whole yet: python -m tests.bench.trial.run")
     found = trial.answers(full) | trial.answers(curve)
-    lines = verdict.table(found)
-    against = [one for gated in (False, True) for one in _held(found, gated)]
-    parts = [_head(full, len({*screen.runs, *full.runs, *curve.runs})), _bar(lines, against), _arms(full, lines)]
-    parts += [_against(full, against), _curve(full, lines), _words(lines), _gates(full), _screened(screen)]
+    lines, against = verdict.table(found), _held(found)
+    trainings = len({run for plot in (screen, full, curve, *more.values()) for run in plot.runs})
+    parts = [_head(full, trainings), "## The bar\n\n" + _bar(lines, against), _arms(full, lines)]
+    parts += [_against(full, against), _curve(full, lines), *(_more(title, plot) for title, plot in more.items())]
+    parts += [_words(lines), _gates(full), _screened(screen)]
     parts += [file.read_text(encoding="utf-8").strip() for file in HERE.glob("SEEN.md")]
     files.write_text(target, "\n\n".join(parts) + "\n")
 
 
-def _held(found: Answers, gated: bool) -> list[Line]:
-    """What learns against Poisson blending, gated against gated."""
-    poisson = next((arm for _, arm in found if (arm.name, arm.gated) == ("poisson", gated)), None)
-    of = {key: seeds for key, seeds in found.items() if key[1].synthetic and key[1].gated == gated}
-    if poisson is None:
-        return []
-    return [one for one in verdict.table(of, poisson) if one.arm.name not in BLENDS and one.differences]
+def _held(found: Answers) -> list[Line]:
+    """What learns against Poisson blending: the same ratio, gated against gated."""
+    bases = sorted({arm for _, arm in found if arm.name == "poisson"})
+    return [line for poisson in sorted(bases, key=lambda arm: arm.gated) for line in _held_against(found, poisson)]
+
+
+def _held_against(found: Answers, poisson: Arm) -> list[Line]:
+    alike = {
+        key: seeds
+        for key, seeds in found.items()
+        if key[1].synthetic and (key[1].ratio, key[1].gated) == (poisson.ratio, poisson.gated)
+    }
+    return [one for one in verdict.table(alike, poisson) if one.arm.name not in BLENDS and one.differences]
 
 
 # --- parts of the page ----------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def _bar(lines: Sequence[Line], against: Sequence[Line]) -> str:
         f"`diffusion` or `gan` above `poisson` in mean IoU: {_met(bool(above), above)}",
         f"classes that an arm helps, nothing being worse: {', '.join(helped) or 'none'}",
     ]
-    return "## The bar\n\n" + "\n".join(f"- {row}" for row in rows)
+    return "\n".join(f"- {row}" for row in rows)
 
 
 def _mains(line: Line) -> Iterator[tuple[str, Figure]]:
@@ -85,6 +92,21 @@ def _arms(full: Plot, lines: Sequence[Line]) -> str:
     return "## With ten real defects of each class\n\n" + _table(text)
 
 
+def _more(title: str, plot: Plot) -> str:
+    """A screening at other budgets or ratios: the bar for each budget, the arms, the gates."""
+    if not plot.runs:
+        return f"## {title}\n\nNot played."
+    found = trial.answers(plot)
+    lines, against = verdict.table(found), _held(found)
+    folds, seeds = (len({getattr(one, name) for one in plot.runs}) for name in ("fold", "seed"))
+    said = [f"## {title}", f"A screening: {folds} of {plot.wish.folds} folds, {seeds} seeds."]
+    for budget in sorted({one.budget for one in lines}):
+        of, held = ([one for one in some if one.budget == budget] for some in (lines, against))
+        said += [f"With {budget} real defects of each class:", _bar(of, held)]
+    said += [_table(verdict.text(lines, plot.classes)), "IoU against Poisson blending:"]
+    return "\n\n".join([*said, _table(_apart(plot, against)), _left(plot)])
+
+
 def _screened(screen: Plot) -> str:
     if not screen.runs:
         return "## Screening\n\nNot played."
@@ -93,11 +115,16 @@ def _screened(screen: Plot) -> str:
 
 
 def _against(full: Plot, lines: Sequence[Line]) -> str:
-    rows = [["arm", *full.classes, "mean IoU"]]
-    rows += [[str(one.arm), *(_cell(one.differences[place][MAIN]) for place in (*full.classes, ""))] for one in lines]
-    return "## Against Poisson blending\n\nIoU, gated against gated and unfiltered against unfiltered.\n\n" + _table(
-        rows
-    )
+    said = "## Against Poisson blending\n\nIoU, gated against gated and unfiltered against unfiltered.\n\n"
+    return said + _table(_apart(full, lines))
+
+
+def _apart(plot: Plot, lines: Sequence[Line]) -> list[list[str]]:
+    places = (*plot.classes, "")
+    rows = [
+        [str(one.budget), str(one.arm), *(_cell(one.differences[place][MAIN]) for place in places)] for one in lines
+    ]
+    return [["budget", "arm", *plot.classes, "mean IoU"], *rows]
 
 
 def _curve(full: Plot, lines: Sequence[Line]) -> str:
@@ -116,19 +143,20 @@ def _words(lines: Sequence[Line]) -> str:
 
 
 def _gates(full: Plot) -> str:
-    rows = [["arm", "fold", "made", "passed", "refused, by gate", "used, by class"]]
-    for run in full.runs:
-        if run.arm.gated and run.seed == min(one.seed for one in full.runs):
-            about = trial.gated(full, run)
+    notes = "\n".join(f"- {one}" for one in trial.unmade(full))
+    return f"## What the gates left\n\nAn image may fail several gates.\n\n{_left(full)}\n\n{notes}".rstrip()
+
+
+def _left(plot: Plot) -> str:
+    rows = [["budget", "arm", "fold", "made", "passed", "refused, by gate", "used, by class"]]
+    for run in plot.runs:
+        if run.arm.gated and run.seed == min(one.seed for one in plot.runs):
+            about = trial.gated(plot, run)
             gates = dict(about["gates"])
             counts = [str(gates.pop(name, "-")) for name in ("made", "passed")]
-            rows.append([str(run.arm), str(run.fold + 1), *counts, _listed(gates), _listed(about["used"])])
-    notes = "".join(f"\n- {one}" for one in trial.unmade(full))
-    return (
-        "## What the gates left\n\nAn image may fail several gates.\n\n"
-        + _table(rows)
-        + (f"\n{notes}" if notes else "")
-    )
+            row = [str(run.budget), str(run.arm), str(run.fold + 1), *counts]
+            rows.append([*row, _listed(gates), _listed(about["used"])])
+    return _table(rows)
 
 
 def _listed(of: Mapping[str, int]) -> str:

@@ -43,6 +43,7 @@ FULL = replace(SCREEN, stage="full", seeds=5, tested=2)
 CURVE = replace(SCREEN, arms=(BALANCED,), budgets=(5, 20), seeds=5, tested=2)
 BUDGETS = replace(SCREEN, budgets=(5, 20), tested=2)
 RATIOS = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), ratios=(0.5, 2.0))
+MORE = {"With other budgets": BUDGETS, "At other ratios": RATIOS}
 
 
 def project_of(folder: Path) -> Project:
@@ -66,10 +67,10 @@ def main() -> None:
     need_real()
     project = project_of(asked.home)
     if not asked.write:
-        for wish in (CURVE, SCREEN, FULL):  # what the trial's own files speak of last is the full one
+        for wish in (CURVE, BUDGETS, RATIOS, SCREEN, FULL):  # the trial's own files speak of the last of a stage
             played(project, wish)
     screen, full, curve = (whole(trial.planned(project, wish)) for wish in (SCREEN, FULL, CURVE))
-    results.write(screen, full, curve)
+    results.write(screen, full, curve, {title: whole(trial.planned(project, wish)) for title, wish in MORE.items()})
 
 
 def played(project: Project, wish: Wish) -> Report:
