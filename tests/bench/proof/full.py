@@ -20,6 +20,11 @@ from train.simulating.play import Setting
 
 STRATEGIES = ("portfolio", "random", "entropy", "maxherding")
 SEEDS, ROUNDS, BUDGET = 3, 5, "4%"
+# A network for a GPU or a night, whose first weights lie here: no hub is asked.
+RECIPE = (
+    *("model.encoder=mobilenet_v2", f"model.weights={REAL / WEIGHTS}", "input.scale=tf"),
+    *("input.height=128", "input.width=128", "epochs=20"),
+)
 SD900 = ("In", "Pa", "Sc")
 SOURCES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "magnetic_tile": (magnetic_tile.CLASSES, {"format": "magnetic_tile"}),
@@ -30,14 +35,16 @@ SOURCES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(SOURCES), help="one data set")
+    parser.add_argument("--names", default=",".join(STRATEGIES), help="strategies; random plays too")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
     asked = parser.parse_args()
     need_real()
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
-        setting = Setting(start="none", rounds=ROUNDS, budget=BUDGET, learner="segmenter")
-        wish = simulate.Wish(STRATEGIES, setting, asked.seeds, overrides=tuple(asked.set))
+        setting = Setting(start="none", rounds=asked.rounds, budget=BUDGET, learner="segmenter")
+        wish = simulate.Wish(tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set))
         with bars() as step:
             done = simulate.run(project, wish, step)
         print(f"{name}: {done.folder}")
