@@ -13,9 +13,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,66 +22,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import embed, files
+from curate import files
 from curate.data import Item
-from curate.embed._base import Encoder
-from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import Index
+from curate.errors import LabelProblem
 from curate.project import Project
 from curate.rounds import key_of
-from synth import arms, chart, checking, lots, making, masks, smaller, verdict
-from synth.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
+from synth import arms, chart, checking, lots, making, masks, verdict
+from synth.arms import BALANCED, BLENDS, Arm, Run
 from synth.data import Bank
+from synth.experiment import Plot, Progress, Wish, planned, real_of, recipe_of
 from synth.lots import Judge, Order, Sample
 from synth.making import Batch
 from synth.verdict import Line
-from train import checkpoint, figures, judging, loop, pretrained, recipe, training
+from train import checkpoint, figures, judging, loop, training
 from train.dataset import Data, Plan
 from train.figures import Judged, Pixels
 from train.predicting import Predictor
-from train.recipe import Augmentation, Recipe, Sampler, Schedule
 
 STEP = 1  # raise it when the same run comes to another end
-ARMS = ("real", "balanced", "augmented", "paste", "poisson", "diffusion", "gan")
-STAGES = ("screen", "full")
-# What learns something from ten defects in half a minute of one core: features that are there, and a new decoder.
-SMALL = (
-    *("model.encoder=mobilenet_v2", "optimiser.lr=3e-3", 'phases=[{"epochs": 1, "train": "head"}]'),
-    'model.options={"encoder_depth": 4, "decoder_channels": [64, 32, 24, 16]}',
-)
-RECIPE = "unet-resnet"
 SEEDS = 5  # at least, for a verdict that counts
 VERDICT = "verdict.json"
 OVER = 3  # times as many images are made as an arm needs, for the gates to choose from
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be tried. What is None follows from the stage: `screen` is one fold, one budget, one ratio and three
-    seeds; `full` is all folds, three budgets, three ratios and five seeds of the baselines, and of the two generative
-    synthesisers that were best when screened. `size` is the side of a crop in training, `window` of what is painted
-    (the same, if it is None)."""
-
-    stage: str = "screen"
-    arms: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    budgets: tuple[int, ...] | None = None
-    ratios: tuple[float, ...] | None = None
-    seeds: int | None = None
-    folds: int = 4
-    tested: int | None = None
-    recipe: str = RECIPE
-    overrides: tuple[str, ...] = ()
-    steps: int = 400
-    size: int = 64
-    window: int | None = None
-    scale: float = 1.0
-    cleans: int = 60
-    encoder: str = embed.DEFAULT
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    device: str = "auto"
-    dry_run: bool = False
 
 
 @dataclass
@@ -116,28 +76,6 @@ class Report:
         return vars(self) | shown
 
 
-@dataclass(frozen=True)
-class Plot:
-    """All that a trial's trainings follow from."""
-
-    wish: Wish
-    home: Path
-    classes: tuple[str, ...]
-    parts: tuple[Part, ...]
-    blocked: tuple[Item, ...]
-    max_pixels: int
-    base: Recipe
-    encoder: Encoder
-    runs: tuple[Run, ...]
-    device: str
-    real: Mapping[str, int]
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def weights(self) -> str:
-        return pretrained.mark_of(self.base.model)
-
-
 def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Report:
     """Train what is not trained yet, and judge; with `dry_run` only say what it would take."""
     plot = planned(project, wish, progress)
@@ -153,138 +91,7 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     return report
 
 
-# --- what is to be done ---------------------------------------------------------------------------------------------
-
-
-def planned(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Plot:
-    from curate.embed._network import device_of
-
-    if wish.stage not in STAGES:
-        raise unknown("stage", wish.stage, STAGES)
-    home = project.work / "synth" / "trials"
-    index = Index(project)
-    items, blocked = _items(index)
-    classes = wish.classes or tuple(name for name in index.project.active_classes if _drawn(items, name))
-    real = arms.defects(items, classes)
-    notes = _checked(wish, items, classes, index.project.active_classes)
-    items = [one for one in items if one.label.present <= set(classes)]
-    limit = project.config.limits.max_pixels
-    if wish.scale < 1:
-        items = smaller.shrunk(items, wish.scale, home, limit, progress)
-    parts = arms.parts(items, wish.folds, wish.cleans)
-    names = tuple(making.plain(name) for name in wish.arms or _of_stage(home, wish))
-    _check_arms(names, wish)
-    full = wish.stage == "full"
-    runs = arms.runs(
-        arms.arms(names, wish.ratios or ((0.5, 1.0, 2.0) if full else (1.0,))),
-        range(wish.tested or (wish.folds if full else 1)),
-        wish.budgets or ((5, 10, 20) if full else (10,)),
-        wish.seeds or (5 if full else 3),
-    )
-    encoder = embed.build(wish.encoder)
-    device = device_of(wish.device)
-    return Plot(
-        wish, home, classes, tuple(parts), blocked, limit, base_of(wish), encoder, tuple(runs), device, real, notes
-    )
-
-
-def _items(index: Index) -> tuple[list[Item], tuple[Item, ...]]:
-    """What may take part: real labelled images of train that say where their defects are; and all of val and test."""
-    rows = list(index.rows("status", "split", "source", "missing"))
-    ours = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic" and not row[3]]
-    judged = [id for id, _, split, *_ in rows if split in ("val", "test")]
-    items = [one for one in index.items(sorted(ours)) if not one.label.present or _placed(one)]
-    return items, tuple(index.items(sorted(judged)))
-
-
-def _placed(one: Item) -> bool:
-    return one.label.present == {defect.label for defect in one.label.defects if defect.rle}
-
-
-def _drawn(items: Sequence[Item], name: str) -> bool:
-    return any(name in one.label.present for one in items)
-
-
-def _checked(wish: Wish, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Raises where there is nothing to try; notes say what will be thin."""
-    for name in classes:
-        if name not in known:
-            raise unknown("class", name, known)
-    if not 0 < wish.scale <= 1:
-        raise CurateError(f"scale {wish.scale:g} does not exist; allowed: above 0, up to 1")
-    if wish.folds < 2 or not 1 <= (wish.tested or 1) <= wish.folds:
-        raise CurateError(
-            f"{wish.tested or wish.folds} of {wish.folds} folds cannot be: 2 folds or more, 1 tested or more"
-        )
-    if not any(one.label.clean for one in items):
-        raise CurateError("no clean labelled image in train: there is nothing to put defects on; label some as clean")
-    groups = {name: len({one.group or one.id for one in items if name in one.label.present}) for name in classes}
-    few = {name: count for name, count in groups.items() if count < wish.folds}
-    if few or not classes:
-        counted = ", ".join(f"{name} {count}" for name, count in few.items()) or "no class has a drawn defect"
-        raise CurateError(
-            f"too few groups for {wish.folds} folds: {counted}. Label more, or choose --class and --folds"
-        )
-    thin = [f"{name} comes from {count} groups: its intervals are wide" for name, count in groups.items() if count < 10]
-    return tuple(thin)
-
-
-def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
-    """All arms that are there; in full only the best two generative ones, if there was a screening."""
-    there = [name for name in ARMS if name in arms.BASELINES or name in making.MAKE.names()]
-    file = home / "screen.json"
-    if wish.stage == "screen" or not file.is_file():
-        return tuple(there)
-    chosen = json.loads(file.read_text(encoding="utf-8"))["best"]
-    return tuple(name for name in there if name in (*arms.BASELINES, *BLENDS, *chosen))
-
-
-def _check_arms(names: Sequence[str], wish: Wish) -> None:
-    known = (*arms.BASELINES, *making.MAKE.names())
-    for name in (*names, *wish.options):
-        if name not in known:
-            raise unknown("arm", name, known)
-    for name, given in wish.options.items():
-        options = [*making.FIT.options(name), *making.MAKE.options(name)]
-        for key in given:
-            if key not in options:
-                raise unknown(f"option of synthesiser {name}", key, options)
-    if BALANCED not in names:
-        raise CurateError(f"arms {', '.join(names)} have nothing to be held against: add {BALANCED}")
-
-
-def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`NAME.KEY=VALUE`: options of synthesisers, checked; both of what they learn with and of what they make with."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        name, _, rest = text.partition(".")
-        name = making.plain(name)
-        sides = [one for one in (making.FIT, making.MAKE) if rest.partition("=")[0] in one.options(name)]
-        found.setdefault(name, {}).update(making.options_of(sides[0] if sides else making.FIT, name, [rest]))
-    return found
-
-
-def base_of(wish: Wish) -> Recipe:
-    """The recipe that all arms share: one long epoch, whose images the arms choose; nothing else corrects the prior."""
-    own = SMALL if wish.recipe == RECIPE else ()
-    sides = (f"input.height={wish.size}", f"input.width={wish.size}")
-    found = recipe.load(wish.recipe, [*own, *sides, *wish.overrides])
-    if found.task != "segmentation":
-        raise CurateError(f"recipe '{wish.recipe}' is for {found.task}; a trial needs one for segmentation")
-    found = found.model_copy(update={"sampler": Sampler()})
-    if twice := recipe.corrections(found):
-        raise CurateError(f"{' and '.join(twice)} corrects the class prior, and so does the trial: leave it out")
-    schedule = Schedule(name=found.schedule.name, warmup=0.05)
-    phases = tuple(one.model_copy(update={"epochs": 1}) for one in found.phases[:1])  # what it trains, and how fast
-    return found.model_copy(
-        update={"schedule": schedule, "phases": phases, "epochs": 1, "steps": None, "accumulate": 1}
-    )
-
-
-def recipe_of(base: Recipe, arm: Arm, seed: int) -> Recipe:
-    """Only the augmented arm has the recipe's augmentation."""
-    plain = Augmentation(defect_crops=base.augmentation.defect_crops)
-    return base.model_copy(update={"seed": seed, "augmentation": base.augmentation if arm.name == AUGMENTED else plain})
+# --- what it would take -------------------------------------------------------------------------------------------
 
 
 def _outline(plot: Plot, todo: Sequence[Run]) -> Report:
@@ -326,10 +133,6 @@ def probed(plot: Plot) -> float:
 
 
 # --- what one run learns from ---------------------------------------------------------------------------------------
-
-
-def real_of(plot: Plot, fold: int, budget: int) -> list[Item]:
-    return arms.budgeted(plot.parts[fold].train, plot.classes, budget)
 
 
 def bank_of(plot: Plot, fold: int, budget: int) -> Bank:

@@ -218,6 +218,7 @@ def trial(
     json: JsonOption = False,
 ) -> None:
     """Whether synthetic defects help: paired trainings with and without them, on the same real images. Takes long."""
+    from synth import experiment
     from synth import trial as trials
 
     made = open_project(project)
@@ -236,10 +237,10 @@ def trial(
         "window": window,
         "recipe": recipe,
         "overrides": tuple(set or ()),
-        "options": trials.options_of(option or []),
+        "options": experiment.options_of(option or []),
     }
     given |= {name: value for name, value in numbers.items() if value is not None}
-    wish = trials.Wish(stage=stage, device=device_named(device), dry_run=dry_run, **given)
+    wish = experiment.Wish(stage=stage, device=device_named(device), dry_run=dry_run, **given)
     with bars() as step:
         report = trials.run(made, wish, step)
     if json:

@@ -8,7 +8,7 @@ import pytest
 
 from synth import arms, verdict
 from synth.arms import Arm, Run
-from synth.trial import Wish
+from synth.experiment import Wish
 from tests.bench.trial import results, run
 from tests.synth.answers import judged
 

@@ -12,7 +12,7 @@ import pytest
 
 from curate import cli
 from curate.project import Project
-from synth import making, trial
+from synth import experiment, making, trial
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -91,9 +91,9 @@ def test_mistakes_are_one_line(run: Run) -> None:
 
 
 def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[trial.Wish] = []
+    given: list[experiment.Wish] = []
 
-    def noted(project: Project, wish: trial.Wish, *_: object) -> trial.Report:
+    def noted(project: Project, wish: experiment.Wish, *_: object) -> trial.Report:
         given.append(wish)
         return trial.Report(wish.stage, 0, 0, 0, 0.0, [])
 
@@ -103,7 +103,7 @@ def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.Monkey
     code, _, err = run("trial", *words.split(), *more.split(), "--option", "diffusion.steps=3")
     assert code == 0, err
     assert given == [
-        trial.Wish(
+        experiment.Wish(
             "full", ("balanced", "paste"), ("hole",), (5,), (0.5,), 2, 3, 2, "r", ("a=1",), 7, 32, 48, 0.5, 9,
             options={"diffusion": {"steps": 3}}, device="cpu", dry_run=True,
         )

@@ -19,9 +19,9 @@ from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
-from synth import arms, lots, making, masks, smaller, trial, verdict
+from synth import arms, experiment, lots, making, masks, smaller, trial, verdict
 from synth.arms import Arm, Run
-from synth.trial import Wish
+from synth.experiment import Wish
 from tests.conftest import Make
 from tests.synth import conftest as steel
 from tests.synth.answers import judged
@@ -362,8 +362,8 @@ def test_a_trial_from_end_to_end(
 
     # Killed when it was trained, before it was judged: the network is the trained one, not a new one.
     _as_people_call_it(works, monkeypatch, capsys)
-    plot = trial.planned(works, SMALL)
-    run, real = Run(0, 4, BALANCED, 1), trial.real_of(plot, 0, 4)
+    plot = experiment.planned(works, SMALL)
+    run, real = Run(0, 4, BALANCED, 1), experiment.real_of(plot, 0, 4)
     once, twice = (trial.trained(plot, run, real).module.state_dict() for _ in range(2))
     assert all((once[name] == twice[name]).all() for name in once)
 
@@ -384,7 +384,7 @@ def _as_people_call_it(project: Project, monkeypatch: pytest.MonkeyPatch, capsys
 
 def _no_leak(project: Project, wish: Wish) -> None:
     """Nothing of a fold's test part, and nothing of val or test, is a parent of its synthetic images."""
-    plot = trial.planned(project, wish)
+    plot = experiment.planned(project, wish)
     rows = list(Index(project).rows("split", "group"))
     barred = {(id, group) for id, split, group in rows if split in ("val", "test")}
     used = {one.id for part in plot.parts for one in (*part.train, *part.test)}
@@ -416,7 +416,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
         (replace(SMALL, recipe="simple-cnn", overrides=()), "a trial needs one for segmentation"),
     ):
         with pytest.raises(CurateError, match=words):
-            trial.planned(works, wish)
+            experiment.planned(works, wish)
 
 
 def test_a_damaged_verdict_is_written_anew_and_a_firm_one_outlives_a_screening(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from curate import files
 from synth import trial, verdict
 from synth.arms import BALANCED, BLENDS, Arm
-from synth.trial import Plot
+from synth.experiment import Plot
 from synth.verdict import MAIN, Line
 from tests.bench.figures.results import machine
 from train.figures import Judged

@@ -18,9 +18,10 @@ from curate import files, indexing, setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.project import FILE, Project, load
-from synth import trial
+from synth import experiment, trial
 from synth.arms import BALANCED
-from synth.trial import Plot, Report, Wish
+from synth.experiment import Plot, Wish
+from synth.trial import Report
 from tests.bench.trial import results
 from tests.fakes import REAL, REPOSITORY, need_real
 
@@ -28,7 +29,7 @@ WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
 SYNTHETIC = ("paste", "poisson", "diffusion", "gan")
 CLASSES = ("Blowhole", "Break", "Crack", "Fray")
 SCREEN = Wish(
-    arms=trial.ARMS,
+    arms=experiment.ARMS,
     classes=CLASSES,
     budgets=(10,),
     ratios=(1.0,),
@@ -69,8 +70,10 @@ def main() -> None:
     if not asked.write:
         for wish in (CURVE, BUDGETS, RATIOS, SCREEN, FULL):  # the trial's own files speak of the last of a stage
             played(project, wish)
-    screen, full, curve = (whole(trial.planned(project, wish)) for wish in (SCREEN, FULL, CURVE))
-    results.write(screen, full, curve, {title: whole(trial.planned(project, wish)) for title, wish in MORE.items()})
+    screen, full, curve = (whole(experiment.planned(project, wish)) for wish in (SCREEN, FULL, CURVE))
+    results.write(
+        screen, full, curve, {title: whole(experiment.planned(project, wish)) for title, wish in MORE.items()}
+    )
 
 
 def played(project: Project, wish: Wish) -> Report:
@@ -78,8 +81,9 @@ def played(project: Project, wish: Wish) -> Report:
         return trial.run(project, wish, step)
 
 
-def whole(plot: Plot) -> Plot:
-    """The same with those seeds alone of which every arm is trained in every fold."""
+def whole(project: Project, wish: Wish) -> Plot:
+    """With those seeds alone of which every arm is trained in every fold."""
+    plot = experiment.planned(project, wish)
     lacking = {one.seed for one in plot.runs if not trial.file_of(plot, one).is_file()}
     return replace(plot, runs=tuple(one for one in plot.runs if one.seed not in lacking))
 
