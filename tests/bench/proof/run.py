@@ -25,6 +25,7 @@ from train.simulating import many
 from train.simulating.play import Curve, Setting
 
 Row = dict[str, Any]
+ENCODERS = {"main": MAIN, "second": SECOND}
 ROWS = CACHE / "rows.json"
 
 
@@ -49,23 +50,33 @@ def main() -> None:
 
 
 def _play_table(table: str, asked: argparse.Namespace) -> None:
-    for case in cases():
-        encoder = (MAIN if table == "main" else SECOND).get(case.data)
-        names = tuple(filter(None, asked.names.split(","))) or (SHORT if table == "second" else ())
-        skip = (asked.only == "dev" and not case.dev) or (asked.only == "held" and case.dev)
-        skip = skip or (asked.data and case.data != asked.data) or (asked.start and case.start != asked.start)
-        if not encoder or skip or (table == "second" and case.start != "exemplars"):
-            continue
-        wanted = [one for one in settings(case, names) if one.seed < asked.seeds]
-        _keep(_rows(case, table, _played(case, encoder, wanted, asked.jobs)))
+    """A data set at a time: its processes, and the peers', start once."""
+    names = tuple(filter(None, asked.names.split(","))) or (SHORT if table == "second" else ())
+    wanted = [case for case in cases() if _is_asked(case, table, asked)]
+    for data in dict.fromkeys(case.data for case in wanted):
+        plays = [
+            (case, one)
+            for case in wanted
+            if case.data == data
+            for one in settings(case, names)
+            if one.seed < asked.seeds
+        ]
+        _keep(_rows(table, plays, _played(data, table, [one for _, one in plays], asked.jobs)))
 
 
-def _played(case: Case, encoder: str, wanted: Sequence[Setting], jobs: int) -> list[Curve]:
+def _is_asked(case: Case, table: str, asked: argparse.Namespace) -> bool:
+    if case.data not in ENCODERS[table] or (table == "second" and case.start != "exemplars"):
+        return False
+    part = asked.only == "all" or (asked.only == "dev") == case.dev
+    return part and asked.data in ("", case.data) and asked.start in ("", case.start)
+
+
+def _played(data: str, table: str, wanted: Sequence[Setting], jobs: int) -> list[Curve]:
     from rich.progress import Progress
 
-    here = world(case.data, encoder)
+    here = world(data, ENCODERS[table][data])
     with Progress() as bar:
-        task = bar.add_task(f"{case.name} ({encoder})", total=len(wanted))
+        task = bar.add_task(f"{data} ({ENCODERS[table][data]})", total=len(wanted))
         return many.play_all(
             [(here, one) for one in wanted],
             CACHE / "simulations",
@@ -75,9 +86,8 @@ def _played(case: Case, encoder: str, wanted: Sequence[Setting], jobs: int) -> l
         )
 
 
-def _rows(case: Case, table: str, curves: Sequence[Curve]) -> Iterator[Row]:
-    for curve in curves:
-        setting = curve.setting
+def _rows(table: str, plays: Sequence[tuple[Case, Setting]], curves: Sequence[Curve]) -> Iterator[Row]:
+    for (case, setting), curve in zip(plays, curves, strict=True):
         row: Row = {"table": table, **case._asdict(), "dev": case.dev, "strategy": setting.label, "seed": setting.seed}
         yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": many.code()}
 
