@@ -61,7 +61,7 @@ bench: setup ## Measure speed: ratios against peers in the same run (installs th
 figures: setup ## Train recipes on real steel (../shared/data) and write tests/bench/figures/RESULTS.md; over an hour.
 	@$(BIN)/python -m tests.bench.figures.run
 
-trial: setup ## Do synthetic defects help on real tiles (../shared/data)? Writes tests/bench/trial/RESULTS.md; two hours of a core, resumable.
+trial: setup ## Do synthetic defects help on real tiles (../shared/data)? Writes tests/bench/trial/RESULTS.md; four hours of a core, resumable.
 	@$(BIN)/python -m tests.bench.trial.run
 
 PEERS := .venv-peers
@@ -73,7 +73,7 @@ $(PEERS)/.installed: $(NEEDED)
 	@$(PEERS)/bin/pip install -qq --no-deps baal==2.1.0
 	@touch $@
 
-proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; about an hour on two cores, resumable.
+proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; 35 minutes on two cores and 25 for vectors, resumable.
 	@$(BIN)/python -m tests.bench.proof.run
 
 proof-full: setup ## The same with trained networks (../shared/data): hours on two cores, for where there is a GPU.
