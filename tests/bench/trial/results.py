@@ -37,8 +37,9 @@ def write(screen: Plot, full: Plot, curve: Plot, more: Mapping[str, Plot], targe
 
 def _held(found: Answers) -> list[Line]:
     """What learns against Poisson blending: the same ratio, gated against gated."""
-    bases = sorted({arm for _, arm in found if arm.name == "poisson"})
-    return [line for poisson in sorted(bases, key=lambda arm: arm.gated) for line in _held_against(found, poisson)]
+    bases = {arm for _, arm in found if arm.name == "poisson"}
+    order = sorted(bases, key=lambda arm: (arm.gated, arm.ratio))
+    return [line for poisson in order for line in _held_against(found, poisson)]
 
 
 def _held_against(found: Answers, poisson: Arm) -> list[Line]:

@@ -70,10 +70,8 @@ def main() -> None:
     if not asked.write:
         for wish in (CURVE, BUDGETS, RATIOS, SCREEN, FULL):  # the trial's own files speak of the last of a stage
             played(project, wish)
-    screen, full, curve = (whole(experiment.planned(project, wish)) for wish in (SCREEN, FULL, CURVE))
-    results.write(
-        screen, full, curve, {title: whole(experiment.planned(project, wish)) for title, wish in MORE.items()}
-    )
+    screen, full, curve = (whole(project, wish) for wish in (SCREEN, FULL, CURVE))
+    results.write(screen, full, curve, {title: whole(project, wish) for title, wish in MORE.items()})
 
 
 def played(project: Project, wish: Wish) -> Report:
