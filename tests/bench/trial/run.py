@@ -44,7 +44,8 @@ FULL = replace(SCREEN, stage="full", seeds=5, tested=2)
 CURVE = replace(SCREEN, arms=(BALANCED,), budgets=(5, 20), seeds=5, tested=2)
 BUDGETS = replace(SCREEN, budgets=(5, 20), tested=2)
 RATIOS = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), ratios=(0.5, 2.0))
-MORE = {"With other budgets": BUDGETS, "At other ratios": RATIOS}
+AGAIN = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), budgets=(20,), seeds=5, tested=2)
+MORE = {"With other budgets": BUDGETS, "At other ratios": RATIOS, "With twenty, a second look": AGAIN}
 
 
 def project_of(folder: Path) -> Project:
@@ -68,7 +69,7 @@ def main() -> None:
     need_real()
     project = project_of(asked.home)
     if not asked.write:
-        for wish in (CURVE, BUDGETS, RATIOS, SCREEN, FULL):  # the trial's own files speak of the last of a stage
+        for wish in (CURVE, BUDGETS, RATIOS, AGAIN, SCREEN, FULL):  # the trial's own files speak of the last of a stage
             played(project, wish)
     screen, full, curve = (whole(project, wish) for wish in (SCREEN, FULL, CURVE))
     results.write(screen, full, curve, {title: whole(project, wish) for title, wish in MORE.items()})
