@@ -60,3 +60,4 @@ def test_the_screening_is_a_part_of_the_full_stage() -> None:
     assert (len(screen), len(full), len(runs(run.CURVE))) == (33, 110, 20)
     budgets, ratios = runs(run.BUDGETS), runs(run.RATIOS)
     assert (len(budgets), len(budgets & runs(run.CURVE)), len(ratios), len(ratios & screen)) == (132, 12, 51, 3)
+    assert len(runs(run.AGAIN) - budgets - runs(run.CURVE)) == 32

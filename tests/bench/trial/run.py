@@ -45,7 +45,8 @@ CURVE = replace(SCREEN, arms=(BALANCED,), budgets=(5, 20), seeds=5, tested=2)
 BUDGETS = replace(SCREEN, budgets=(5, 20), tested=2)
 RATIOS = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), ratios=(0.5, 2.0))
 AGAIN = replace(SCREEN, arms=(BALANCED, *SYNTHETIC), budgets=(20,), seeds=5, tested=2)
-MORE = {"With other budgets": BUDGETS, "At other ratios": RATIOS, "With twenty, a second look": AGAIN}
+SECOND_LOOK = "With twenty, a second look"
+MORE = {"With other budgets": BUDGETS, "At other ratios": RATIOS, SECOND_LOOK: AGAIN}
 
 
 def project_of(folder: Path) -> Project:
@@ -72,7 +73,9 @@ def main() -> None:
         for wish in (CURVE, BUDGETS, RATIOS, AGAIN, SCREEN, FULL):  # the trial's own files speak of the last of a stage
             played(project, wish)
     screen, full, curve = (whole(project, wish) for wish in (SCREEN, FULL, CURVE))
-    results.write(screen, full, curve, {title: whole(project, wish) for title, wish in MORE.items()})
+    more = {title: whole(project, wish) for title, wish in MORE.items()}
+    more["With twenty, the new seeds alone"] = unseen(more[SECOND_LOOK])
+    results.write(screen, full, curve, more)
 
 
 def played(project: Project, wish: Wish) -> Report:
@@ -85,6 +88,11 @@ def whole(project: Project, wish: Wish) -> Plot:
     plot = experiment.planned(project, wish)
     lacking = {one.seed for one in plot.runs if not trial.file_of(plot, one).is_file()}
     return replace(plot, runs=tuple(one for one in plot.runs if one.seed not in lacking))
+
+
+def unseen(plot: Plot) -> Plot:
+    """The seeds that the first look did not have."""
+    return replace(plot, runs=tuple(one for one in plot.runs if one.seed >= SCREEN.seeds))
 
 
 if __name__ == "__main__":
