@@ -92,7 +92,7 @@ def whole(project: Project, wish: Wish) -> Plot:
 
 def unseen(plot: Plot) -> Plot:
     """The seeds that the first look did not have."""
-    return replace(plot, runs=tuple(one for one in plot.runs if one.seed >= SCREEN.seeds))
+    return replace(plot, runs=tuple(one for one in plot.runs if one.seed >= (SCREEN.seeds or 0)))
 
 
 if __name__ == "__main__":
