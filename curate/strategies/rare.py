@@ -82,7 +82,8 @@ def select(
     for name, quota in turns:
         quota = min(quota, budget - len(taken))
         found = [pick for pick in _candidates(pool, name, look, 2 * budget) if pick.id not in taken]
-        taken |= {pick.id: pick for pick in found[:quota]}
+        for pick in found[:quota]:
+            taken.setdefault(pick.id, pick)  # on several lists: the exemplar's reason says more
     return tuple(taken.values())
 
 
