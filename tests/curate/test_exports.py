@@ -70,7 +70,7 @@ def random_defects(seed: int, width: int, height: int, density: float = 0.1) -> 
     random = np.random.default_rng(seed)
     found = [defect_from_mask(CLASSES[n], blobs(random, width, height, density)) for n in (0, 0, 1)]
     edges = np.sort(random.random((2, 2, 2)).round(3), axis=1) * 0.9
-    edges[:, 1] += 0.1
+    edges[:, 1] += 0.09  # up to 0.99: sides are rounded, and a box that ends at the rim would end a hair beyond it
     boxes = [(a[0] * width, a[1] * height, (b - a)[0] * width, (b - a)[1] * height) for a, b in edges]
     plain = [make_defect(label, box) for label, box in zip(CLASSES[:2], boxes, strict=True)]
     return [defect for defect in [*found, *plain] if defect]
