@@ -29,7 +29,8 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
         index, book = Index(project), Book(project.work / "labels", project.class_names)
         edits.capture(index, book, project.class_names)
         ids = _disputed(index, image)
-        chosen = {id: choose(book.versions(id), keep) for id in ids}
+        open_yet = [id for id in ids if book.state(id).label.status == "disputed"]  # others a kill kept from the index
+        chosen = {id: choose(book.versions(id), keep) for id in open_yet}
         report = [_listed(id, book) | {"kept": keep} for id in ids]
         for id, label in chosen.items():
             book.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from curate import shapes
@@ -43,12 +43,29 @@ def show(index: Index, book: Book, ids: Iterable[str], classes: Collection[str])
 
 
 def _logged(seen: Iterable[Shown], book: Book, classes: Collection[str]) -> list[str]:
+    """Append the edits among these images to the log, those excepted that a killed command appended already."""
     edited = [one for one in seen if one.edited]
+    moved = {one.id for one in edited if book.state(one.id).label.digest != one.digest}  # since the index was written
+    histories = book.histories(moved)
+    edited = [one for one in edited if one.id not in moved or not _is_logged(one, histories[one.id], book, classes)]
     for one in edited:
         label = settled(one.label, book.state(one.id).label, classes, (one.width, one.height))
         book.append(Entry(one.id, label, "app", me(), now()))
     book.flush()
     return [one.id for one in edited]
+
+
+def _is_logged(one: Shown, history: Sequence[Entry], book: Book, classes: Collection[str]) -> bool:
+    """Whether the last that a person said of the image is just this edit of what had held before.
+
+    A command that was killed between log and index left it so. Taken for a new edit of what holds now, the edit that
+    decided a disputed image would dispute it again.
+    """
+    said = [entry for entry in history if entry.origin != "import"]
+    if not said or said[-1].origin != "app":
+        return False
+    before = said[-2].label if len(said) > 1 else book.import_state(one.id).label
+    return settled(one.label, before, classes, (one.width, one.height)) == said[-1].label
 
 
 def settled(edited: Label, before: Label, classes: Collection[str], size: tuple[int, int] | None = None) -> Label:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,53 @@ def test_an_edit_in_the_app_resolves_a_conflict(disputed: Project) -> None:
     one.save()
     indexing.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
+
+
+def killed_before_the_index(project: Project, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Run what is killed when the log has its entries and the index does not show them yet."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "write_states", kill)
+        with pytest.raises(Killed):
+            work()
+
+
+def test_an_edit_that_a_killed_run_logged_is_no_second_edit(disputed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as a new edit, what settled a dispute would dispute the image again."""
+    _, one = sample(disputed, "piece1_0.png")
+    one.defects.detections = []
+    one.save()
+    drawn = draw_in_app(disputed, "coil0_0.png")
+    killed_before_the_index(disputed, monkeypatch, lambda: indexing.run(disputed))
+    indexing.run(disputed)
+    assert by_name(disputed)["piece1_0.png"].label.clean
+    for id in (one.content_id, drawn):
+        assert [entry.origin for entry in book_of(disputed).history(id)].count("app") == 1
+
+
+def test_an_edit_after_a_killed_run_counts(indexed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = draw_in_app(indexed, "coil0_0.png")
+    killed_before_the_index(indexed, monkeypatch, lambda: indexing.run(indexed))
+    draw_in_app(indexed, "coil0_0.png", "crack")
+    indexing.run(indexed)
+    assert by_name(indexed)["coil0_0.png"].label.present == {"hole", "crack"}
+    assert [entry.origin for entry in book_of(indexed).history(id)].count("app") == 2
+
+
+def test_a_decision_that_a_killed_run_logged_is_not_logged_again(
+    disputed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before_the_index(disputed, monkeypatch, lambda: decisions.resolve(disputed, None, "first"))
+    decisions.resolve(disputed, None, "first")
+    item = by_name(disputed)["piece1_0.png"]
+    assert item.label.present == {"crack"}
+    assert [entry.origin for entry in book_of(disputed).history(item.id)].count("decision") == 1
 
 
 def test_deleting_the_wrong_copy_settles_the_conflict(disputed: Project, library: Path) -> None:
