@@ -54,7 +54,13 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder. A folder leaves its name at once and whole; a kill leaves a part for `curate gc`."""
     if path.is_dir() and not path.is_symlink():
+        if path.suffix != ".part":
+            away = path.with_name(f".{path.name}.{os.getpid()}.gone.part")
+            remove(away)
+            os.replace(path, away)
+            path = away
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -108,6 +108,25 @@ def test_json_is_sorted_and_ends_with_a_line(tmp_path: Path) -> None:
     assert list(json.loads(text)) == ["a", "b"]
 
 
+def test_a_folder_vanishes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle must not leave half a round or half a model under its name."""
+    (tmp_path / "003").mkdir()
+    (tmp_path / "003" / "round.json").write_text("{}")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path / "003")
+    (left,) = names(tmp_path)
+    assert left.startswith(".003.")
+    assert left.endswith(".part")
+    remove(tmp_path / left)
+    assert not names(tmp_path)
+
+
 def test_remove_takes_the_link_and_not_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x").touch()
