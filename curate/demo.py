@@ -299,6 +299,7 @@ def draw(
         CurateError: too few images, a negative seed, or a folder that is not ours to replace.
     """
     folder, wanted = folder.absolute(), plan(images, seed)
+    _sweep(folder)
     if _is_drawn(folder, wanted):
         return _summary(wanted)
     _refuse_foreign(folder)
@@ -310,6 +311,14 @@ def draw(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _summary(wanted)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left beside the folder; a run that still draws keeps its own."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        pid, kind = left.name.removeprefix(f".{folder.name}.").partition(".")[::2]
+        if kind in ("drawing", "old") and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_drawn(folder: Path, wanted: Plan) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -261,6 +263,16 @@ def test_drawing_again_changes_nothing(drawn: tuple[Path, Summary]) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     stored = json.loads((folder / "plant.json").read_text())
     assert (stored["version"], stored["seed"], stored["images"]) == (demo.VERSION, 3, 120)
+
+
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(drawn: tuple[Path, Summary]) -> None:
+    folder, _ = drawn
+    dead = 2**22 + 1  # no process has this number
+    for name in (f"{dead}.drawing", f"{dead}.old", f"{os.getpid()}.drawing"):
+        (folder.parent / f".{folder.name}.{name}" / "library").mkdir(parents=True)
+    demo.draw(folder, images=120, seed=3)
+    assert [path.name for path in folder.parent.glob(".*")] == [f".{folder.name}.{os.getpid()}.drawing"]
+    shutil.rmtree(folder.parent / f".{folder.name}.{os.getpid()}.drawing")
 
 
 def test_another_seed_replaces_a_plant(tmp_path: Path) -> None:
