@@ -194,11 +194,10 @@ def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: R
     pairs = [(c.kept.group, one.group) for c in clusters for one in c.others if one.group != c.kept.group]
     report.joined = len({tuple(sorted(pair)) for pair in pairs})
     report.leaks = [asdict(leak) for leak in decisions.join(pairs)]
-    groups = {one.id: decisions.group(one.group) for c in clusters for one in c.members}
-    touched = {decisions.group(group) for pair in pairs for group in pair}
-    everyone = {id: decisions.group(group) for id, group in index.rows("group") if group}
-    moved = {id: group for id, group in everyone.items() if group in touched} | groups
-    index.set({"group": moved, "split": {id: decisions.split(group) for id, group in moved.items()}})
+    shown = {id: (group, split) for id, group, split in index.rows("group", "split") if group}
+    held = {id: (decisions.group(group), decisions.split(group)) for id, (group, _) in shown.items()}
+    moved = [id for id, place in held.items() if place != shown[id]]  # also those that a killed run left behind
+    index.set({"group": {id: held[id][0] for id in moved}, "split": {id: held[id][1] for id in moved}})
 
 
 def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: str) -> Report:

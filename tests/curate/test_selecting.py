@@ -504,6 +504,18 @@ def test_joined_clusters_share_a_group_and_a_split(copied: Project, run: Run) ->
         indexing.run(copied)
 
 
+def test_joining_again_completes_what_a_killed_run_left(copied: Project, run: Run) -> None:  # noqa: F811
+    """Groups are written before splits: a kill in between leaves the other views of a joined piece in their old one."""
+    ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--join", "--json"))
+    index = Index(copied)
+    wanted = dict(index.rows("split"))
+    group = next(group for _, group, of in index.rows("group", "near_of") if of)
+    left = {id: "val" if wanted[id] == "train" else "train" for id, one in index.rows("group") if one == group}
+    index.set({"split": left})
+    ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--join", "--json"))
+    assert dict(Index(copied).rows("split")) == wanted
+
+
 def test_duplicates_that_are_none_any_more_are_forgotten(copied: Project, run: Run) -> None:  # noqa: F811
     ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--json"))
     report = ok(run("duplicates", "--project", copied.folder, "--near", 1, "--json"))
