@@ -7,13 +7,14 @@ EXTRAS ?= dev,bench,labelstudio,ray,export
 DEMO_IMAGES ?= 2000
 DEMO_BUDGET ?= 100
 WORKERS ?= 2
+MINUTES ?= 60
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench figures trial proof proof-full clean
+.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -37,6 +38,9 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 
 test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own; a failed one is tried again.
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --reruns 1
+
+kill: setup ## Kill -9 at every write and at random moments of every command; MINUTES, and ONLY=index,select for some.
+	@$(BIN)/python -m tests.kill.run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .

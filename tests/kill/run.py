@@ -1,0 +1,621 @@
+"""Kill every writing command at its writes and at random moments, and compare with a run that nobody disturbed.
+
+    python -m tests.kill.run --minutes 30                  all commands, in turn, until the time is up
+    python -m tests.kill.run --only index,select --minutes 2 --json
+
+Of each command: a prepared project is copied and the command is run to its end twice, which gives the state to reach
+and the list of its writes. Then, again and again: a fresh copy, the command killed, `status`, the same command once
+more, and the state compared. Every different place in the code that writes is tried before any is tried twice.
+
+A warm process that has imported everything, but has neither threads nor connections, forks a child for each step:
+starting Python and importing FiftyOne and torch would take longer than all the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import pickle
+import pkgutil
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curate import database
+from tests.kill.commands import BASES, BATCH, COMMANDS, Command
+
+TIMEOUT = 240
+RANDOM_EVERY = 4  # one of so many kills comes at a random moment
+BROKEN = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
+
+
+@dataclass
+class Ended:
+    """How a child ended: its exit code (negative: the signal), what it printed, and what its function gave."""
+
+    code: int
+    output: str
+    result: Any = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Finding:
+    """What was not as it should be after a kill."""
+
+    command: str
+    kill: str
+    symptom: str
+    detail: list[str]
+
+
+@dataclass
+class Tally:
+    """The kills of one command; `writes` it makes undisturbed, at `places` in the code."""
+
+    command: str
+    writes: int = 0
+    places: int = 0
+    places_killed: int = 0
+    kills_at_writes: int = 0
+    kills_at_moments: int = 0
+    labels_lost: int = 0
+    failed: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When: at a write (`torn`: with half of a log's new bytes), or so many seconds after the start."""
+
+    write: int | None = None
+    seconds: float | None = None
+    torn: bool = False
+    where: str = ""
+
+    def __str__(self) -> str:
+        if self.write is None:
+            return f"after {self.seconds:.3f} s"
+        return f"{'torn ' if self.torn else ''}write {self.write}: {self.where}"
+
+
+# --- the warm process and its children ------------------------------------------------------------------------------
+
+
+class Warm:
+    """Forks children of this process, in which everything is imported; `home` is where they work."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch, self.home = scratch, scratch / "run"
+        self.server, self.uri = _mongod(scratch / "db")
+        os.environ[database.URI] = self.uri
+        _import_all()
+
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def child(
+        self, function: Callable[[], Any], kill: Kill | None = None, count: bool = False, embedded: bool = False
+    ) -> Ended:
+        """Run a function in a child; `count` its writes, which are its result then."""
+        output, result = self.scratch / "output", self.scratch / "result"
+        for file in (output, result):
+            file.unlink(missing_ok=True)
+        begun = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lance warns of any fork; nobody has used it here
+            pid = os.fork()
+        if pid == 0:
+            self._be_child(function, kill, count, embedded, output, result)
+        code = _waited(pid, begun, kill.seconds if kill else None)
+        seconds = time.monotonic() - begun
+        found = pickle.loads(result.read_bytes()) if result.exists() else None
+        return Ended(code, output.read_text(errors="replace") if output.exists() else "", found, seconds)
+
+    def _be_child(
+        self,
+        function: Callable[[], Any],
+        kill: Kill | None,
+        count: bool,
+        embedded: bool,
+        output: Path,
+        result: Path,
+    ) -> None:
+        code = 70
+        try:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            os.chdir(self.home)
+            os.environ["TMPDIR"] = str(self.home.parent / "tmp")
+            tempfile.tempdir = None
+            if embedded:
+                _own_database()
+            writes = self._watched(kill) if count or (kill and kill.write) else None
+            found = function()
+            code = found if isinstance(found, int) else 0
+            atexit._run_exitfuncs()
+            if writes or not isinstance(found, int):
+                result.write_bytes(pickle.dumps(writes.noted if writes else found))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _watched(self, kill: Kill | None) -> Any:
+        from tests.kill.writes import Writes
+
+        writes = Writes(self.home, kill.write if kill else None, kill.torn if kill else False)
+        writes.start()
+        return writes
+
+    def curate(self, *words: str, kill: Kill | None = None, count: bool = False, embedded: bool = False) -> Ended:
+        return self.child(lambda: _main(words), kill, count, embedded)
+
+
+def _main(words: Sequence[str]) -> int:
+    """The exit code of `curate` with these words; a bug's traceback is printed and is 1, as in a process of its own."""
+    from curate import cli
+
+    sys.argv = ["curate", *words]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _waited(pid: int, begun: float, seconds: float | None) -> int:
+    """The child's exit code; killed after so many seconds, or where it hangs."""
+    end = begun + (TIMEOUT if seconds is None else seconds)
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            os.kill(pid, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        time.sleep(0.002)
+
+
+def _mongod(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    folder.mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(database.mongod()), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port)]
+    command += ["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return server, f"mongodb://127.0.0.1:{port}"
+        time.sleep(0.05)
+    raise SystemExit(f"mongod ended with code {server.returncode}")
+
+
+def _import_all() -> None:
+    """Everything that a command may import; FiftyOne's connection is closed again, so that no thread is left."""
+    database.quieten()
+    import fiftyone as fo
+    import lance  # noqa: F401 - warm
+    import numpy as np
+    import torch
+    import typer
+
+    import curate
+    import labeling
+    import synth
+    import train
+    from curate import cli, shapes
+    from curate.data import Defect
+    from curate.shapes import defect_from_mask
+
+    torch.set_num_threads(1)
+    for package in (curate, train, synth, labeling):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module.name)
+    cli.app = typer.main.get_command(cli.app)  # type: ignore[assignment] - built once, and not in each child
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 1
+    defect = defect_from_mask("crack", mask)
+    assert isinstance(defect, Defect)
+    shapes.crop_of(defect)  # numba loads its kernels when they are first called
+    fo.core.odm.database._disconnect()
+    atexit.unregister(fo.core.odm.database._delete_non_persistent_datasets_if_allowed)
+
+
+def _own_database() -> None:
+    """In a child: no server is given, and FiftyOne follows to the one that the command starts."""
+    import fiftyone as fo
+
+    os.environ.pop(database.URI, None)
+    theirs = database.start
+
+    def start(folder: Path) -> str:
+        uri = theirs(folder)
+        fo.config.database_uri = uri
+        return uri
+
+    database.start = start
+
+
+# --- prepared projects ----------------------------------------------------------------------------------------------
+
+
+class Bases:
+    """Makes the prepared projects when they are first wanted, and lays out copies of them."""
+
+    def __init__(self, warm: Warm) -> None:
+        self.warm = warm
+        self.made: set[str] = set()
+
+    def lay_out(self, name: str) -> None:
+        """A copy of this project at `home`, and its documents in the database."""
+        self._make(name)
+        self._copy(self._tree(name), self.warm.home)
+        shutil.rmtree(self.warm.scratch / "tmp", ignore_errors=True)
+        (self.warm.scratch / "tmp").mkdir()
+        _must(self.warm.child(lambda: _load(self._documents(name))))
+
+    def _make(self, name: str) -> None:
+        if name in self.made:
+            return
+        base = BASES[name]
+        if base.after:
+            self.lay_out(base.after)
+        else:
+            shutil.rmtree(self.warm.home, ignore_errors=True)
+            self.warm.home.mkdir(parents=True)
+            _must(self.warm.child(_load_nothing))
+        for words in base.commands:
+            _must(self.warm.curate(*filled(words, self.warm.home), "--project", str(self.warm.home / "projects/plant")))
+        if base.edit:
+            edit = base.edit
+            _must(self.warm.child(lambda: edit(self.warm.home)))
+        self._copy(self.warm.home, self._tree(name))
+        _must(self.warm.child(lambda: _save(self._documents(name))))
+        self.made.add(name)
+
+    def _tree(self, name: str) -> Path:
+        return self.warm.scratch / "bases" / name
+
+    def _documents(self, name: str) -> Path:
+        return self.warm.scratch / "bases" / f"{name}.documents"
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+
+
+def _must(ended: Ended) -> None:
+    if ended.code:
+        raise SystemExit(f"preparing failed with code {ended.code}:\n{ended.output}")
+
+
+def filled(words: Sequence[str], home: Path) -> list[str]:
+    """The words of a command with the places of this run."""
+    batches = sorted((home / "projects/plant/work/synth").glob("*/manifest.json"))
+    batch = batches[-1].parent.name if batches else "none"
+    places = {"{home}": str(home), "{project}": str(home / "projects/plant"), BATCH: batch}
+    found = list(words)
+    for name, value in places.items():
+        found = [word.replace(name, value) for word in found]
+    return found
+
+
+def _database() -> Any:
+    import pymongo
+
+    return pymongo.MongoClient(os.environ[database.URI])["fiftyone"]
+
+
+def _save(file: Path) -> None:
+    from bson import raw_bson
+
+    db = _database()
+    options = {"document_class": raw_bson.RawBSONDocument}
+    found = {}
+    for name in db.list_collection_names(filter={"type": "collection"}):
+        codec = db.codec_options.with_options(**options)
+        rows = [bytes(one.raw) for one in db.get_collection(name, codec_options=codec).find()]
+        found[name] = (rows, dict(db[name].index_information()))
+    file.write_bytes(pickle.dumps(found))
+
+
+def _load_nothing() -> None:
+    db = _database()
+    for name in db.list_collection_names():
+        if name.startswith("samples.") or name in ("datasets", "views", "runs"):
+            db.drop_collection(name)
+
+
+def _load(file: Path) -> None:
+    from bson import raw_bson
+
+    db, wanted = _database(), pickle.loads(file.read_bytes())
+    for name in db.list_collection_names():
+        db.drop_collection(name)
+    for name, (rows, indexes) in wanted.items():
+        db.create_collection(name)
+        for about in indexes.values():
+            if about["key"] != [("_id", 1)]:
+                kind = {option: about[option] for option in ("unique", "sparse") if option in about}
+                db[name].create_index(about["key"], **kind)
+        if rows:
+            db[name].insert_many([raw_bson.RawBSONDocument(row) for row in rows])
+
+
+# --- one command ----------------------------------------------------------------------------------------------------
+
+
+class Trial:
+    """Runs one command undisturbed, then kills it as often as there is time."""
+
+    def __init__(self, name: str, command: Command, warm: Warm, bases: Bases) -> None:
+        self.name, self.command, self.warm, self.bases = name, command, warm, bases
+        self.tally = Tally(name)
+        self.words: list[str] = []
+        self.wanted: list[dict[str, str]] = []
+        self.before: dict[str, str] = {}
+        self.varies: set[str] = set()
+        self.again = 0
+        self.seconds = 0.0
+        self.noted: list[tuple[str, str]] = []
+        self.status = 0
+
+    def prepare(self) -> None:
+        """The state to reach, and the writes of a run that nobody disturbs."""
+        self._lay_out()
+        self.before, self.status = self._dumped(status=False), self._status().code
+        first = self._run(count=True)
+        if first.code:
+            raise SystemExit(f"{self.name} undisturbed ended with {first.code}:\n{first.output}")
+        self.noted, self.seconds = first.result, first.seconds
+        self.wanted = [self._dumped()]
+        self.tally.writes, self.tally.places = len(self.noted), len(set(self.noted))
+
+    def _look_closer(self) -> None:
+        """Where something differs: the state after two runs, which is as good, and what differs between equal runs."""
+        if len(self.wanted) > 1:
+            return
+        self._lay_out()
+        _must(self._run())
+        other = self._dumped()
+        self.varies = {place for place, text in other.items() if self.wanted[0].get(place) != text}
+        self.again = self._run().code
+        self.wanted.append(self._dumped())
+
+    def kills(self, seed: int) -> Iterator[Kill]:
+        """Every place in the code once, then all writes, with random moments in between; without end."""
+        chance = random.Random(f"{seed} {self.name}")
+        points, asked = self._points(), 0
+        while True:
+            asked += 1
+            if asked % RANDOM_EVERY == 0:
+                yield Kill(seconds=chance.uniform(0.02, self.seconds))
+            elif point := next(points, None):
+                yield point
+            else:
+                yield Kill(seconds=chance.uniform(0.02, self.seconds))
+
+    def _points(self) -> Iterator[Kill]:
+        first: dict[tuple[str, str], int] = {}
+        last: dict[tuple[str, str], int] = {}
+        for number, noted in enumerate(self.noted, start=1):
+            first.setdefault(noted, number)
+            last[noted] = number
+        logs = [n for n, (what, _) in enumerate(self.noted, 1) if what.startswith("fsync") and what.endswith(".jsonl")]
+        once = _spread([*first.values(), *(n for n in last.values() if n not in first.values())])
+        for number in once:
+            yield self._at(number)
+            if number in logs:
+                yield self._at(number, torn=True)
+        yield from map(self._at, _spread([n for n in range(1, len(self.noted) + 1) if n not in once]))
+
+    def _at(self, number: int, torn: bool = False) -> Kill:
+        what, site = self.noted[number - 1]
+        return Kill(write=number, torn=torn, where=f"{what} ({site})")
+
+    def attempt(self, kill: Kill) -> None:
+        """Kill, look, run again, compare."""
+        tally = self.tally
+        self._lay_out()
+        killed = self._run(kill=kill)
+        if kill.write:
+            tally.kills_at_writes += 1
+        else:
+            tally.kills_at_moments += 1
+        symptoms: list[tuple[str, list[str]]] = []
+        if killed.code not in (0, -signal.SIGKILL):
+            symptoms.append((f"ended with {killed.code} instead of being killed", _tail(killed.output)))
+        looked = self._status() if tally.kills_at_writes % 2 else Ended(0, "")  # the next command may be another one
+        if looked.code not in (0, self.status) or any(mark in looked.output for mark in BROKEN):
+            symptoms.append((f"status after the kill ends with {looked.code}", _tail(looked.output)))
+        again, have = self._run(), self._dumped()
+        left = self._left_running()
+        if again.code or not isinstance(have, dict) or self._differences(have):
+            self._look_closer()
+        if again.code and (again.code != self.again or _broken(again.output)):
+            symptoms.append((f"the same command again ends with {again.code}", _tail(again.output)))
+        if not isinstance(have, dict):
+            symptoms.append(("status after the second run, or reading the state, fails", _tail(str(have))))
+        elif differ := self._differences(have):
+            symptoms.append(("the state differs", [self._shown(place, have) for place in differ[:12]]))
+            tally.labels_lost += self._lost(have)
+        symptoms += [(f"left running: {what}", []) for what in left]
+        tally.failed += bool(symptoms)
+        tally.findings += [Finding(self.name, str(kill), symptom, detail) for symptom, detail in symptoms]
+
+    def _differences(self, have: dict[str, str]) -> list[str]:
+        from tests.kill.state import differences
+
+        return [place for place in differences(have, *self.wanted) if place not in self.varies]
+
+    def _lost(self, have: dict[str, str]) -> int:
+        """Entries of the log that were there before, or that an undisturbed run makes, and are not there now."""
+        lost = 0
+        for log in (self.before, self.wanted[0]):
+            entries = Counter(text for place, text in log.items() if "/labels: " in place and place not in self.varies)
+            there = Counter(text for place, text in have.items() if "/labels: " in place)
+            lost = max(lost, sum((entries - there).values()))
+        return lost
+
+    def _shown(self, place: str, have: dict[str, str]) -> str:
+        return f"{place}: {have.get(place, 'absent')[:160]} instead of {self.wanted[0].get(place, 'absent')[:160]}"
+
+    def _lay_out(self) -> None:
+        self.bases.lay_out(self.command.base)
+        self.words = filled(self.command.words, self.warm.home)
+        if self.command.words[0] not in ("init", "demo", "restore"):
+            self.words += ["--project", str(self.warm.home / "projects/plant")]
+
+    def _run(self, kill: Kill | None = None, count: bool = False) -> Ended:
+        return self.warm.curate(*self.words, kill=kill, count=count, embedded=self.command.embedded)
+
+    def _status(self) -> Ended:
+        folder = self.warm.home / self.command.project
+        return self.warm.curate("status", "--json", "--project", str(folder), embedded=self.command.embedded)
+
+    def _dumped(self, status: bool = True) -> Any:
+        """What is there now, after `curate status` has worked; else what the child said."""
+        home, project, embedded = self.warm.home, self.warm.home / self.command.project, self.command.embedded
+
+        def dump() -> Any:
+            from tests.kill import state
+
+            if embedded and not (project / "work" / "db").is_dir():
+                return state.files(home)
+            if status and (code := _main(["status", "--json", "--project", str(project)])):
+                return code
+            database.connect(project / "work")
+            return state.dump(home)
+
+        ended = self.warm.child(dump, embedded=embedded)
+        return ended.output if ended.result is None else ended.result
+
+    def _left_running(self) -> list[str]:
+        """Processes that work in this run's folder although no command does; they are ended."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if f"{self.warm.home}{os.sep}" in command and int(folder.name) != os.getpid():
+                    found.append(command[:100])
+                    os.kill(int(folder.name), signal.SIGKILL)
+        return found
+
+
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """The same numbers in an order of which every beginning is spread over all of them."""
+    return [n for _, n in sorted(((place * 0.6180339887498949) % 1, n) for place, n in enumerate(sorted(numbers)))]
+
+
+def _broken(output: str) -> bool:
+    return any(mark in output for mark in BROKEN)
+
+
+def _tail(output: str) -> list[str]:
+    return [line for line in output.strip().splitlines() if line.strip()][-6:]
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def run(names: Sequence[str], minutes: float, kills: int | None, seed: int, say: Callable[[str], None]) -> list[Tally]:
+    """Kill each command for its share of the time, or `kills` times."""
+    room = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    scratch = Path(tempfile.mkdtemp(prefix="curate-kill-", dir=room))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warm = Warm(scratch)
+    try:
+        bases, end, tallies = Bases(warm), time.monotonic() + 60 * minutes, []
+        for place, name in enumerate(names):
+            share = (end - time.monotonic()) / (len(names) - place)
+            tallies.append(_killed(Trial(name, COMMANDS[name], warm, bases), share, kills, seed, say))
+        return tallies
+    finally:
+        warm.close()
+
+
+def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Callable[[str], None]) -> Tally:
+    end = time.monotonic() + seconds
+    trial.prepare()
+    say(f"{trial.name}: prepared, {trial.tally.writes} writes, {trial.seconds:.1f} s a run")
+    tally, places = trial.tally, set()
+    for number, kill in enumerate(trial.kills(seed)):
+        if number == most or (most is None and time.monotonic() >= end):
+            break
+        trial.attempt(kill)
+        if kill.write:
+            places.add(trial.noted[kill.write - 1])
+        tally.places_killed = len(places)
+        for finding in tally.findings[-3:] if tally.findings and tally.findings[-1].kill == str(kill) else ():
+            say(f"  {finding.kill}\n    {finding.symptom}\n      " + "\n      ".join(finding.detail))
+    say(_line(tally))
+    return tally
+
+
+def _line(tally: Tally) -> str:
+    return (
+        f"{tally.command}: {tally.kills_at_writes} kills at writes ({tally.places_killed} of {tally.places} places, "
+        f"{tally.writes} writes), {tally.kills_at_moments} at random moments; {tally.failed} of them left something "
+        f"wrong, {tally.labels_lost} labels lost"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.kill.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30, help="for all commands together")
+    parser.add_argument("--only", help=f"commas between; of: {', '.join(COMMANDS)}")
+    parser.add_argument("--kills", type=int, help="so many of each command, however long that takes")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--json", action="store_true", help="print one object; all else goes to stderr")
+    given = parser.parse_args()
+    names = given.only.split(",") if given.only else list(COMMANDS)
+    if strange := [name for name in names if name not in COMMANDS]:
+        raise SystemExit(f"unknown: {', '.join(strange)}; allowed: {', '.join(COMMANDS)}")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
+
+    tallies = run(names, given.minutes, given.kills, given.seed, say)
+    if given.json:
+        print(json.dumps({"commands": [asdict(one) for one in tallies]}))
+    total = sum(one.kills_at_writes + one.kills_at_moments for one in tallies)
+    say(f"{total} kills, {sum(one.failed for one in tallies)} left something wrong")
+    raise SystemExit(any(one.findings for one in tallies))
+
+
+if __name__ == "__main__":
+    main()
