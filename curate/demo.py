@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import steel
+from curate import files, steel
 from curate.errors import CurateError
 from curate.rle import mask_to_kaggle
 from curate.steel import Rng, paint
@@ -299,11 +299,11 @@ def draw(
         CurateError: too few images, a negative seed, or a folder that is not ours to replace.
     """
     folder, wanted = folder.absolute(), plan(images, seed)
-    _sweep(folder)
+    files.sweep_parts(folder)
     if _is_drawn(folder, wanted):
         return _summary(wanted)
     _refuse_foreign(folder)
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.drawing"
+    aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         _draw_into(aside, wanted, workers or max(1, min(os.cpu_count() or 1, images // 100)), progress)
@@ -311,14 +311,6 @@ def draw(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _summary(wanted)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left beside the folder; a run that still draws keeps its own."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        pid, kind = left.name.removeprefix(f".{folder.name}.").partition(".")[::2]
-        if kind in ("drawing", "old") and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_drawn(folder: Path, wanted: Plan) -> bool:
@@ -353,7 +345,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _replace(aside: Path, folder: Path) -> None:
-    old = aside.with_suffix(".old")
+    old = aside.with_suffix(".gone.part")
     if folder.exists():
         os.replace(folder, old)
     os.replace(aside, folder)

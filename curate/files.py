@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -44,7 +45,26 @@ def written_aside(target: Path) -> Iterator[Path]:
         remove(aside)
 
 
+def sweep_parts(target: Path) -> None:
+    """Remove what killed processes left of this target beside it; the part of one that still runs stays."""
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        pid = part.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            remove(part)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_text(target: Path, text: str) -> None:
+    sweep_parts(target)
     with written_aside(target) as aside:
         aside.write_text(text, encoding="utf-8")
 

@@ -48,6 +48,7 @@ def export(
     ids, skipped = _select(index, split)
     by_class: Counter[str] = Counter()
     items = _items(project, index, ids, chosen, by_class, progress)
+    files.sweep_parts(to)
     with files.written_aside(to) as folder:
         folder.mkdir()
         regions = module.write(items, folder, chosen)

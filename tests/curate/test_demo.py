@@ -268,11 +268,11 @@ def test_drawing_again_changes_nothing(drawn: tuple[Path, Summary]) -> None:
 def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(drawn: tuple[Path, Summary]) -> None:
     folder, _ = drawn
     dead = 2**22 + 1  # no process has this number
-    for name in (f"{dead}.drawing", f"{dead}.old", f"{os.getpid()}.drawing"):
+    for name in (f"{dead}.part", f"{dead}.gone.part", f"{os.getpid()}.part"):
         (folder.parent / f".{folder.name}.{name}" / "library").mkdir(parents=True)
     demo.draw(folder, images=120, seed=3)
-    assert [path.name for path in folder.parent.glob(".*")] == [f".{folder.name}.{os.getpid()}.drawing"]
-    shutil.rmtree(folder.parent / f".{folder.name}.{os.getpid()}.drawing")
+    assert [path.name for path in folder.parent.glob(".*")] == [f".{folder.name}.{os.getpid()}.part"]
+    shutil.rmtree(folder.parent / f".{folder.name}.{os.getpid()}.part")
 
 
 def test_another_seed_replaces_a_plant(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_json_is_sorted_and_ends_with_a_line(tmp_path: Path) -> None:
     assert list(json.loads(text)) == ["a", "b"]
 
 
+def test_what_killed_processes_left_of_a_file_goes_when_it_is_written(tmp_path: Path) -> None:
+    dead, target = 2**22 + 1, tmp_path / "project.toml"  # no process has this number
+    for name in (f".project.toml.{dead}.part", f".project.toml.{os.getppid()}.part", f".other.toml.{dead}.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".project.toml.{dead}.gone.part").mkdir()
+    write_text(target, "whole")
+    kept = [f".other.toml.{dead}.part", f".project.toml.{os.getppid()}.part", "project.toml"]
+    assert names(tmp_path) == sorted(kept)
+
+
 def test_a_folder_vanishes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill in the middle must not leave half a round or half a model under its name."""
     (tmp_path / "003").mkdir()
