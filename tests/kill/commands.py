@@ -29,12 +29,16 @@ class Base:
 
 @dataclass(frozen=True)
 class Command:
-    """What is run and killed. `embedded`: on a database of its own, as a user has it, and not on the run's."""
+    """What is run and killed. `embedded`: on a database of its own, as a user has it, and not on the run's.
+
+    `studio`: with a real Label Studio, from which all projects are removed first ("empty") or which is left as it is.
+    """
 
     base: str
     words: tuple[str, ...]
     embedded: bool = False
     project: str = "projects/plant"
+    studio: str = ""
 
 
 # --- the plant ------------------------------------------------------------------------------------------------------
@@ -91,6 +95,28 @@ def edit_in_app(home: Path) -> None:
         sample.save()
 
 
+def annotate(home: Path) -> None:
+    """Somebody labels one task, skips another, and leaves the third."""
+    from curate.data import Label
+    from curate.project import load
+    from curate.shapes import defect_from_mask
+    from labeling import client, tasks, wire
+    from labeling import desk as desks
+    from tests.labeling import studio as people
+
+    project = load(home / "projects" / "plant")
+    studio = client.connect(project)
+    desk = desks.find(project, studio)
+    assert desk is not None
+    first, second, *_ = tasks.held(desk)
+    mask = np.zeros((80, 96), np.uint8)
+    mask[20:30, 10:50] = 1
+    defect = defect_from_mask("crack", mask)
+    assert defect is not None
+    people.annotate(studio, first.id, wire.of_label(Label("labelled", (defect,)), (96, 80)))
+    people.annotate(studio, second.id, [], cancelled=True)
+
+
 BASES = {
     "drawn": Base(edit=draw),
     "bare": Base("drawn", edit=configure),
@@ -100,6 +126,7 @@ BASES = {
     "archived": Base("indexed", (("backup", "{home}/archive.tar.gz"),)),
     "embedded": Base("indexed", (("embed",),)),
     "chosen": Base("embedded", (("select", "--budget", "3"),)),
+    "pushed": Base("chosen", (("push",),), annotate),
     "trained": Base("embedded", (TRAIN,)),
     "predicted": Base("trained", (("predict", "--all"), ("select", "--budget", "3"))),
     "evaluated": Base("predicted", (("evaluate",),)),
@@ -130,6 +157,8 @@ COMMANDS = {
     "duplicates": Command("embedded", ("duplicates", "--join", "--near", "0.9")),
     "select": Command("embedded", ("select", "--budget", "3")),
     "select-again": Command("chosen", ("select", "--budget", "5")),
+    "push": Command("chosen", ("push",), studio="empty"),
+    "pull": Command("pushed", ("pull",), studio="kept"),
     "backup": Command("chosen", ("backup", "{home}/archive.tar.gz")),
     "restore": Command("archived", ("restore", "{home}/archive.tar.gz", "--to", "{home}/projects/back")),
     "restore-force": Command("archived", ("restore", "{home}/archive.tar.gz", "--to", "{project}", "--force")),

@@ -40,7 +40,7 @@ from typing import Any
 from curate import database
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
-TIMEOUT = 240
+TIMEOUT = 600
 RANDOM_EVERY = 4  # one of so many kills comes at a random moment
 BROKEN = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
 
@@ -103,11 +103,27 @@ class Warm:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch, self.home = scratch, scratch / "run"
+        self.home.mkdir()
         self.server, self.uri = _mongod(scratch / "db")
         os.environ[database.URI] = self.uri
+        self.studio: Path | None = None
         _import_all()
 
+    def label_studio(self) -> None:
+        """Start one for all commands that want it."""
+        if not self.studio:
+            self.studio = self.scratch / "studio"
+            self.studio.mkdir()
+            ended = self.child(lambda: _start_studio(self.studio))
+            if not isinstance(ended.result, dict):
+                raise SystemExit(f"Label Studio does not start:\n{ended.output}")
+            os.environ |= ended.result
+
     def close(self) -> None:
+        if self.studio:
+            from labeling import server
+
+            server.stop(self.studio / "server")
         self.server.terminate()
         self.server.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -218,6 +234,38 @@ def _mongod(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
             return server, f"mongodb://127.0.0.1:{port}"
         time.sleep(0.05)
     raise SystemExit(f"mongod ended with code {server.returncode}")
+
+
+def _start_studio(folder: Path) -> dict[str, str]:
+    from labeling import client, images, server
+
+    served = server.launch(folder / "server", folder / "files", server.any_port())
+    token = server.read_credentials(served.folder).token
+    return {client.URL: served.url, client.KEY: token, images.ROOT: str(served.files)}
+
+
+def _studio() -> Any:
+    from labeling import client
+
+    return client.open_studio(os.environ[client.URL], os.environ[client.KEY])
+
+
+def _empty_studio() -> None:
+    from tests.labeling.studio import projects
+
+    for number in projects(_studio()):
+        _studio().ask("DELETE", f"/api/projects/{number}/")
+
+
+def _in_studio() -> dict[str, str]:
+    """How often the server holds each task."""
+    from tests.labeling.studio import projects
+
+    studio, found = _studio(), Counter[str]()
+    for number in projects(studio):
+        listed = studio.get("/api/tasks", project=number, page_size=1000, fields="task_only", include="id,data")
+        found.update(f"task {task['data'].get('batch')} {task['data'].get('key')}" for task in listed["tasks"])
+    return {place: str(count) for place, count in found.items()}
 
 
 def _import_all() -> None:
@@ -495,6 +543,10 @@ class Trial:
         return f"{place}: {have.get(place, 'absent')[:160]} instead of {self.wanted[0].get(place, 'absent')[:160]}"
 
     def _lay_out(self) -> None:
+        if self.command.studio:
+            self.warm.label_studio()
+        if self.command.studio == "empty":
+            _must(self.warm.child(_empty_studio))
         self.bases.lay_out(self.command.base)
         self.words = filled(self.command.words, self.warm.home)
         if self.command.words[0] not in ("init", "demo", "restore"):
@@ -509,7 +561,8 @@ class Trial:
 
     def _dumped(self, status: bool = True) -> Any:
         """What is there now, after `curate status` has worked; else what the child said."""
-        home, project, embedded = self.warm.home, self.warm.home / self.command.project, self.command.embedded
+        home, project = self.warm.home, self.warm.home / self.command.project
+        embedded, studio = self.command.embedded, self.command.studio
 
         def dump() -> Any:
             from tests.kill import state
@@ -519,7 +572,7 @@ class Trial:
             if status and (code := _main(["status", "--json", "--project", str(project)])):
                 return code
             database.connect(project / "work")
-            return state.dump(home)
+            return state.dump(home) | (_in_studio() if studio else {})
 
         ended = self.warm.child(dump, embedded=embedded)
         return ended.output if ended.result is None else ended.result
@@ -562,6 +615,9 @@ def run(names: Sequence[str], minutes: float, kills: int | None, seed: int, say:
         bases, end, tallies = Bases(warm), time.monotonic() + 60 * minutes, []
         for place, name in enumerate(names):
             share = (end - time.monotonic()) / (len(names) - place)
+            if share < 0 and not kills:
+                say(f"no time left for {', '.join(names[place:])}")
+                break
             tallies.append(_killed(Trial(name, COMMANDS[name], warm, bases), share, kills, seed, say))
         return tallies
     finally:
