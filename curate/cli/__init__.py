@@ -8,9 +8,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command_name
 
 from curate import __version__
 from curate.cli import (
@@ -35,10 +37,35 @@ from curate.cli import (
 from curate.errors import CurateError
 from curate.paths import printable
 
+# `curate --help` lists the commands by what a person is doing; the first panel is the first day, in its order.
+PANELS = {
+    "First day, in this order": ("init", "index", "status", "embed", "select"),
+    "Set up": ("demo", "doctor", "formats", "classes"),
+    "Look": ("app", "duplicates", "resolve"),
+    "Choose": ("simulate", "audit", "stop-check"),
+    "Label": ("labelstudio", "push", "pull", "watch", "annotators", "loop"),
+    "Learn": ("train", "predict", "evaluate", "compare", "models", "tune", "explain", "robustness", "export-model"),
+    "Synthesise": ("synth",),
+    "Keep": ("export", "backup", "restore", "gc"),
+}
+OTHER = "Other"
+_PANEL_OF = {command: panel for panel, commands in PANELS.items() for command in commands}
+
+
+class _ByPanel(TyperGroup):
+    """Lists the commands in the panels' order; one that no panel names comes last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = list(_PANEL_OF)
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+
 app = typer.Typer(
     name="curate",
+    cls=_ByPanel,
     help="Find, label and balance the rarest surface defects.",
-    epilog="Every command that works on a project takes --project NAME|PATH. "
+    epilog="`curate status` says what to run next; `curate COMMAND --help` shows a command's options. "
+    "Every command that works on a project takes --project NAME|PATH. "
     "Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 ended by Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -81,6 +108,11 @@ _groups = (
 )
 for _group in _groups:
     _group.register(app)
+for _command in app.registered_commands:
+    _name = _command.name or get_command_name(getattr(_command.callback, "__name__", ""))
+    _command.rich_help_panel = _PANEL_OF.get(_name, OTHER)
+for _group_of_commands in app.registered_groups:
+    _group_of_commands.rich_help_panel = _PANEL_OF.get(str(_group_of_commands.name), OTHER)
 
 
 def _ended(number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pymongo.errors
 import pytest
+import typer
 
 from curate import __version__, cli, indexing, project
 from curate.project import Project, load
@@ -63,6 +64,18 @@ def test_help_and_version(run: Run) -> None:
     for command in ("init", "index", "status", "app", "doctor", "export", "backup", "restore", "classes", "gc"):
         assert command in out
     assert run("--version")[1].strip() == f"curate {__version__}"
+
+
+def test_every_command_has_its_panel_and_the_first_day_comes_first(run: Run) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    named = [command for commands in cli.PANELS.values() for command in commands]
+    assert sorted(named) == sorted(group.commands)
+    assert all(command.rich_help_panel in cli.PANELS for command in group.commands.values())
+    out = run("--help")[1]
+    places = [out.index(f" {panel} ") for panel in cli.PANELS]
+    assert places == sorted(places)
+    assert "init" in out[places[0] : places[1]]
+    assert cli.OTHER not in out
 
 
 def test_wrong_usage_exits_2(run: Run) -> None:
