@@ -7,6 +7,7 @@ short, the next `curate index` or `curate classes` finishes.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 from collections import Counter
@@ -52,8 +53,16 @@ def merge(project: Project, names: Sequence[str], into: str) -> dict[str, Any]:
 
 
 def add(project: Project, name: str, color: str | None = None, description: str = "") -> dict[str, Any]:
+    """Add a class, or offer a retired one again. One that is there already stays as it is."""
+    if color and not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+        raise CurateError(f"--color '{color}' is no colour; allowed: #rrggbb, for example {PALETTE[0]}")
+    if name != name.strip() or not name.isprintable() or not name:
+        raise CurateError(f"class name {name!r}: allowed is printable text without a space at either end")
+    if name in project.active_classes:
+        return {"did": f"class {name} is there already, with colour {project.colors[name]}", "images": 0}
     if name in project.class_names:
-        raise CurateError(f"class '{name}' exists already; allowed: a new name")
+        done = f"class {name} is offered again"
+        return _noted(project, lambda document: _entry(document, name).pop("retired"), "add", name, done)
 
     def change(document: Any) -> None:
         entry = tomlkit.table()
@@ -68,11 +77,17 @@ def add(project: Project, name: str, color: str | None = None, description: str 
 
 def retire(project: Project, name: str) -> dict[str, Any]:
     _known(project, name)
+    if name not in project.active_classes:
+        return {"did": f"class {name} is retired already", "images": 0}
 
     def change(document: Any) -> None:
-        next(entry for entry in document["classes"] if entry["name"] == name)["retired"] = True
+        _entry(document, name)["retired"] = True
 
     return _noted(project, change, "retire", name, f"retired {name}")
+
+
+def _entry(document: Any, name: str) -> Any:
+    return next(entry for entry in document["classes"] if entry["name"] == name)
 
 
 def _noted(project: Project, change: Callable[[Any], None], event: str, name: str, did: str) -> dict[str, Any]:

@@ -86,6 +86,22 @@ def test_a_kill_between_log_and_config_is_mended_by_the_next_run(indexed: Projec
     assert indexing.run(load(indexed.folder)).updated == 0
 
 
+def test_adding_again_says_so_and_keeps_comments(plant: Project) -> None:
+    plant.file.write_text(plant.file.read_text() + "# mine\n")
+    assert classes.add(plant, "dent")["did"] == "added dent"
+    text = load(plant.folder).file.read_text()
+    assert "# mine" in text
+    assert classes.add(load(plant.folder), "dent", "#102030")["did"].startswith("class dent is there already")
+    assert plant.file.read_text() == text
+
+
+def test_a_retired_class_that_is_added_is_offered_again(plant: Project) -> None:
+    classes.retire(plant, "crack")
+    assert classes.retire(load(plant.folder), "crack")["did"] == "class crack is retired already"
+    assert "again" in classes.add(load(plant.folder), "crack")["did"]
+    assert load(plant.folder).active_classes == ["crack", "hole"]
+
+
 def test_add_and_retire(indexed: Project) -> None:
     classes.add(indexed, "dent", "#102030", "a dent")
     classes.retire(load(indexed.folder), "crack")
@@ -109,8 +125,8 @@ def test_comments_of_the_config_stay(indexed: Project) -> None:
         (lambda p: classes.rename(p, "krack", "x"), "unknown class 'krack' .did you mean 'crack'"),
         (lambda p: classes.rename(p, "crack", "hole"), "curate classes merge crack --into hole"),
         (lambda p: classes.merge(p, ["crack"], "crack"), "nothing to merge"),
-        (lambda p: classes.add(p, "crack"), "exists already"),
-        (lambda p: classes.add(p, "new", "red"), "color"),
+        (lambda p: classes.add(p, "new", "red"), "--color 'red' is no colour; allowed: #rrggbb"),
+        (lambda p: classes.add(p, " "), "class name ' '"),
         (lambda p: classes.retire(p, "nope"), "unknown class 'nope'"),
     ],
 )
