@@ -41,28 +41,40 @@ class Seen:
     waits: str | None = None
 
     @property
-    def barred(self) -> str | None:
-        """Why nobody needs to label it now; None: it may be picked."""
+    def barred_as(self) -> str | None:
+        """In a word, why nobody needs to label it now; None: it may be picked."""
         if self.status != "unlabelled":
-            return _BARRED.get(self.status, f"its status is {self.status}")
+            return QUEUED if self.status == "queued" else self.status
         if self.missing:
-            return "its file is missing"
+            return "missing from disk"
         if self.source == "synthetic":
-            return "it is synthetic"
+            return "synthetic"
         if self.split in HELD_OUT:
-            return f"its group '{self.group}' belongs to {self.split}: labelling it would leak"
+            return f"held out for {self.split}"
         if self.waits:
-            return f"it waits in {self.waits}"
-        if self.near_of:
-            return f"it nearly equals {self.near_of[:12]} (curate duplicates)"
-        return None
+            return QUEUED
+        return "near-duplicates" if self.near_of else None
+
+    @property
+    def barred(self) -> str | None:
+        """The same as a sentence about this image."""
+        word = self.barred_as
+        if word == QUEUED:
+            return f"it waits in {self.waits}" if self.waits else "it waits in the annotators' queue"
+        if word == f"held out for {self.split}":
+            return f"its group '{self.group}' belongs to {self.split}: labelling it would leak"
+        if word == "near-duplicates":
+            return f"it nearly equals {str(self.near_of)[:12]} (curate duplicates)"
+        return word and _BARRED.get(word, f"its status is {word}")
 
 
+QUEUED = "in the annotators' queue"
 _BARRED = {
     "labelled": "it is labelled",
-    "queued": "it waits in the annotators' queue",
     "skipped": "people skipped it",
     "disputed": "it is disputed: decide first (curate resolve, or the App)",
+    "missing from disk": "its file is missing",
+    "synthetic": "it is synthetic",
 }
 
 
@@ -81,7 +93,7 @@ class Built:
 def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> Built:
     """Everything that a strategy may see. Raises CurateError naming the command that is missing."""
     _check_classes(index, classes)
-    found, seen = vectors.open_latest(index.project.work, encoder), _seen(index)
+    found, seen = vectors.open_latest(index.project.work, encoder), seen_images(index)
     with_vectors = set(found.ids())
     ids = sorted(id for id, one in seen.items() if id in with_vectors and one.source != "synthetic")
     if not ids:
@@ -95,6 +107,8 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     pool = _pool(ids, matrix, seen, names, tuple(classes), scores)
     pool = replace(pool, windows=_Windows(found, pool))
     notes = _notes(seen, with_vectors, broken, found)
+    if not names:
+        notes.append("no classes yet: annotators would have nothing to mark. Before push: curate classes add NAME")
     pool = replace(pool, exemplars=_exemplars(index, pool, found, exemplars, notes))
     return Built(pool, seen, found, table, broken, notes)
 
@@ -105,7 +119,7 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
             raise unknown("class", name, index.project.active_classes)
 
 
-def _seen(index: Index) -> dict[str, Seen]:
+def seen_images(index: Index) -> dict[str, Seen]:
     copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
     pushed = (one for one in rounds.every(index.project.work) if one.pushed)
     waiting = {row["id"]: one.name for one in pushed for row in one.picks() if row["id"] not in one.withdrawn}

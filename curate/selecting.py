@@ -13,7 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from curate import __version__, cost, edits, indexing, labels, nearness, pooling, probe, rounds, selection, tables
+from curate import (
+    __version__,
+    cost,
+    edits,
+    indexing,
+    labels,
+    nearness,
+    pooling,
+    probe,
+    rounds,
+    selection,
+    state,
+    tables,
+    vectors,
+)
 from curate.cost import CostModel, Images, Seconds
 from curate.errors import CurateError
 from curate.index import Index
@@ -85,6 +99,8 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     began = time.perf_counter()
     CATALOGUE.load(wish.strategy)
     budget = cost.parse_budget(wish.budget)
+    if "dataset" in state.recorded(project):  # else the index says what is missing
+        vectors.open_latest(project.work, wish.encoder)  # before the database takes its time
     index = Index(project)
     if not dry:
         _capture(index)
@@ -202,7 +218,7 @@ def _choose(built: Built, wish: Wish, budget: Images | Seconds, model: CostModel
     pool = built.pool
     room = int(pool.candidates.sum())
     if not room:
-        raise NothingToPick(f"nothing can be picked: {_why_nothing(built)}")
+        raise NothingToPick(_why_nothing(built))
     seconds = _seconds(pool, model)
     images = _images(budget, seconds[pool.candidates])
     for _ in range(TRIES):
@@ -262,8 +278,20 @@ def _predicted(pool: Pool) -> dict[str, Any]:
 
 
 def _why_nothing(built: Built) -> str:
-    reasons = Counter(one.barred or "it has no vector" for one in built.seen.values())
-    return "; ".join(f"{count} images: {reason}" for reason, count in reasons.most_common(3)) or "the index is empty"
+    """Why no image can be picked, and what to do about it."""
+    real = [one for one in built.seen.values() if one.source != "synthetic"]
+    counts = Counter(one.barred_as or "without vectors" for one in real)
+    if set(counts) == {"labelled"}:
+        remedy = "Learn from them: curate train. Whether selection would have beaten random on them: curate simulate"
+        return f"nothing can be picked: all {len(real):,} images are labelled. {remedy}"
+    if "without vectors" in counts:
+        remedy = built.vectors.remedy
+    elif pooling.QUEUED in counts:
+        remedy = "Fetch what annotators have labelled: curate pull"
+    else:
+        remedy = "Index further images (curate index), or learn from those that are labelled (curate train)"
+    told = ", ".join(f"{count:,} {word}" for word, count in counts.most_common())
+    return f"nothing can be picked: of {len(real):,} images {told}. {remedy}"
 
 
 # --- the result -----------------------------------------------------------------------------------------------------

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from curate import rounds, tables
+from curate import pooling, rounds, tables
 from curate.data import SPLITS, STATUSES
 from curate.index import Index
 from curate.ledger import MISSING, QUARANTINED, Ledger
 from curate.project import Project
+from curate.vectors import Vectors
 
 
 def summarise(project: Project) -> dict[str, Any]:
     """Numbers of images, as `curate status --json` prints them."""
     index = Index(project)
     members = index.members().values()
-    return {
+    seen = pooling.seen_images(index)
+    summary = {
         "project": project.name,
         "samples": index.count(),
         "by_source": _counts(member.source for member in members),
@@ -29,6 +35,8 @@ def summarise(project: Project) -> dict[str, Any]:
         "embedded": bool(tables.listed(project.work / "vectors")),
         "round": _waiting(project),
     }
+    steps = next_steps(_facts(project, index, seen, summary))
+    return summary | {"next": [{"command": step.command, "why": step.why} for step in steps]}
 
 
 def _counts(values: Any, order: tuple[str, ...] = ()) -> dict[str, int]:
@@ -52,29 +60,172 @@ def _files(index: Index) -> dict[str, int]:
         return {"quarantined": len(table.seen(QUARANTINED)), "missing": missing, "duplicates": table.duplicates()}
 
 
-def next_step(summary: dict[str, Any], commands: Collection[str]) -> str:
-    """The one command that helps most now, of those that this version has."""
-    flag = f" --project {summary['project']}"
-    if not summary["samples"]:
-        return "curate index" + flag
-    if summary["conflicts"]:
-        return f"curate resolve{flag}  (copies with different labels: {summary['conflicts']})"
-    if summary["by_status"].get("queued"):
-        return f"curate pull{flag}  (in the annotators' queue: {summary['by_status']['queued']})"
-    if "select" in commands and summary["by_status"].get("unlabelled"):
-        return _towards_a_round(summary) + flag
-    return "curate app" + flag
-
-
 def _waiting(project: Project) -> str | None:
     """The newest round, while nobody has begun to work on it."""
     newest = rounds.latest(project.work)
     return newest.name if newest and not newest.touched else None
 
 
-def _towards_a_round(summary: dict[str, Any]) -> str:
-    if not summary["embedded"]:
-        return "curate embed"
-    if summary["round"]:
-        return "curate push"
-    return "curate select --budget 500"
+# --- what to run next -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the next step depends on; counts are of images.
+
+    Args:
+        project: how `--project` names it.
+        images: in the index.
+        conflicts: exact copies with different labels, undecided.
+        classes: that are looked for.
+        queued: in the annotators' queue.
+        without_vectors: that selection cannot see yet.
+        round: the newest round, while it is not pushed; `picks` are its images.
+        server: whether a Label Studio was set up, here or in the environment.
+        pickable: that `select` may choose from.
+        learnable: labelled, in the train split.
+        judgeable: labelled, in the test split.
+        pulled: whether annotators have labelled anything yet.
+        model: whether there is one; the rest is about the newest.
+        unlearnt: labelled since it was trained.
+        evaluated, promoted: whether that was done with it.
+        unpredicted: that `select` may choose from, and of which it has said nothing yet.
+    """
+
+    project: str
+    images: int = 0
+    conflicts: int = 0
+    classes: int = 1
+    queued: int = 0
+    without_vectors: int = 0
+    round: str | None = None
+    picks: int = 0
+    server: bool = True
+    pickable: int = 0
+    learnable: int = 0
+    judgeable: int = 0
+    pulled: bool = False
+    model: bool = False
+    unlearnt: int = 0
+    evaluated: bool = False
+    promoted: bool = False
+    unpredicted: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command to run, and why."""
+
+    command: str
+    why: str
+
+
+def next_steps(facts: Facts) -> tuple[Step, ...]:
+    """The command that helps most now; a second one where there is a choice."""
+    return tuple(replace(step, command=f"{step.command} --project {facts.project}") for step in _steps(facts))
+
+
+def _steps(facts: Facts) -> tuple[Step, ...]:
+    if not facts.images:
+        return (Step("curate index", "no image is indexed yet"),)
+    if facts.conflicts:
+        return (Step("curate resolve", f"{_images(facts.conflicts)} whose copies have different labels"),)
+    if not facts.classes:
+        return (Step("curate classes add NAME", "no class yet: annotators would have nothing to mark"),)
+    if facts.queued:
+        return (Step("curate pull", f"{_images(facts.queued)} in the annotators' queue: fetch what is labelled"),)
+    if facts.without_vectors:  # some may be beyond reading, for good: so the step after it is told as well
+        embed = Step("curate embed", f"{_images(facts.without_vectors)} without vectors, which select needs")
+        return (embed, *_steps(replace(facts, without_vectors=0))[: facts.without_vectors < facts.images])
+    if facts.round and facts.server:
+        return (Step("curate push", f"{facts.round} waits: {_images(facts.picks)} for the annotators"),)
+    if facts.round:
+        return (Step("curate labelstudio up", f"{facts.round} waits: annotators label it there, after curate push"),)
+    learning = _learning(facts)
+    if not facts.pickable:
+        return learning or (Step("curate app", "all is labelled and learnt: look at it, or index new images"),)
+    choosing = Step("curate select --budget 500", f"{_images(facts.pickable)} that nobody has labelled")
+    # A library that came with labels is enough to choose by; what annotators labelled should first teach a model.
+    first_round = not facts.model and not facts.pulled
+    return (choosing, *learning[:1]) if first_round else (*learning[:1], choosing)
+
+
+def _learning(facts: Facts) -> tuple[Step, ...]:
+    """From labels to a model that is used."""
+    if not facts.learnable:
+        return ()
+    if not facts.model:
+        simulate = Step("curate simulate", "whether selection would beat random on these labels")
+        return (Step("curate train", f"{_images(facts.learnable)} labelled, and no model yet"), simulate)
+    if facts.unlearnt:
+        return (Step("curate train", f"{_images(facts.unlearnt)} labelled since the newest model was trained"),)
+    if facts.judgeable and not facts.evaluated:
+        return (Step("curate evaluate --model candidate", "the newest model has not been evaluated yet"),)
+    if facts.judgeable and not facts.promoted:
+        return (Step("curate models promote", "the newest model is evaluated, but not the one in use"),)
+    if facts.unpredicted:
+        why = f"{_images(facts.unpredicted)} that the newest model has not seen yet: select goes by what it says"
+        return (Step("curate predict --model candidate", why),)
+    return ()
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _facts(project: Project, index: Index, seen: Mapping[str, pooling.Seen], summary: Mapping[str, Any]) -> Facts:
+    vectors, newest = tables.latest(project.work / "vectors"), rounds.latest(project.work)
+    known = set(Vectors(vectors).ids()) if vectors else set()
+    real = {id: one for id, one in seen.items() if one.source != "synthetic" and not one.missing}
+    labelled = Counter(one.split for one in real.values() if one.status == "labelled")
+    pickable = {id for id, one in real.items() if one.barred is None}
+    return Facts(
+        project=project.name,
+        images=summary["samples"],
+        conflicts=summary["conflicts"],
+        classes=len(project.active_classes),
+        queued=summary["by_status"].get("queued", 0),
+        without_vectors=len(real.keys() - known),
+        round=summary["round"],
+        picks=len(newest.picks()) if newest and summary["round"] else 0,
+        server=bool(os.environ.get("LABEL_STUDIO_URL")) or (project.work / "labelstudio").is_dir(),
+        pickable=len(pickable),
+        learnable=labelled["train"],
+        judgeable=labelled["test"],
+        pulled="label-studio" in index.tally("label_origin"),
+        **_about_model(project.work, index, set(real), pickable),
+    )
+
+
+def _about_model(work: Path, index: Index, real: set[str], pickable: set[str]) -> dict[str, Any]:
+    """What became of the newest model, by the files that training leaves; nothing where there is none."""
+    key = _named(work, "candidate")
+    manifest = _read(work / "models" / str(key) / "manifest.json")
+    if not key or not manifest:
+        return {}
+    made, scores = str(manifest.get("made", "")), work / "scores" / f"model-{key}.lance"
+    rows = index.rows("status", "split", "labelled_at")
+    told = set(tables.Table(scores).ids()) if tables.Table.exists(scores) else set()
+    return {
+        "model": True,
+        "unlearnt": sum(
+            id in real and (status, split) == ("labelled", "train") and str(at or "") > made
+            for id, status, split, at in rows
+        ),
+        "evaluated": any((work / "evaluations" / key).glob("[!.]*/manifest.json")),
+        "promoted": _named(work, "production") == key,
+        "unpredicted": len(pickable - told),
+    }
+
+
+def _named(work: Path, alias: str) -> str | None:
+    return _read(work / "models" / f"{alias}.json").get("model")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The file's object; empty where it is missing or damaged, which `curate models` tells of."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

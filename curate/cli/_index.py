@@ -75,8 +75,8 @@ def _meanings(work: Path) -> tuple[tuple[str, str], ...]:
     )
 
 
-def status(context: typer.Context, project: ProjectOption = None, json: JsonOption = False) -> None:
-    """What the index holds, and what to run next."""
+def status(project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Show what the index holds, and what to run next."""
     from curate import status as state
 
     made = open_project(project)
@@ -86,9 +86,11 @@ def status(context: typer.Context, project: ProjectOption = None, json: JsonOpti
         return
     _overview(summary)
     rows([(colored(name, made.colors.get(name)), n) for name, n in summary["by_class"].items()], right={1})
-    root: Any = context.find_root().command
+    if not summary["by_class"].keys() - {"clean", "(clean)"}:
+        say("no classes yet")
     say()
-    say(state.next_step(summary, root.commands), "next:")
+    for lead, step in zip(("next:", "or:  "), summary["next"], strict=False):
+        say(f"{step['command']}  ({step['why']})", lead)
 
 
 def _overview(summary: dict[str, Any]) -> None:

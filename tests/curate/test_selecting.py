@@ -136,6 +136,46 @@ def test_what_may_not_be_picked_is_not(ready: Project) -> None:
         assert why in selecting.explain(ready, Wish(), id)["barred"]
 
 
+def test_where_all_is_labelled_it_points_to_what_else_can_be_done(make: Make, library: Path) -> None:
+    project = make([LIBRARY | {"data": library}])
+    indexing.run(project)
+    embedded(project)
+    with pytest.raises(selecting.NothingToPick) as told:
+        selecting.run(project, Wish("5"))
+    assert "all 16 images are labelled" in str(told.value)
+    assert "curate train" in str(told.value)
+    assert "curate simulate" in str(told.value)
+
+
+def test_where_nothing_is_left_it_counts_why(ready: Project) -> None:
+    index = Index(ready)
+    ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
+    index.set({"status": dict.fromkeys(ids[2:], "queued") | {ids[0]: "skipped"}, "split": {ids[1]: "test"}})
+    with pytest.raises(selecting.NothingToPick) as told:
+        selecting.run(ready, Wish("5"), dry=True)
+    assert "of 76 images 58 in the annotators' queue, 16 labelled, 1 skipped, 1 held out for test" in str(told.value)
+    assert str(told.value).endswith("curate pull")
+
+
+def test_without_vectors_it_says_so_before_it_asks_the_database(indexed: Project, monkeypatch: Any) -> None:
+    monkeypatch.setattr(selecting, "Index", lambda project: pytest.fail("the database was asked"))
+    with pytest.raises(CurateError, match=r"no vectors yet .* Run: curate embed"):
+        selecting.run(indexed, Wish("5"))
+
+
+def test_without_an_index_the_index_is_what_is_missing(plant: Project) -> None:
+    with pytest.raises(CurateError, match=r"no index yet\. Run: curate index"):
+        selecting.run(plant, Wish("5"))
+
+
+def test_without_classes_a_note_says_so(make: Make, line: Path) -> None:
+    project = make([LINE | {"data": line}], classes=())
+    indexing.run(project)
+    embedded(project)
+    notes = selecting.run(project, Wish("5"), dry=True).notes
+    assert any("curate classes add NAME" in note for note in notes)
+
+
 def test_explain_a_pick_and_an_image_that_was_left(ready: Project) -> None:
     chosen = selecting.run(ready, Wish("10"))
     found = selecting.explain(ready, Wish(), chosen.picks[0]["id"][:16])

@@ -18,7 +18,7 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import Index
 from curate.labels import Book
-from curate.pooling import _seen
+from curate.pooling import seen_images
 from curate.project import Project
 from curate.splits import Decisions
 from synth import entering, making
@@ -65,7 +65,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert index.dataset.load_saved_view(found.tag).count() == 5
     assert made.keys() <= {one.id for one in dataset.collect(index).train}
     assert not made.keys() & {one.id for one in dataset.collect(index).val}
-    assert all(one.barred for id, one in _seen(index).items() if id in made)
+    assert all(one.barred for id, one in seen_images(index).items() if id in made)
     assert status.summarise(mill)["by_source"]["synthetic"] == 5
     assert not garbage.find(mill)
     dropped = entering.drop(mill, batch.key[:8])
