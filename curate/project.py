@@ -278,6 +278,11 @@ def load(folder: Path, overrides: Mapping[str, Any] | None = None) -> Project:
     return Project(folder.resolve(), config)
 
 
+def checked_source(values: Mapping[str, Any]) -> SourceConfig:
+    """A source as flags describe it; raises CurateError as for one in a file."""
+    return _validate({"sources": [dict(values)]}, lambda names: "").sources[0]
+
+
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():

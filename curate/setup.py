@@ -7,18 +7,51 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from curate import demo as plant
 from curate import files, formats
-from curate.data import SOURCES
+from curate.data import SOURCES, Record, Reject
 from curate.errors import CurateError, unknown
-from curate.project import FILE, PALETTE, Project, home_of, load
+from curate.intake import Rules, group_of, stratum_of, template_pattern
+from curate.layout import Layout, guess
+from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load
 
 PRODUCTION_FORMATS = ("images",)
+LAYOUT = ("template", "stratum", "group")
+NOT_GIVEN = Layout()
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image's path with the stratum and group that the config gives it; None where it gives none."""
+
+    path: str
+    stratum: str | None
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A project that can be made. `guessed`: the keys of its source that nobody gave."""
+
+    folder: Path
+    source: dict[str, Any]
+    classes: list[str]
+    guessed: tuple[str, ...] = ()
+    placed: tuple[Placed, ...] = ()
+
+    def examples(self, most: int) -> list[Placed]:
+        """One image of each stratum (of each group, where there are no strata), those that have none first."""
+        key = "stratum" if self.source["template"] else "group"
+        first: dict[str | None, Placed] = {}
+        for one in self.placed:
+            first.setdefault(getattr(one, key), one)
+        return sorted(first.values(), key=lambda one: getattr(one, key) is not None)[:most]
 
 
 def init(
@@ -29,17 +62,74 @@ def init(
     fully_labelled: bool = False,
     kind: str | None = None,
     options: Sequence[str] = (),
+    layout: Layout = NOT_GIVEN,
 ) -> Project:
     """Write a new project's config; its classes are those that the label files name."""
+    return make(plan(name, format, data, labels, fully_labelled, kind, options, layout))
+
+
+def make(planned: Plan) -> Project:
+    return write(planned.folder, [planned.source], planned.classes)
+
+
+def plan(
+    name: str,
+    format: str,
+    data: Path,
+    labels: Path | None = None,
+    fully_labelled: bool = False,
+    kind: str | None = None,
+    options: Sequence[str] = (),
+    layout: Layout = NOT_GIVEN,
+) -> Plan:
+    """A new project, checked and not yet written.
+
+    What `layout` leaves open is guessed from the paths of production images; an empty text means none.
+    """
     folder = _new_folder(name)
     source: dict[str, Any] = {"format": format, "data": data, "fully_labelled": fully_labelled}
     source["kind"] = kind or ("production" if format in PRODUCTION_FORMATS else "public")
-    source |= {"labels": labels, "options": formats.CATALOGUE.parse(format, options)}
+    source |= {"labels": labels, "options": formats.CATALOGUE.parse(format, options)} | asdict(layout)
     _check(source)
     root, given = data.resolve(), labels.resolve() if labels else None
-    formats.read(format, root, given, fully_labelled, source["options"])  # checks options and root, reads nothing yet
-    classes = formats.discover_classes(format, root, given, fully_labelled, source["options"])
-    return write(folder, [source], classes)
+    found = formats.read(format, root, given, fully_labelled, source["options"])  # checks options and root
+    if format not in PRODUCTION_FORMATS:
+        _check_layout(source)
+        classes = formats.discover_classes(format, root, given, fully_labelled, source["options"])
+        return Plan(folder, source, classes, placed=_placed(source, found if layout != NOT_GIVEN else ()))
+    images = list(found)
+    guessed = _guessed([image.path for image in images], source)
+    source |= guessed
+    _check_layout(source)
+    return Plan(folder, source, [], tuple(guessed), _placed(source, images))
+
+
+def _check_layout(source: Mapping[str, Any]) -> None:
+    checked_source({"format": source["format"], "data": "."} | {name: source[name] or None for name in LAYOUT})
+
+
+def _guessed(paths: Sequence[str], source: Mapping[str, Any]) -> dict[str, str]:
+    """What was not given. The fields of a stratum are its template's: with another template it is not guessed."""
+    found = guess(paths)
+    open_ = [name for name in LAYOUT if source[name] is None and (name != "stratum" or source["template"] is None)]
+    return {name: value for name in open_ if (value := getattr(found, name))}
+
+
+def _placed(source: Mapping[str, Any], found: Iterable[Record | Reject]) -> tuple[Placed, ...]:
+    rules = Rules(
+        root=source["data"],
+        limits=LimitsConfig(),
+        names={},
+        allowed=frozenset(),
+        template=template_pattern(source["template"]) if source["template"] else None,
+        stratum=source["stratum"] or None,
+        group=re.compile(source["group"]) if source["group"] else None,
+    )
+    return tuple(
+        Placed(one.path, one.stratum or stratum_of(one.path, rules), one.group or group_of(one.path, rules))
+        for one in found
+        if isinstance(one, Record)
+    )
 
 
 def demo(folder: Path | None, images: int, seed: int, progress: Callable[[int], None]) -> tuple[Project, plant.Summary]:
@@ -96,7 +186,7 @@ def _check(source: Mapping[str, Any]) -> None:
         raise unknown("kind", source["kind"], SOURCES[:2])
     for what in ("data", "labels"):
         if source[what] and not source[what].exists():
-            raise CurateError(f"--{what} {source[what]}: there is nothing. Give the path of the {what}")
+            raise CurateError(f"--{what} {source[what]}: no such file or folder. Give the path of the {what}")
 
 
 # --- the text of project.toml ---------------------------------------------------------------------------------------

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say, warn
+
+if TYPE_CHECKING:
+    from curate.setup import Plan
+
+EXAMPLES = 8  # images that show what template, stratum and group give
+NONE = {
+    "template": "nothing in the paths tells where images come from; give --template",
+    "stratum": "quotas and the audit take all images as one stratum",
+    "group": "each image is a group of its own: images of one piece may then be split between train and test",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -32,18 +42,70 @@ def init(
     option: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the format, as key=value (repeatable).")
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help=r"How paths are built, as '{line}/{camera}/{coil}_{name}' \[images: guessed from them]."),
+    ] = None,
+    stratum: Annotated[
+        str | None, typer.Option(help=r"What quotas are set on, of the template's fields: '{line}/{camera}'.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help=r"Pattern over the path for the physical piece: '([^/]+)_\d+\.jpg' \[images: guessed]."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a project: writes a commented project.toml. Reads the label files once, for the class names."""
-    from curate import setup
+    """Make a project: writes a commented project.toml. Reads the label files once, for the class names.
 
-    made = setup.init(name, format, data, labels, fully_labelled, kind, option or [])
+    With --format images it guesses template, stratum and group from folders and file names, and shows on a few images
+    what they give. Give one yourself to overrule the guess; '' means none.
+    """
+    from curate import setup
+    from curate.layout import Layout
+
+    layout = Layout(template, stratum, group)
+    planned = setup.plan(name, format, data, labels, fully_labelled, kind, option or [], layout)
+    file = str(planned.folder / "project.toml")
+    if not dry_run:
+        file = str(setup.make(planned).file)
     if json:
-        emit({"project": made.name, "file": str(made.file), "classes": made.class_names})
+        about = {"project": planned.folder.name, "file": file, "classes": planned.classes, "written": not dry_run}
+        examples = [vars(one) for one in planned.examples(EXAMPLES)]
+        emit(about | {key: planned.source[key] or None for key in setup.LAYOUT} | {"examples": examples})
         return
-    say(str(made.file), "made", "green")
-    say(f"classes: {', '.join(made.class_names) or 'none yet'}")
-    say(f"curate index --project {name}", "next:")
+    say(f"{file} (nothing was written: --dry-run)" if dry_run else file, "would make" if dry_run else "made", "green")
+    say(f"classes: {', '.join(planned.classes) or 'none yet'}")
+    _show_layout(planned)
+    say()
+    if dry_run:
+        say("the same without --dry-run", "next:")
+        return
+    if not planned.classes:
+        say(f"curate classes add NAME --project {name}  (a class for each kind of defect to look for)", "next:")
+    say(f"curate index --project {name}", "next:" if planned.classes else "then:")
+
+
+def _show_layout(planned: Plan) -> None:
+    """Template, stratum and group, and what they make of a few images, for a person to check."""
+    if not planned.placed:
+        return
+    say()
+    lines = []
+    for key in ("template", "stratum", "group"):
+        value = planned.source[key]
+        how = "guessed" if key in planned.guessed else "as given" if value else NONE[key]
+        lines.append((key, value or "none", Text(how, "dim")))
+    rows(lines)
+    total = len(planned.placed)
+    say()
+    say(f"{total:,} images, for example:" if total > EXAMPLES else f"{total:,} images:")
+    shown = [(one.path, one.stratum or "-", one.group or "-") for one in planned.examples(EXAMPLES)]
+    rows([("image", "stratum", "group"), *shown])
+    for key in ("stratum", "group"):
+        without = sum(getattr(one, key) is None for one in planned.placed)
+        if planned.source["template" if key == "stratum" else "group"] and without:
+            warn(f"{without:,} of {total:,} images do not fit and get no {key}: correct it in project.toml")
 
 
 def formats(json: JsonOption = False) -> None:
@@ -78,6 +140,7 @@ def demo(
         return
     say(f"{images} images of {summary.coils} coils at {made.folder / 'data'}", "drawn", "green")
     say("images that show: " + ", ".join(f"{name} {n}" for name, n in summary.by_class.items()))
+    say(f"curate index --project {made.name}", "next:")
 
 
 def doctor(project: ProjectOption = None, json: JsonOption = False) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from curate import setup
 from curate.errors import CurateError
+from curate.layout import Layout
 from curate.project import ENV_PROJECT, load
 from tests.fakes import save_image, save_text, voc_xml
 
@@ -53,6 +54,61 @@ def test_production_images_are_production_unless_told_otherwise(here: Path) -> N
     assert setup.init("two", "images", Path("line"), kind="public").config.sources[0].kind == "public"
 
 
+def coils(root: Path) -> Path:
+    for line in (1, 2):
+        for coil in range(3):
+            for n in (1, 2):
+                save_image(root / f"line{line}" / f"coil{coil}_{n:03d}.png", seed=100 * line + 10 * coil + n)
+    return root
+
+
+def test_template_stratum_and_group_of_production_images_are_guessed_and_shown(here: Path) -> None:
+    planned = setup.plan("plant", "images", coils(here / "photos"))
+    assert planned.guessed == ("template", "stratum", "group")
+    assert [one.stratum for one in planned.examples(9)] == ["line1", "line2"]
+    assert {one.group for one in planned.placed} == {"coil0", "coil1", "coil2"}
+    assert not (here / "projects").exists(), "a plan writes nothing"
+    source = setup.make(planned).config.sources[0]
+    assert (source.template, source.stratum) == ("{line}/{coil}_{name}", "{line}")
+
+
+def test_what_is_given_is_not_guessed_and_an_empty_text_means_none(here: Path) -> None:
+    data = coils(here / "photos")
+    planned = setup.plan("plant", "images", data, layout=Layout("{place}/{name}", "{place}", ""))
+    assert planned.guessed == ()
+    assert (planned.placed[0].stratum, planned.placed[0].group) == ("line1", None)
+    assert setup.make(planned).config.sources[0].group is None
+    assert setup.plan("two", "images", data, layout=Layout(group="(coil)")).guessed == ("template", "stratum")
+    assert setup.plan("three", "images", data, layout=Layout(stratum="{coil}")).guessed == ("template", "group")
+    assert setup.plan("four", "images", data, layout=Layout("", "")).guessed == ("group",)
+
+
+def test_a_labelled_source_is_never_guessed_but_may_be_told(here: Path) -> None:
+    data = voc_data(here / "lib")
+    assert setup.plan("plant", "voc", data).placed == ()
+    planned = setup.plan("plant", "voc", data, layout=Layout(group=r"(i\d)\."))
+    assert {one.group for one in planned.placed} == {"i0", "i1"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        (Layout(stratum="{lime}"), "stratum '{lime}' names what the template does not hold; allowed: {line}, {coil}"),
+        (Layout("", "{line}"), "allowed: none without a template"),
+        (Layout("{line}/{name}", "{lime}"), "allowed: {line}, {name}"),
+        (Layout("{a}/{a}"), "field {a} stands twice"),
+        (Layout(group="("), "sources.group: not a regular expression"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_told_and_nothing_is_written(here: Path, layout: Layout, says: str) -> None:
+    coils(here / "photos")
+    before = everything(here)
+    with pytest.raises(CurateError) as problem:
+        setup.init("plant", "images", Path("photos"), layout=layout)
+    assert says in str(problem.value)
+    assert everything(here) == before
+
+
 def test_a_name_with_a_folder_is_a_path_and_a_dot_is_here(here: Path) -> None:
     data = voc_data(here / "lib")
     assert setup.init("deep/er/plant", "voc", data).folder == here / "deep" / "er" / "plant"
@@ -82,9 +138,9 @@ def test_an_existing_project_is_never_overwritten(here: Path) -> None:
     ("change", "says"),
     [
         ({"format": "vox"}, "unknown format 'vox' (did you mean 'voc'?)"),
-        ({"data": Path("none")}, "--data none: there is nothing"),
+        ({"data": Path("none")}, "--data none: no such file or folder"),
         ({"data": Path("file")}, "is not a folder"),
-        ({"labels": Path("none")}, "--labels none: there is nothing"),
+        ({"labels": Path("none")}, "--labels none: no such file or folder"),
         ({"kind": "synthetic"}, "unknown kind 'synthetic'; allowed: production, public"),
         ({"options": ["x"]}, "--set 'x' is not key=value; options of voc:"),
         ({"options": ["bogus=1"]}, "unknown option of format voc 'bogus'"),
