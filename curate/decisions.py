@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from curate import edits
+from curate import differences, edits, files
 from curate.data import Label
 from curate.documents import describe
 from curate.errors import CurateError, unknown
@@ -15,12 +17,31 @@ from curate.labels import Book, Entry, me, now
 from curate.project import Project
 
 SPECIAL = ("first", "clean", "union")
+DETAILED = 20  # images of a list whose versions are compared and drawn
 
 
 def conflicts(project: Project, image: str | None = None) -> list[dict[str, Any]]:
-    """Every undecided image (or the one asked for) with its versions."""
+    """Every undecided image (or the one asked for) with its versions; how the first few differ, with a picture."""
     index, book = Index(project), Book(project.work / "labels", project.class_names)
-    return [_listed(id, book) for id in _disputed(index, image)]
+    ids = _disputed(index, image)
+    details = _details(index, book, ids[:DETAILED])
+    return [_listed(id, book) | details.get(id, {}) for id in ids]
+
+
+def _details(index: Index, book: Book, ids: list[str]) -> dict[str, dict[str, Any]]:
+    names = ("content_id", "width", "height", "filepath")
+    found: dict[str, dict[str, Any]] = {}
+    for one in index.documents(ids, names):
+        id, width, height, path = (one[name] for name in names)
+        versions, file = book.versions(id), _picture_of(index.project, id)
+        found[id] = {"differences": differences.described(versions, width, height), "picture": None}
+        with contextlib.suppress(OSError):  # the image is gone, or the folder may not be written to
+            found[id]["picture"] = str(differences.picture(file, Path(path), versions, index.project.colors))
+    return found
+
+
+def _picture_of(project: Project, id: str) -> Path:
+    return project.work / "conflicts" / f"{id[:12]}.png"
 
 
 def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
@@ -37,6 +58,8 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
         book.flush()
         edits.show(index, book, ids, project.class_names)
         book.close()
+        for id in ids:
+            files.remove(_picture_of(project, id))
         return report
 
 

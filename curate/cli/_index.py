@@ -15,6 +15,8 @@ SPLIT_HELP = (
     r"to keep it, write ratio under \[splits] in project.toml."
 )
 
+COUNTED = {"quarantine": "quarantined", "missing": "missing"}  # the lists of `work/`, and what the summary counts
+
 
 def register(app: typer.Typer) -> None:
     for command in (index, status, resolve):
@@ -43,7 +45,11 @@ def index(
         drawn = indexing.draw_folds(made, folds, repeats) if folds else 0
         browse.arrange(made)
     result = report.to_json() | ({"folds": folds, "repeats": repeats, "groups_in_folds": drawn} if folds else {})
-    emit(result) if json else _show(result, made.work)
+    if json:
+        emit(result)
+    else:
+        _show(result, made.work)
+        say(f"curate status --project {made.name}", "next:")
     if strict and report.quarantined:
         raise CurateError(f"{report.quarantined} files are quarantined; see {made.work / 'quarantine.csv'}")
 
@@ -55,7 +61,8 @@ def _show(result: dict[str, Any], work: Path) -> None:
     lines += [("note", count, note) for note, count in result["notes"].items()]
     if result["few_groups"] and "folds" not in result:
         few = ", ".join(f"{name} {n}" for name, n in result["few_groups"].items())
-        lines.append(("few groups", len(result["few_groups"]), f"{few}: one split says little; try --folds 5"))
+        told = f"classes seen in few groups ({few}): one split says little of them; cross-validate with --folds 5"
+        lines.append(("few groups", len(result["few_groups"]), told))
     if "folds" in result:
         drawn = f"drawn {result['repeats']} times over {result['groups_in_folds']} groups, in the field folds"
         lines.append(("folds", result["folds"], drawn))
@@ -85,6 +92,9 @@ def status(project: ProjectOption = None, json: JsonOption = False) -> None:
         emit(summary)
         return
     _overview(summary)
+    if lists := [near(made.work / f"{what}.csv") for what in ("quarantine", "missing") if summary[COUNTED[what]]]:
+        say(f"left out, and why: {', '.join(lists)}")
+        say()
     rows([(colored(name, made.colors.get(name)), n) for name, n in summary["by_class"].items()], right={1})
     if not summary["by_class"].keys() - {"clean", "(clean)"}:
         say("no classes yet")
@@ -123,9 +133,30 @@ def resolve(
         return
     for conflict in found:
         say(f"-> {conflict['kept']}" if keep else "", conflict["id"][:12])
-        for version in conflict["versions"]:
-            say(f"    {version}")
+        for number, version in enumerate(conflict["versions"], start=1):
+            say(f"    {number}: {version}")
+        _differences(conflict)
     if not found:
         say("no conflicts")
     elif keep is None:
+        if "differences" not in found[-1]:
+            say("of the others, curate resolve ID shows how the versions differ")
         say("decide: curate resolve ID --keep PATH (or first, clean, union), or edit the label in the App")
+
+
+def _differences(conflict: dict[str, Any]) -> None:
+    """A line a class: the versions' regions and areas, in their order, and how far these overlap."""
+    lines = []
+    for name, one in conflict.get("differences", {}).items():
+        regions = " / ".join(
+            str(count) if count or not shown else "whole image"
+            for count, shown in zip(one["regions"], one["shown"], strict=True)
+        )
+        areas = " / ".join(f"{area:,}" for area in one["area"])
+        lines.append(("   ", name, regions, areas, "-" if one["iou"] is None else f"{one['iou']:.2f}"))
+        if any(one["severity"]):
+            lines.append(("   ", "", "severity", " / ".join(", ".join(found) or "-" for found in one["severity"]), ""))
+    if lines:
+        rows([("   ", "class", "regions", "area (pixels)", "IoU"), *lines])
+    if conflict.get("picture"):
+        say(f"    picture: {near(Path(conflict['picture']))}")

@@ -72,10 +72,10 @@ def test_every_command_has_its_panel_and_the_first_day_comes_first(run: Run) -> 
     assert sorted(named) == sorted(group.commands)
     assert all(command.rich_help_panel in cli.PANELS for command in group.commands.values())
     out = run("--help")[1]
-    places = [out.index(f" {panel} ") for panel in cli.PANELS]
+    places = [out.index(f"─ {panel} ─") for panel in cli.PANELS]
     assert places == sorted(places)
     assert "init" in out[places[0] : places[1]]
-    assert cli.OTHER not in out
+    assert f"─ {cli.OTHER} ─" not in out
 
 
 def test_wrong_usage_exits_2(run: Run) -> None:
@@ -152,6 +152,32 @@ def test_bad_input_is_one_clear_line(run: Run, tmp_path: Path, monkeypatch: Any,
     monkeypatch.chdir(tmp_path)
     assert text in failed(run(*arguments))
     assert list(tmp_path.rglob("project.toml")) == []
+
+
+def test_init_of_production_images_shows_what_it_guessed(run: Run, line: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(line.parent)
+    arguments = ("init", "shop", "-f", "images", "-d", line, "--group", r"(coil\d+)_")
+    found = ok(run(*arguments, "--dry-run", "--json"))
+    assert not (line.parent / "projects").exists()
+    assert (found["template"], found["stratum"]) == ("{part1}/{camera}/{coil}_{name}", "{camera}")
+    assert not found["written"]
+    assert [one["stratum"] for one in found["examples"]] == ["cam0", "cam1"]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    for text in ("guessed", "as given", "A/cam1/coil0_1.png", "curate classes add NAME --project shop"):
+        assert text in out
+    assert load(line.parent / "projects" / "shop").config.sources[0].stratum == "{camera}"
+
+
+def test_resolve_shows_how_versions_differ(run: Run, indexed: Project, library: Path) -> None:
+    fakes.save_mask(library / "masks" / "crack" / "piece0_9.png", [(2, 2, 9, 9)], (32, 24))
+    (library / "images" / "piece0_9.png").write_bytes((library / "images" / "piece0_0.png").read_bytes())
+    run("index", "-p", indexed.folder)
+    out = run("resolve", "-p", indexed.folder)[1]
+    assert "area (pixels)" in out
+    assert "1 / 1" in out
+    assert "45 / 81" in out
+    assert ".png" in out.splitlines()[-2]
 
 
 def test_status_says_what_to_run_next(run: Run, indexed: Project, library: Path) -> None:

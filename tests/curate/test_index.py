@@ -316,6 +316,15 @@ def test_a_person_resolves_a_conflict(disputed: Project, keep: str, present: set
     assert decisions.conflicts(disputed) == []
 
 
+def test_a_conflict_tells_and_shows_how_its_versions_differ(disputed: Project) -> None:
+    (found,) = decisions.conflicts(disputed)
+    assert found["differences"]["hole"]["area"] == [0, 16]
+    assert found["differences"]["crack"]["regions"] == [1, 0]
+    assert Path(found["picture"]).is_file()
+    decisions.resolve(disputed, None, "first")
+    assert not Path(found["picture"]).exists()
+
+
 def test_a_version_that_does_not_exist_names_those_that_do(disputed: Project) -> None:
     with pytest.raises(CurateError, match=r"unknown version 'library:images/piece1_6\.png'.*piece1_5\.png"):
         decisions.resolve(disputed, None, "library:images/piece1_6.png")
