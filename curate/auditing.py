@@ -411,12 +411,12 @@ def _figures(answered: Sequence[Sample], group: Sequence[Sample], name: str | No
 
 def _nothing(drawn: Sequence[Sample], facts: Facts) -> str:
     if not drawn:
-        remedy = "Run: curate select (the default strategy draws an audit, too)"
+        remedy = "Run: curate select (the default strategy draws some)"
         if any(samples(facts, every=True)):
             remedy = "A round was drawn at random as a whole: curate audit --all takes its picks"
         return f"no round has audit picks. {remedy}"
     out, last = sum((one.left_out for one in drawn), Counter[str]()), f"round {drawn[-1].number:03d}"
-    return f"no audit pick is labelled: {_listed(out)}. Label them: curate app --view '{last}'"
+    return f"no audit pick is labelled: {_listed(out)}. Label them: curate push, or curate app --view '{last}'"
 
 
 def speaks(interval: Interval) -> bool:
@@ -451,7 +451,8 @@ def _about_strata(one: Sample) -> Iterator[str]:
     unseen = {name: size for name, size in one.sizes.items() if name not in seen and size}
     if unseen:
         names = ", ".join(f"{name or '(none)'} ({size:g})" for name, size in unseen.items())
-        yield f"{_name(one)}: no labelled audit pick among the images of {names}; prevalence allows for all or none"
+        allows = "the interval of prevalence allows for all or none of them"
+        yield f"{_name(one)}: no labelled audit pick among the images of {names}; {allows}"
 
 
 def _about_populations(answered: Sequence[Sample], group: Sequence[Sample]) -> Iterator[str]:
@@ -461,7 +462,8 @@ def _about_populations(answered: Sequence[Sample], group: Sequence[Sample]) -> I
         yield f"{names}: drawn from another population (images came, went or were held out since); prevalence is {rest}"
     if lost := max(_unreached(group[0], one) for one in group):
         share = f"{lost:g} images ({100 * lost / group[0].population:.1f} %)"
-        yield f"{share} were out of a later audit's reach (queued, skipped, held out); prevalence allows for that"
+        why = "could not be drawn by a later audit (queued, skipped, held out)"
+        yield f"{share} {why}; the interval of prevalence allows for that"
 
 
 def _about_predictions(answered: Sequence[Sample]) -> Iterator[str]:

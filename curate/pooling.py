@@ -277,12 +277,12 @@ def _exemplars(index: Index, pool: Pool, found: Vectors, given: str | None, note
 
 
 def _taught(pool: Pool, ids: list[str], notes: list[str]) -> list[str]:
-    """Without those of val and test, which may teach nothing."""
+    """The ids without those of val and test, which nothing may learn from."""
     barred = {id for id, row in zip(ids, pool.rows_of(ids).tolist(), strict=True) if pool.held_out[row]}
     if barred:
-        notes.append(f"{len(barred)} exemplars belong to val or test and were left out: they may teach nothing")
+        notes.append(f"{len(barred)} exemplars were left out: they belong to val or test, which nothing may learn from")
     if len(barred) == len(ids):
-        raise CurateError("all exemplars belong to val or test, which may teach nothing; give others")
+        raise CurateError("all exemplars belong to val or test, which nothing may learn from; give others")
     return [id for id in ids if id not in barred]
 
 

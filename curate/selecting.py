@@ -337,7 +337,7 @@ def explain(project: Project, wish: Wish, prefix: str) -> dict[str, Any]:
     index = Index(project)
     found = [id for id in index.ids() if id.startswith(prefix)]
     if len(found) != 1:
-        raise CurateError(f"'{prefix}' fits {len(found)} images of the index; give a content id, or enough of one")
+        raise CurateError(f"--explain '{prefix}' fits {len(found)} images; give a content id, or more of it")
     id = found[0]
     built = pooling.build(index, wish.encoder, wish.exemplars, wish.classes)
     newest_first = reversed(rounds.every(project.work))

@@ -117,7 +117,8 @@ class _Layer:
         """Candidates whose stratum has room, of the groups least looked at."""
         mask: Mask = self.open & self._roomy()
         if not mask.any() and self.open.any() and isinstance(self.rules.per_stratum, str):
-            self.notes.append(f"strata ran dry: {self.missing} picks of their {self.rules.per_stratum} quotas went on")
+            lost = f"{self.missing} picks of their {self.rules.per_stratum} shares went to the others"
+            self.notes.append(f"some strata ran out of images: {lost}")
             self.room = {}
             mask = self.open
         if self.rules.spread and mask.any():
@@ -195,9 +196,10 @@ class _Layer:
     def batch(self) -> Batch:
         notes = [*self.pool.memo.get("notes", ()), *self.notes]
         if self.missing and not self.open.any():
-            notes.append(f"{self.missing} of the budget of {self.budget} are left over: nothing more can be picked")
+            notes.append(f"{self.missing} of the budget of {self.budget} are left over: no further image can be picked")
         elif self.missing:
-            notes.append(f"{self.missing} of the budget of {self.budget} are left over: --per-stratum is reached")
+            full = "every stratum has reached --per-stratum"
+            notes.append(f"{self.missing} of the budget of {self.budget} are left over: {full}")
         if self.near_duplicates or self.rules.spread or self.room:
             self.chosen = [_chance_unknown(pick) for pick in self.chosen]
         return Batch(_interleaved(self.chosen), tuple(notes), self.near_duplicates)

@@ -193,7 +193,7 @@ def _left(audit: Audit, acceptable: float, confidence: float) -> tuple[Left, str
         return "little", f"{who} {'shows' if one else 'show'} enough: {most}."
     if audit.picks < needed:
         return "unknown", f"{who} {'says' if one else 'say'} little: {most}; {_enough(needed, acceptable)}."
-    return "unclear", f"{who} do not rule out that much is left: {most}."
+    return "unclear", f"{who} {'does' if one else 'do'} not rule out that much is left: {most}."
 
 
 def _enough(needed: int, acceptable: float) -> str:
@@ -216,7 +216,7 @@ def _settled(kappas: Sequence[float]) -> tuple[bool | None, str]:
         return False, f"Predictions still change from round to round (kappa {listed}; settled is {KAPPA} or more)."
     if len(last) < STEADY_ROUNDS:
         have = f"{len(last)} so far (kappa {listed})" if last else "none so far"
-        return None, f"Whether predictions have settled needs {STEADY_ROUNDS} comparisons of rounds; {have}."
+        return None, f"It takes {STEADY_ROUNDS} comparisons of rounds to tell whether predictions have settled; {have}."
     return True, f"Predictions have settled (kappa {listed})."
 
 

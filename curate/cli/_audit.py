@@ -30,7 +30,7 @@ def audit(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """How frequent each defect is, and what the predictions miss: unbiased, from the audit picks alone."""
+    """Estimate how frequent each defect is and what the predictions miss, without bias, from the audit picks alone."""
     from curate import auditing
 
     made = open_project(project)
@@ -47,12 +47,12 @@ def _show(made: Project, found: Survey) -> None:
     rows([head, *(_line(made, found, one) for one in found.figures)], right={1})
     say()
     say(
-        f"of the {found.population:,} images that could be picked at {_rounds(found.prevalence_rounds[:1])}",
+        f"share of the {found.population:,} images that could be picked in {_rounds(found.prevalence_rounds[:1])}",
         "prevalence:",
     )
     if found.predicted_by:
         say(
-            f"predictions of the {' and the '.join(found.predicted_by)}, as they stood at the draw",
+            f"predictions of the {' and the '.join(found.predicted_by)}, as they stood when the round was drawn",
             "recall, false alarms:",
         )
 
@@ -92,7 +92,7 @@ def stop_check(
     confidence: ConfidenceOption = 0.95,
     json: JsonOption = False,
 ) -> None:
-    """Is another round worth it? What the newest audit shows to be left, and whether predictions have settled."""
+    """Say whether another round is worth it: what the audit shows to be left, and whether predictions have settled."""
     from curate import auditing
 
     made = open_project(project)

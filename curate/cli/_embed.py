@@ -33,7 +33,7 @@ def embed(
     listing: Annotated[bool, typer.Option("--list", help="List the encoders with their options.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Compute the vectors that are missing, of whole images and of tiles. Safe to repeat, safe to kill."""
+    """Compute the vectors that select and duplicates work on, of images and tiles. Safe to repeat, safe to kill."""
     if listing:
         _list(json)
         return
@@ -46,12 +46,16 @@ def embed(
         report = embedding.run(
             made, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
         )
-    emit(report.to_json()) if json else _show(report)
+    if json:
+        emit(report.to_json())
+        return
+    _show(report)
+    say(f"curate status --project {made.name}", "next:")
 
 
 def _engine(name: str) -> Any:
     if name not in ("local", "ray"):
-        raise CurateError(f"engine '{name}' does not exist; allowed: local, ray")
+        raise CurateError(f"--engine '{name}' does not exist; allowed: local, ray")
     return name
 
 
@@ -62,10 +66,10 @@ def _built(project: Project, name: str, given: list[str], device: str) -> tuple[
     name = encoders.plain(name)
     options = encoders.CATALOGUE.parse(name, given)
     if device not in ("auto", "cpu", "cuda"):
-        raise CurateError(f"device '{device}' does not exist; allowed: auto, cpu, cuda")
+        raise CurateError(f"--device '{device}' does not exist; allowed: auto, cpu, cuda")
     takes = "device" in encoders.options(name)
     if device == "cuda" and not takes and name != "model":
-        raise CurateError(f"encoder {name} has no use for a GPU: leave --device out")
+        raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
     handed = {"handle": _trained(project, device)} if name == "model" else {}
     return encoders.build(name, ({"device": device} if takes else {}) | options, **handed), options
 
@@ -103,9 +107,11 @@ def _defaults(options: dict[str, Any]) -> str:
 def _show(report: Report) -> None:
     from pathlib import Path
 
-    rate = f", {report.embedded / report.seconds:.0f} images/s" if report.embedded and report.seconds else ""
+    rate = f", {report.embedded / report.seconds:.3g} images/s" if report.embedded and report.seconds else ""
     say(f"embedded {report.embedded} / kept {report.kept} / failed {len(report.failed)} / missing {report.missing}")
-    say(f"{report.windows} windows in {report.seconds:.1f} s{rate}, in {near(Path(report.table))}")
+    if report.embedded:
+        windows = f"{report.windows} windows (images and tiles) in {report.seconds:.1f} s{rate}"
+        say(f"{windows}, in {near(Path(report.table))}")
     for reason in list(report.failed.values())[:SHOWN]:
         warn(f"skipped {reason}")
     if len(report.failed) > SHOWN:

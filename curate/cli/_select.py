@@ -177,17 +177,24 @@ def _show(made: Project, chosen: Chosen) -> None:
     if list(about["by_stratum"]) != [""]:
         rows([("stratum", *_counts(about["by_stratum"]))])
     if about["predicted_by"]:
-        say(f"predicted by the {about['predicted_by']}:")
+        say(f"classes predicted by the {about['predicted_by']}:")
         rows([(colored(name, made.colors.get(name)), n) for name, n in about["by_predicted"].items()], right={1})
-    hours = about["seconds"] / 3600
-    say(f"{about['near_duplicates']} near-duplicates avoided; about {hours:.1f} hours of labelling; {about['took']} s")
+    say(f"about {_duration(about['seconds'])} of labelling; {about['near_duplicates']} near-duplicates avoided")
     if chosen.written is None:
         say("nothing was written: --dry-run")
     elif not chosen.fresh:
-        say("nothing has changed since it was chosen; it stays as it was")
+        say("nothing has changed since this round was chosen; it stays as it is")
     else:
         say(f"curate app --view '{chosen.written.name}' --project {made.name}", "look:")
         say(f"curate push --project {made.name}", "then:")
+
+
+def _duration(seconds: float) -> str:
+    """As people say it: `3 minutes`, `2.5 hours`."""
+    if seconds >= 90 * 60:
+        return f"{seconds / 3600:.1f} hours"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
 def _counts(counts: dict[str, int]) -> list[str]:
@@ -207,7 +214,7 @@ def _explain(found: dict[str, Any]) -> None:
         say(f"not picked: {found['barred'] or why}")
     if found.get("likely"):
         likely = ", ".join(f"{name} {value:.2f}" for name, value in found["likely"].items())
-        say(f"{likely}  (by the {found['likely_by']})")
+        say(likely, f"predicted by the {found['likely_by']}:", "")
     for what in ("labelled", "exemplar"):
         near = found.get(f"nearest_{what}")
         if near:

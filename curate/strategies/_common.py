@@ -54,11 +54,11 @@ def _plain(value: float) -> float:
 
 
 def likeliest(pool: Pool, likely: Floats, row: int) -> str:
-    """`scratches 0.52`: the class that the image most likely shows, for a reason."""
+    """`most likely scratches (0.52)`: for a reason."""
     if not likely.shape[1]:
-        return "no class"
+        return "no class is known"
     best = int(np.argmax(likely[row]))
-    return f"{pool.classes[best]} {likely[row, best]:.2f}"
+    return f"most likely {pool.classes[best]} ({likely[row, best]:.2f})"
 
 
 def wanted(pool: Pool) -> list[int]:

@@ -15,7 +15,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
     made: list[Pick] = []
     for stratum, count in zip(names, _allotted(min(budget, len(open_)), sizes.tolist()), strict=True):
         rows = open_[pool.strata[open_] == stratum]
-        text = f"audit: one of {count} drawn at random from the {len(rows)} of {_name(pool, int(stratum))}"
+        text = f"audit: one of {count} drawn at random from {len(rows)} images of {_name(pool, int(stratum))}"
         drawn = rng.permutation(rows)[:count]
         made += [Pick(pool.ids[row], "audit", 1.0, text, propensity=count / len(rows)) for row in drawn]
     # In any order: a queue that is left half done then still holds picks of every stratum.

@@ -16,7 +16,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, members: int = 
     score = pool.scores["bald"] if "bald" in pool.scores else _of_probes(pool, members, rng)
 
     def reason(row: int) -> str:
-        return f"the {source(pool)}'s versions disagree: mutual information {score[row]:.3f}"
+        return f"repeated predictions of the {source(pool)} disagree: mutual information {score[row]:.3f}"
 
     return picks(pool, top(pool, score, budget), "bald", score, reason)
 

@@ -23,7 +23,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, power: float | 
         for row in (row for row in order.tolist() if row not in taken):
             if quota == 0:
                 break
-            text = f"the {source(pool)} doubts {pool.classes[number]}: {likely[row, number]:.2f}"
+            text = f"the {source(pool)} is unsure of {pool.classes[number]}: {likely[row, number]:.2f}"
             taken[row] = Pick(pool.ids[row], "class_stratified", float(doubt[row, number]), text)
             quota -= 1
     return tuple(taken.values())

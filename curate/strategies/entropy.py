@@ -14,6 +14,6 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
     score = scores.predictive_entropy_multilabel(likely[:, wanted(pool)])
 
     def reason(row: int) -> str:
-        return f"entropy {score[row]:.2f} by the {source(pool)}; likeliest {likeliest(pool, likely, row)}"
+        return f"entropy {score[row]:.2f} by the {source(pool)}; {likeliest(pool, likely, row)}"
 
     return picks(pool, top(pool, score, budget), "entropy", score, reason)

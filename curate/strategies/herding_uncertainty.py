@@ -1,4 +1,4 @@
-"""Coverage weighted by uncertainty: images that stand for many doubtful ones (Bae et al., 2025)."""
+"""Coverage weighted by uncertainty: images typical of many uncertain ones (Bae et al., 2025)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_
     found, gain = covering(pool, budget, weights, most)
 
     def reason(row: int) -> str:
-        return f"stands for doubt worth {gain[row]:.1f}; its own entropy {weights[row]:.2f}"
+        return f"typical of images whose entropies add up to {gain[row]:.1f}; its own entropy {weights[row]:.2f}"
 
     return picks(pool, found, "herding_uncertainty", gain, reason)

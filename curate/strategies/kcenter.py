@@ -17,6 +17,6 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
     def reason(row: int) -> str:
         if not np.isfinite(far[row]):
             return "the most central image: nothing was labelled or chosen before"
-        return f"distance {far[row]:.2f} from anything labelled or chosen"
+        return f"distance {far[row]:.2f} to the nearest labelled or chosen image"
 
     return picks(pool, found.picks, "kcenter", far, reason)

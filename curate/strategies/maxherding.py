@@ -1,4 +1,4 @@
-"""Coverage with a kernel (Bae et al., 2024): images that stand for many which nothing labelled stands for."""
+"""Coverage with a kernel (Bae et al., 2024): images typical of many that no labelled image resembles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_
     found, gain = covering(pool, budget, None, most)
 
     def reason(row: int) -> str:
-        return f"stands for about {gain[row]:.0f} images that nothing labelled stands for"
+        return typical_of(gain[row])
 
     return picks(pool, found, "maxherding", gain, reason)
+
+
+def typical_of(count: float) -> str:
+    number = max(1, round(float(count)))
+    return f"typical of about {number} unlabelled image{'' if number == 1 else 's'}"
 
 
 def covering(pool: Pool, budget: int, weights: Floats | None, most: int) -> tuple[Rows, Floats]:

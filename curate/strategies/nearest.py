@@ -28,7 +28,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
             pool.ids[row],
             "nearest",
             float(best[row]),
-            f"{best[row]:.2f} like exemplar {exemplars.ids[like[row]][:8]}, {place(int(tile[row]))}",
+            f"similarity {best[row]:.2f} to exemplar {exemplars.ids[like[row]][:8]}, {place(int(tile[row]))}",
             like=exemplars.ids[like[row]],
             tile=int(tile[row]),
         )

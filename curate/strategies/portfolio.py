@@ -78,16 +78,16 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
             )
     for slot, why in _idle(pool).items():
         if weights[slot]:
-            pool.note(f"slot {slot} passes its share on: {why}")
+            pool.note(f"slot {slot} is left out, and its share goes to the others: {why}")
         weights[slot] = 0.0
     if not sum(weights.values()):
         return {}
     total = dict(zip(weights, shares(len(pool.chosen) + budget, list(weights.values())), strict=True))
     shown = ", ".join(f"{slot} {count}" for slot, count in total.items() if count)
     if not pool.chosen:
-        pool.note(f"with {regime(pool)}: {shown}")
+        pool.note(f"slots with {regime(pool)}: {shown}")
         if weights["audit"] and not total["audit"]:
-            pool.note("no audit: the budget is too small for one; unbiased estimates will lack this round")
+            pool.note("no audit picks: the budget is too small for one, so curate audit learns nothing from this round")
     have = Counter(pick.slot for pick in pool.chosen)
     return {slot: max(0, count - have[slot]) for slot, count in total.items()}
 
@@ -96,9 +96,9 @@ def _idle(pool: Pool) -> dict[str, str]:
     """The slots that cannot work, and why."""
     idle = {}
     if not rare_slot.sought(pool):
-        idle["rare"] = "no exemplar of a scarce class and no model: give --exemplars, or label one"
+        idle["rare"] = "there is no labelled image of a scarce class and no model; give --exemplars, or label one"
     if "probability" not in pool.scores and not probe.known(pool):
-        idle["uncertain"] = "no class can be told apart yet"
+        idle["uncertain"] = "no class has enough labelled images for a probe yet"
     return idle
 
 

@@ -72,7 +72,7 @@ def select(
     names = sought(pool)
     if not names:
         raise CurateError(
-            "strategy 'rare' needs exemplars of a scarce class: give --exemplars VIEW|TAG|IDS, or label one"
+            "strategy 'rare' needs exemplars of a scarce class: give --exemplars VIEW|TAG|IDS, or label one image of it"
         )
     look = Look(shrinkage, negative, separation, expand)
     weights = [1 / (1 + (pool.groups_of(name) if name else 0)) for name in names]
@@ -140,7 +140,7 @@ def _apart(found: Relevance, rows: Rows, whiten: Whitening, separation: float) -
 
 def _like(pool: Pool, name: str, row: int, found: Relevance, exemplars: Exemplars) -> Pick:
     exemplar, score, tile = exemplars.ids[found.like[row]], float(found.score[row]), int(found.tile[row])
-    text = f"{score:.2f} like {name or 'the'} exemplar {exemplar[:8]}, {window(tile)}"
+    text = f"similarity {score:.2f} to {name or 'the'} exemplar {exemplar[:8]}, {window(tile)}"
     return Pick(pool.ids[row], "rare", score, text, like=exemplar, tile=tile)
 
 

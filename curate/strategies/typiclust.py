@@ -20,6 +20,6 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, neighbours: int
     typical[found.picks] = np.minimum(found.typicality, np.finfo(np.float32).max)  # among copies it is infinite
 
     def reason(row: int) -> str:
-        return f"typical of cluster {found.cluster[row]}, which nothing labelled is in"
+        return f"typical of cluster {found.cluster[row]}, in which no image is labelled"
 
     return picks(pool, found.picks, "typiclust", typical, reason)

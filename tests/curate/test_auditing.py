@@ -463,7 +463,7 @@ def test_a_table_for_people_says_no_more_than_it_knows(run: Run, audited: Projec
     assert "50 % (" in lines["crack"]
     assert "too few to say (2 of 20 audit picks show it)" in lines["hole"]
     assert "any defect" in lines
-    assert "of the 30 images that could be picked at round 001" in out
+    assert "share of the 30 images that could be picked in round 001" in out
     assert "nan" not in out
 
 

@@ -338,7 +338,7 @@ def test_summary_for_people(ready: Project, run: Run) -> None:  # noqa: F811
     assert code == 0
     for part in ("round 001", "rare", "audit", "stratum", "near-duplicates avoided", "curate app --view 'round 001'"):
         assert part in out
-    assert "with few labels: rare 4" in err
+    assert "slots with few labels: rare 4" in err
 
 
 @pytest.mark.parametrize("after", [0.4, 0.9, 1.4])

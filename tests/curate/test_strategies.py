@@ -108,7 +108,7 @@ def test_portfolio_fills_its_slots_and_passes_on_what_cannot_work() -> None:
     cold = replace(drawn(labelled=0, exemplars=False), exemplars=NO_EXEMPLARS)
     picks = CATALOGUE.call("portfolio")(cold, 40, np.random.default_rng(0), rare=0.5)
     assert {pick.slot for pick in picks} == {"explore", "audit"}
-    assert any("rare passes its share on" in note for note in cold.memo["notes"])
+    assert any("slot rare is left out" in note for note in cold.memo["notes"])
 
 
 def test_portfolio_s_shares_can_be_set() -> None:
@@ -209,7 +209,7 @@ def test_expansion_takes_in_what_lies_near_the_first_finds() -> None:
 def test_exemplars_that_a_user_gives_are_sought_though_their_class_is_not_scarce() -> None:
     picks = CATALOGUE.call("rare")(_scratches_sought(), 5, np.random.default_rng(0))
     assert len(picks) == 5
-    assert all("like scratch exemplar" in pick.reason or "probe gives scratch" in pick.reason for pick in picks)
+    assert all("to scratch exemplar" in pick.reason or "probe gives scratch" in pick.reason for pick in picks)
 
 
 def _scratches_sought() -> Pool:
