@@ -26,7 +26,7 @@ def augmented(
 ) -> tuple[Pixels, Masks | None]:
     """Image (H, W, C) and masks changed alike."""
     rng = np.random.default_rng([*seed, 1])
-    changes = _composed(config)
+    changes = _composed(config, image.shape[0] == image.shape[1])
     if changes is not None:
         changes.set_random_seed(int(rng.integers(2**31)))
         given = {"image": image} if masks is None or not len(masks) else {"image": image, "masks": list(masks)}
@@ -40,7 +40,7 @@ def augmented(
 
 
 @lru_cache(maxsize=8)
-def _composed(config: Augmentation) -> Any:
+def _composed(config: Augmentation, square: bool) -> Any:
     """Made once a process; None where nothing is to be changed."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for news when imported
     import albumentations as A
@@ -48,7 +48,7 @@ def _composed(config: Augmentation) -> Any:
     listed: list[tuple[float, Callable[[float], Any]]] = [
         (config.flip_horizontal, lambda p: A.HorizontalFlip(p=p)),
         (config.flip_vertical, lambda p: A.VerticalFlip(p=p)),
-        (config.rotate90, lambda p: A.RandomRotate90(p=p)),
+        (config.rotate90, lambda p: _turned(A, p, square)),
         (float(bool(config.rotate or config.shift or config.zoom)), lambda p: _moved(A, config, p)),
         (config.clahe, lambda p: A.CLAHE(p=p)),
         (float(bool(config.brightness)), lambda p: _brightened(A, config, p)),
@@ -58,6 +58,13 @@ def _composed(config: Augmentation) -> Any:
     ]
     made = [make(chance) for chance, make in listed if chance]
     return A.Compose(made) if made else None
+
+
+def _turned(A: Any, p: float, square: bool) -> Any:
+    """Quarter turns. A picture that is not square is turned by 0 or 180 degrees alone: a batch has one shape."""
+    if square:
+        return A.RandomRotate90(p=p)
+    return A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=p / 2)  # two flips are half a turn
 
 
 def _moved(A: Any, config: Augmentation, p: float) -> Any:

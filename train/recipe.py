@@ -67,7 +67,10 @@ class Input(_Strict):
 
 
 class Augmentation(_Strict):
-    """Chances of a change (0 to 1), degrees and shares; 0 leaves it out."""
+    """Chances of a change (0 to 1), degrees and shares; 0 leaves it out.
+
+    `rotate90` turns a square input by 0, 90, 180 or 270 degrees, any other by 0 or 180: all of a batch keep one shape.
+    """
 
     flip_horizontal: float = Field(default=0.0, ge=0, le=1)
     flip_vertical: float = Field(default=0.0, ge=0, le=1)

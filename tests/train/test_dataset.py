@@ -128,6 +128,23 @@ def test_image_and_masks_change_alike() -> None:
         assert same is both
 
 
+def test_a_batch_keeps_one_shape_whatever_is_turned(tmp_path: Path) -> None:
+    strips = Input(height=32, width=64)
+    turned = plan(input=strips, augmentation=Augmentation(rotate90=1.0, flip_vertical=0.5))
+    batches = Batches(8)
+    batches.begin(range(8), epoch=0)
+    for task in ("segmentation", "classification"):
+        feed = loader(Examples(data(tmp_path, 8).train, replace(turned, task=task)), batches, workers=0, pin=False)
+        ((_, images, _, _),) = feed
+        assert images.shape == (8, 32, 64, 3)
+
+
+def test_a_picture_that_is_not_square_is_turned_by_half_a_turn_or_not_at_all() -> None:
+    pixels = np.arange(32 * 64, dtype=np.uint8).reshape(32, 64, 1)
+    seen = {augment.augmented(pixels, None, Augmentation(rotate90=1.0), [seed])[0].tobytes() for seed in range(20)}
+    assert seen == {pixels.tobytes(), pixels[::-1, ::-1].tobytes()}
+
+
 def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
     items = data(tmp_path, 8).train
     items[2].path.write_bytes(items[2].path.read_bytes()[:200])
