@@ -234,7 +234,7 @@ def trained(plot: Plot, run: Run, items: Sequence[Item]) -> Predictor:
     folder = training_folder(plot, run)
     plan = Plan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
     loop.fit(model, loop.Setting(made, data, plan, start.frozen, folder, plot.device))
-    model.load_state_dict(checkpoint.load(folder / loop.BEST)[0])  # a run that was killed at its end trains no more
+    checkpoint.fill(model, folder / loop.BEST)  # a run that was killed at its end trains no more
     return Predictor(key_of_run(plot, run), plot.classes, made, False, model.eval(), plot.device)
 
 
@@ -263,7 +263,7 @@ def segmenter(plot: Plot, base: Run) -> Predictor:
         files.remove(training_folder(plot, base))
     made = recipe_of(plot.base, base.arm, base.seed)
     model, _ = training.network_of(made, _data(plot, plot.parts[base.fold].train[:1]))
-    model.load_state_dict(checkpoint.load(file)[0])
+    checkpoint.fill(model, file)
     return Predictor(key_of_run(plot, base), plot.classes, made, False, model.eval().to(plot.device), plot.device)
 
 

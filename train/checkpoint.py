@@ -27,10 +27,26 @@ def load(file: Path) -> tuple[Tensors, dict[str, Any]]:
 
     try:
         with safe_open(file, "pt") as opened:
-            state: dict[str, Any] = json.loads((opened.metadata() or {}).get("state", "{}"))
+            state = json.loads((opened.metadata() or {}).get("state", "{}"))
+            if not isinstance(state, dict):
+                raise ValueError("its state is no JSON object")
             return {name: opened.get_tensor(name) for name in opened.keys()}, state  # noqa: SIM118 - no mapping
-    except (SafetensorError, ValueError) as error:
-        raise CurateError(f"{file} is damaged ({error}); remove its folder and train again") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise damaged(file, error) from None
+
+
+def damaged(file: Path, reason: object) -> CurateError:
+    words = " ".join(str(reason).split())[:200]
+    return CurateError(f"{file} is damaged ({words}); remove its folder and train again")
+
+
+def fill(module: Any, file: Path) -> None:
+    """Give a network the weights of a file. Raises CurateError where these are not its own."""
+    tensors, _ = load(file)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise damaged(file, f"its weights do not fit the network: {error}") from None
 
 
 def packed(prefix: str, tensors: Mapping[str, Any]) -> Tensors:

@@ -29,6 +29,7 @@ from curate.project import Project
 from curate.rounds import key_of
 from curate.splits import Member
 from curate.tables import Table
+from curate.units import duration
 from train import checkpoint, evaluating, figures, intervals, judging, loop, predicting, pretrained, store, training
 from train.dataset import Data
 from train.figures import ByName, Judged
@@ -136,7 +137,7 @@ class Validation:
 def cost(task: Task) -> str:
     """What a user should know before it begins."""
     made = task.model.manifest
-    each = f"{made['seconds']:.0f} s on {made['device']}"
+    each = f"{duration(made['seconds'])} on {made['device']}"
     return f"{len(task.todo)} of {len(task.folds)} trainings to do, each about as long as the model's own ({each})"
 
 
@@ -312,7 +313,7 @@ def _trained(task: Task, fold: Fold, scratch: Path, progress: Progress) -> tuple
     setting = loop.Setting(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     name = f"fold {fold.number + 1} of {task.wish.count}, repeat {fold.repeat + 1}"
     fitted = loop.fit(model, setting, lambda _, done, total: progress(name, done, total * epochs))
-    model.load_state_dict(checkpoint.load(scratch / loop.BEST)[0])
+    checkpoint.fill(model, scratch / loop.BEST)
     about = Predictor(f"fold-{fold.name}", data.classes, made, data.single, model.eval(), device)
     return Judge(about, task.classes, task.project.config.limits.max_pixels), fitted
 

@@ -123,7 +123,7 @@ def _trained(task: Task, value: str, scratch: Path, progress: Progress) -> Judge
     plan = training.plan_of(task.exam.project, made, data)
     setting = loop.Setting(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     loop.fit(model, setting, lambda stage, done, total: progress(f"without {task.by} {value}: {stage}", done, total))
-    model.load_state_dict(checkpoint.load(scratch / loop.BEST)[0])
+    checkpoint.fill(model, scratch / loop.BEST)
     about = Predictor(f"without-{value}", data.classes, made, data.single, model.eval(), device)
     return Judge(about, task.exam.classes, task.exam.project.config.limits.max_pixels)
 

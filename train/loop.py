@@ -98,11 +98,11 @@ def fit(
     while state.phase < len(recipe.parts):
         phase = recipe.parts[state.phase]
         if state.phase and not state.epoch:  # a later phase goes on from the best of those before
-            model.load_state_dict(checkpoint.load(folder / BEST)[0])
+            checkpoint.fill(model, folder / BEST)
         parameters = _trainable(model, phase)
         optimiser = _optimiser(recipe, phase, parameters)
         if stored:
-            _restore(stored, model, shadow, optimiser, scaler)
+            _restore(folder, stored, model, shadow, optimiser, scaler)
             stored = None
         network = _compiled(team.joined(model)) if recipe.compile else team.joined(model)
 
@@ -385,23 +385,30 @@ def _save(setting: Setting, state: _State, model: Any, shadow: Any, optimiser: A
 
 def _resumed(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, Any]] | None]:
     """The state that a killed run left, with its tensors."""
-    if not (folder / LAST).is_file():
+    file = folder / LAST
+    if not file.is_file():
         return _State(), None
-    tensors, stored = checkpoint.load(folder / LAST)
-    fitted = Fitted(**stored["fitted"])
-    return _State(stored["phase"], stored["epoch"], stored["number"], stored["waited"], fitted), (tensors, stored)
+    tensors, stored = checkpoint.load(file)
+    try:
+        where = [int(stored[name]) for name in ("phase", "epoch", "number", "waited")]
+        return _State(*where, Fitted(**stored["fitted"])), (tensors, stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.damaged(file, f"no state of a training: {error}") from None
 
 
 def _restore(
-    stored: tuple[Mapping[str, Any], dict[str, Any]], model: Any, shadow: Any, optimiser: Any, scaler: Any
+    folder: Path, stored: tuple[Mapping[str, Any], dict[str, Any]], model: Any, shadow: Any, optimiser: Any, scaler: Any
 ) -> None:
     tensors, state = stored
-    if state["epoch"]:  # at the beginning of a phase, weights are the best so far and the optimiser is new
-        model.load_state_dict(checkpoint.unpacked("model", tensors))
-        checkpoint.restore_optimiser(optimiser, checkpoint.unpacked("optimiser", tensors), state["groups"])
-    if shadow is not None:
-        shadow.load_state_dict(checkpoint.unpacked("shadow", tensors))
-    scaler.load_state_dict(state["scaler"])
+    try:
+        if state["epoch"]:  # at the beginning of a phase, weights are the best so far and the optimiser is new
+            model.load_state_dict(checkpoint.unpacked("model", tensors))
+            checkpoint.restore_optimiser(optimiser, checkpoint.unpacked("optimiser", tensors), state["groups"])
+        if shadow is not None:
+            shadow.load_state_dict(checkpoint.unpacked("shadow", tensors))
+        scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise checkpoint.damaged(folder / LAST, f"not of this network: {error}") from None
 
 
 # --- what can go wrong ----------------------------------------------------------------------------------------------

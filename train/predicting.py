@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from curate import predictions, scores, shapes
 from curate.data import Defect
 from curate.embedding import Engine
-from curate.errors import CurateError, LabelProblem, unknown
+from curate.errors import LabelProblem, unknown
 from curate.index import Index, chunks
 from curate.predictions import Prediction
 from curate.project import Project
@@ -239,12 +239,7 @@ def network(model: Stored) -> Any:
 
     made = recipe_of(model)
     module = architectures.build(made.task, made.model, made.input.channels, len(model.manifest["outputs"]))
-    tensors, _ = checkpoint.load(model.weights)
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CurateError(f"the weights of model {model.key} do not fit its recipe: {reason}") from None
+    checkpoint.fill(module, model.weights)
     return module.eval().to(memory_format=torch.channels_last)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,18 @@ from curate.project import Project
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 CANDIDATE, PRODUCTION = "candidate", "production"
 NONE_YET = "this project has no trained model yet. Train one first: curate train"
+NUMBER = (int, float)
+FIELDS: dict[str, Any] = {  # of a manifest, and what each must be
+    **dict.fromkeys(("key", "task", "made"), str),
+    **dict.fromkeys(("classes", "outputs", "history"), list),
+    **dict.fromkeys(("recipe", "skipped"), dict),
+    "data": {"train": int, "val": int, "by_class": dict},
+    "best": {"epoch": int, "train_loss": NUMBER},
+    "images": {"train": list, "val": list},
+    "single": bool,
+    "seconds": NUMBER,
+}
+MOST = 1 << 28  # bytes of a manifest, which names every image
 BEFORE = 10  # earlier models that an alias remembers, to go back to
 
 
@@ -56,7 +69,27 @@ def training_folder(project: Project, key: str) -> Path:
 
 
 def opened(folder: Path) -> Stored:
-    return Stored(folder, _read(folder / MANIFEST))
+    """The model in this folder; raises CurateError where its manifest is not what `finish` writes."""
+    file = folder / MANIFEST
+    made = _read(file)
+    if wrong := next(_wrong(made, FIELDS), None):
+        raise _damaged(file, f"{wrong} is missing or of the wrong kind")
+    if made["key"] != folder.name:  # paths are made of it
+        raise _damaged(file, f"it says that it is of model {str(made['key'])[:40]!r}")
+    if not made["classes"] or made["outputs"][: len(made["classes"])] != made["classes"]:
+        raise _damaged(file, "its classes are not the outputs that it names")
+    if not all(isinstance(name, str) for name in made["outputs"]):
+        raise _damaged(file, "a class is no text")
+    return Stored(folder, made)
+
+
+def _wrong(made: dict[str, Any], fields: dict[str, Any]) -> Iterator[str]:
+    for name, kind in fields.items():
+        value = made.get(name)
+        if not isinstance(value, dict if isinstance(kind, dict) else kind):
+            yield name
+        elif isinstance(kind, dict):
+            yield from (f"{name}.{inner}" for inner in _wrong(value, kind))
 
 
 def every(project: Project) -> list[Stored]:
@@ -141,9 +174,16 @@ def _alias(project: Project, name: str) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        if not file.is_file() or file.stat().st_size > MOST:
+            raise ValueError("no file, or too large a one")
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise CurateError(f"{file} is damaged; restore it (curate restore), or remove it")
+        raise _damaged(file, "it holds no JSON object")
     return found
+
+
+def _damaged(file: Path, why: str) -> CurateError:
+    what = file.parent if file.name == MANIFEST else file
+    return CurateError(f"{file} is damaged ({why}); restore it (curate restore), or remove {what}")

@@ -27,7 +27,13 @@ def build(task: str, config: Model, channels: int, outputs: int) -> Any:
             does = "tells classes, no pixels" if own == "classification" else "finds pixels"
             raise CurateError(f"architecture '{name}' {does}; use it with task {own}")
         CATALOGUE.check(name, config.options)
-        return CATALOGUE.call(name)(config, channels, outputs, **config.options)
+        try:
+            return CATALOGUE.call(name)(config, channels, outputs, **config.options)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0][:160]
+            raise CurateError(
+                f"architecture '{name}' with options {config.options} cannot be built: {reason}"
+            ) from None
     if config.architecture.lower() not in _smp.names():
         raise unknown("architecture", config.architecture, [*_smp.names(), *CATALOGUE.names()])
     if task != "segmentation":

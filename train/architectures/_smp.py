@@ -37,7 +37,7 @@ def segmenter(config: Model, channels: int, outputs: int) -> Any:
         raise CurateError(f"attention 'gate' is for architecture Unet, not {config.architecture}; allowed: none, scse")
     try:
         made = kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:160]
         raise CurateError(f"{config.architecture} with encoder {config.encoder} cannot be built: {reason}") from None
     return _gated(made) if gates else made

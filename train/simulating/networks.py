@@ -63,7 +63,7 @@ class Network:
         workers = training.workers_of(self.device)
         with tempfile.TemporaryDirectory() as folder:
             loop.fit(model, loop.Setting(resolved, data, plan, start.frozen, Path(folder), self.device, workers))
-            model.load_state_dict(checkpoint.load(Path(folder) / loop.BEST)[0])
+            checkpoint.fill(model, Path(folder) / loop.BEST)
         return model.eval()
 
     def _spoken(self, world: World, model: Any, data: Data, resolved: Recipe, asked: Rows) -> Said:

@@ -1,0 +1,146 @@
+"""Models' folders that somebody else wrote, or a disk spoilt: one clear line, whatever lies in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curate import setup
+from curate.errors import CurateError
+from curate.project import Project
+from train import architectures, checkpoint, loop, predicting, recipe, store
+from train.store import Stored
+
+KEY = "a" * 24
+CNN = recipe.load("simple-cnn", ["input.height=32", "input.width=32"])
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return setup.write(tmp_path / "plant", [{"name": "line", "format": "images", "data": tmp_path}], ("crack", "hole"))
+
+
+@pytest.fixture
+def model(project: Project) -> Stored:
+    weights = project.folder / "w.safetensors"
+    checkpoint.save(weights, architectures.build(CNN.task, CNN.model, CNN.input.channels, 2).state_dict())
+    row = {"phase": 0, "epoch": 0, "train_loss": 0.5}
+    about: dict[str, Any] = {"task": CNN.task, "classes": ["crack", "hole"], "outputs": ["crack", "hole"]}
+    about |= {"single": False, "recipe": CNN.model_dump(mode="json"), "history": [row], "best": row, "skipped": {}}
+    about |= {"data": {"train": 4, "val": 0, "by_class": {"crack": 2, "hole": 2}}, "seconds": 1.0}
+    return store.finish(project, KEY, weights, about | {"images": {"train": [], "val": []}})
+
+
+def told(act: Callable[[], object]) -> str:
+    with pytest.raises(CurateError) as error:
+        act()
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_sound_one_opens(project: Project, model: Stored) -> None:
+    assert [one.key for one in store.every(project)] == [KEY]
+    assert not predicting.network(model).training
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "no JSON object"),
+        (b"\xff\xfe\x00", "no JSON object"),
+        (b"[1, 2]", "no JSON object"),
+        (b"[" * 200_000, "no JSON object"),
+        (b"{}", "key is missing"),
+    ],
+)
+def test_a_manifest_of_junk_is_one_line(project: Project, model: Stored, content: bytes, why: str) -> None:
+    (model.folder / store.MANIFEST).write_bytes(content)
+    line = told(lambda: store.every(project))
+    assert "manifest.json is damaged" in line
+    assert why in line
+    assert str(model.folder) in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"key": "../../elsewhere"}, "it says that it is of model"),
+        ({"classes": "crack"}, "classes is missing or of the wrong kind"),
+        ({"classes": ["crack", "hole", "scale"]}, "not the outputs"),
+        ({"outputs": ["crack", "hole", 3]}, "a class is no text"),
+        ({"data": {"train": 4, "val": 0}}, "data.by_class"),
+        ({"best": {"epoch": "1", "train_loss": 1.0}}, "best.epoch"),
+    ],
+)
+def test_a_manifest_that_is_no_model_s_is_one_line(project: Project, model: Stored, changes: Any, why: str) -> None:
+    (model.folder / store.MANIFEST).write_text(json.dumps(model.manifest | changes))
+    assert why in told(lambda: store.find(project))
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(project: Project, model: Stored) -> None:
+    (model.folder / store.MANIFEST).unlink()
+    os.mkfifo(model.folder / store.MANIFEST)
+    assert "is damaged" in told(lambda: store.opened(model.folder))
+
+
+@pytest.mark.parametrize("alias", [b"{", b"[]", b"\xff"])
+def test_an_alias_of_junk_is_one_line(project: Project, model: Stored, alias: bytes) -> None:
+    (store.home(project) / "candidate.json").write_bytes(alias)
+    assert "candidate.json is damaged" in told(lambda: store.current(project))
+
+
+def test_spoilt_weights_are_one_line(model: Stored) -> None:
+    """Cut anywhere, or with any byte changed: the model opens, or one line says that it is damaged."""
+    whole = model.weights.read_bytes()
+    random = np.random.default_rng(0)
+    spoilt = [whole[: int(at)] for at in random.integers(0, len(whole), 20)]
+    for _ in range(60):
+        place = int(random.integers(0, min(len(whole), 2000)))  # the header; other bytes are but numbers
+        spoilt.append(whole[:place] + bytes([int(random.integers(256))]) + whole[place + 1 :])
+    lines = []
+    for content in spoilt:
+        model.weights.write_bytes(content)
+        try:
+            predicting.network(model)
+        except CurateError as error:
+            lines.append(str(error))
+    assert len(lines) > 20
+    assert all("damaged" in line and "\n" not in line for line in lines)
+
+
+def test_weights_of_another_network_are_one_line(model: Stored) -> None:
+    tensors, _ = checkpoint.load(model.weights)
+    name = next(iter(tensors))
+    checkpoint.save(model.folder / store.WEIGHTS, tensors | {name: torch.zeros(3)})
+    line = told(lambda: predicting.network(model))
+    assert "do not fit the network" in line
+    assert name in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"architecture": "no-such"}, "architecture"),
+        ({"options": {"sizes": 3}}, "option"),
+        ({"architecture": "encoder-head", "encoder": "resnet18", "options": {"hidden": -5}}, "cannot be built"),
+        ({"architecture": "encoder-head", "encoder": "resnet18", "options": {"hidden": "x"}}, "hidden"),
+    ],
+)
+def test_a_recipe_that_builds_nothing_is_one_line(model: Stored, changes: Any, why: str) -> None:
+    made = model.manifest["recipe"]
+    spoilt = Stored(model.folder, model.manifest | {"recipe": made | {"model": made["model"] | changes}})
+    assert why in told(lambda: predicting.network(spoilt))
+
+
+@pytest.mark.parametrize("state", [{}, {"phase": "x"}, {"phase": 0, "epoch": 0, "number": 0, "waited": 0, "fitted": 3}])
+def test_what_no_training_left_is_one_line(tmp_path: Path, state: Any) -> None:
+    checkpoint.save(tmp_path / loop.LAST, {"model.a": torch.zeros(1)}, state)
+    assert "no state of a training" in told(lambda: loop._resumed(tmp_path))
