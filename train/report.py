@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -93,9 +94,14 @@ def page(about: Evaluation, model: Stored, shots: Sequence[Shot], colors: Mappin
         _by_class(found, colors, BY_PIXELS, "Pixels and boxes, by class", ON_PIXELS),
         _by_size(found, colors),
         _operating(found),
-        _two(_bars(found, colors), _confusion(found)),
-        _two(_curves(found, "pr", "Images: precision against recall", colors), _reliability(found)),
-        _two(_curves(found, "pixel_pr", "Pixels: precision against recall", colors), _training(model)),
+        _confusion(found),
+        *_pairs(
+            _bars(found, colors),
+            _reliability(found),
+            _curves(found, "pr", "Images: precision against recall", colors),
+            _curves(found, "pixel_pr", "Pixels: precision against recall", colors),
+            _training(model),
+        ),
         _shots(shots),
     ]
     style = CSS.read_text(encoding="utf-8")
@@ -178,6 +184,12 @@ def _two(left: str, right: str) -> str:
     if left and right:
         return f'<div class="two">{left}{right}</div>'
     return left or right
+
+
+def _pairs(*sections: str) -> list[str]:
+    """Those that are not empty, two in a row."""
+    shown = [one for one in sections if one]
+    return [_two(*[*shown[at : at + 2], ""][:2]) for at in range(0, len(shown), 2)]
 
 
 def _named(name: str, colors: Mapping[str, str]) -> str:
@@ -371,7 +383,9 @@ def _bars(found: Figures, colors: Mapping[str, str]) -> str:
         x = _across(value)
         parts.append(f'<text x="{x:.0f}" y="12" text-anchor="middle">{value:g}</text>')
     for name, one in found["classes"].items():
-        parts.append(f'<text x="0" y="{y + 14}" style="fill:var(--ink);font-weight:600">{escape(_cut(name))}</text>')
+        for line in textwrap.wrap(name, 60) or [name]:
+            parts.append(f'<text x="0" y="{y + 14}" style="fill:var(--ink);font-weight:600">{escape(line)}</text>')
+            y += 18
         for key, title in names:
             parts.append(_bar(y, title, one[key], colors.get(name, PLAIN)))
             y += 18
@@ -383,10 +397,6 @@ def _bars(found: Figures, colors: Mapping[str, str]) -> str:
 
 def _across(value: float) -> float:
     return 176 + value * (WIDE - 176 - 20)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 15 else f"{name[:14]}…"
 
 
 def _bar(y: int, title: str, one: Figures, color: str) -> str:

@@ -47,8 +47,8 @@ def shots(count: int = 5, aspect: float = 1.0) -> list[Shot]:
     return [Shot(image, aspect, "missed crack; sure to 93%", f"{number}.png") for number in range(count)]
 
 
-def everything(judged: Judged | None = None) -> str:
-    about = evaluation(judged or with_regions(with_pixels(drawn(60))), ("a word of caution",), {"crack": 0.9})
+def everything(judged: Judged | None = None, target: str = "crack") -> str:
+    about = evaluation(judged or with_regions(with_pixels(drawn(60))), ("a word of caution",), {target: 0.9})
     return report.page(about, model(), shots(), COLORS)
 
 
@@ -158,16 +158,27 @@ def test_a_picture_shows_both_outlines(tmp_path: Path) -> None:
         assert (edge[where] > 0).all()
 
 
+LONG = ("inclusion of mould powder, upper side", "inclusion of mould powder, lower side", "rolled-in_scale_" * 3)
+
+
+def test_no_name_is_cut() -> None:
+    judged = with_regions(with_pixels(drawn(60)))
+    page = everything(Judged(**{**vars(judged), "classes": LONG}), LONG[0])
+    for name in LONG[:2]:
+        assert page.count(f">{name}</text>") == 1  # beside its bars
+    assert "…" not in page
+
+
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser_nothing_sticks_out(tmp_path: Path, width: int) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
-    file = tmp_path / "report.html"
-    file.write_text(everything(), encoding="utf-8")
+    file, judged = tmp_path / "report.html", with_regions(with_pixels(drawn(60)))
+    file.write_text(everything(Judged(**{**vars(judged), "classes": LONG}), LONG[0]), encoding="utf-8")
     asked: list[str] = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=FLAGS.split())
@@ -182,8 +193,12 @@ def test_in_a_browser_nothing_sticks_out(tmp_path: Path, width: int) -> None:
                     .filter(e => e.getBoundingClientRect().height < 20).length,
             })"""
         )
+        cut = tab.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        )
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         tab.screenshot(path=SCREENSHOTS / f"report-{width}.png", full_page=True)
         browser.close()
     assert measured == {"width": width, "broken": 0, "flat": 0}
+    assert width < 1000 or not cut
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]

@@ -585,3 +585,19 @@ def test_what_is_wrong_is_one_line(run: Run, steel: Project) -> None:  # noqa: F
         (("--set", "epochs=1"), "--set changes a recipe"),
     ):
         assert text in failed(run(*PLAY, "--project", str(steel.folder), *more))
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("exemplars", "Tiles, 5 exemplars of crack, 3 rounds of 2%"),
+        ("2", "Tiles, 2 images a class, for crack, 3 rounds of 2%"),
+        ("none", "Tiles, from nothing, for crack, 3 rounds of 2%"),
+    ],
+)
+def test_a_heading_says_what_was_known_at_first(start: str, said: str) -> None:
+    from train.simulating.page import named
+
+    setting = {"start": start, "rare": "crack", "exemplars": 5, "rounds": 3, "budget": "2%", "imbalance": 1.0}
+    assert named({"world": "Tiles", "setting": setting}) == said
+    assert named({"world": "Tiles", "setting": setting | {"rare": None, "start": "2"}}).count(",") == 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from train.report import CSS, Line, _legend, _plot, _section, _table, _two
+from train.report import CSS, Line, _legend, _pairs, _plot, _section, _table
 
 COLORS = ("#2563eb", "#e07b00", "#12805c", "#c02650", "#7c3aed", "#0891b2", "#b45309", "#be185d", "#4d7c0f", "#475569")
 BASE = "#9aa6b5"  # the yardstick's
@@ -52,13 +52,13 @@ def _overall(found: Row) -> str:
 
 
 def named(section: Row) -> str:
-    """`NEU-DET 30:1, exemplars of crazing, 5 rounds of 2%`."""
+    """`NEU-DET 30:1, 5 exemplars of crazing, 5 rounds of 2%`, or `NEU-DET, 2 images a class, for crazing, ...`."""
     asked = section["setting"]
     tail = f" {asked['imbalance']:g}:1" if asked["imbalance"] > 1 else ""
     start = {"none": "from nothing", "exemplars": f"{asked['exemplars']} exemplars"}.get(asked["start"])
     start = start or f"{asked['start']} images a class"
-    rare = f" of {asked['rare']}" if asked["rare"] else ""
-    return f"{section['world']}{tail}, {start}{rare}, {asked['rounds']} rounds of {asked['budget']}"
+    rare = asked["rare"] and (f" of {asked['rare']}" if asked["start"] == "exemplars" else f", for {asked['rare']}")
+    return f"{section['world']}{tail}, {start}{rare or ''}, {asked['rounds']} rounds of {asked['budget']}"
 
 
 def _setting(section: Row, yardstick: str) -> str:
@@ -71,9 +71,8 @@ def _setting(section: Row, yardstick: str) -> str:
         _curves(rows, colors, "image_recall", f"Images with {rare or 'each class (mean)'}: share found", "share found"),
         _curves(rows, colors, "seconds", "Time to choose a round", "seconds"),
     ]
-    shown = [plot for plot in plots if plot]
-    pairs = [_two(*[*shown[at : at + 2], ""][:2]) for at in range(0, len(shown), 2)]
-    return _section(named(section), _about(section, rows), _figures(section, colors, yardstick)) + "".join(pairs)
+    table = _section(named(section), _about(section, rows), _figures(section, colors, yardstick))
+    return table + "".join(_pairs(*plots))
 
 
 def _about(section: Row, rows: Sequence[Row]) -> str:
@@ -116,7 +115,7 @@ def _least(values: Sequence[float], least: float) -> list[float]:
 def _figures(section: Row, colors: Mapping[str, str], yardstick: str) -> str:
     judged = any(_known(row.get("full", math.nan)) for row in section["rows"])
     head = ["strategy", f"against {yardstick}", "pieces found", "gap closed", "images found"]
-    head += ["macro F1", "labels to 90 %", "labels to 95 %"] if judged else []
+    head += ["macro F1", "labels to 90\u00a0%", "labels to 95\u00a0%"] if judged else []
     head += ["seconds a round", "minutes of labelling"]
     return _table(head, [_line(section, row, judged, colors, yardstick) for row in section["rows"]])
 
