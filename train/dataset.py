@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,7 +84,13 @@ def collect(index: Index, task: str | None = None) -> Data:
     notes += _few_groups(classes, [*train, *val])
     if not val:
         notes.append("no labelled image in val: nothing tells when to stop, the last epoch counts")
-    single = task == "classification" and all(len(one.label.present.intersection(classes)) <= 1 for one in kept)
+    several = sum(len(one.label.present.intersection(classes)) > 1 for one in kept)
+    single = task == "classification" and not several
+    if task == "classification" and several:
+        notes.append(
+            f"{several} of {len(kept)} images show more than one class: the model says yes or no to each class "
+            "(sigmoids), instead of choosing one of them (softmax)"
+        )
     clean = any(not one.label.present.intersection(classes) for one in kept)
     if single and len(classes) + clean < 2:
         raise CurateError(f"every labelled image shows {classes[0]}: there is nothing to tell apart; label clean ones")
@@ -288,9 +295,15 @@ def loader(examples: Examples, batches: Batches, workers: int, pin: bool, guests
         batch_sampler=batches,
         collate_fn=partial(together, guests=guests),
         num_workers=workers,
+        worker_init_fn=_alone,
         pin_memory=pin,
         **many,  # type: ignore[arg-type]
     )
+
+
+def _alone(worker: int) -> None:
+    """A loader's process keeps to one core; torch sees to its own threads."""
+    cv2.setNumThreads(0)
 
 
 def together(

@@ -1,4 +1,7 @@
-"""`curate models promote`: a model takes production's place unless it finds less of the rarest class."""
+"""`curate models promote`: a model takes production's place unless it finds less of the rarest class than that one.
+
+A first model is compared with nothing, and false alarms do not count: `warnings` say so where they should be known.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from dataclasses import dataclass, field
 
 from curate.errors import CurateError
 from curate.project import Project
-from train import comparing, store
+from train import comparing, evaluating, store
 from train.comparing import Comparison
 from train.evaluating import Progress, Wish
 from train.store import CANDIDATE, PRODUCTION
 
+MANY = 0.5  # share of clean images with a false alarm, from which a model is no use whatever it finds
 FORCE = "To promote it nevertheless: --force"
 
 
@@ -21,6 +25,7 @@ class Promoted:
     key: str
     forced: str | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(
@@ -35,12 +40,24 @@ def run(
     before = store.alias(project, PRODUCTION)
     if before in (None, key) or not store.is_done(project, str(before)):
         store.point(project, PRODUCTION, key)
-        return Promoted(key, notes=["there was no other model in production to compare it with"] if not before else [])
+        notes = [] if before else ["there was no other model in production, so it was compared with none"]
+        return Promoted(key, notes=notes, warnings=warnings(project, key))
     reason, notes = _objection(project, str(before), key, device, progress)
     if reason and not force:
         raise CurateError(f"model {key} is not promoted: {reason}. {FORCE}")
     store.point(project, PRODUCTION, key, **({"forced": reason} if reason else {}))
-    return Promoted(key, reason, notes)
+    return Promoted(key, reason, notes, warnings(project, key))
+
+
+def warnings(project: Project, key: str) -> list[str]:
+    """What the promotion does not ask: whether the model was evaluated at all, and whether it flags clean images."""
+    last = next((one for one in evaluating.every(project, "test") if one.model == key), None)
+    if last is None:
+        return [f"it was not evaluated on test: what it finds there is not known. Run: curate evaluate --model {key}"]
+    alarms = last.figures["overall"].get("clean_false_alarms", {}).get("value")
+    if alarms is None:
+        return ["test has no clean image: how many false alarms it raises is not known"]
+    return [f"it raises a false alarm on {alarms:.0%} of the clean images of test"] if alarms >= MANY else []
 
 
 def _objection(

@@ -129,7 +129,10 @@ class Schedule(_Strict):
 
 
 class Phase(_Strict):
-    """A part of the training. `train`: all, the head alone, or the last so many layers with weights."""
+    """A part of the training. `train`: all, the head alone, or the last so many layers with weights.
+
+    Layers with weights are convolutions, norms and dense layers, the head's included; Keras counts all others, too.
+    """
 
     epochs: int = Field(ge=1)
     train: Literal["all", "head"] | int = "all"

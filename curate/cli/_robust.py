@@ -188,5 +188,19 @@ def _explained(found: Explanation, project: Project) -> None:
     if len(table) > 1:
         rows(table, right={1})
     else:
-        say("none of these images says where its class is: there is heat, and nothing to hold it against")
+        say(_unmeasured(found.report["images"]))
     say(f"{near(found.folder / 'sheet.png')}", "overlays:")
+
+
+def _unmeasured(images: list[dict[str, Any]]) -> str:
+    """Why there is no figure for how much of the heat lies on the defect."""
+    placed = sum("share" in one for one in images)
+    if placed:
+        return (
+            f"{placed} of {len(images)} images say where the class in question is, but nothing there speaks for it in "
+            "the model's eyes: no heat to measure"
+        )
+    return (
+        f"none of these {len(images)} labels shows a region of the class in question, so how much of the heat lies on "
+        "the defect cannot be measured"
+    )

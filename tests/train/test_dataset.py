@@ -128,6 +128,12 @@ def test_image_and_masks_change_alike() -> None:
         assert same is both
 
 
+def test_classes_that_do_not_exclude_each_other_are_told_of(works: Project) -> None:
+    (note,) = (one for one in dataset.collect(Index(works), "classification").notes if "sigmoids" in one)
+    assert "images show more than one class" in note
+    assert not any("sigmoids" in one for one in dataset.collect(Index(works)).notes)  # each pixel has its own answer
+
+
 def test_a_batch_keeps_one_shape_whatever_is_turned(tmp_path: Path) -> None:
     strips = Input(height=32, width=64)
     turned = plan(input=strips, augmentation=Augmentation(rotate90=1.0, flip_vertical=0.5))

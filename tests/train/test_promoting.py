@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from curate import setup
 from curate.errors import CurateError
 from curate.project import Project
 from tests.train.conftest import TINY
 from tests.train.test_comparing import of, with_decisions
 from tests.train.test_figures import drawn
-from train import promoting, store, training
+from train import evaluating, promoting, store, training
 
 
 def test_less_recall_of_the_rarest_class_is_an_objection_more_is_none() -> None:
@@ -38,6 +42,26 @@ def test_the_first_is_free_and_what_cannot_be_compared_needs_force(works: Projec
     assert store.alias(works, store.PRODUCTION) == second
     assert "cannot be compared" in str(promoting.run(works, first, force=True).forced)
     assert "cannot be compared" in (store.home(works) / "production.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("alarms", "said"),
+    [
+        (0.97, "it raises a false alarm on 97% of the clean images of test"),
+        (None, "test has no clean image"),
+        (0.1, None),
+    ],
+)
+def test_what_a_promotion_does_not_ask_is_said(tmp_path: Path, alarms: float | None, said: str | None) -> None:
+    project = setup.write(tmp_path / "plant", [{"name": "line", "format": "images", "data": tmp_path}], ("crack",))
+    assert "was not evaluated on test" in promoting.warnings(project, "m")[0]
+    folder = project.work / "evaluations" / "m" / "test-1"
+    folder.mkdir(parents=True)
+    about = {"model": "m", "split": "test", "made": "2026-01-01", "notes": []}
+    (folder / evaluating.MANIFEST).write_text(json.dumps(about))
+    (folder / evaluating.FIGURES).write_text(json.dumps({"overall": {"clean_false_alarms": {"value": alarms}}}))
+    found = promoting.warnings(project, "m")
+    assert [said in line for line in found] == [True] if said else not found
 
 
 def _splits(project: Project) -> dict[str, str]:

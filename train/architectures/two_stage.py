@@ -1,7 +1,7 @@
 """A fast classifier that looks at half the resolution, and a U-Net whose probabilities it multiplies: a soft gate.
 
 The gate says for each class whether it is anywhere in the picture. An image that it holds to be clean (in production
-most are) is done: the U-Net does not look at it.
+most are) is done: the U-Net does not look at it. Exported to ONNX, the U-Net looks at every image: a graph has one way.
 """
 
 from __future__ import annotations
