@@ -27,6 +27,7 @@ from curate import files, steel
 from curate.errors import CurateError
 from curate.rle import mask_to_kaggle
 from curate.steel import Rng, paint
+from curate.workers import cores
 from curate.workers import pool as worker_pool
 
 CLASSES = steel.CLASSES
@@ -306,7 +307,7 @@ def draw(
     aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _draw_into(aside, wanted, workers or max(1, min(os.cpu_count() or 1, images // 100)), progress)
+        _draw_into(aside, wanted, workers or max(1, min(cores(), images // 100)), progress)
         _replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

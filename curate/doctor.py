@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from curate import database, project
+from curate import database, project, workers
 from curate.errors import CurateError
 
 State = Literal["ok", "absent", "missing"]
@@ -99,7 +99,7 @@ def _gpu() -> Check:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return Check("GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
-    found = f"none; torch {torch.__version__} uses {os.cpu_count()} CPU cores"
+    found = f"none; torch {torch.__version__} uses {workers.cores()} CPU cores"
     return Check("GPU", "absent", found, "not needed; with one, training is faster")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -254,7 +253,7 @@ def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) 
         for job in jobs:
             if count != 0 and done >= FEW and spent / done * (len(todo) - done) > WORTH:
                 pool = stack.enter_context(workers.pool(count))
-                yield from _ahead(pool, prepare, chain([job], jobs), 2 * (count or os.cpu_count() or 1))
+                yield from _ahead(pool, prepare, chain([job], jobs), 2 * (count or workers.cores()))
                 return
             begun = time.perf_counter()
             found = prepare(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from curate.ledger import MISSING, OK, QUARANTINED, Row
 
 JOB = 32  # files to a job
 AHEAD = 2048  # files that may wait to be written
-IN_FLIGHT = 2 * (os.cpu_count() or 1)  # jobs that keep the other processes busy
+IN_FLIGHT = 2 * workers.cores()  # jobs that keep the other processes busy
 FEW = 512  # files after which it can be told how long the rest will take
 WORTH = 5.0  # seconds of reading left, above which starting processes pays
 

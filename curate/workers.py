@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,25 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Processor cores that this process may use, by its affinity and its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, _quota())))
+
+
+def _quota() -> float:
+    """Cores that the control group grants (version 2, else 1); infinite without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((CGROUP / name).read_text() for name in files).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+    return math.inf
 
 
 @contextlib.contextmanager
@@ -30,7 +50,7 @@ def calm_collector() -> Iterator[None]:
 def pool(workers: int | None = None) -> ProcessPoolExecutor:
     """A pool of fresh processes: a fork would inherit the threads and sockets of the database's client."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_begin)
 
 
 def _begin() -> None:

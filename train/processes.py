@@ -143,7 +143,7 @@ def launch(count: int, arguments: Sequence[str], device: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     _check(count, device)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count) if device == "cpu" else 1))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, workers.cores() // count) if device == "cpu" else 1))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it advises on what `joined` has a reason for
     setting = {"num_processes": count, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from curate import edits, files, indexing
 from curate.errors import CurateError, unknown
@@ -16,6 +18,8 @@ from curate.labels import Book
 from curate.project import Project
 from curate.rounds import key_of
 from curate.splits import Decisions
+from curate.units import duration
+from curate.workers import cores
 from train import architectures, dataset, loop, pretrained, processes, pseudo, recipe, store
 from train.architectures import two_stage
 from train.dataset import Data, Plan
@@ -59,9 +63,15 @@ class Trained:
         } | about
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Trained:
+def run(
+    project: Project,
+    wish: Wish,
+    progress: Progress = lambda stage, done, total: None,
+    told: Callable[[str], None] = lambda line: None,
+) -> Trained:
     """Train, or find that it is done; resumes what a kill left. Afterwards the model is the candidate.
 
+    `progress` counts the batches of all epochs, `told` gets a line about each epoch when it is over.
     Of several processes one does this; the others, which `processes` tells of, help to train and end here.
     """
     from curate.embed._network import device_of
@@ -69,7 +79,7 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     device = device_of(wish.device)
     with processes.team(device) as team, ExitStack() as stack:
         task = team.agreed(lambda: _task(project, wish, device, team, stack))
-        manifest = _trained(task, wish.workers, team, progress if team.leads else _silent) if task.fresh else {}
+        manifest = _trained(task, wish.workers, team, progress, told) if task.fresh else {}
         if team.leads:
             made = _finished(project, task, manifest)
             return Trained(made, task.fresh, [*task.data.notes, *_idle_phases(task.recipe), *_skipped(made)])
@@ -167,20 +177,47 @@ def plan_of(project: Project, resolved: Recipe, data: Data) -> Plan:
     )
 
 
-def _trained(task: Task, workers: int | None, team: Team, progress: Progress) -> dict[str, Any]:
+def _trained(
+    task: Task, workers: int | None, team: Team, progress: Progress, told: Callable[[str], None]
+) -> dict[str, Any]:
     """The manifest of what was trained; the weights lie in the task's folder."""
+    import torch
+
     begun = time.perf_counter()
     task.folder.mkdir(parents=True, exist_ok=True)
     model, start = network_of(task.recipe, task.data)
     readers = workers_of(task.device, team) if workers is None else workers
+    if task.device == "cpu" and readers:  # readers and torch's threads share the cores
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() - readers)))
     setting = Setting(task.recipe, task.data, task.plan, start.frozen, task.folder, task.device, readers, team)
-    fitted = loop.fit(model, setting, progress)
+    epochs = sum(phase.epochs for phase in task.recipe.parts)
+
+    def step(stage: str, done: int, total: int) -> None:
+        if team.leads:  # one bar is enough
+            progress("train", done, total * epochs)
+
+    def ended(fitted: Fitted) -> None:
+        if team.leads:
+            told(epoch_line(task.recipe, fitted.history, fitted.best))
+
+    fitted = loop.fit(model, setting, step, ended)
     about = {"device": task.device, "processes": team.world, "seconds": round(time.perf_counter() - begun, 1)}
     return _manifest(task.recipe, task.data, start, fitted) | about
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """One bar is enough."""
+def epoch_line(made: Recipe, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
+    """Loss, metric and time of the last epoch, and how long the epochs that are left would take at most."""
+    row, seconds = history[-1], history[-1]["seconds"]
+    done = sum(one["phase"] == row["phase"] for one in history)
+    left = sum(phase.epochs for phase in made.parts[row["phase"] :]) - done
+    parts = [f"loss {row['train_loss']:.4f}"]
+    if "val_loss" in row:
+        shown = [value for value in row["f1"].values() if value is not None]
+        metric = "mean Dice" if made.task == "segmentation" else "mean F1"
+        parts.append(f"val loss {row['val_loss']:.4f}" + (f", {metric} {np.mean(shown):.3f}" if shown else ""))
+        parts += ["the best so far"] if row["epoch"] == best["epoch"] else []
+    text = f"epoch {row['epoch'] + 1} of at most {row['epoch'] + 1 + left}: {', '.join(parts)} ({duration(seconds)}"
+    return f"{text}; at most {duration(left * seconds)} left)" if left else f"{text})"
 
 
 def _finished(project: Project, task: Task, manifest: dict[str, Any]) -> Stored:
@@ -205,9 +242,7 @@ def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
 
 def workers_of(device: str, team: Team = ALONE) -> int:
     """Processes that read images: a GPU must not wait, and a CPU has no core to spare."""
-    import os
-
-    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) // team.world - 1))
+    return 0 if device == "cpu" else min(8, max(1, cores() // team.world - 1))
 
 
 def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.errors import CurateError
+from curate.units import duration, rate
 
 if TYPE_CHECKING:
     from curate.project import Project
@@ -91,24 +94,91 @@ def near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def tell(text: str) -> None:
+    """One line of progress on stderr; above the bars where there are some."""
+    log.print(Text(text), soft_wrap=True)
+
+
+Step = Callable[[str, int, int], None]
+EVERY = 15.0  # seconds between two lines of a stage, where no terminal shows bars
+
+
 @contextlib.contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress function (stage, done now, total) that draws one bar a stage on stderr."""
+def bars() -> Iterator[Step]:
+    """Yield a progress function (stage, done now, total): a bar a stage on stderr; in a file, a line now and then."""
+    with _bars() if log.is_terminal else _lines() as step:
+        yield step
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Step]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    stage, rate = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
-    columns = (stage, BarColumn(), MofNCompleteColumn(), rate)
+    stage, speed = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
+    columns = (stage, BarColumn(), MofNCompleteColumn(), speed)
     with Progress(*columns, TimeRemainingColumn(), console=log) as progress:
         stages: dict[str, Any] = {}
 
         def step(stage: str, done: int, total: int) -> None:
             if stage not in stages:
                 stages[stage] = progress.add_task(stage, total=total or None, rate="")
+            if progress.tasks[stages[stage]].finished and done:  # the same work on other images
+                progress.reset(stages[stage], total=total or None)
             progress.advance(stages[stage], done)
             speed = progress.tasks[stages[stage]].speed
-            progress.update(stages[stage], rate=f"{speed:.0f}/s" if speed else "")
+            progress.update(stages[stage], rate=rate(speed) if speed else "")
 
         yield step
+
+
+@contextlib.contextmanager
+def _lines() -> Iterator[Step]:
+    """A line for each stage when it is complete, every `EVERY` seconds before, and for what was left undone."""
+    stages: dict[str, _Stage] = {}
+    last = time.monotonic()
+
+    def step(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        known = stages.get(stage)
+        if known is None or (0 < known.total <= known.done and done):  # new, or the same work on other images
+            known = stages[stage] = _Stage(total, done, now)
+        known.done += done
+        complete = known.done >= known.total > 0
+        known.told = complete or now - last >= EVERY
+        if known.told:
+            last = now
+            tell(f"{stage}: {known.line(now)}")
+
+    try:
+        yield step
+    finally:
+        for stage, known in stages.items():
+            if not known.told:
+                tell(f"{stage}: {known.count}")
+
+
+@dataclass
+class _Stage:
+    """Progress of one stage. `first`: what the first call reported, which says nothing about the speed."""
+
+    total: int
+    first: int
+    begun: float
+    done: int = 0
+    told: bool = False
+
+    @property
+    def count(self) -> str:
+        return f"{self.done} of {self.total}" if self.total else str(self.done)
+
+    def line(self, now: float) -> str:
+        timed = self.done - self.first
+        if timed <= 0 or now <= self.begun:
+            return self.count
+        speed = timed / (now - self.begun)
+        left = (self.total - self.done) / speed
+        return f"{self.count}, {rate(speed)}" + (f", about {duration(left)} left" if left > 0 else "")
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, near, open_project, rows, say, warn
 from curate.errors import CurateError
+from curate.units import rate
 
 if TYPE_CHECKING:
     from curate.embedding import Report
@@ -107,10 +108,10 @@ def _defaults(options: dict[str, Any]) -> str:
 def _show(report: Report) -> None:
     from pathlib import Path
 
-    rate = f", {report.embedded / report.seconds:.3g} images/s" if report.embedded and report.seconds else ""
+    speed = f", {rate(report.embedded / report.seconds, 'images')}" if report.embedded and report.seconds else ""
     say(f"embedded {report.embedded} / kept {report.kept} / failed {len(report.failed)} / missing {report.missing}")
     if report.embedded:
-        windows = f"{report.windows} windows (images and tiles) in {report.seconds:.1f} s{rate}"
+        windows = f"{report.windows} windows (images and tiles) in {report.seconds:.1f} s{speed}"
         say(f"{windows}, in {near(Path(report.table))}")
     for reason in list(report.failed.values())[:SHOWN]:
         warn(f"skipped {reason}")

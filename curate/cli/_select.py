@@ -8,6 +8,7 @@ import typer
 
 from curate.cli._common import JsonOption, ProjectOption, bars, colored, emit, open_project, rows, say, warn
 from curate.errors import CurateError
+from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.duplicates import Report
@@ -179,7 +180,7 @@ def _show(made: Project, chosen: Chosen) -> None:
     if about["predicted_by"]:
         say(f"classes predicted by the {about['predicted_by']}:")
         rows([(colored(name, made.colors.get(name)), n) for name, n in about["by_predicted"].items()], right={1})
-    say(f"about {_duration(about['seconds'])} of labelling; {about['near_duplicates']} near-duplicates avoided")
+    say(f"about {duration(about['seconds'])} of labelling; {about['near_duplicates']} near-duplicates avoided")
     if chosen.written is None:
         say("nothing was written: --dry-run")
     elif not chosen.fresh:
@@ -187,14 +188,6 @@ def _show(made: Project, chosen: Chosen) -> None:
     else:
         say(f"curate app --view '{chosen.written.name}' --project {made.name}", "look:")
         say(f"curate push --project {made.name}", "then:")
-
-
-def _duration(seconds: float) -> str:
-    """As people say it: `3 minutes`, `2.5 hours`."""
-    if seconds >= 90 * 60:
-        return f"{seconds / 3600:.1f} hours"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
 def _counts(counts: dict[str, int]) -> list[str]:

@@ -18,9 +18,11 @@ from curate.cli._common import (
     open_project,
     rows,
     say,
+    tell,
     warn,
 )
 from curate.errors import CurateError
+from curate.units import duration, rate
 
 if TYPE_CHECKING:
     from train.predicting import Report
@@ -80,7 +82,7 @@ def train(
     if processes > 1 and not team.launched():
         raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
-        found = training.run(made, wish, step)
+        found = training.run(made, wish, step, tell)
     emit(found.to_json()) if json else _trained(found, made.name)
 
 
@@ -107,7 +109,7 @@ def _trained(found: Trained, project: str) -> None:
         "green",
     )
     losses = f"loss {best['train_loss']:.4f}" + (f", val {best['val_loss']:.4f}" if "val_loss" in best else "")
-    say(f"best after epoch {best['epoch'] + 1} of {len(made['history'])}: {losses} ({made['seconds']:.0f} s)")
+    say(f"best after epoch {best['epoch'] + 1} of {len(made['history'])}: {losses} ({duration(made['seconds'])})")
     if "f1" in best:
         measure = "Dice of all pixels" if made["task"] == "segmentation" else "F1"
         rows(
@@ -154,11 +156,11 @@ def predict(
 def _predicted(report: Report) -> None:
     from pathlib import Path
 
-    rate = f", {report.predicted / report.seconds:.1f} images/s" if report.predicted and report.seconds else ""
+    speed = f", {rate(report.predicted / report.seconds, 'images')}" if report.predicted and report.seconds else ""
     counts = (
         f"predicted {report.predicted} / kept {report.kept} / failed {len(report.failed)} / missing {report.missing}"
     )
-    say(f"{counts}{rate}, by model {report.model}")
+    say(f"{counts}{speed}, by model {report.model}")
     if report.predicted:
         say(f"{report.with_defects} of them show something; scores in {near(Path(report.table))}")
     for reason in list(report.failed.values())[:SHOWN]:
@@ -215,12 +217,15 @@ def models_promote(
     model: Annotated[str | None, typer.Argument(help=r"A model's key \[default: the candidate].")] = None,
     project: ProjectOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it finds less of the rarest class; the reason is kept.")
+        bool, typer.Option("--force", help="Even if it finds less of the rarest class than before; the reason is kept.")
     ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Make a model production's, unless it finds less of the rarest class than the one before, on the test split."""
+    """Make a model production's, unless it finds less of the rarest class than the one before, on the test split.
+
+    A first model is compared with nothing, and false alarms alone refuse none: see curate evaluate and curate compare.
+    """
     from curate.files import writer_lock
     from train import promoting
 
@@ -228,8 +233,10 @@ def models_promote(
     with writer_lock(made.work, "curate models promote"), bars() as step:
         found = promoting.run(made, model, force, device_named(device), step)
     if json:
-        emit({"production": found.key, "forced": found.forced, "notes": found.notes})
+        emit({"production": found.key, "forced": found.forced, "notes": found.notes, "warnings": found.warnings})
         return
+    for warning in found.warnings:
+        warn(warning)
     for note in found.notes:
         say(note)
     if found.forced:

@@ -18,6 +18,7 @@ from curate.cli._common import (
     open_project,
     rows,
     say,
+    tell,
     warn,
 )
 from curate.cli._train import _trained
@@ -79,7 +80,7 @@ def tune(
         _hinted(found, json)
         return
     with bars() as step:
-        model = training.run(made, found.best, step)
+        model = training.run(made, found.best, step, tell)
     emit(found.to_json() | {"trained": model.to_json()}) if json else _trained(model, made.name)
 
 

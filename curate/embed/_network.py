@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from curate import workers
 from curate.embed._base import Array, Pixels, Tile, unit
 from curate.errors import CurateError
 
@@ -82,12 +83,16 @@ class Network:
 
 
 def device_of(wanted: str) -> str:
+    """The device to compute on. On a CPU, torch is held to the cores that this process may use."""
     import torch
 
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise CurateError("device 'cuda' is not available here; allowed: auto, cpu")
-    return "cuda" if wanted != "cpu" and there else "cpu"
+    if wanted != "cpu" and there:
+        return "cuda"
+    torch.set_num_threads(min(torch.get_num_threads(), workers.cores()))
+    return "cpu"
 
 
 def weights_of(path: str) -> dict[str, Any]:

@@ -105,12 +105,13 @@ def test_the_command_goes_on_in_two_processes(works: Project) -> None:
     """What one process left, two finish: one JSON object, one model, one candidate."""
     sets = [*CNN[:-1], "batch=4", "epochs=4", "patience=99"]
 
-    def pulled(stage: str, done: int, total: int) -> None:
-        if stage == "epoch 3":
+    def pulled(line: str) -> None:
+        if line.startswith("epoch 3 "):
             raise members.Pulled
 
+    wish = training.Wish(recipe="simple-cnn", overrides=sets, device="cpu")
     with pytest.raises(members.Pulled):
-        training.run(works, training.Wish(recipe="simple-cnn", overrides=sets, device="cpu"), pulled)
+        training.run(works, wish, told=pulled)
     command = [sys.executable, "-m", "curate", "train", "--json", "--recipe", "simple-cnn", "--device", "cpu"]
     command += ["--processes", "2", "--project", str(works.folder), *(part for one in sets for part in ("--set", one))]
     done = subprocess.run(command, cwd=HOUSE, env=ENV | os.environ, capture_output=True, text=True, timeout=400)

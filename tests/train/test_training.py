@@ -24,7 +24,11 @@ TRAIN = ("train", "--weights", "none", "--device", "cpu", *SETS, "--project")
 def test_train_predict_models(run: Run, works: Project) -> None:  # noqa: F811
     folder = works.folder
     assert "no trained model" in failed(run("predict", "--project", folder))
-    made = ok(run(*TRAIN, folder, "--set", "epochs=2", "--json"))
+    first = run(*TRAIN, folder, "--set", "epochs=2", "--json")
+    made = ok(first)
+    lines = [line for line in first[2].splitlines() if line.startswith("epoch ")]  # a log file, not a terminal
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of at most 2", "epoch 2 of at most 2"]
+    assert all("val loss" in line and "mean Dice" in line for line in lines)
     key = made["model"]
     assert (made["task"], made["classes"], made["fresh"], made["epochs"]) == (
         "segmentation",
@@ -80,6 +84,19 @@ def test_a_head_on_random_features_is_told_of() -> None:
     assert "phase 1 trains only 'head'" in next(training._idle_phases(named))
     for changes in (["model.weights=some.pth"], ["model.weights=none", "phases=[]"]):
         assert not list(training._idle_phases(recipe.load("mobilenetv2-two-phase", changes))), changes
+
+
+def test_a_line_says_how_an_epoch_went_and_how_long_the_rest_takes() -> None:
+    made = recipe.load("mobilenetv2-two-phase", ["phases.0.epochs=2", "phases.1.epochs=4"])
+    rows = [{"phase": 0, "epoch": n, "train_loss": 0.5, "seconds": 30.0} for n in range(2)]
+    assert training.epoch_line(made, rows, rows[-1]) == "epoch 2 of at most 6: loss 0.5000 (30 s; at most 2 min left)"
+    f1 = {"crack": 0.5, "hole": 0.7, "clean": None}
+    rows.append({"phase": 1, "epoch": 2, "train_loss": 0.4, "val_loss": 0.3, "f1": f1, "seconds": 60.0})
+    said = (
+        "epoch 3 of at most 6: loss 0.4000, val loss 0.3000, mean F1 0.600, the best so far (1 min; at most 3 min left)"
+    )
+    assert training.epoch_line(made, rows, rows[-1]) == said
+    assert training.epoch_line(made, [*rows, *rows[2:] * 3], rows[-1]).endswith("(1 min)")
 
 
 def test_an_app_edit_teaches(run: Run, works: Project) -> None:  # noqa: F811
