@@ -156,8 +156,9 @@ def test_a_mistake_is_told_and_nothing_is_written(here: Path, change: dict[str, 
     voc_data(here / "lib")
     (here / "file").touch()
     before = everything(here)
+    arguments: dict[str, Any] = {"format": "voc", "data": Path("lib")} | change
     with pytest.raises(CurateError) as problem:
-        setup.init("plant", **({"format": "voc", "data": Path("lib")} | change))
+        setup.init("plant", **arguments)
     assert says in str(problem.value)
     assert everything(here) == before
 
