@@ -281,6 +281,15 @@ def counts_of(bank: Bank, wish: Wish) -> dict[str, int]:
     return {name: wish.count or max(1, round(ratio * len(bank.of(name)))) for name in names}
 
 
+def donors_of(bank: Bank, name: str, wish: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the real defects of a class (of the wished severity) and those that can be used; say why not all."""
+    donors = [one for one in bank.of(name) if wish["severity"] in (None, one.severity)]
+    if wish["area"] is not None:  # by hand: each is shrunk as far as it takes
+        return {"there": len(donors), "used": len(donors), "left_out": None}
+    used = sum(masks.holds(wish["window"], one) for one in donors)
+    return {"there": len(donors), "used": used, "left_out": masks.left_out(donors, bank.grounds, wish["window"])}
+
+
 def _renewed(batch: Batch, bank: Bank) -> Batch:
     """The same bank as then: it holds none of those that are in val or test today, so the batch knows none of them."""
     blocked = blocked_of(bank)
@@ -318,12 +327,15 @@ def _make(target: Path, bank: Bank, about: dict[str, Any], model: Fitted, device
         files.remove(aside)
         raise CurateError(skipped[0])
     _write_table(aside / TABLE, made)
+    donors = {name: donors_of(bank, name, about["wish"]) for name in about["counts"]}
     notes = [*bank.notes, *([f"{len(skipped)} could not be placed; the first: {skipped[0]}"] if skipped else [])]
+    notes += [f"{name}: {one['left_out']}" for name, one in donors.items() if one["left_out"]]
     blocked = {
         "blocked": blocked_of(bank),
         "groups": _groups(bank),
         "learnt": model.manifest["groups"],
         "images": len(made),
+        "donors": donors,
         "skipped": len(skipped),
         "notes": notes,
     }

@@ -393,14 +393,39 @@ def _fitting(bank: Bank, name: str, size: int, severity: str | None, area: float
         raise CurateError(
             f"an area of {area:g} pixels does not fit: allowed {SPECK} to {max(room, 0) ** 2} in {size}x{size}"
         )
-    fits = [one for one in donors if max(one.extent) * math.sqrt(SMALLER) <= room] if area is None else donors
+    fits = [one for one in donors if holds(size, one)] if area is None else donors
     if not fits:
         least = min(max(one.extent) for one in donors)
-        needed = math.ceil(least * math.sqrt(SMALLER)) + 2 * RIM
         raise CurateError(
-            f"the smallest '{name}' is {least} pixels long, a window of {size} holds {room}: --window {needed} or more"
+            f"the smallest '{name}' is {least} pixels long, a window of {size} holds {room}: "
+            f"--window {_window_for(least)} or more"
         )
     return fits
+
+
+def holds(size: int, donor: Donor) -> bool:
+    """Tell whether a window of this size can hold the donor, shrunk within bounds."""
+    return max(donor.extent) * math.sqrt(SMALLER) <= size - 2 * RIM
+
+
+def _window_for(extent: int) -> int:
+    return math.ceil(extent * math.sqrt(SMALLER)) + 2 * RIM
+
+
+def left_out(donors: Sequence[Donor], grounds: Sequence[Ground], size: int) -> str | None:
+    """Which real defects are too large for a window of this size, in words; None where all are used."""
+    longest = [max(one.extent) for one in donors if not holds(size, one)]
+    if not longest:
+        return None
+    used, needed = len(donors) - len(longest), _window_for(max(longest))
+    widest = max((min(one.item.width, one.item.height) for one in grounds), default=needed)
+    remedy = f"--window {needed} holds all"
+    if needed > widest:
+        remedy = f"all would need --window {needed}, but no clean image of train holds more than {widest}"
+    return (
+        f"{used} of {len(donors)} real defects are used: {len(longest)} are too large for a window of {size} px "
+        f"(up to {max(longest)} px long), so what is made is smaller than the real ones; {remedy}"
+    )
 
 
 def require(bank: Bank, name: str) -> None:

@@ -10,24 +10,29 @@ from typing import Any
 from curate.data import Item
 from curate.index import Index
 from curate.project import Project
-from synth import masks
+from synth import making, masks
 from synth.data import Bank
 from train import evaluating
 
 FEW_DONORS, FEW_GROUNDS = 5, 20
 SHARE = 0.5  # of the commonest class's defects; with fewer a class is scarce
-WEAK = 0.8  # recall in the last evaluation; with less a class is scarce, however many defects it has
+SPLIT = "val"  # test must not steer what is made: it is to judge what comes of it
+WEAK = 0.8  # recall in the last evaluation on it; with less a class is scarce, however many defects it has
 LEAST, MOST = 0.5, 5.0  # times the real defects
 
 
 @dataclass(frozen=True)
 class Line:
-    """A class in train: labelled images that show it, their groups, defects with a mask; and what to make."""
+    """A class in train: labelled images that show it, their groups, defects with a mask; and what to make.
+
+    `donors`: the defects that the default window can hold. `recall` and `iou` are val's; None where nobody knows them.
+    """
 
     name: str
     images: int
     groups: int
     defects: int
+    donors: int
     recall: float | None
     iou: float | None
     scarce: bool
@@ -37,6 +42,14 @@ class Line:
     @property
     def ratio(self) -> float:
         return self.make / self.defects if self.defects else 0.0
+
+    @property
+    def verdict(self) -> str:
+        if self.make:
+            return f"{self.ratio:.1f} times the real ones"
+        if self.scarce:
+            return "scarce"
+        return "enough" if self.recall is not None else "enough by number; recall not known"
 
 
 @dataclass
@@ -73,13 +86,13 @@ def plan(project: Project, progress: Callable[[str, int, int], None] = lambda st
 
 
 def _evaluated(project: Project) -> tuple[dict[str, dict[str, float | None]], str | None]:
-    """Recall and IoU of each class in the last evaluation, and which one that is."""
-    found = evaluating.every(project)
+    """Recall and IoU of each class in the last evaluation on val, and which one that is."""
+    found = evaluating.every(project, SPLIT)
     if not found:
         return {}, None
     by_class = found[0].figures["classes"]
     values = {name: {key: _value(one.get(key)) for key in ("recall", "iou")} for name, one in by_class.items()}
-    return values, f"model {found[0].model[:8]} on {found[0].manifest['split']}"
+    return values, f"model {found[0].model[:8]} on {SPLIT}"
 
 
 def _value(figure: Any) -> float | None:
@@ -100,6 +113,11 @@ def planned(
     if len(bank.grounds) < FEW_GROUNDS:
         text = f"only {len(bank.grounds)} clean images in train to put defects on ({FEW_GROUNDS} or more are wanted)"
         notes.append(f"{text}: label more as clean")
+    if evaluation is None:
+        notes.append(
+            "no model is evaluated on val, so recall and IoU are not known, and a frequent class that a model misses "
+            f"is not noticed. Run: curate evaluate --split {SPLIT}"
+        )
     return Plan(lines, len(bank.grounds), groups, evaluation, notes)
 
 
@@ -111,9 +129,13 @@ def _line(
     recall, iou = figures.get("recall"), figures.get("iou")
     scarce = defects < SHARE * most or (recall is not None and recall < WEAK)
     make = round(defects * min(max((most - defects) / defects, LEAST), MOST)) if scarce and defects else 0
-    return Line(
-        name, len(shown), groups, defects, recall, iou, scarce, make, tuple(_warnings(bank, name, shown, groups))
-    )
+    window = making.window_of("paste", None)
+    donors = sum(masks.holds(window, one) for one in bank.of(name))
+    notes = [
+        *_warnings(bank, name, shown, groups),
+        *filter(None, [masks.left_out(bank.of(name), bank.grounds, window)]),
+    ]
+    return Line(name, len(shown), groups, defects, donors, recall, iou, scarce, make, tuple(notes))
 
 
 def _warnings(bank: Bank, name: str, shown: Sequence[Item], groups: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from synth.data import Mask, Pixels
 
 SIDE = 96  # pixels of a picture
 ACROSS = 10
-GAP, LEFT, HEAD = 4, 96, 22
+GAP, LEFT, HEAD, LINE = 4, 120, 22, 11
 ROWS = {"real": (70, 70, 70), "passed": (30, 130, 60), "refused": (190, 40, 40)}
 Crop = tuple[Pixels, Mask]
 Shown = Mapping[str, Mapping[str, Sequence[Crop]]]  # class, then a row's name
@@ -22,7 +23,7 @@ Shown = Mapping[str, Mapping[str, Sequence[Crop]]]  # class, then a row's name
 
 def write(target: Path, shown: Shown, title: str) -> None:
     """Every class has a row of real defects, one of those that passed, one of those that did not; with the outlines of
-    their masks below each other's pictures."""
+    their masks below each other's pictures, and beneath what the scale hides: a picture's size, and its mask's area."""
     with files.written_aside(target) as aside:
         drawn(shown, title).save(aside, format="PNG")
 
@@ -36,16 +37,26 @@ def drawn(shown: Shown, title: str) -> Any:
     pen.text((GAP, GAP), title, "black")
     for row, (name, kind, crops) in enumerate(rows):
         top = HEAD + row * _height()
-        pen.text((GAP, top + GAP), f"{name}\n{kind}\n{min(len(crops), ACROSS)} of {len(crops)}", ROWS[kind])
+        pen.text((GAP, top + GAP), "\n".join(_about(name, kind, crops)), ROWS[kind])
         for place, crop in enumerate(crops[:ACROSS]):
             left = LEFT + place * (SIDE + GAP)
             for below, outlined in ((0, False), (SIDE, True)):
                 sheet.paste(Image.fromarray(picture(*crop, ROWS[kind] if outlined else None)), (left, top + below))
+            high, wide = crop[1].shape
+            pen.text((left, top + 2 * SIDE), f"{wide}x{high} px", "black")
+            pen.text((left, top + 2 * SIDE + LINE), f"area {int(crop[1].sum())}", "black")
     return sheet
 
 
+def _about(name: str, kind: str, crops: Sequence[Crop]) -> list[str]:
+    """A row's heading, in lines that its column holds."""
+    areas = [int(mask.sum()) for _, mask in crops]
+    median = f"median area {np.median(areas):.0f}"
+    return [*textwrap.wrap(name, 18), kind, f"{min(len(crops), ACROSS)} of {len(crops)}", median]
+
+
 def _height() -> int:
-    return 2 * SIDE + 2 * GAP
+    return 2 * SIDE + 2 * LINE + 2 * GAP
 
 
 def picture(pixels: Pixels, mask: Mask, outline: tuple[int, int, int] | None = None) -> Pixels:

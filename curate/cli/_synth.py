@@ -21,6 +21,7 @@ from curate.cli._common import (
     warn,
 )
 from curate.errors import CurateError
+from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
@@ -61,15 +62,14 @@ def plan(project: ProjectOption = None, json: JsonOption = False) -> None:
 def _planned(found: Plan, project: Project) -> None:
     for note in found.notes:
         warn(note)
-    judged = f"; recall and IoU: {found.evaluation}" if found.evaluation else "; not evaluated yet: curate evaluate"
+    judged = f"; recall and IoU: {found.evaluation}" if found.evaluation else "; recall and IoU are not known"
     say(f"{found.grounds} clean images of {found.ground_groups} groups to put defects on{judged}", "train:")
-    table: list[tuple[object, ...]] = [("  class", "images", "groups", "defects", "recall", "IoU", "make", "")]
+    table: list[tuple[object, ...]] = [("  class", "images", "groups", "defects", "used", "recall", "IoU", "make", "")]
     for one in found.lines:
         figures = ("-" if value is None else f"{value:.2f}" for value in (one.recall, one.iou))
-        wanted = f"{one.ratio:.1f} times the real ones" if one.make else ("scarce" if one.scarce else "enough")
-        cells = (one.images, one.groups, one.defects, *figures, one.make, wanted)
+        cells = (one.images, one.groups, one.defects, one.donors, *figures, one.make, one.verdict)
         table.append((colored(one.name, project.colors.get(one.name)), *cells))
-    rows(table, right={1, 2, 3, 4, 5, 6})
+    rows(table, right={1, 2, 3, 4, 5, 6, 7})
     if found.command:
         say(f"{found.command} --project {project.name}", "next:")
 
@@ -139,6 +139,8 @@ def generate(
     if not found.fresh:
         say("nothing to do: these images are made already")
     shown = ", ".join(f"{name} {number}" for name, number in about["counts"].items())
+    for name, one in about.get("donors", {}).items():
+        say(f"{one['used']} of {one['there']} real defects used", f"{name}:")
     say(f"{about['images']} images ({shown}) in {near(found.folder)}", f"batch {found.key[:8]}", "green")
     say(f"curate synth check {found.key[:8]} --project {made.name}", "next:")
 
@@ -248,7 +250,7 @@ def trial(
         return
     for note in report.notes:
         warn(note)
-    say(f"{report.trainings} trainings, {report.done} done before, about {report.minutes:.0f} minutes to go", stage)
+    say(f"{report.trainings} trainings, {report.done} done before, about {duration(60 * report.minutes)} to go", stage)
     if report.lines:
         rows(report.table)
     for name, words in report.verdicts.items():

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from PIL import Image
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
+from curate.shapes import defect_from_mask
 from synth import making, masks, planning
 from synth.making import Batch, Wish
 from synth.synthesisers._parts import FEATHER
 from tests.fakes import REPOSITORY
 from tests.synth.conftest import CLASSES, items
+from train import evaluating
 
 SMALL = Wish(count=3, window=48)
 
@@ -216,10 +218,49 @@ def test_the_plan_says_what_is_scarce_and_how_many_to_make(tmp_path: Path) -> No
 def test_a_class_that_the_last_model_misses_is_scarce_too(tmp_path: Path) -> None:
     real = items(tmp_path, 8)
     figures: dict[str, dict[str, float | None]] = {"crack": {"recall": 0.4, "iou": 0.3}, "hole": {"recall": 0.95}}
-    plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, figures, "model m on test")
+    plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, figures, "model m on val")
     lines = {one.name: one for one in plan.lines}
     assert lines["crack"].scarce
     assert lines["crack"].make == 2  # half the real ones, the least
     assert not lines["hole"].scarce
     assert "only 8 clean images" in plan.notes[-1]
     assert plan.to_json()["lines"][0]["recall"] == 0.4
+    assert [lines[name].verdict for name in CLASSES] == ["0.5 times the real ones", "enough"]
+
+
+def test_the_plan_says_what_is_not_known(tmp_path: Path) -> None:
+    real = items(tmp_path, 8)
+    plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, {}, None)
+    assert {one.verdict for one in plan.lines} == {"enough by number; recall not known"}
+    assert "Run: curate evaluate --split val" in plan.notes[-1]
+
+
+def test_test_does_not_steer_what_is_made(mill: Project) -> None:
+    for split, recall in (("test", 0.1), ("val", 0.9)):
+        folder = mill.work / "evaluations" / "m" / f"{split}-1"
+        folder.mkdir(parents=True)
+        manifest = {"model": "m", "split": split, "made": f"2026-01-0{1 + (split == 'test')}", "notes": []}
+        (folder / evaluating.MANIFEST).write_text(json.dumps(manifest))
+        classes = {name: {"recall": {"value": recall}, "iou": {"value": 0.5}} for name in CLASSES}
+        (folder / evaluating.FIGURES).write_text(json.dumps({"classes": classes}))
+    plan = planning.plan(mill)
+    assert plan.evaluation == "model m on val"
+    assert {one.recall for one in plan.lines} == {0.9}
+
+
+def test_defects_that_a_window_cannot_hold_are_named(tmp_path: Path) -> None:
+    """A third of the class would else be left out without a word, and what is made be smaller than what is real."""
+    large = np.zeros((80, 96), np.uint8)
+    large[30:34, 4:90] = 1
+    real = items(tmp_path, 8)
+    crack = next(one for one in real if "crack" in one.label.present)
+    label = replace(crack.label, defects=(defect_from_mask("crack", large),))
+    real = [replace(one, label=label) if one.id == crack.id else one for one in real]
+    bank = masks.bank_of(real, [], CLASSES, 10**6)
+    about = making.donors_of(bank, "crack", asdict(making.Wish(window=64)))
+    assert (about["used"], about["there"]) == (3, 4)
+    assert "1 are too large for a window of 64 px (up to 86 px long)" in about["left_out"]
+    assert "--window 71 holds all" in about["left_out"]
+    assert making.donors_of(bank, "crack", asdict(making.Wish(window=71)))["left_out"] is None
+    whole = making.donors_of(bank, "crack", asdict(making.Wish(window=64, severity="high")))
+    assert whole == {"there": 0, "used": 0, "left_out": None}

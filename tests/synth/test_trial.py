@@ -378,7 +378,7 @@ def _as_people_call_it(project: Project, monkeypatch: pytest.MonkeyPatch, capsys
         cli.main()
     out, err = capsys.readouterr()
     assert not ended.value.code, err
-    assert "6 trainings, 6 done before, about 0 minutes to go" in out
+    assert "6 trainings, 6 done before, about 0 s to go" in out
     assert "paste x1 gated, 4 real:" in out
 
 
