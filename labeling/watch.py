@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from curate import browse
@@ -19,7 +17,7 @@ from labeling import desk as desks
 from labeling import pull, tasks
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.desk import Desk
-from labeling.listening import listening
+from labeling.listening import Routes, listening
 from labeling.pull import Report
 
 WHOLE = 600.0  # seconds after which a pull is made even if nothing seems to have changed
@@ -83,17 +81,12 @@ def webhook(desk: Desk, host: str, port: int, wake: threading.Event) -> Iterator
                 desk.studio.ask("DELETE", f"/api/webhooks/{made['id']}/")
 
 
-def _listener(secret: str, wake: threading.Event) -> type[BaseHTTPRequestHandler]:
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            known = hmac.compare_digest(self.headers.get(HEADER, "").encode(), secret.encode())
-            self.rfile.read(min(int(self.headers.get("Content-Length") or 0), LARGEST))
-            if known:
-                wake.set()
-            self.send_response(204 if known else 403)
-            self.end_headers()
+def _listener(password: str, wake: threading.Event) -> type[Routes]:
+    class Webhook(Routes):
+        header, secret, largest = HEADER, password, LARGEST
 
-        def log_message(self, *args: Any) -> None:
-            """Its log would hold what strangers send."""
+        def answered(self, body: bytes) -> tuple[int, None]:
+            wake.set()
+            return 204, None
 
-    return Listener
+    return Webhook
