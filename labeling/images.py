@@ -1,32 +1,45 @@
 """Under which address annotators' browsers find an image: local files, an upload, or an object store.
 
 Only references that the index holds get here, and each is judged again: nothing outside its data root is ever served.
+What is copied or uploaded must hash to its content id: neither a link nor a replaced file shows other bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
+from curate import files
 from curate.errors import CurateError, LabelProblem
+from curate.index import Index
+from curate.paths import IMAGE_SUFFIXES
 from curate.project import Project
-from labeling import client, server
+from labeling import client, server, tasks
+from labeling import desk as desks
 from labeling.client import Studio
+from labeling.desk import Desk
 
 ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own variable; for us, that of an external one
+MEDIA = "media"  # the folder below the document root that holds the copies, and the one that Label Studio serves
+LOCAL = "/data/local-files/?d="
+KEPT_DAYS = 30  # for which a copy stays that waits for nobody: people open finished tasks again
+PART = 1 << 20  # bytes read at a time
+NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  # noqa: E731
 
 Address = Callable[[str, str], str]  # content id, `source:path` -> URL
 
 
-def addresser(project: Project, studio: Studio, desk: int) -> Address:
-    """Gives each image its address, in the way that project.toml asks for; `desk` is the project on the server."""
-    wanted = project.config.labelstudio.images
+def addresser(index: Index, desk: Desk, progress: Any = NO_PROGRESS) -> Address:
+    """Gives each image its address, in the way that project.toml asks for."""
+    wanted = index.project.config.labelstudio.images
     if wanted == "url":
-        return _signed(project)
-    return _uploaded(project, studio, desk) if wanted == "upload" else _local(project, studio, desk)
+        return _signed(index.project)
+    return _uploaded(index.project, desk.studio, desk.id) if wanted == "upload" else _local(index, desk, progress)
 
 
 def _checked(project: Project, reference: str) -> Path:
@@ -37,24 +50,40 @@ def _checked(project: Project, reference: str) -> Path:
     return path
 
 
+def _check_bytes(id: str, reference: str, digest: str) -> None:
+    if digest != id:
+        raise LabelProblem(f"'{reference}' changed since it was indexed. Run: curate index")
+
+
 # --- local files ------------------------------------------------------------------------------------------------------
 
 
-def _local(project: Project, studio: Studio, desk: int) -> Address:
-    folder, prefix = _served_folder(project)
-    server.link_sources(project, folder)
-    _store(project, studio, desk, folder)
+def _local(index: Index, desk: Desk, progress: Any) -> Address:
+    """Label Studio serves one folder of ours: copies of just the images that were pushed, named by their content ids.
+
+    Copies, because Label Studio follows links, and because a file that is overwritten in place changes its hard links.
+    """
+    root, prefix = _document_root(index.project)
+    server.remove_links(root)
+    folder = root / MEDIA
+    folder.mkdir(parents=True, exist_ok=True)
 
     def address(id: str, reference: str) -> str:
-        _checked(project, reference)
-        source, _, path = reference.partition(":")
-        return f"/data/local-files/?d={quote(prefix + source)}/{quote(path)}"
+        return f"{LOCAL}{quote(f'{prefix}{MEDIA}/{_copied(index.project, folder, id, reference)}')}"
 
+    storages = desk.studio.get("/api/storages/localfiles", project=desk.id)
+    if str(folder) not in {one["path"] for one in storages}:
+        about = {"project": desk.id, "path": str(folder), "title": MEDIA, "use_blob_urls": True}
+        desk.studio.post("/api/storages/localfiles", about)
+    if old := _superseded(storages, folder):
+        _move(index, desk, address, progress)
+        for number in old:
+            desk.studio.ask("DELETE", f"/api/storages/localfiles/{number}")
     return address
 
 
-def _served_folder(project: Project) -> tuple[Path, str]:
-    """Where the links to our sources lie, and what stands before them in an address."""
+def _document_root(project: Project) -> tuple[Path, str]:
+    """Where the copies of our images lie, and what stands before them in an address."""
     if not client.external():
         return server.files_of(project), ""
     root = os.environ.get(ROOT)
@@ -67,14 +96,63 @@ def _served_folder(project: Project) -> tuple[Path, str]:
     )
 
 
-def _store(project: Project, studio: Studio, desk: int, folder: Path) -> None:
-    """Label Studio serves only what lies below a storage of the project; a source that is one stays one."""
-    known = {one["path"] for one in studio.get("/api/storages/localfiles", project=desk)}
-    for source in project.config.sources:
-        path = str(folder / source.name)
-        if path not in known:
-            about = {"project": desk, "path": path, "title": source.name, "use_blob_urls": True}
-            studio.post("/api/storages/localfiles", about)
+def _copied(project: Project, folder: Path, id: str, reference: str) -> str:
+    """The name of the copy, made unless it is there; it gets its name once its bytes are those of the index."""
+    suffix = PurePosixPath(reference).suffix.lower()
+    suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"  # of any image type: browsers look at the bytes
+    copy = folder / f"{id}{suffix}"
+    if copy.is_file() and not copy.is_symlink():
+        os.utime(copy)
+        return copy.name
+    path = _checked(project, reference)
+    with files.written_aside(copy) as aside:
+        with path.open("rb") as source, aside.open("wb") as target:
+            digest = hashlib.sha256()
+            while part := source.read(PART):
+                digest.update(part)
+                target.write(part)
+        _check_bytes(id, reference, digest.hexdigest())
+    return copy.name
+
+
+def _superseded(storages: list[Mapping[str, Any]], folder: Path) -> list[int]:
+    """The storages of earlier versions, each a link to a whole source beside `folder`."""
+    return [one["id"] for one in storages if Path(one["path"]).parent == folder.parent and one["path"] != str(folder)]
+
+
+def renew(project: Project, studio: Studio, progress: Any = NO_PROGRESS) -> None:
+    """Give tasks that an earlier version pushed addresses that still work. Each push does so, too."""
+    if project.config.labelstudio.images != "local" or (desk := desks.find(project, studio)) is None:
+        return
+    if _superseded(studio.get("/api/storages/localfiles", project=desk.id), _document_root(project)[0] / MEDIA):
+        _local(Index(project), desk, progress)
+
+
+def _move(index: Index, desk: Desk, address: Address, progress: Any) -> None:
+    """New addresses for all tasks, the finished ones too; annotations and suggestions stay as they are."""
+    references = {id: paths[0] for id, paths in index.rows("paths") if paths}
+    for one in list(tasks.held(desk)):
+        progress("moving images", 1, 0)
+        id, image = str(one.data.get("content_id")), str(one.data.get("image"))
+        if image.startswith(LOCAL) and id in references:
+            try:
+                new = address(id, references[id])
+            except LabelProblem:
+                continue  # its file is gone: the old address leads nowhere either
+            if new != image:
+                desk.studio.ask("PATCH", f"/api/tasks/{one.id}", json={"data": {**one.data, "image": new}})
+
+
+def sweep(index: Index, desk: Desk) -> None:
+    """Remove copies of images that have waited for nobody for a while; a push of theirs makes them anew."""
+    if index.project.config.labelstudio.images != "local":
+        return
+    folder, oldest = _document_root(index.project)[0] / MEDIA, time.time() - KEPT_DAYS * 86400
+    old = [path for path in folder.glob("[!.]*") if path.stat().st_mtime < oldest]
+    waiting = {str(one.data.get("content_id")) for one in tasks.unfinished(desk)} if old else set()
+    for path in old:
+        if path.stem not in waiting:
+            path.unlink()
 
 
 # --- an object store --------------------------------------------------------------------------------------------------
@@ -120,8 +198,10 @@ def _uploaded(project: Project, studio: Studio, desk: int) -> Address:
 
     def address(id: str, reference: str) -> str:
         if id not in known:
-            path = _checked(project, reference)
-            known[id] = _upload(studio, desk, id + path.suffix.lower(), path)
+            with _checked(project, reference).open("rb") as handle:
+                _check_bytes(id, reference, hashlib.file_digest(handle, "sha256").hexdigest())
+                handle.seek(0)
+                known[id] = _upload(studio, desk, id + PurePosixPath(reference).suffix.lower(), handle)
         return f"/data/{quote(known[id])}"
 
     return address
@@ -137,10 +217,9 @@ def _id_of(file: str) -> str:
     return PurePosixPath(file).stem.partition("-")[2]
 
 
-def _upload(studio: Studio, desk: int, name: str, path: Path) -> str:
-    with path.open("rb") as handle:
-        sent = studio.ask(
-            "POST", f"/api/projects/{desk}/import", params={"commit_to_project": "false"}, files={name: (name, handle)}
-        )
+def _upload(studio: Studio, desk: int, name: str, handle: IO[bytes]) -> str:
+    sent = studio.ask(
+        "POST", f"/api/projects/{desk}/import", params={"commit_to_project": "false"}, files={name: (name, handle)}
+    )
     number = sent["file_upload_ids"][0]
     return str(studio.get(f"/api/import/file-upload/{number}")["file"])

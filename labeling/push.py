@@ -67,6 +67,9 @@ class Report:
 
 def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRESS) -> Report:
     """Make the server hold exactly one task for each image of the batch. The caller holds the writer lock."""
+    if not project.active_classes:
+        told = f"project '{project.name}' has no classes, so annotators would have nothing to choose"
+        raise CurateError(f"{told}. Run: curate classes add NAME")
     index = Index(project)
     with closing(Book(project.work / "labels", project.class_names)) as book:
         edits.capture(index, book, project.class_names)
@@ -78,7 +81,8 @@ def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRES
     _hold(batch, made)  # before anything is sent: from now on no `select` may replace the round
     _send(desk, batch.name, made, report, progress)
     _mark(index, batch, made)
-    tabs.show(desk, batch.name, any(row["slot"] == AUDIT for row in batch.rows))
+    tabs.show(desk, batch.name)
+    images.sweep(index, desk)
     return report
 
 
@@ -87,12 +91,16 @@ def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRES
 
 @dataclass(frozen=True)
 class Batch:
-    """The images to push, in order. `rows` hold id, rank, slot, score, reason and stratum."""
+    """The images to push, in order. `rows` hold id, rank, slot, score, reason and stratum.
+
+    `blind`: nobody is told why an image was picked, so that audit picks look like all others.
+    """
 
     name: str
     rows: Sequence[Mapping[str, Any]]
     round: Round | None = None
     labelled: int = 0
+    blind: bool = False
 
 
 def _picked(index: Index, number: int | None) -> Batch:
@@ -102,7 +110,8 @@ def _picked(index: Index, number: int | None) -> Batch:
     waiting = [row for row in picks if status[row["id"]] in ("unlabelled", "queued", None)]
     if not picks:
         raise CurateError(f"none of the picks of {one.name} is in the index. Run: curate index")
-    return Batch(one.name, waiting, one, len(picks) - len(waiting))
+    blind = any(row["slot"] == AUDIT for row in picks)
+    return Batch(one.name, waiting, one, len(picks) - len(waiting), blind)
 
 
 def _review(index: Index, view: str) -> Batch:
@@ -128,7 +137,7 @@ def _made(index: Index, desk: Desk, batch: Batch, wish: Wish, report: Report, pr
     shown = {one.id: one for one in index.shown(ids)}
     where = {id: (paths, missing) for id, paths, missing in index.rows("paths", "missing") if id in shown}
     said = _said(index, ids, wish, report) if wish.suggest and batch.round else {}
-    address = images.addresser(index.project, desk.studio, desk.id)
+    address = images.addresser(index, desk, progress)
     book = _versions(index.project) if batch.round is None else {}
     made = []
     for row in batch.rows:
@@ -222,7 +231,7 @@ def _check(said: Prediction, one: Shown, classes: Sequence[str]) -> None:
 
 
 def _task(batch: Batch, row: Mapping[str, Any], one: Shown, url: str, found: Suggested) -> Task:
-    audit = row["slot"] == AUDIT
+    slot, reason, score = ("", "", None) if batch.blind else (row["slot"], row["reason"], row["score"])
     key = one.id if batch.round else f"{one.id}:{one.label.digest}"
     title = f"{batch.name}, {row['rank']} of {len(batch.rows) + batch.labelled}"
     data = {
@@ -233,12 +242,11 @@ def _task(batch: Batch, row: Mapping[str, Any], one: Shown, url: str, found: Sug
         "round": batch.round.number if batch.round else None,
         "order": f"{batch.name} {row['rank']:06d}",
         "rank": row["rank"],
-        "slot": row["slot"],
+        "slot": slot,
         "stratum": row["stratum"] or "",
-        # An audit pick is labelled without knowing why it was picked: its figures must stay unbiased.
-        "reason": "" if audit else row["reason"],
-        "score": None if audit or row["score"] is None else round(row["score"], 4),
-        "title": title if audit or not row["reason"] else f"{title}: {row['reason']}",
+        "reason": reason,
+        "score": None if score is None else round(score, 4),
+        "title": f"{title}: {reason}" if reason else title,
         "base": base_of(one.label),
         "suggested": found.meaning,
         "suggested_by": found.by,

@@ -1,9 +1,10 @@
 """A Label Studio of the project's own, for a machine or a team that has none.
 
-It lives in `work/labelstudio/server/`, listens on this machine only, and serves the sources' images from
-`work/labelstudio/files/`, where each source is a symlink. `curate labelstudio up` starts it and leaves it running;
-every other command finds it through `server.json`. First user, password and token are made here and stand in
-`credentials.json`, which only its owner may read; the server gets them through its environment, never as arguments.
+It lives in `work/labelstudio/server/`, listens on this machine only, and serves the images that `curate push` put into
+`work/labelstudio/files/`. `curate labelstudio up` starts it and leaves it running; every other command finds it through
+`server.json`. First user, password and token are made here and stand in `credentials.json`, which only its owner may
+read; the server gets them through its environment, never as arguments. No credential is sent before the listening
+socket is known to belong to the process that we started: another program may have taken the port.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ Progress = Callable[[str, int, int], None]
 LOOPBACK = "127.0.0.1"
 EMAIL = "curate@localhost"
 FIRST_PORT = 8080
-START_SECONDS = 240  # the first start migrates the database: 20 s on a quiet machine, minutes on a busy one
+START_SECONDS = 900  # the first start migrates the database: 20 s on a quiet machine, many minutes on a busy one
 STOP_SECONDS = 15
 STARTING = "starting Label Studio"
-WAITING = "another command starts or stops Label Studio"
+WAITING = "another command starts or stops a Label Studio"
 # Run by Label Studio's own interpreter in its own environment.
 MEND = """
 import os, sys, django, label_studio
@@ -132,7 +133,8 @@ def files_of(project: Project) -> Path:
 
 def up(project: Project, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress) -> Served:
     """The project's server, started if it does not run. A server that runs is left as it is."""
-    return launch(folder_of(project), link_sources(project), port, host, progress)
+    remove_links(files_of(project))
+    return launch(folder_of(project), files_of(project), port, host, progress)
 
 
 def down(project: Project) -> bool:
@@ -164,35 +166,11 @@ def status(project: Project) -> dict[str, Any]:
     return told
 
 
-def link_sources(project: Project, target: Path | None = None) -> Path:
-    """The document root, in which each source's name is a symlink to its data root; links to nothing we know go.
-
-    Args:
-        target: the document root of another server on this machine [default: the project's own server's].
-    """
-    root = target or files_of(project)
-    root.mkdir(parents=True, exist_ok=True)
-    wanted = {_servable(source.name): os.path.realpath(project.root(source)) for source in project.config.sources}
-    for link in root.iterdir():
-        if link.is_symlink() and link.name not in wanted:
-            link.unlink()
-    for name, data in wanted.items():
-        _link(root / name, data)
-    return root
-
-
-def _servable(name: str) -> str:
-    """Label Studio trims the paths of its storages and turns `\\` into `/`; `.` and `..` lead elsewhere."""
-    if name in (".", "..") or "\\" in name or name != name.strip():
-        raise CurateError(f"Label Studio cannot serve a source named '{name}'; rename it in project.toml")
-    return name
-
-
-def _link(link: Path, data: str) -> None:
-    if link.is_symlink() and os.readlink(link) == data:
-        return
-    with files.written_aside(link) as aside:
-        aside.symlink_to(data)
+def remove_links(root: Path) -> None:
+    """Remove the links to whole sources that earlier versions made in a document root: Label Studio follows links."""
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_symlink():
+            path.unlink()
 
 
 # --- for any folder ---------------------------------------------------------------------------------------------------
@@ -205,31 +183,30 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     root.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder, progress):
-        state = _state(folder)
-        found = state and _served(folder, state)
+    with _exclusive(folder / ".start", progress):
+        found = _known(folder) or _unrecorded(folder)
         if found:  # perhaps still starting: whoever started it may have been killed
             return _settled(found, _size(found.log), _make_credentials(folder), progress)
-        return _start(folder, root, port, host, progress)
+        with _exclusive(_machine_lock(), progress):  # a server takes its port long after that was seen to be free
+            return _start(folder, root, port, host, progress)
 
 
 def running(folder: Path) -> Served | None:
-    """The server on `folder`, if it runs and answers."""
-    state = _state(folder)
-    found = _served(folder, state) if state else None
-    return found if found and _healthy(found.url) else None
+    """The server on `folder`, if its own process listens on its port and answers."""
+    found = _known(folder)
+    return found if found and found.port in _ports(found.pid) and _healthy(found.url) else None
 
 
 def stop(folder: Path) -> bool:
     """End the server on `folder`; whether one ran. It has seconds to end by itself."""
     if not folder.is_dir():
         return False
-    with _exclusive(folder, no_progress):
-        state = _state(folder)
-        if state:
-            _end(state["pid"])
+    with _exclusive(folder / ".start", no_progress):
+        found = _known(folder) or _unrecorded(folder)
+        if found:
+            _end(found.pid)
         (folder / "server.json").unlink(missing_ok=True)
-    return state is not None
+    return found is not None
 
 
 def read_credentials(folder: Path) -> Credentials:
@@ -298,9 +275,10 @@ def _await(served: Served, begun: int, progress: Progress) -> None:
     while time.monotonic() < deadline:
         if not _lives(served.pid):
             raise CurateError(f"Label Studio ended while it started: {_last_words(served.log, begun)}")
-        if _moved(served.log, begun):
+        ports = _ports(served.pid)
+        if ports and served.port not in ports:  # Label Studio goes to the next port by itself where its own is taken
             raise CurateError(f"another program took port {served.port} at that moment. Run the command again")
-        if _healthy(served.url):
+        if ports and _healthy(served.url):  # it listens once its migrations are done, and not before
             return
         if time.monotonic() - tick >= 1:
             tick = time.monotonic()
@@ -382,11 +360,6 @@ def _last_words(log: Path, begun: int) -> str:
     return f"{_plain(words, known)} (see {log})"
 
 
-def _moved(log: Path, begun: int) -> bool:
-    """Label Studio goes to the next port by itself where its own is taken."""
-    return "* Trying to start at" in _said(log, begun)
-
-
 # --- ports ------------------------------------------------------------------------------------------------------------
 
 
@@ -444,8 +417,22 @@ def _accepts(url: str, token: str) -> bool:
     import httpx
 
     headers = {"Authorization": f"Token {token}"}
-    answer = httpx.get(f"{url}/api/current-user/whoami", headers=headers, timeout=60, trust_env=False)
+    try:
+        answer = httpx.get(f"{url}/api/current-user/whoami", headers=headers, timeout=60, trust_env=False)
+    except httpx.HTTPError as error:
+        told = f"Label Studio at {url} listens, but gave no answer ({type(error).__name__})"
+        raise CurateError(f"{told}. Is the machine busy? Run the command again") from None
     return answer.status_code == 200
+
+
+def _ports(pid: int) -> set[int]:
+    """The ports on which this process listens: what answers there is no other program."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        sockets = psutil.Process(pid).net_connections("tcp")
+        return {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+    return set()
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -461,9 +448,31 @@ def _state(folder: Path) -> dict[str, Any] | None:
     return state if same else None
 
 
-def _served(folder: Path, state: dict[str, Any]) -> Served:
+def _known(folder: Path) -> Served | None:
+    """The process that `server.json` names, whether it answers yet or not."""
+    state = _state(folder)
+    if state is None:
+        return None
     host, port = state["host"], state["port"]
     return Served(_url(host, port), host, port, state["pid"], folder, Path(state["files"]))
+
+
+def _unrecorded(folder: Path) -> Served | None:
+    """A server on `folder` that `server.json` does not name: the command that started it was killed, or the file lost.
+
+    Two servers must never share a database, so it is recorded and used like any other. The caller holds the lock.
+    """
+    import psutil
+
+    wanted = str(folder.resolve())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words, variables = process.cmdline(), process.environ()
+            if variables.get("LABEL_STUDIO_BASE_DATA_DIR") == wanted and {"--internal-host", "--port"} <= {*words}:
+                host, port = (words[words.index(name) + 1] for name in ("--internal-host", "--port"))
+                root = Path(variables["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"])
+                return _recorded(Served(_url(host, int(port)), host, int(port), 0, folder, root), process.pid)
+    return None
 
 
 def _born(pid: int) -> str:
@@ -490,7 +499,8 @@ def _lives(pid: int) -> bool:
 def _end(pid: int) -> None:
     for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            leads = os.getpgid(pid) == pid  # its group: whatever it started ends with it
+            os.killpg(pid, number) if leads else os.kill(pid, number)
         deadline = time.monotonic() + seconds
         while _lives(pid) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -499,9 +509,9 @@ def _end(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path, progress: Progress) -> Iterator[None]:
+def _exclusive(lock: Path, progress: Progress) -> Iterator[None]:
     """Two commands that start at once must not both launch a server."""
-    with open(folder / ".start", "w", encoding="utf-8") as handle:
+    with open(lock, "w", encoding="utf-8") as handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -510,6 +520,13 @@ def _exclusive(folder: Path, progress: Progress) -> Iterator[None]:
                 progress(WAITING, 1, 0)
                 time.sleep(1)
         yield
+
+
+def _machine_lock() -> Path:
+    """Held by whoever starts a server, of any project of this user."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "labelstudio.lock"
 
 
 def installed() -> bool:

@@ -1,4 +1,4 @@
-"""Tabs of Label Studio's Data Manager: a batch in its order, and its audit picks alone."""
+"""Tabs of Label Studio's Data Manager: each batch in its order, audit picks among the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ OURS: tuple[str, ...] = (
     "batch",
     "rank",
     "round",
+    "slot",
 )
 THEIRS: tuple[str, ...] = (
     "inner_id",
@@ -32,29 +33,27 @@ THEIRS: tuple[str, ...] = (
 THEIRS += ("predictions_model_versions", "predictions_results", "file_upload", "storage_filename", "created_at")
 THEIRS += ("updated_at", "updated_by", "avg_lead_time", "draft_exists")
 HIDDEN = (*(f"tasks:data.{name}" for name in OURS), *(f"tasks:{name}" for name in THEIRS))
-AUDIT_HIDDEN = ("tasks:data.reason", "tasks:data.score")
 BESIDE = ("tasks:id", "tasks:annotators", "tasks:cancelled_annotations", "tasks:data.score", "tasks:data.stratum")
 
 
-def show(desk: Desk, batch: str, with_audit: bool) -> None:
-    """Make the tabs of this batch, unless they are there."""
-    known = {view["data"].get("title") for view in desk.studio.get("/api/dm/views", project=desk.id)}
-    wanted = [(batch, [tasks.equal("data.batch", batch)], HIDDEN)]
-    if with_audit:
-        both = [tasks.equal("data.batch", batch), tasks.equal("data.slot", AUDIT)]
-        wanted.append((f"{batch} {AUDIT}", both, HIDDEN + AUDIT_HIDDEN))
-    for title, filters, hidden in wanted:
-        if title not in known:
-            desk.studio.post("/api/dm/views", {"project": desk.id, "data": _tab(title, filters, hidden)})
+def show(desk: Desk, batch: str) -> None:
+    """Make the tab of this batch, unless it is there. Earlier versions showed its audit picks in a tab of their own."""
+    there = desk.studio.get("/api/dm/views", project=desk.id)
+    if batch not in {view["data"].get("title") for view in there}:
+        made = _tab(batch, [tasks.equal("data.batch", batch)])
+        desk.studio.post("/api/dm/views", {"project": desk.id, "data": made})
+    for view in there:
+        if view["data"].get("title") == f"{batch} {AUDIT}":
+            desk.studio.ask("DELETE", f"/api/dm/views/{view['id']}")
 
 
-def _tab(title: str, filters: list[dict[str, Any]], hidden: tuple[str, ...]) -> dict[str, Any]:
+def _tab(title: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "title": title,
         "type": "list",
         "target": "tasks",
         "filters": {"conjunction": "and", "items": filters},
         "ordering": ["tasks:data.order"],
-        "hiddenColumns": {"explore": [*hidden], "labeling": [*hidden, *BESIDE]},
+        "hiddenColumns": {"explore": [*HIDDEN], "labeling": [*HIDDEN, *BESIDE]},
         "gridWidth": 4,
     }

@@ -52,6 +52,12 @@ def held(desk: Desk, batch: str | None = None) -> Iterator[Held]:
             yield Held(int(one["id"]), one["data"], one["overlap"])
 
 
+def unfinished(desk: Desk) -> Iterator[Held]:
+    """The tasks of all batches that wait for somebody."""
+    for one in listed(desk, [_number("total_annotations", 0)], "task_only", "id,data"):
+        yield Held(int(one["id"]), one["data"])
+
+
 def count(desk: Desk, batch: str) -> int:
     """How many tasks of a batch there are, doubles too."""
     return int(_page(desk, [equal("data.batch", batch)], "task_only", "id", 1)["total"])

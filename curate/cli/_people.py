@@ -43,11 +43,16 @@ def labelstudio_up(
     json: JsonOption = False,
 ) -> None:
     """Start it, and leave it running. The first start takes about a minute."""
-    from labeling import client, server
+    from labeling import client, images, server
 
     made = open_project(project)
     with bars() as step:
         served = server.up(made, port, host, step)
+        try:
+            if not client.external():
+                images.renew(made, client.connect(made), step)
+        except CurateError as error:  # the server is up nevertheless
+            warn(f"tasks that an earlier version pushed show no image until the next curate push ({error})")
     _warn_about(served, port, host)
     if client.external():
         warn(

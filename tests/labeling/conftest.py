@@ -14,7 +14,7 @@ from tests.labeling.studio import projects
 
 @pytest.fixture(scope="session")
 def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose document root is empty: a test links its sources there (`server.link_sources(project, files)`)."""
+    """A server whose document root is empty: `push` copies there what a test pushes."""
     if not server.installed():
         pytest.skip("Label Studio is not installed: pip install 'steel-curate[labelstudio]'")
     home = tmp_path_factory.mktemp("labelstudio")

@@ -11,9 +11,8 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
-from labeling import adopt, server
+from labeling import adopt
 from labeling.client import Studio
-from labeling.server import Served
 from tests.labeling import studio as play
 from tests.labeling.desks import history, labels, unlabelled
 
@@ -32,11 +31,10 @@ def _choice(value: str) -> dict[str, object]:
     return {"type": "choices", "from_name": "quality", "to_name": "pic", "value": {"choices": [value]}}
 
 
-def test_images_are_found_by_name_and_by_their_bytes(indexed: Project, studio: Studio, studio_server: Served) -> None:
+def test_images_are_found_by_name_and_by_their_bytes(indexed: Project, studio: Studio) -> None:
     index = Index(indexed)
     paths = {id: Path(path) for id, path in index.rows("filepath")}
     by_name, by_bytes, clean, whole = unlabelled(indexed)[:4]
-    server.link_sources(indexed, studio_server.files / "theirs")
     number = play.project(studio, "their own", THEIRS)
     renamed = studio.ask(
         "POST",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from curate import predictions, shapes
+import pytest
+
+from curate import indexing, predictions, shapes
 from curate.data import Label, make_defect
+from curate.errors import CurateError
 from curate.index import Index
 from curate.labels import lead_times
 from curate.predictions import Prediction
 from curate.project import Project, load
+from labeling import desk as desks
 from labeling import pull, push, tasks, wire
 from labeling.client import Studio
 from tests import fakes
+from tests.conftest import LINE, Make
 from tests.labeling import studio as play
 from tests.labeling.desks import history, labelled, labels, on_desk, pushed, round_of, task_of, unlabelled
 
@@ -34,15 +40,40 @@ def test_a_round_becomes_tasks_in_its_order_and_each_image_is_queued(indexed: Pr
     held = list(tasks.held(on_desk(indexed, studio)))
     assert [one.data["content_id"] for one in held] == ids, "sequential sampling follows the ids of tasks"
     assert [one.data["order"] for one in held] == sorted(one.data["order"] for one in held)
-    audit = held[1].data
-    assert (audit["reason"], audit["score"], "like" in audit["title"]) == ("", None, False)
-    assert held[0].data["reason"] == "like crack 1"
+    assert [one.data["title"] for one in held] == [f"round 001, {rank} of 6" for rank in range(1, 7)]
     shown = labels(indexed)
     assert {shown[id].status for id in ids} == {"queued"}
     again = push.run(indexed, studio, push.Wish())
     assert (again.created, again.existing, again.updated) == (0, 6, 0)
     views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=on_desk(indexed, studio).id)}
-    assert views == {"round 001", "round 001 audit"}
+    assert views == {"round 001"}
+
+
+def test_an_audit_pick_looks_like_every_other(indexed: Project, studio: Studio) -> None:
+    """Neither its task nor a tab tells it apart; only without audit picks is anybody told why an image was picked."""
+    first, second, audit, other = unlabelled(indexed)[:4]
+    round_of(indexed, [first, audit], ["rare", "audit"])
+    push.run(indexed, studio, push.Wish())
+    desk = on_desk(indexed, studio)
+    told = {(one.data["slot"], one.data["reason"], one.data["score"]) for one in tasks.held(desk)}
+    assert told == {("", "", None)}
+    studio.post("/api/dm/views", {"project": desk.id, "data": {"title": "round 001 audit"}})  # of an earlier version
+    push.run(indexed, studio, push.Wish())
+    round_of(indexed, [second, other], number=2)
+    push.run(indexed, studio, push.Wish())
+    told = {(one.data["title"], one.data["slot"]) for one in tasks.held(desk, "round 002")}
+    assert told == {(f"round 002, {rank} of 2: like crack {rank}", "rare") for rank in (1, 2)}
+    views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=desk.id)}
+    assert views == {"round 001", "round 002"}
+
+
+def test_without_classes_there_is_nothing_to_choose(make: Make, line: Path, studio: Studio) -> None:
+    project = make([LINE | {"data": line}], [])
+    indexing.run(project)
+    round_of(project, unlabelled(project)[:1])
+    with pytest.raises(CurateError, match=r"'plant' has no classes.*Run: curate classes add NAME"):
+        push.run(project, studio, push.Wish())
+    assert desks.find(project, studio) is None, "nothing was made"
 
 
 def test_what_is_submitted_is_what_the_index_shows(indexed: Project, studio: Studio) -> None:

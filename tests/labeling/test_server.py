@@ -6,12 +6,16 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -201,96 +205,6 @@ def test_it_calls_this_machine_but_no_metadata_service(studio: Studio, host: str
     assert ("reserved network address" in str(caught.value)) is banned, caught.value
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def linked(studio: Studio, studio_server: Served, tmp_path: Path) -> Iterator[tuple[Project, Studio]]:
-    """A project whose source the session's server serves."""
-    project = plant(tmp_path)
-    server.link_sources(project, studio_server.files)
-    number = people.project(studio, "images", CHOICES)
-    storage = {"project": number, "path": str(studio_server.files / "line"), "use_blob_urls": True}
-    studio.post("/api/storages/localfiles", storage)
-    yield project, studio
-    (studio_server.files / "line").unlink()
-
-
-def image(studio: Studio, path: str) -> httpx.Response:
-    return client._send(studio.client, studio.url, "GET", f"/data/local-files/?d={path}", follow_redirects=False)
-
-
-def test_images_are_served_through_the_link(linked: tuple[Project, Studio]) -> None:
-    project, studio = linked
-    found = image(studio, "line/A/0.png")
-    assert found.status_code == 200
-    assert found.content == (project.folder.parents[1] / "line" / "A" / "0.png").read_bytes()
-    assert httpx.get(f"{studio.url}/data/local-files/?d=line/A/0.png", trust_env=False).status_code == 401
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(
-            "../server/credentials.json",
-            "line/../../server/credentials.json",
-            "line/%2e%2e/%2e%2e/server/credentials.json",
-        ),
-        *(
-            "/etc/passwd",
-            "//etc/passwd",
-            "line/../../../../../../../../etc/passwd",
-            "line\\..\\..\\server\\credentials.json",
-        ),
-        *("other/secret.png", "line/../other/secret.png", "line2/secret.png", "secret.png"),
-    ],
-)
-def test_nothing_else_is_served(
-    linked: tuple[Project, Studio], studio_server: Served, tmp_path: Path, path: str
-) -> None:
-    places = [studio_server.files / name for name in ("other", "line2")]
-    for folder in places:
-        folder.mkdir(exist_ok=True)
-        (folder / "secret.png").write_bytes(b"secret")
-    (studio_server.files / "secret.png").write_bytes(b"secret")
-    assert (studio_server.folder / "credentials.json").exists()
-    refused = image(linked[1], path)
-    assert refused.status_code >= 400  # 500 for those that leave the document root: Django's own refusal, unhandled
-    assert refused.headers["Content-Type"].split(";")[0] in ("text/html", "application/json")
-    assert not {b"secret", b"root:", b"password"} & set(re.findall(rb"secret|root:|password", refused.content))
-
-
-def test_links_inside_a_source_are_followed_which_is_why_push_refuses_them(
-    linked: tuple[Project, Studio], tmp_path: Path
-) -> None:
-    project, studio = linked
-    (tmp_path / "elsewhere.png").write_bytes(b"elsewhere")
-    (project.root(project.config.sources[0]) / "leak.png").symlink_to(tmp_path / "elsewhere.png")
-    assert image(studio, "line/leak.png").content == b"elsewhere"
-    with pytest.raises(CurateError, match="leads out of the data root"):
-        project.locate("line:leak.png")
-
-
-def test_links_follow_the_config(tmp_path: Path) -> None:
-    project = plant(tmp_path)
-    root = server.link_sources(project)
-    (root / "gone").symlink_to(tmp_path / "nowhere")
-    (root / "line").unlink()
-    (root / "line").symlink_to(tmp_path / "where it was")
-    (root / "kept.txt").write_text("no link")
-    for _ in range(2):
-        assert server.link_sources(project) == root
-        assert sorted(path.name for path in root.iterdir()) == ["kept.txt", "line"]
-        assert (root / "line" / "A" / "0.png").is_file()
-
-
-@pytest.mark.parametrize("name", ["..", ".", " line", "a\\b"])
-def test_names_that_cannot_be_served(tmp_path: Path, name: str) -> None:
-    project = setup.write(tmp_path / "p", [{"name": name, "format": "images", "data": tmp_path}], ["crack"])
-    with pytest.raises(CurateError, match="cannot serve a source named"):
-        server.link_sources(project)
-
-
 # --- ports and programs -----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +219,81 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
     for port in (None, 8123):
         with pytest.raises(CurateError, match=r"192\.0\.2\.1"):
             server.launch(tmp_path / "server", tmp_path / "files", port, "192.0.2.1")
+
+
+@contextlib.contextmanager
+def stranger() -> Iterator[tuple[int, list[str]]]:
+    """Another program that answers 200 to everything: its port, and the credentials that it was sent."""
+    heard: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.extend(value for name, value in self.headers.items() if name.lower() == "authorization")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"id": 1, "email": "a@b.c"}')
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    try:
+        yield listener.server_port, heard
+    finally:
+        listener.shutdown()
+        listener.server_close()
+
+
+def seeded(project: Project, like: Served) -> Path:
+    """The project's server folder, with a database whose migrations are done: the first start takes a minute."""
+    folder = server.folder_of(project)
+    folder.mkdir(parents=True)
+    shutil.copy(like.folder / "label_studio.sqlite3", folder)
+    return folder
+
+
+@needs_proc
+def test_a_port_that_another_program_takes_meanwhile_gets_no_token(
+    studio_server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = plant(tmp_path)
+    folder = seeded(project, studio_server)
+    with stranger() as (port, heard):
+        monkeypatch.setattr(server, "_free_port", lambda host, wanted: port)
+        with pytest.raises(CurateError, match=f"another program took port {port}"):
+            server.up(project)
+        assert (heard, alive(folder)) == ([], [])
+        assert not (folder / "server.json").exists()
+        state = {"pid": os.getpid(), "born": server._born(os.getpid()), "host": "127.0.0.1", "files": "x"}
+        (folder / "server.json").write_text(json.dumps(state | {"port": port}))
+        assert server.find(project), "this very process listens there"
+        with socket.create_server(("127.0.0.1", 0)) as ours, subprocess.Popen(["sleep", "60"]) as other:
+            state = {"pid": other.pid, "born": server._born(other.pid), "host": "127.0.0.1", "files": "x"}
+            for taken in (port, ours.getsockname()[1]):
+                (folder / "server.json").write_text(json.dumps(state | {"port": taken}))
+                assert server.find(project) is None, "its process does not listen there: somebody else does"
+                with pytest.raises(CurateError, match="is not running"):
+                    client._from_own_server(project)
+            other.kill()
+    assert heard == []
+
+
+@needs_proc
+def test_two_projects_that_start_at_once_get_a_server_each(studio_server: Served, tmp_path: Path) -> None:
+    made = [plant(tmp_path, name) for name in ("one", "two")]
+    for project in made:
+        seeded(project, studio_server)
+    try:
+        told = [answer(one) for one in [command(project, "up", "--json") for project in made]]
+        assert [one["started"] for one in told] == [True, True]
+        assert len({one["url"] for one in told}) == 2
+        for project, one in zip(made, told, strict=True):
+            token = server.read_credentials(server.folder_of(project)).token
+            assert client.open_studio(one["url"], token).me.email == server.EMAIL
+    finally:
+        for project in made:
+            server.down(project)
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +377,11 @@ def test_killed_and_robbed_it_comes_back(
     assert (found.started, found.port) == (False, first.port)
     assert alive(found.folder) == [found.pid]
     assert people.projects(client.connect(project)) == [number]
+
+    (first.folder / "server.json").unlink()
+    again = server.up(project)
+    assert (again.started, again.pid, again.url) == (False, found.pid, found.url), "one server on a database"
+    assert alive(found.folder) == [found.pid]
 
     assert answer(command(project, "down", "--json")) == {"stopped": True}
     assert alive(found.folder) == []
