@@ -83,6 +83,7 @@ class Listener(ThreadingHTTPServer):
     """A thread for each caller, up to CALLERS; whoever has not sent a whole request after SECONDS is hung up on."""
 
     daemon_threads = True
+    request_queue_size = 4 * CALLERS  # that wait to be taken on or turned away
 
     def __init__(self, address: tuple[str, int], routes: type[Routes]) -> None:
         super().__init__(address, routes)
@@ -90,10 +91,11 @@ class Listener(ThreadingHTTPServer):
         self.since: dict[socket.socket, float] = {}  # callers whose request has not arrived yet
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.free.acquire(blocking=False):
-            return self.shutdown_request(request)
-        self.since[request] = time.monotonic()
-        super().process_request(request, client_address)
+        if self.free.acquire(blocking=False):
+            self.since[request] = time.monotonic()
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from curate import browse
+from curate import browse, database
 from curate.errors import CurateError
 from curate.files import Busy, writer_lock
 from curate.project import Project
@@ -36,7 +36,9 @@ def run(
     wake: threading.Event | None = None,
     until: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Pull whenever something changed, until Ctrl-C. A server or a database that goes away is waited for."""
+    """Pull whenever something changed, until Ctrl-C. A server or a shared database that goes away is waited for."""
+    from pymongo.errors import ConnectionFailure
+
     wake, last = wake or threading.Event(), float("-inf")
     while not until():
         try:
@@ -44,6 +46,10 @@ def run(
                 last = _pulled(project, studio, tell, last)
         except (Unreachable, Unanswered, Busy) as error:
             warn(f"{error}; trying again in {every:g} s")
+        except ConnectionFailure as error:
+            if database.embedded():  # nobody starts it again on the same port
+                raise
+            warn(f"lost the database ({textwrap.shorten(str(error), 100)}); trying again in {every:g} s")
         wake.wait(every)
         wake.clear()
 
