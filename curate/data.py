@@ -75,11 +75,15 @@ class CocoRle:
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """Pixels of a mask image whose value lies in `low..high`; `path` is relative to the data root."""
+    """Pixels of a mask image whose value lies in `low..high`; `path` is relative to the data root.
+
+    `known`: all values that mean something beside 0, where others are damage and not just a defect's soft edge.
+    """
 
     path: str
     low: int = 128
     high: int = 255
+    known: tuple[int, ...] = ()
 
 
 Shape = Box | RelativeBox | Polygon | KaggleRle | CocoRle | MaskFile

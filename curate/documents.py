@@ -21,6 +21,7 @@ import numpy as np
 
 from curate import rle, shapes
 from curate.data import Defect, Label, Status, make_defect
+from curate.errors import LabelProblem
 from curate.intake import Picture
 from curate.labels import State
 
@@ -196,7 +197,7 @@ def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
     x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     try:
         pixels = _pixels(region)
-    except (OSError, ValueError, EOFError, zlib.error):
+    except (OSError, ValueError, EOFError, zlib.error, LabelProblem):
         return UNREADABLE
     severity = region.get("severity")
     if pixels is None:

@@ -12,7 +12,6 @@ the same functions run in Ray's actors, on this machine or on the cluster that R
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import embed, tables, workers
+from curate import decoding, embed, files, tables, workers
 from curate.embed._base import Encoder, Pixels, prepare_image, windows
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index import Index, chunks
@@ -39,7 +38,6 @@ BATCH = 128  # images to an append
 JOB = 16  # images that a process decodes at a time
 WORTH = 5.0  # seconds of decoding left, above which starting processes pays
 FEW = 32  # images after which it can be told how long the rest will take
-KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 Progress = Callable[[str, int, int], None]
 Engine = Literal["local", "ray"]
 Todo = Sequence[tuple[str, str]]  # content id and file
@@ -170,17 +168,8 @@ def pixels_of(content: bytes, max_pixels: int) -> Pixels:
 
     The limit is checked again: the file may have been replaced since the index saw it.
     """
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # max_pixels decides
-    try:
-        with Image.open(io.BytesIO(content), formats=KINDS) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise LabelProblem(f"{size} pixels are more than limits.max_pixels = {max_pixels}")
-            return _bytes_of(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise LabelProblem(f"cannot be decoded: {error}") from None
+    with decoding.opened(content, max_pixels) as image:
+        return _bytes_of(image)
 
 
 def _bytes_of(image: Any) -> Pixels:
@@ -213,7 +202,7 @@ def _one_thread() -> Iterator[None]:
 
 def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> Prepared:
     try:
-        content = Path(path).read_bytes()
+        content = files.read_bytes(Path(path))
         if hashlib.sha256(content).hexdigest() != id:
             raise LabelProblem("the file changed since it was indexed. Run: curate index")
         pixels = pixels_of(content, max_pixels)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from curate.errors import CurateError
 
+LARGEST = 1 << 32  # bytes of a file that is read whole: above any image or label file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may have
 
 
@@ -71,6 +73,20 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
+    """The bytes of a regular file. Raises OSError for anything else: reading a pipe or a device may never end.
+
+    The file is opened without waiting and judged by its handle, so that it cannot be exchanged in between.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EINVAL, f"larger than {limit} bytes", str(path))
+    return content
 
 
 def remove(path: Path) -> None:

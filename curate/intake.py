@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from curate import decoding, files
 from curate.data import UNLABELLED, Defect, Label, MaskFile, Record
 from curate.errors import LabelProblem
 from curate.paths import safe_join
 from curate.project import LimitsConfig
 from curate.shapes import defect_of
 
-STEP = 2  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
+STEP = 3  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "TIFF": "image/tiff", "WEBP": "image/webp"}
 SUFFIXES = {
     "JPEG": {".jpg", ".jpeg"},
@@ -91,9 +90,7 @@ def _mask_stat(root: Path, name: str) -> tuple[int, int] | None:
 
 def picture_of(path: Path, record: Record, rules: Rules) -> Picture:
     """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would wait for ever
-        raise LabelProblem("not a regular file")
-    content = path.read_bytes()
+    content = files.read_bytes(path)
     width, height, channels, kind = _header(content, rules.limits)
     note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
     id = hashlib.sha256(content).hexdigest()
@@ -101,23 +98,12 @@ def picture_of(path: Path, record: Record, rules: Rules) -> Picture:
 
 
 def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
-    from PIL import Image, UnidentifiedImageError
-
-    Image.MAX_IMAGE_PIXELS = None  # limits.max_pixels decides, also above Pillow's own limit
     if not content:
         raise LabelProblem("file is empty (0 bytes)")
-    try:
-        with Image.open(io.BytesIO(content), formats=tuple(MIME)) as image:
-            if image.width * image.height > limits.max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise LabelProblem(f"{size} pixels are more than limits.max_pixels = {limits.max_pixels}")
-            kind = "JPEG" if image.format == "MPO" else str(image.format)  # several pictures in one JPEG
-            _whole(image, kind, content, limits)
-            return image.width, image.height, len(image.getbands()), kind
-    except UnidentifiedImageError:
-        raise LabelProblem("not an image that can be read (JPEG, PNG, BMP, TIFF or WebP)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise LabelProblem(f"damaged image: {error}") from None
+    with decoding.opened(content, limits.max_pixels) as image:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)  # several pictures in one JPEG
+        _whole(image, kind, content, limits)
+        return image.width, image.height, len(image.getbands()), kind
 
 
 def _whole(image: Any, kind: str, content: bytes, limits: LimitsConfig) -> None:

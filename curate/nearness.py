@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from curate import decoding, files
+from curate.errors import LabelProblem
 from curate.greedy.neighbours import nearest
 from curate.pool import Floats
 
 SAMPLE = 2000
 FIFTH = 5
 SAME = 0.98  # correlation of small pictures
-KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SIDE = 32  # pixels of a small picture
 
 
@@ -49,12 +50,10 @@ def _small(path: Path, limit: int) -> NDArray[np.float32] | None:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=KINDS) as image:
-            if image.width * image.height > limit:
-                return None
+        with decoding.opened(files.read_bytes(path), limit) as image:
             image.draft("L", (4 * SIDE, 4 * SIDE))
             grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, LabelProblem):
         return None
     grey = grey - grey.mean()
     return np.asarray(grey / max(float(np.linalg.norm(grey)), 1e-6), np.float32)

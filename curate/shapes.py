@@ -10,24 +10,38 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate import rle
-from curate.data import Box, CocoRle, Defect, KaggleRle, MaskFile, Polygon, Region, RelativeBox, make_defect
+from curate import decoding, files, rle
+from curate.data import Box, CocoRle, Defect, KaggleRle, MaskFile, Polygon, Region, RelativeBox, Shape, make_defect
 from curate.errors import LabelProblem
 from curate.paths import safe_join
 
 Mask = NDArray[np.uint8]
-MASKS = ("PNG", "BMP", "TIFF", "JPEG", "WEBP")
+FARTHEST = 1e9  # pixels: a coordinate further out is damage, and what kernels make of it need not fit an integer
 
 
 def defect_of(region: Region, width: int, height: int, root: Path, clip: bool, where: str = "") -> Defect | None:
-    """The canonical defect, or None where a mask has no pixel. Raises LabelProblem where it cannot be trusted."""
+    """The canonical defect, or None where a mask file is empty, which says that its class is absent.
+
+    Raises LabelProblem where the region cannot be trusted, or was drawn and gives no pixel: its image is not clean.
+    """
     shape = region.shape
     if isinstance(shape, Box):
         return boxed(region.label, shape, width, height, clip)
     if isinstance(shape, RelativeBox):
         box = Box(shape.x * width, shape.y * height, shape.w * width, shape.h * height)
         return boxed(region.label, box, width, height, clip)
-    return defect_from_mask(region.label, _pixels(region, width, height, root, where))
+    defect = defect_from_mask(region.label, _pixels(region, width, height, root, where))
+    if defect is None and not isinstance(shape, MaskFile):
+        raise no_pixel(region.label, shape, width, height)
+    return defect
+
+
+def no_pixel(label: str, shape: Shape, width: int, height: int) -> LabelProblem:
+    """The error for an annotation that was drawn but would leave its image clean."""
+    if isinstance(shape, Polygon):
+        why = f"it lies outside the {width}x{height} image, has no area, or is thinner than a pixel"
+        return LabelProblem(f"polygon of '{label}' gives no pixel: {why}")
+    return LabelProblem(f"run-lengths of '{label}' give no pixel")
 
 
 def defect_from_mask(label: str, mask: Mask) -> Defect | None:
@@ -97,34 +111,38 @@ def _coco(shape: CocoRle, width: int, height: int, where: str) -> Mask:
 
 
 def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # a mask has to have the size of its image, which intake has judged
     try:
-        with Image.open(_regular(safe_join(root, shape.path)), formats=MASKS) as image:
-            if image.size != (width, height):
-                size = f"{image.width}x{image.height}"
-                raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
-            values = _grey(image)
+        content = files.read_bytes(safe_join(root, shape.path))
     except FileNotFoundError:
         raise LabelProblem(f"mask {shape.path} does not exist") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise LabelProblem(f"mask {shape.path} cannot be read: {error}") from None
-    return ((values >= shape.low) & (values <= shape.high)).view(np.uint8)
+    except OSError as error:
+        raise LabelProblem(f"mask {shape.path} cannot be read: {error.strerror}") from None
+    with decoding.opened(content, prefix=f"mask {shape.path} cannot be read: ") as image:
+        if image.size != (width, height):  # of its image, whose pixels intake has counted
+            size = f"{image.width}x{image.height}"
+            raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
+        values = _grey(image)
+    mask = (values >= shape.low) & (values <= shape.high)
+    _check_values(shape, values, mask)
+    return mask.view(np.uint8)
+
+
+def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+    """Refuse a mask with pixels that no class claims: read as they stand, they would be clean."""
+    if shape.known:
+        strange = values[~np.isin(values, (0, *shape.known))]
+        if strange.size:
+            known = ", ".join(str(value) for value in shape.known)
+            raise LabelProblem(f"mask {shape.path} has the grey value {strange[0]}; allowed: 0, {known}")
+    elif not mask.any() and values.any():
+        wanted = f"a defect has {shape.low} to {shape.high}"
+        raise LabelProblem(f"mask {shape.path} has grey values from 0 to {values.max()} only, {wanted}")
 
 
 def grey_file(path: Path) -> NDArray[Any]:
-    """The pixel values of a grey image file. Raises OSError where it cannot be read."""
-    from PIL import Image
-
-    with Image.open(_regular(path), formats=MASKS) as image:
+    """The pixel values of a grey image file. Raises OSError where it cannot be read, LabelProblem where it is damaged."""
+    with decoding.opened(files.read_bytes(path)) as image:
         return _grey(image)
-
-
-def _regular(path: Path) -> Path:
-    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
-        raise OSError("not a regular file")
-    return path
 
 
 def _grey(image: Any) -> NDArray[Any]:
@@ -140,6 +158,10 @@ def polygon_mask(polygon: Polygon, width: int, height: int) -> Mask:
         points = np.asarray(ring, np.float64)
         if points.ndim != 2 or len(points) < 3 or not np.isfinite(points).all():
             raise LabelProblem(f"polygon with {len(ring)} points is not a ring of at least 3 finite points")
+        far = np.abs(points).max(axis=1) > FARTHEST / max(scale)
+        if far.any():
+            x, y = points[far][0]
+            raise LabelProblem(f"polygon point {x:g},{y:g} lies far outside the {width}x{height} image")
         _fill(np.ascontiguousarray(points * scale), mask)
     return mask
 
@@ -149,7 +171,9 @@ def _fill(points, mask):  # type: ignore[no-untyped-def]
     height, width = mask.shape
     count = len(points)
     crossings = np.empty(count)
-    for row in range(height):
+    top = max(0, int(np.floor(points[:, 1].min())))
+    bottom = min(height, int(np.ceil(points[:, 1].max())))
+    for row in range(top, bottom):
         y = row + 0.5
         found = 0
         for i in range(count):

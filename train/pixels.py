@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from curate import files
 from curate.embedding import pixels_of
 from curate.errors import LabelProblem
 from train.recipe import SCALES
@@ -22,7 +23,7 @@ STRIDE = 32  # networks shrink images by so much
 def read(id: str, path: Path, max_pixels: int) -> Pixels:
     """The pixels of an indexed image. Raises LabelProblem where they are not, or no longer, what the index saw."""
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as error:
         raise LabelProblem(f"cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != id:

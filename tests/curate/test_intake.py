@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from curate import files, nearness
 from curate.data import UNLABELLED, Box, Label, MaskFile, Record, Region, make_defect
+from curate.embedding import pixels_of
 from curate.errors import LabelProblem
 from curate.intake import Picture, Rules, fingerprint, group_of, label_of, picture_of, stratum_of, template_pattern
 from curate.paths import safe_join
 from curate.project import LimitsConfig
-from tests.fakes import save_image, save_mask, steel
+from tests.fakes import REAL, save_image, save_mask, steel
 
 KINDS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
 
@@ -168,8 +170,17 @@ def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path, path: str) -> No
 def test_a_folder_or_a_pipe_named_like_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
     os.mkfifo(tmp_path / "b.jpg")
-    assert refused(tmp_path, "a.jpg") == "not a regular file"
-    assert refused(tmp_path, "b.jpg") == "not a regular file"
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        with pytest.raises(OSError, match="not a regular file|Is a directory"):
+            picture_of(tmp_path / name, Record(name), rules(tmp_path))
+
+
+def test_a_file_larger_than_any_image_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(1 << 20)  # a hole: it takes no room
+    with pytest.raises(OSError, match="larger than 1000 bytes"):
+        files.read_bytes(tmp_path / "a.jpg", 1000)
 
 
 def test_a_missing_or_forbidden_file_is_an_os_error_with_a_reason(tmp_path: Path) -> None:
@@ -198,6 +209,54 @@ def test_random_damage_is_refused_or_harmless_but_never_a_crash(tmp_path: Path, 
         except LabelProblem:
             refusals += 1
     assert refusals > 20
+
+
+def tiff_of_bytes_for_numbers() -> bytes:
+    """A TIFF whose header gives the place of its pixels as text (tag 273 of type 2), over which Pillow adds up."""
+    content = bytearray(encoded("TIFF"))
+    tag = struct.pack("<HHI", 273, 4, 1)
+    at = content.index(tag)
+    content[at : at + 8] = struct.pack("<HHI", 273, 2, 1)
+    return bytes(content)
+
+
+def by_every_reader(folder: Path, content: bytes) -> list[str]:
+    """What each of the three readers of image files says of it, and the one of masks."""
+    path = folder / "a.tif"
+    path.write_bytes(content)
+    masked = Record("a.tif", (Region("crack", MaskFile("a.tif")),), labelled=True)
+    said = [refused(folder, "a.tif")]
+    for read in (lambda: pixels_of(content, 10**9), lambda: label_of(masked, rules(folder), 64, 48)):
+        with pytest.raises(LabelProblem) as problem:
+            read()
+        said.append(str(problem.value))
+    assert nearness.confirmed([(0, 1)], [str(path), str(path)], 10**9) == []
+    return said
+
+
+def test_whatever_a_decoder_raises_quarantines_the_file_in_every_reader(tmp_path: Path) -> None:
+    content = tiff_of_bytes_for_numbers()
+    with pytest.raises(TypeError):
+        Image.open(io.BytesIO(content)).load()
+    assert all("damaged image: TypeError: " in said for said in by_every_reader(tmp_path, content))
+
+
+@pytest.mark.parametrize("error", [TypeError(""), struct.error("x\ny"), MemoryError(), ZeroDivisionError("division")])
+def test_any_exception_of_a_decoder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)  # a stand-in: no file makes every decoder raise each of these
+    assert all(f"damaged image: {type(error).__name__}" in said for said in by_every_reader(tmp_path, b"II*"))
+
+
+def test_a_tiff_that_once_ended_the_index_is_quarantined(tmp_path: Path) -> None:
+    crasher = REAL / "crashers" / "bad.tif"
+    if not crasher.is_file():
+        pytest.skip(f"{crasher} is not at hand")
+    assert "damaged image: TypeError" in by_every_reader(tmp_path, crasher.read_bytes())[0]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

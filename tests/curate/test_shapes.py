@@ -99,9 +99,46 @@ def test_a_polygon_that_is_none_is_refused(ring: Any) -> None:
         defect(Polygon((ring,)))
 
 
-def test_a_polygon_between_pixel_centres_is_no_defect() -> None:
-    assert defect(Polygon((((1.6, 1.6), (2.4, 1.6), (2.4, 2.4)),))) is None
-    assert defect(Polygon((((100, 100), (120, 100), (120, 120)),))) is None
+@pytest.mark.parametrize(
+    "ring",
+    [
+        ((1.6, 1.6), (2.4, 1.6), (2.4, 2.4)),  # between pixel centres
+        ((100, 100), (120, 100), (120, 120)),  # outside
+        ((-9, -9), (-1, -9), (-1, -1)),
+        ((1, 1), (5, 5), (9, 9)),  # without area
+        ((3, 3), (3, 3), (3, 3)),
+    ],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_polygon_that_gives_no_pixel_is_refused(ring: Any, relative: bool) -> None:
+    """It was drawn: without it the image would be clean."""
+    points = tuple((x / 16, y / 12) for x, y in ring) if relative else ring
+    with pytest.raises(
+        LabelProblem, match="polygon of 'crack' gives no pixel: it lies outside the 16x12 image, has no"
+    ):
+        defect(Polygon((points,), relative))
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 1.7e308, 2e9, -(2.0**63)])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_polygon_far_outside_is_refused_before_a_kernel_sees_it(value: float, relative: bool) -> None:
+    ring = ((10, 2), (value, 5.65), (34.09, 49.7), (10, 2), (10, 10))
+    with pytest.raises(LabelProblem, match=r"polygon point \S+,5.65 lies far outside the 16x12 image"):
+        defect(Polygon((ring,), relative))
+
+
+EXTREME = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([1e9, -1e9, 1e18, 2.0**31, 2.0**63, 0.5])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(EXTREME, EXTREME), min_size=3, max_size=6), st.booleans())
+def test_no_polygon_of_any_numbers_ends_the_process_or_gives_a_clean_image(ring: Any, relative: bool) -> None:
+    try:
+        found = defect(Polygon((tuple(ring),), relative))
+    except LabelProblem:
+        return
+    assert found is not None
+    assert mask_of(found, 16, 12).any()
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -151,8 +188,10 @@ def test_run_lengths_that_do_not_fit_name_image_and_class(shape: Any, says: str)
         defect(shape)
 
 
-def test_an_empty_run_length_is_no_defect() -> None:
-    assert defect(CocoRle((192,), 12, 16)) is None
+@pytest.mark.parametrize("shape", [CocoRle((192,), 12, 16), CocoRle("P6", 12, 16), KaggleRle(" ")])
+def test_run_lengths_without_a_pixel_are_refused(shape: Any) -> None:
+    with pytest.raises(LabelProblem, match="run-lengths of 'crack' give no pixel"):
+        defect(shape)
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -250,7 +289,24 @@ def test_a_mask_file_is_cut_at_its_values(tmp_path: Path) -> None:
     assert pixels(MaskFile("m.png"), tmp_path) == [[0, 0, 1], [1, 1, 1]]
     assert pixels(MaskFile("m.png", 127, 200), tmp_path) == [[0, 1, 1], [1, 0, 0]]
     assert pixels(MaskFile("m.png", 254, 254), tmp_path) == [[0, 0, 0], [0, 1, 0]]
-    assert defect(MaskFile("m.png", 1, 5), 3, 2, tmp_path) is None
+
+
+def test_an_empty_mask_file_says_that_its_class_is_absent(tmp_path: Path) -> None:
+    save(tmp_path / "m.png", np.zeros((2, 3), np.uint8))
+    assert defect(MaskFile("m.png"), 3, 2, tmp_path) is None
+    assert defect(MaskFile("m.png", 2, 2, (2, 3)), 3, 2, tmp_path) is None
+
+
+def test_a_mask_whose_pixels_are_of_no_class_is_refused(tmp_path: Path) -> None:
+    """Such as a mask of 0 and 1 that is read with a threshold of 128: every image would be clean."""
+    save(tmp_path / "m.png", np.array([[0, 1, 1], [0, 1, 0]], np.uint8))
+    with pytest.raises(LabelProblem, match=r"mask m.png has grey values from 0 to 1 only, a defect has 128 to 255"):
+        defect(MaskFile("m.png"), 3, 2, tmp_path)
+    save(tmp_path / "m.png", np.array([[0, 2, 0], [0, 7, 0]], np.uint8))
+    with pytest.raises(LabelProblem, match=r"mask m.png has the grey value 7; allowed: 0, 2, 3"):
+        defect(MaskFile("m.png", 2, 2, (2, 3)), 3, 2, tmp_path)
+    assert pixels(MaskFile("m.png", 2, 2, (2, 7)), tmp_path) == [[0, 1, 0], [0, 0, 0]]
+    assert defect(MaskFile("m.png", 9, 9, (2, 7, 9)), 3, 2, tmp_path) is None
 
 
 def test_a_palette_keeps_its_indices_whatever_their_colours(tmp_path: Path) -> None:
