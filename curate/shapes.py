@@ -140,7 +140,7 @@ def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]
 
 
 def grey_file(path: Path) -> NDArray[Any]:
-    """The pixel values of a grey image file. Raises OSError where it cannot be read, LabelProblem where it is damaged."""
+    """The pixel values of a grey image file. Raises OSError where there is none, LabelProblem where it is damaged."""
     with decoding.opened(files.read_bytes(path)) as image:
         return _grey(image)
 

@@ -224,7 +224,11 @@ def _shape(result: Mapping[str, Any], name: str, size: Size) -> Defect | None:
     corners = tuple((x * width / 100, y * height / 100) for x, y in _corners(kind, value, size))
     if kind == "box":
         return shapes.boxed(name, _around(corners), width, height, clip=True)
-    return shapes.defect_from_mask(name, shapes.polygon_mask(Polygon((corners,)), width, height))
+    outline = Polygon((corners,))
+    defect = shapes.defect_from_mask(name, shapes.polygon_mask(outline, width, height))
+    if defect is None:
+        raise shapes.no_pixel(name, outline, width, height)
+    return defect
 
 
 def _box(value: Mapping[str, Any], size: Size) -> Box:
