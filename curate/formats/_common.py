@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
+from curate import files
+from curate.data import Record
 from curate.errors import CurateError, LabelProblem
 from curate.paths import IMAGE_SUFFIXES, safe_join, walk
+
+ONE_IMAGE = 64 << 20  # bytes of a label file for one image
+WHOLE_SET = 1 << 30  # bytes of a label file for a whole data set
 
 
 def listing(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
@@ -41,7 +46,7 @@ def label_name(root: Path, path: Path) -> str:
 
 def find_label_file(root: Path, labels: Path | None, usual: str) -> Path:
     """The label file that the user named, else `usual` at its place below the root."""
-    path = labels or root / usual
+    path = labels or safe_join(root, usual)
     if path.is_file():
         return path
     raise CurateError(f"label file '{path}' not found. Set `labels` to the label file")
@@ -56,16 +61,29 @@ def find_label_folder(root: Path, labels: Path | None, usual: Iterable[str]) -> 
     raise CurateError(f"label folder '{labels}' not found. Set `labels` to the folder that holds the label files")
 
 
+def without_label(path: str, fully_labelled: bool, unassigned: Collection[str] = ()) -> Record:
+    """An image that no label file speaks of: clean in a fully labelled set, unless a label's image is not known.
+
+    Args:
+        path: The image.
+        fully_labelled: Whether the user says that each defect of the data set is labelled.
+        unassigned: Labels that could be this image's own.
+    """
+    if fully_labelled and unassigned:
+        return Record(path, note=f"not taken as clean: a label fits no image ({short(next(iter(unassigned)))})")
+    return Record(path, labelled=fully_labelled)
+
+
 def refuse_labels(name: str, labels: Path | None) -> None:
     """For formats whose labels are the folder layout itself: a `labels` setting would be ignored in silence."""
     if labels is not None:
         raise CurateError(f"format {name} has no label files, but `labels` is '{labels}'. Remove `labels`")
 
 
-def read_text(path: Path) -> str:
-    """A label file as text; a byte-order mark is dropped."""
+def read_text(path: Path, limit: int = WHOLE_SET) -> str:
+    """A label file as text; a byte-order mark is dropped, line ends stay as they are."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise LabelProblem(f"label file '{path.name}' is not UTF-8 text (byte {problem.start})") from None
     except OSError as problem:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from curate.data import Box, Record, Region, Reject
 from curate.errors import LabelProblem
-from curate.formats._common import find_label_folder, label_name, listing, number, short, stem
+from curate.files import read_bytes
+from curate.formats._common import (
+    ONE_IMAGE,
+    find_label_folder,
+    label_name,
+    listing,
+    number,
+    short,
+    stem,
+    without_label,
+)
 from curate.paths import safe_join
 
 USUAL = ("Annotations", "ANNOTATIONS", "annotations", "labels")
 XML = frozenset({".xml"})
+FIELDS = frozenset({"folder", "filename", "path", "source", "size", "segmented"})  # a clean file has one of them
 # Pictures in the original layout that are masks, with the names of their images.
 MASKS = frozenset({"SegmentationClass", "SegmentationObject"})
 
@@ -33,10 +44,11 @@ def records(
     images = [path for path in listing(root) if MASKS.isdisjoint(PurePosixPath(path).parts)]
     files = _files_by_image(root, folder, images, copies)
     claims = Counter(source for sources in files.values() for source in sources)
+    lost = _unassigned(folder, files.keys() - set(images), files)
     for path in sorted({*images, *files}):
         sources = files.get(path, [])
         if not sources:
-            yield Record(path, labelled=fully_labelled)
+            yield without_label(path, fully_labelled, lost)
         elif len(sources) > 1:
             reason = f"{len(sources)} label files fit this image: {', '.join(sources[:3])}"
             yield Reject(path, reason, label_name(root, folder / sources[0]))
@@ -51,6 +63,7 @@ def _entry(root: Path, folder: Path, path: str, source: str, one_based: bool) ->
     label_file = label_name(root, folder / source)
     try:
         tree = _parse(folder, source)
+        _check_form(tree)
         regions = tuple(_region(found, one_based) for found in tree.iter("object"))
     except LabelProblem as problem:
         return Reject(path, str(problem), label_file)
@@ -99,6 +112,19 @@ def _shared_folders(one: PurePosixPath, other: PurePosixPath) -> int:
     return len(list(front)) + len(list(back))
 
 
+def _unassigned(folder: Path, absent: Iterable[str], files: Mapping[str, list[str]]) -> list[str]:
+    """Files that fit no image and cannot be read: nothing says whose label they hold."""
+    return [source for path in sorted(absent) for source in files[path] if not _is_readable(folder, source)]
+
+
+def _is_readable(folder: Path, source: str) -> bool:
+    try:
+        _check_form(_parse(folder, source))
+    except LabelProblem:
+        return False
+    return True
+
+
 def _file_name(folder: Path, source: str) -> str:
     try:
         return _text(_parse(folder, source), "filename")
@@ -111,10 +137,10 @@ def _file_name(folder: Path, source: str) -> str:
 
 def _parse(folder: Path, source: str) -> Any:
     from defusedxml import DefusedXmlException
-    from defusedxml.ElementTree import ParseError, parse
+    from defusedxml.ElementTree import ParseError, fromstring
 
     try:
-        return parse(safe_join(folder, source)).getroot()
+        return fromstring(read_bytes(safe_join(folder, source), ONE_IMAGE))
     except DefusedXmlException as problem:
         raise LabelProblem(f"XML declares entities, which are refused: {short(str(problem))}") from None
     except (ParseError, ValueError, LookupError) as problem:
@@ -123,12 +149,26 @@ def _parse(folder: Path, source: str) -> Any:
         raise LabelProblem(f"XML cannot be read: {problem.strerror}") from None
 
 
+def _check_form(tree: Any) -> None:
+    """Refuse XML that is no VOC file, or that holds boxes where no reader looks: without them the image is clean."""
+    if tree.tag != "annotation":
+        raise LabelProblem(f"no VOC file: its root is <{short(tree.tag)[1:-1]}>; allowed: <annotation>")
+    if tree.find(".//object") is None and FIELDS.isdisjoint(part.tag for part in tree):
+        raise LabelProblem(f"no VOC file: it has no object and none of {', '.join(sorted(FIELDS))}")
+    for parent in tree.iter():
+        if parent.tag not in ("object", "part") and parent.find("bndbox") is not None:
+            raise LabelProblem(f"bndbox in <{short(parent.tag)[1:-1]}>; allowed: in <object>")
+        if parent.tag.lower() == "object" != parent.tag:
+            raise LabelProblem(f"<{parent.tag}> is not read; allowed: <object>")
+
+
 def _region(found: Any, one_based: bool) -> Region:
     name = _text(found, "name")
     if not name:
         raise LabelProblem("object without a name")
-    if found.find("bndbox") is None:
-        raise LabelProblem(f"object '{name}' has no bndbox")
+    boxes = len(found.findall("bndbox"))
+    if boxes != 1:
+        raise LabelProblem(f"object '{name}' has {boxes or 'no'} bndbox")
     left, top, right, bottom = (
         number(_text(found, f"bndbox/{side}"), f"{side} of '{name}'") for side in ("xmin", "ymin", "xmax", "ymax")
     )

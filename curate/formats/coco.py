@@ -4,7 +4,8 @@
     root/images/a.jpg                    (file_name as written, below root or below the option `images`)
 
 An annotation without a segmentation counts as its box. An image that has no annotation, listed or not, is clean only
-if the data set is `fully_labelled`. One unusable annotation sends its image, whole, to quarantine.
+if the data set is `fully_labelled` and each annotation has its image. One unusable annotation sends its image, whole,
+to quarantine.
 
 Option `images`: the folder that file names start from, below root (default: root itself).
 """
@@ -12,15 +13,27 @@ Option `images`: the folder that file names start from, below root (default: roo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from curate.data import Box, CocoRle, Polygon, Record, Region, Reject, Shape
 from curate.errors import CurateError, LabelProblem
-from curate.formats._common import find_label_file, folder_below, join, label_name, listing, number, read_text, short
+from curate.formats._common import (
+    find_label_file,
+    folder_below,
+    join,
+    label_name,
+    listing,
+    number,
+    read_text,
+    short,
+    without_label,
+)
+from curate.paths import safe_join
 
 USUAL = ("annotations.json", "_annotations.coco.json", "instances*.json")
 
@@ -41,16 +54,17 @@ def read(root: Path, labels: Path | None, fully_labelled: bool, *, images: str =
     yield from (Reject(label_file, reason, label_file) for reason in strays)
     for path in sorted({*on_disk, *found}):
         if path in found:
-            yield from _entry(path, found[path], label_file, fully_labelled)
+            yield from _entry(path, found[path], label_file, without_label(path, fully_labelled, strays))
         else:
-            yield Record(path, labelled=fully_labelled, note="not listed in the label file")
+            absent = without_label(path, fully_labelled, strays)
+            yield replace(absent, note=absent.note or "not listed in the label file")
 
 
-def _entry(path: str, image: _Image, label_file: str, fully_labelled: bool) -> Iterator[Record | Reject]:
+def _entry(path: str, image: _Image, label_file: str, empty: Record) -> Iterator[Record | Reject]:
     yield from (Reject(path, reason, label_file) for reason in image.problems)
     if not image.problems:
-        labelled = bool(image.regions) or fully_labelled
-        yield Record(path, tuple(image.regions), labelled=labelled, size=image.size, label_file=label_file)
+        labelled, note = (True, None) if image.regions else (empty.labelled, empty.note)
+        yield Record(path, tuple(image.regions), (), labelled, size=image.size, label_file=label_file, note=note)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -63,7 +77,7 @@ def _label_file(root: Path, labels: Path | None) -> Path:
     names = listing(below, frozenset({".json"}))
     found = [name for name in names if any(fnmatch(PurePosixPath(name).name, usual) for usual in USUAL)]
     if len(found) == 1:
-        return below / found[0]
+        return safe_join(below, found[0])
     what = f"{len(found)} COCO label files ({', '.join(found[:5])})" if found else "no COCO label file"
     raise CurateError(f"{what} below '{below}'; allowed: one of {', '.join(USUAL)}. Set `labels` to the one to read")
 
@@ -121,8 +135,11 @@ def _add_annotation(
 
 
 def _categories(entries: list[Any]) -> dict[Any, str]:
+    """Names by id; an id of two names has none."""
     known = [entry for entry in entries if isinstance(entry, dict) and _is_id(entry.get("id"))]
-    return {entry["id"]: entry["name"] for entry in known if isinstance(entry.get("name"), str) and entry["name"]}
+    pairs = {(entry["id"], entry["name"]) for entry in known if isinstance(entry.get("name"), str) and entry["name"]}
+    names = Counter(key for key, _ in pairs)
+    return {key: name for key, name in sorted(pairs, key=str) if names[key] == 1}
 
 
 def _is_id(value: object) -> bool:

@@ -17,24 +17,28 @@ from curate.data import MaskFile, Record, Region, Reject
 from curate.formats._common import listing, refuse_labels, stem
 
 CLASSES = ("defect",)
-MASK = re.compile(r"(.+)_(label|GT)$")
+MASK = re.compile(r"(.+)_(label|GT)$", re.IGNORECASE)
 
 
 def read(root: Path, labels: Path | None, fully_labelled: bool) -> Iterator[Record | Reject]:
     refuse_labels("kolektor", labels)
     found = listing(root)
-    masks = {name[1]: path for path in found if (name := MASK.match(stem(path)))}
+    masks: dict[str, list[str]] = {}
+    for path in found:
+        if name := MASK.match(stem(path)):
+            masks.setdefault(name[1], []).append(path)
     images = [path for path in found if not MASK.match(stem(path))]
     absent = {f"{name}{_suffix(name)}" for name in masks.keys() - {stem(path) for path in images}}
     for path in sorted({*images, *absent}):
-        yield _record(path, masks.get(stem(path)), fully_labelled)
+        yield _record(path, masks.get(stem(path), []), fully_labelled)
 
 
-def _record(path: str, mask: str | None, fully_labelled: bool) -> Record:
+def _record(path: str, masks: list[str], fully_labelled: bool) -> Record:
     group = _item(path)
-    if mask is None:
+    if not masks:
         return Record(path, labelled=fully_labelled, group=group, note="no mask file")
-    return Record(path, (Region("defect", MaskFile(mask, 1)),), labelled=True, group=group, label_file=mask)
+    regions = tuple(Region("defect", MaskFile(mask, 1)) for mask in masks)
+    return Record(path, regions, labelled=True, group=group, label_file=masks[0])
 
 
 def _item(path: str) -> str | None:

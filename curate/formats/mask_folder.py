@@ -10,8 +10,9 @@ ignored where an image's stem is unique. An empty mask says that its class is ab
 clean only if the data set is `fully_labelled`. Use lossless masks: a JPG mask has blurred edges.
 
 Options: `class_from`, see above. `images`, `masks`: the two folders, below root. `separator`: for "prefix"
-(`In_12.png` -> In). `values`: for "values", such as {"crack": 1, "hole": 2}. `threshold`: the lowest grey value of a
-defect in a binary mask (128 fits 0/255 masks, use 1 for 0/1 masks).
+(`In_12.png` -> In). `values`: for "values", such as {"crack": 1, "hole": 2}; a mask with any other value is refused,
+but for 0 and those `ignored`, such as [255]. `threshold`: the lowest grey value of a defect in a binary mask (128 fits
+0/255 masks, use 1 for 0/1 masks); a mask whose values are all below it, but not all 0, is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 
 from curate.data import MaskFile, Record, Region, Reject
 from curate.errors import CurateError, LabelProblem
-from curate.formats._common import folder_below, join, label_name, listing, short, stem
+from curate.formats._common import folder_below, join, label_name, listing, short, stem, without_label
 
 ENDINGS = ("", "_mask", "_label", "_gt")
 Regions = Callable[[str, str], tuple[Region, ...]]
@@ -40,21 +41,25 @@ def read(
     masks: str = "masks",
     separator: str = "_",
     values: dict[str, int] | None = None,
+    ignored: list[int] | None = None,
     threshold: int = 128,
 ) -> Iterator[Record | Reject]:
     image_folder = folder_below(root, images, "images")
     mask_folder = labels if labels is not None else folder_below(root, masks, "masks")
     below = _inside(root, image_folder, mask_folder)
-    regions = _rule(class_from, below, separator, values, threshold)
+    regions = _rule(class_from, below, separator, values, ignored or [], threshold)
     folder = label_name(root, image_folder)
     names = [join(folder, name) for name in listing(image_folder)]
     names = [name for name in names if not name.startswith(f"{below}/")]
     found = _masks_by_image(names, folder, mask_folder, class_from == "folder")
+    lost: dict[str, list[str]] = {}  # masks without an image, by stem: in which folder it lies cannot be told
+    for path in sorted(found.keys() - set(names)):
+        lost.setdefault(PurePosixPath(path).name, []).extend(found[path])
     for path in sorted({*names, *found}):
         if path in found:
             yield _entry(path, [join(below, mask) for mask in found[path]], regions)
         else:
-            yield Record(path, labelled=fully_labelled)
+            yield without_label(path, fully_labelled, lost.get(PurePosixPath(path).stem, ()))
 
 
 def _entry(path: str, masks: list[str], regions: Regions) -> Record | Reject:
@@ -103,7 +108,9 @@ def _without_ending(mask: str) -> str:
     return next((name[: -len(end)] for end in ENDINGS if end and name.lower().endswith(end)), name)
 
 
-def _rule(class_from: str, below: str, separator: str, values: dict[str, int] | None, threshold: int) -> Regions:
+def _rule(
+    class_from: str, below: str, separator: str, values: dict[str, int] | None, ignored: list[int], threshold: int
+) -> Regions:
     if not 1 <= threshold <= 255:
         raise CurateError(f"option `threshold` is {threshold}; allowed: 1 to 255")
     if (class_from == "values") != bool(values):
@@ -111,7 +118,7 @@ def _rule(class_from: str, below: str, separator: str, values: dict[str, int] | 
             f"class_from is '{class_from}' and `values` is {values}; \"values\" needs it, others refuse it"
         )
     if values:
-        return _by_value(values)
+        return _by_value(values, ignored)
     if class_from == "folder":
         return lambda _image, mask: (Region(_class_folder(mask, below), MaskFile(mask, threshold)),)
     if not separator:
@@ -119,11 +126,12 @@ def _rule(class_from: str, below: str, separator: str, values: dict[str, int] | 
     return lambda image, mask: (Region(_prefix(image, separator), MaskFile(mask, threshold)),)
 
 
-def _by_value(values: dict[str, int]) -> Regions:
+def _by_value(values: dict[str, int], ignored: list[int]) -> Regions:
     wrong = {name: value for name, value in values.items() if not 1 <= value <= 255}
     if wrong or len(set(values.values())) < len(values):
         raise CurateError(f"option `values` is {values}; allowed: different grey values from 1 to 255")
-    return lambda _image, mask: tuple(Region(name, MaskFile(mask, value, value)) for name, value in values.items())
+    known = tuple(sorted({*values.values(), *ignored}))
+    return lambda _, mask: tuple(Region(name, MaskFile(mask, value, value, known)) for name, value in values.items())
 
 
 def _class_folder(mask: str, below: str) -> str:

@@ -6,7 +6,8 @@
 Run-lengths are column-major and 1-based, of the image's own size (256x1600 in the original). In the first shape an
 image without a row is clean only if the data set is `fully_labelled`; a row with empty EncodedPixels says that the
 class is absent, so an image whose rows are all empty is labelled clean. In the second shape the class is what follows
-the last underscore. One unusable row sends its image, whole, to quarantine.
+the last underscore. One unusable row sends its image, whole, to quarantine. A row is one line: a quote that is not
+closed on its line spoils that line alone, and where such a line names no image, none without a row is taken as clean.
 
 Option `image_folder`: where the images are, below root.
 """
@@ -14,16 +15,27 @@ Option `image_folder`: where the images are, below root.
 from __future__ import annotations
 
 import csv
-import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from curate.data import KaggleRle, Record, Region, Reject
 from curate.errors import CurateError
-from curate.formats._common import find_label_file, folder_below, join, label_name, listing, read_text, short
+from curate.formats._common import (
+    find_label_file,
+    folder_below,
+    join,
+    label_name,
+    listing,
+    read_text,
+    short,
+    without_label,
+)
 
 CLASSES = ("1", "2", "3", "4")
+CELL = r'(?:[^",]*|"[^"]*(?:""[^"]*)*")'
+QUOTED = re.compile(f"{CELL}(?:,{CELL})*")
 HEADERS = (["ImageId", "ClassId", "EncodedPixels"], ["ImageId_ClassId", "EncodedPixels"])
 
 
@@ -48,41 +60,50 @@ def read(
     rows: dict[str, list[_Row]] = {}
     for row in _rows(source):
         rows.setdefault(join(below, row.image) if row.image else label_file, []).append(row)
+    known = set(images)
+    lost = [f"line {row.line}" for path, found in rows.items() if path not in known for row in found if row.problem]
     for path in sorted({*images, *rows}):
-        yield from _entry(path, rows.get(path, []), label_file, fully_labelled)
+        if path in rows:
+            yield from _entry(path, rows[path], label_file)
+        else:
+            yield without_label(path, fully_labelled, lost)
 
 
-def _entry(path: str, rows: list[_Row], label_file: str, fully_labelled: bool) -> Iterator[Record | Reject]:
+def _entry(path: str, rows: list[_Row], label_file: str) -> Iterator[Record | Reject]:
     bad = [Reject(path, row.problem, label_file, row.line) for row in rows if row.problem]
-    if bad:
-        yield from bad
-    elif rows:
+    yield from bad
+    if not bad:
         regions = tuple(Region(row.label, KaggleRle(row.rle), row.line) for row in rows if row.rle)
         yield Record(path, regions, labelled=True, label_file=label_file, line=rows[0].line)
-    else:
-        yield Record(path, labelled=fully_labelled)
 
 
 def _rows(source: Path) -> Iterator[_Row]:
     # The csv module's own limit of 128 KB a cell is below the run-lengths of one large, ragged defect.
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 28))
-    reader = csv.reader(io.StringIO(read_text(source), newline=""))
-    header = [cell.strip() for cell in next(reader, [])]
+    lines = read_text(source).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    header = [cell.strip() for cell in _cells(lines[0]) or [lines[0]]]
     if header not in HEADERS:
         allowed = " or ".join(",".join(names) for names in HEADERS)
         raise CurateError(f"'{source}' has the header {short(','.join(header))}; allowed: {allowed}. Correct line 1")
-    line = reader.line_num + 1
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            yield _row(line, [cell.strip() for cell in cells], header)
-        line = reader.line_num + 1
+    for line, text in enumerate(lines[1:], 2):
+        if text.strip(", \t"):
+            yield _row(line, text, header)
 
 
-def _row(line: int, cells: list[str], header: list[str]) -> _Row:
-    image, label = (cells[0], "".join(cells[1:2])) if len(header) == 3 else _split(cells[0])
-    rle = cells[-1]
+def _cells(line: str) -> list[str] | None:
+    """The cells of a line, or None where its quotes are not those of a CSV file."""
+    return next(csv.reader([line]), []) if '"' not in line or QUOTED.fullmatch(line) else None
+
+
+def _row(line: int, text: str, header: list[str]) -> _Row:
+    cells = [cell.strip() for cell in _cells(text) or ()]
     if len(cells) != len(header):
-        return _Row(line, image, label, rle, f"row has {len(cells)} cells, the header {len(header)}")
+        problem = f"row has {len(cells)} cells, the header {len(header)}" if cells else "quotes do not fit each other"
+        name = text.replace('"', "").split(",")[0].strip()  # whose row it is, as far as that can be told
+        image, label = (name, "") if len(header) == 3 else _split(name)
+        return _Row(line, image, label, "", problem)
+    image, label = (cells[0], cells[1]) if len(header) == 3 else _split(cells[0])
+    rle = cells[-1]
     if not image:
         return _Row(line, image, label, rle, f"row {short(','.join(cells))} names no image")
     if not label:

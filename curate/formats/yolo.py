@@ -14,17 +14,29 @@ Option `names`: the class names in the order of their numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from curate.data import Polygon, Record, Region, Reject, RelativeBox, Shape
 from curate.errors import CurateError, LabelProblem
-from curate.formats._common import find_label_folder, label_name, listing, number, read_text, short, stem
+from curate.formats._common import (
+    ONE_IMAGE,
+    find_label_folder,
+    label_name,
+    listing,
+    number,
+    read_text,
+    short,
+    stem,
+    without_label,
+)
 from curate.paths import safe_join
 
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
 SLACK = 0.01
+NAMES_LIMIT = 256 << 10  # bytes of a file of class names
 
 
 def read(
@@ -34,17 +46,18 @@ def read(
     known = dict(enumerate(names)) if names else _names(root, folder)
     images = listing(root)
     files = _files_by_image(images, folder, labels is not None)
+    lost = _by_stem(files[path] for path in files.keys() - set(images))
     for path in sorted({*images, *files}):
         if path in files:
             yield from _entry(root, folder, path, files[path], known)
         else:
-            yield Record(path, labelled=fully_labelled)
+            yield without_label(path, fully_labelled, lost.get(PurePosixPath(path).stem, ()))
 
 
 def _entry(root: Path, folder: Path, path: str, source: str, known: dict[int, str]) -> Iterator[Record | Reject]:
     label_file = label_name(root, folder / source)
     try:
-        lines = read_text(safe_join(folder, source)).split("\n")
+        lines = read_text(safe_join(folder, source), ONE_IMAGE).splitlines()
     except LabelProblem as problem:
         yield Reject(path, str(problem), label_file)
         return
@@ -66,7 +79,7 @@ def _entry(root: Path, folder: Path, path: str, source: str, known: dict[int, st
 
 def _files_by_image(images: list[str], folder: Path, separate: bool) -> dict[str, str]:
     """Text file by image; `separate`: all of `folder` is labels, so each of its files must have an image."""
-    texts = {name for name in listing(folder, frozenset({".txt"})) if PurePosixPath(name).name not in NOT_LABELS}
+    texts = set(listing(folder, frozenset({".txt"})))
     stems = Counter(PurePosixPath(image).stem for image in images)
     files: dict[str, str] = {}
     for image in images:
@@ -74,11 +87,19 @@ def _files_by_image(images: list[str], folder: Path, separate: bool) -> dict[str
         found = next((place for place in places if place in texts), None)
         if found:
             files[image] = found
-    for orphan in sorted(texts - set(files.values())):
+    for orphan in sorted(text for text in texts - set(files.values()) if PurePosixPath(text).name not in NOT_LABELS):
         if separate or "labels" in PurePosixPath(orphan).parts:
             # The suffix is unknown: the index reports the bare stem as missing.
             files[stem(_swap(orphan, "labels", "images"))] = orphan
     return files
+
+
+def _by_stem(sources: Iterable[str]) -> dict[str, list[str]]:
+    """Text files without an image by stem: in which of several folders their image lies cannot be told."""
+    found: dict[str, list[str]] = {}
+    for source in sorted(sources):
+        found.setdefault(PurePosixPath(source).stem, []).append(source)
+    return found
 
 
 def _places(image: str, by_stem: bool) -> list[str]:
@@ -103,24 +124,35 @@ def _swap(path: str, old: str, new: str) -> str:
 
 def _names(root: Path, folder: Path) -> dict[int, str]:
     places = [place / name for place in (root, folder) for name in NAME_FILES]
-    found = next((path for path in places if path.is_file()), None)
+    found = next((path for path in places if path.exists()), None)
     if found is None:
         allowed = ", ".join(NAME_FILES)
         raise CurateError(f"no class names below '{root}'; allowed: {allowed}. Add one or set the option `names`")
+    found = safe_join(found.parent, found.name)
     if found.suffix in (".yaml", ".yml"):
         return _yaml_names(found)
-    return {i: line.strip() for i, line in enumerate(read_text(found).splitlines()) if line.strip()}
+    lines = read_text(found, NAMES_LIMIT).splitlines()
+    return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
 
 
 def _yaml_names(source: Path) -> dict[int, str]:
     import yaml  # type: ignore[import-untyped]
 
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses aliases: a few lines of them stand for more names than any memory holds."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases such as *a are refused")
+            return super().compose_node(parent, index)
+
     try:
-        content = yaml.safe_load(read_text(source))
-        names = content["names"]
+        names = yaml.load(read_text(source, NAMES_LIMIT), Loader=Plain)["names"]  # noqa: S506 - a safe loader
         if not isinstance(names, (list, dict)):
             raise TypeError(f"names is {short(names)}")
-        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        pairs = list(names.items() if isinstance(names, dict) else enumerate(names))
+        if not all(isinstance(name, str | int | float) for _, name in pairs):
+            raise TypeError("a name is no text")
         return {int(key): str(name) for key, name in pairs}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as problem:
         reason = short(str(problem))

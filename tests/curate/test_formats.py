@@ -166,6 +166,25 @@ def test_contract_damaged_label_files_give_rejects_or_one_line(name: str, root: 
         path.write_bytes(whole)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", formats.names())
+def test_contract_only_regular_files_are_opened(name: str, kind: str, root: Path) -> None:
+    """A pipe or a device in place of a label file: reading it would never end."""
+    layout = layout_of(name, root)
+    for path in [path for path in sorted(root.rglob("*")) if path.suffix in TEXT and path.is_file()]:
+        whole = path.read_bytes()
+        path.unlink()
+        make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda place: os.symlink("/dev/zero", place)}[kind]
+        make(path)
+        try:
+            found = read(name, root, **layout.options)
+            assert not {reject.path for reject in rejects(found)} & records(found).keys()
+        except CurateError as error:
+            assert "\n" not in str(error)
+        path.rmdir() if kind == "folder" else path.unlink()
+        path.write_bytes(whole)
+
+
 def test_importing_formats_is_light() -> None:
     heavy = "{'torch', 'fiftyone', 'pandas', 'numpy', 'PIL', 'cv2', 'yaml', 'pymongo'}"
     code = f"import sys, curate.formats as f; [f.load(n) for n in f.names()]; print({heavy} & set(sys.modules))"
@@ -294,6 +313,26 @@ def test_severstal_takes_long_run_lengths_and_labels_elsewhere(root: Path, tmp_p
     assert record.label_file == str(labels)
 
 
+@pytest.mark.parametrize(
+    "row",
+    ['a.jpg,1,"1 2', '"a.jpg,1,1 2', 'a.jpg,"1,1 2', 'a.jpg,1,1 "2', 'a".jpg,1,1 2', '"a.jpg,1,1 2"', 'a"".jpg,1,1'],
+)
+def test_severstal_a_quote_spoils_its_own_row_and_no_other(row: str, root: Path) -> None:
+    """The rest of the file was one cell of the first row, and its images clean."""
+    text = f"ImageId,ClassId,EncodedPixels\n{row}\nb.jpg,1,3 4\nc.jpg,2,5 6\n"
+    found = severstal(root, text, *(f"train_images/{name}.jpg" for name in "abcd"), fully=True)
+    assert only_reject(found, "train_images/a.jpg").line == 2
+    states = {PurePosixPath(path).name: state(record) for path, record in records(found).items()}
+    assert states == {"b.jpg": frozenset("1"), "c.jpg": frozenset("2"), "d.jpg": frozenset()}
+
+
+def test_severstal_a_row_of_no_image_leaves_no_other_image_clean(root: Path) -> None:
+    found = severstal(root, "ImageId,ClassId,EncodedPixels\n,1,3 4\n", fully=True)
+    record = records(found)["train_images/a.jpg"]
+    assert not record.labelled
+    assert "not taken as clean: a label fits no image ('line 2')" in (record.note or "")
+
+
 # --- voc, neu_det, gc10 -------------------------------------------------------------------------------------------
 
 
@@ -333,6 +372,16 @@ def test_voc_bad_box(box: tuple[Any, ...], reason: str, root: Path) -> None:
         ("<annotation><object>", "XML cannot be parsed"),
         ("", "XML cannot be parsed"),
         (voc_xml("a.jpg", ("", 1, 1, 2, 2)), "object without a name"),
+        ("<html><body><h1>404</h1></body></html>", "no VOC file: its root is <html>; allowed: <annotation>"),
+        ("<svg xmlns='http://www.w3.org/2000/svg'/>", "no VOC file: its root is"),
+        ("<annotation/>", "no VOC file: it has no object and none of filename, folder"),
+        ("<annotation><error>quota</error></annotation>", "no VOC file: it has no object"),
+        (voc_xml("a.jpg", ("crack", 1, 1, 2, 2)).replace("object>", "Object>"), "bndbox in <Object>; allowed: in <obj"),
+        ("<annotation><filename>a</filename><Object/></annotation>", "<Object> is not read; allowed: <object>"),
+        (
+            voc_xml("a.jpg", ("crack", 1, 1, 2, 2)).replace("</bndbox>", "</bndbox><bndbox/>"),
+            "object 'crack' has 2 bndbox",
+        ),
         ("<annotation><object><name>crack</name></object></annotation>", "object 'crack' has no bndbox"),
         ('<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>', "declares entities"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>', "declares entities"),
@@ -375,7 +424,7 @@ def test_voc_two_label_files_for_one_image(root: Path) -> None:
 
 def test_voc_size_counts_only_when_positive(root: Path) -> None:
     for size in ("<width>0</width><height>5</height>", "<width>x</width><height>5</height>", ""):
-        found = voc(root, f"<annotation><size>{size}</size></annotation>")
+        found = voc(root, f"<annotation><filename>a.jpg</filename><size>{size}</size></annotation>")
         assert records(found)["a.jpg"].size is None
 
 
@@ -471,6 +520,23 @@ def test_coco_annotation_of_an_unknown_image(stray: Any, root: Path) -> None:
     found = coco_set(root, annotation(), stray)
     assert "image id that is not listed" in only_reject(found, "annotations.json").reason
     assert records(found).keys() == {"a.jpg"}
+
+
+def test_coco_an_annotation_of_no_image_leaves_no_image_clean(root: Path) -> None:
+    save_image(root / "b.jpg")
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    assert {state(one) for one in records(coco_set(root, images=images, fully=True)).values()} == {frozenset()}
+    found = records(coco_set(root, annotation(image_id=2), images=images, fully=True))
+    assert {path: state(record) for path, record in found.items()} == {"a.jpg": UNLABELLED, "b.jpg": UNLABELLED}
+    assert all("not taken as clean" in (record.note or "") for record in found.values())
+
+
+def test_coco_a_category_of_two_names_is_none(root: Path) -> None:
+    save_image(root / "a.jpg")
+    content = json.loads(coco([{"id": 1, "file_name": "a.jpg"}], [annotation()]))
+    content["categories"] += [{"id": 1, "name": "scratch"}]
+    save_text(root / "annotations.json", json.dumps(content))
+    assert "category id 1 is not listed; allowed: 2" in only_reject(read("coco", root), "a.jpg").reason
 
 
 def test_coco_bad_image_entries(root: Path) -> None:
@@ -579,6 +645,41 @@ def test_yolo_bad_names_file(text: str, root: Path) -> None:
         yolo(root, "", names=None)
 
 
+def test_yolo_aliases_of_yaml_are_refused(root: Path) -> None:
+    lines = ["a: &a [crack, crack]"]
+    lines += [f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]" for i in range(9)]
+    save_text(root / "data.yaml", "\n".join([*lines, "names: *j"]))
+    with pytest.raises(CurateError, match=r"has no readable list `names` \('aliases such as \*a are refused'\)"):
+        yolo(root, "", names=None)
+    save_text(root / "data.yaml", "names: [[crack], hole]")
+    with pytest.raises(CurateError, match="a name is no text"):
+        yolo(root, "", names=None)
+    save_text(root / "data.yaml", "names: [crack]\n" + "#" * (1 << 20))
+    with pytest.raises(CurateError, match="larger than 262144 bytes"):
+        yolo(root, "", names=None)
+
+
+def test_yolo_a_label_that_fits_two_images_leaves_neither_clean(root: Path) -> None:
+    for name in ("pics/cam1/c.jpg", "pics/cam2/c.jpg", "pics/d.jpg"):
+        save_image(root / name)
+    save_text(root / "labels/c.txt", "0 0.5 0.5 0.2 0.2")
+    found = records(read("yolo", root, True, names=["crack"]))
+    assert [path for path, record in found.items() if not record.labelled] == ["pics/cam1/c.jpg", "pics/cam2/c.jpg"]
+    assert found["pics/cam1/c.jpg"].note == "not taken as clean: a label fits no image ('labels/c.txt')"
+
+
+def test_yolo_lines_may_end_as_on_any_system(root: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        record = records(yolo(root, end.join(["0 0.5 0.5 0.2 0.2"] * 3)))["images/a.jpg"]
+        assert [region.shape for region in record.regions] == [RelativeBox(0.4, 0.4, 0.2, 0.2)] * 3
+
+
+def test_yolo_an_image_may_be_called_like_a_list(root: Path) -> None:
+    save_image(root / "images/train.jpg")
+    save_text(root / "labels/train.txt", "0 0.5 0.5 0.2 0.2")
+    assert state(records(yolo(root, "", fully=True))["images/train.jpg"]) == {"crack"}
+
+
 def test_yolo_without_names(root: Path) -> None:
     with pytest.raises(CurateError, match=r"no class names below.*set the option `names`"):
         yolo(root, "", names=None)
@@ -634,7 +735,9 @@ def test_mask_folder_by_values_with_folders_of_other_names(root: Path) -> None:
     save_image(root / "a.png")
     mask = save_mask(root / "annotations/a.png", value=2)
     options = {"class_from": "values", "values": {"crack": 1, "hole": 2}, "images": ""}
-    regions = tuple(Region(name, MaskFile("annotations/a.png", i, i)) for name, i in (("crack", 1), ("hole", 2)))
+    regions = tuple(
+        Region(name, MaskFile("annotations/a.png", i, i, (1, 2))) for name, i in (("crack", 1), ("hole", 2))
+    )
     for found in (
         read("mask_folder", root, masks="annotations/", **options),
         read("mask_folder", root, labels=mask.parent, **options),
