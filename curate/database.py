@@ -1,9 +1,10 @@
 """FiftyOne on the project's own database.
 
 FiftyOne's embedded service attaches to *any* FiftyOne database that runs on the machine, whatever its folder. A
-project must own its data, so we run the same `mongod` binary on `work/db/` ourselves: loopback only, found by every
-command of the project through `work/db/server.json`, stopped by the last command that uses it. With
-FIFTYONE_DATABASE_URI set, nothing is started and that server is used.
+project must own its data, so we run the same `mongod` binary on `work/db/` ourselves: on a Unix socket in that folder,
+which is the owner's alone (mode 0700), without any network port; found by every command of the project through
+`work/db/server.json`, stopped by the last command that uses it. With FIFTYONE_DATABASE_URI set, nothing is started and
+that server is used, with its own authentication.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from curate import files
 from curate.errors import CurateError
@@ -29,34 +33,79 @@ from curate.errors import CurateError
 URI = "FIFTYONE_DATABASE_URI"
 START_SECONDS = 90
 CACHE_GB = "1"
+LONGEST_SOCKET = 100  # bytes in the path of a Unix socket: the kernel takes 107 on Linux, 103 on macOS
 
 _clients: dict[Path, IO[str]] = {}
-_embedded: set[str] = set()
 
 
 def connect(folder: Path) -> Any:
     """The `fiftyone` module, connected to the database that a project below `folder` uses.
 
-    A process talks to one database: FiftyOne connects once, when it is first imported.
+    A process talks to one database: FiftyOne connects once, and its datasets stay bound to that connection.
+    Child processes find the database as this one did: nothing is left in the environment.
     """
     quieten()
-    if not os.environ.get(URI):
-        os.environ[URI] = start(folder / "db")
-        _embedded.add(os.environ[URI])
     loaded = sys.modules.get("fiftyone")
-    if loaded is not None and loaded.config.database_uri != os.environ[URI]:
-        raise CurateError("FiftyOne was imported before curate and talks to another database; import curate first")
+    uri = os.environ.get(URI) or start(folder / "db")
+    if loaded is not None and loaded.config.database_uri != uri:
+        raise CurateError(
+            f"this Python process is already connected to another database ({shown(loaded.config.database_uri)}), and "
+            f"FiftyOne connects once a process: {folder} needs {shown(uri)}. Open each project in a Python process of "
+            f"its own, import curate before fiftyone, or set {URI} to one server for all projects"
+        )
+    if loaded is None and embedded() and os.environ.get("FIFTYONE_DATABASE_DIR"):
+        where = f"the index of this project lies in {folder / 'db'}; {URI} names a server of your own"
+        sys.stderr.write(f"FIFTYONE_DATABASE_DIR has no effect: {where}\n")
     try:
-        with _quiet_import():
+        with environment({URI: uri}), _quiet_import():
             import fiftyone as fo
+
+            fo.core.odm.get_db_conn()  # connects now, not at first use
     except Exception as error:
-        raise CurateError(f"FiftyOne cannot reach its database: {_first_line(error)}. Run: curate doctor") from error
+        reason = _without_password(_reason(error), uri)
+        remedy = "Run: curate doctor" if embedded() else f"Correct {URI}, or run: curate doctor"
+        raise CurateError(f"FiftyOne cannot use the database at {shown(uri)}: {reason}. {remedy}") from error
     return fo
 
 
 def embedded() -> bool:
     """Whether this process uses a project's own database, which moves and is copied with the project's folder."""
-    return os.environ.get(URI) in _embedded
+    return not os.environ.get(URI)
+
+
+def shown(uri: str | None) -> str:
+    """The URI as it may be printed: without user, password and options."""
+    return str(uri).rpartition("@")[2].partition("?")[0]
+
+
+def _without_password(text: str, uri: str) -> str:
+    """The text of an error, should it quote the URI."""
+    user = uri.rpartition("@")[0].partition("//")[2]
+    for secret in (user, user.partition(":")[2]):
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what MongoDB said, which FiftyOne wraps."""
+    cause = error.__cause__ or error
+    line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return line.partition(", full error:")[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables for what is imported or started in the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def quieten() -> None:
@@ -75,10 +124,6 @@ def _quiet_import() -> Iterator[None]:
         yield
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def mongod() -> Path:
     """FiftyOne's own `mongod`."""
     import importlib.util
@@ -94,64 +139,86 @@ def mongod() -> Path:
 
 def start(folder: Path) -> str:
     """The URI of the server on `folder`, started if none runs. This process is counted as a client until it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder):
-        server = running(folder) or _launch(folder)
-        _register(folder)
-    return f"mongodb://127.0.0.1:{server['port']}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with _exclusive(folder):
+            server = running(folder) or _launch(folder)
+            _register(folder)
+    except PermissionError as error:
+        owner = f"{error.filename}: {error.strerror}"
+        raise CurateError(
+            f"the project's own database can be used by its owner only ({owner}). To share the project, set {URI} to a "
+            "MongoDB server"
+        ) from None
+    return _uri(server)
 
 
 def running(folder: Path) -> dict[str, Any] | None:
-    """The server's pid and port, if one runs on `folder`."""
+    """The server's pid and socket, if one runs on `folder`. (One of an older curate has a port instead.)"""
     try:
         server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         command = Path(f"/proc/{server['pid']}/cmdline").read_bytes() if Path("/proc").is_dir() else b"mongod"
-    except (OSError, ValueError, KeyError):
+        ours = b"mongod" in command and (str(folder.resolve()).encode() in command or not Path("/proc").is_dir())
+        return server if ours and _answers(server) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    ours = b"mongod" in command and (str(folder.resolve()).encode() in command or not Path("/proc").is_dir())
-    return server if ours and _answers(server["port"]) else None
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+def _uri(server: Mapping[str, Any]) -> str:
+    return (
+        f"mongodb://{quote(server['socket'], safe='')}"
+        if "socket" in server
+        else f"mongodb://127.0.0.1:{server['port']}"
+    )
+
+
+def _answers(server: Mapping[str, Any]) -> bool:
+    local = "socket" in server
+    with socket.socket(socket.AF_UNIX if local else socket.AF_INET) as probe, contextlib.suppress(OSError):
+        probe.settimeout(2)
+        probe.connect(server["socket"] if local else ("127.0.0.1", server["port"]))
         return True
     return False
 
 
 def _launch(folder: Path) -> dict[str, Any]:
-    port = _free_port()
+    where = _socket(folder)
     command = [str(mongod()), "--dbpath", str(folder.resolve()), "--logpath", str(folder / "mongod.log"), "--logappend"]
-    command += ["--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
+    command += ["--bind_ip", str(where), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
     _trim_log(folder / "mongod.log")
     lock = folder / "mongod.lock"
     crashed = lock.exists() and lock.stat().st_size > 0  # emptied by an orderly end
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    _await(process, port, folder)
+    server = {"pid": process.pid, "socket": str(where)}
+    _await(process, server, folder)
     if crashed:
-        _repair(port)
-    server = {"pid": process.pid, "port": port}
+        _repair(_uri(server))
     files.write_json(folder / "server.json", server)
     return server
 
 
-def _await(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def _socket(folder: Path) -> Path:
+    """Where the server listens: in the project's own folder, or in a new one that is as private, where the path is too
+    long or has a character that MongoDB reads as part of an address (`:`, `,`)."""
+    path = folder.resolve() / "mongod.sock"
+    if len(os.fsencode(path)) > LONGEST_SOCKET or not re.fullmatch(r"[\w./ -]+", str(path)):
+        path = Path(tempfile.mkdtemp(prefix="curate-", dir="/tmp")) / "mongod.sock"  # mode 0700
+    return path
+
+
+def _await(process: subprocess.Popen[bytes], server: Mapping[str, Any], folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise CurateError(f"MongoDB ended with code {process.returncode}; see {folder / 'mongod.log'}")
-        if _answers(port):
+        if _answers(server):
             return
         time.sleep(0.05)
     process.terminate()
     raise CurateError(f"MongoDB did not answer within {START_SECONDS} s; see {folder / 'mongod.log'}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _trim_log(log: Path) -> None:
@@ -200,6 +267,10 @@ def stop(folder: Path) -> None:
         deadline = time.monotonic() + 30
         while Path(f"/proc/{server['pid']}").exists() and not _is_zombie(server["pid"]) and time.monotonic() < deadline:
             time.sleep(0.02)
+        private = Path(server["socket"]).parent if "socket" in server else folder.resolve()
+        if private != folder.resolve():
+            with contextlib.suppress(OSError):
+                private.rmdir()
     (folder / "server.json").unlink(missing_ok=True)
 
 
@@ -210,11 +281,11 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _repair(port: int) -> None:
+def _repair(uri: str) -> None:
     """After a crash MongoDB's counts can be wrong (even 0) until `validate` has run on each collection."""
     import pymongo
 
-    with pymongo.MongoClient("127.0.0.1", port) as client:
+    with pymongo.MongoClient(uri) as client:
         for database in client.list_database_names():
             if database not in ("admin", "config", "local"):
                 for name in client[database].list_collection_names(filter={"type": "collection"}):

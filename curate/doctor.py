@@ -66,7 +66,7 @@ def _database(folder: Path | None) -> Check:
     except CurateError as error:
         return Check("database", "missing", "no mongod, no URI", str(error))
     server = database.running(folder / "work" / "db") if folder else None
-    state = f"running, pid {server['pid']}, port {server['port']}" if server else "starts with the first command"
+    state = f"running, pid {server['pid']}" if server else "starts with the first command"
     return Check("database", "ok", f"embedded, {state} ({binary})")
 
 
@@ -74,12 +74,12 @@ def _server(uri: str) -> Check:
     import pymongo
     from pymongo.errors import PyMongoError
 
-    shown = uri.rpartition("@")[2]  # never a password
+    shown = database.shown(uri)  # never a password
     try:
         with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
             version = client.server_info()["version"]
         return Check("database", "ok", f"MongoDB {version} at {shown}")
-    except PyMongoError as error:
+    except (PyMongoError, ValueError) as error:  # the latter of what is no URI
         text = type(error).__name__
         return Check("database", "missing", f"no answer from {shown} ({text})", f"correct or unset {database.URI}")
 
