@@ -390,8 +390,8 @@ def _resumed(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, A
         return _State(), None
     tensors, stored = checkpoint.load(file)
     try:
-        where = [int(stored[name]) for name in ("phase", "epoch", "number", "waited")]
-        return _State(*where, Fitted(**stored["fitted"])), (tensors, stored)
+        where = {name: int(stored[name]) for name in ("phase", "epoch", "number", "waited")}
+        return _State(**where, fitted=Fitted(**stored["fitted"])), (tensors, stored)
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.damaged(file, f"no state of a training: {error}") from None
 

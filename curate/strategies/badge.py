@@ -17,8 +17,6 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
     norm = np.linalg.norm(residuals, axis=1)
 
     def reason(row: int) -> str:
-        return (
-            f"gradient {norm[row]:.2f}, in a direction of its own; {likeliest(pool, likely, row)}"
-        )
+        return f"gradient {norm[row]:.2f}, in a direction of its own; {likeliest(pool, likely, row)}"
 
     return picks(pool, rows, "badge", norm, reason)

@@ -144,10 +144,10 @@ def test_as_many_regions_as_annotations_or_none_of_the_image(name: str, data: st
         for stem in STEMS:
             save_image(root / f"{stem}.png", WIDTH, HEIGHT)
         taken, refused = labels_of(name, root, write(root, said))
-    for stem, annotations in said.items():
+    for stem, drawn in said.items():
         assert (stem in taken) != (stem in refused)
         if stem in taken:
-            assert len(taken[stem].defects) == count(name, annotations)
+            assert len(taken[stem].defects) == count(name, drawn)
 
 
 @settings(max_examples=150, deadline=None)
