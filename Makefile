@@ -8,13 +8,14 @@ DEMO_IMAGES ?= 2000
 DEMO_BUDGET ?= 100
 WORKERS ?= 2
 MINUTES ?= 60
+KERNELS := $(addprefix tests/,$(addprefix curate/test_,shapes.py rle.py kcenter.py neighbours.py nothing_lost.py) labeling/test_brush.py)
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean
+.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean test-bounds
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -41,6 +42,8 @@ test: setup ## Run all tests; each of the WORKERS has a database and a Label Stu
 
 kill: setup ## Kill -9 at every write and at random moments of every command; MINUTES, and ONLY=index,select for some.
 	@$(BIN)/python -m tests.kill.run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
+test-bounds: setup ## Run the tests of the numba kernels with their bounds checked (compiled anew the first time).
+	@NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest $(KERNELS)
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
@@ -12,12 +13,13 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from curate.errors import CurateError
 
+FORMULA = "=+-@\t\r"  # a spreadsheet runs a cell that begins with one of these
 LARGEST = 1 << 32  # bytes of a file that is read whole: above any image or label file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may have
 
@@ -73,6 +75,15 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_csv(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows in which no text is a formula to a spreadsheet: such a cell gets an apostrophe before it."""
+    csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ")[:1] in tuple(FORMULA) else value
 
 
 def read_bytes(path: Path, limit: int = LARGEST) -> bytes:

@@ -6,7 +6,6 @@ rows to the ledger. Whatever a killed run left out, the next one finds missing a
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import classes, edits, files, formats, intake, paths, reading, rounds, splits, state, synthetic, workers
+from curate import classes, edits, files, formats, intake, reading, rounds, splits, state, synthetic, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.documents import NewSample
 from curate.errors import CurateError
@@ -145,7 +144,7 @@ class _Run:
         found = formats.read(
             source.format, rules.root, self.project.labels(source), source.fully_labelled, source.options
         )
-        total = sum(1 for _ in paths.walk(rules.root))
+        total = formats.count_images(source.format, rules.root, source.options)
         for batch in chunks(self._examined(found, source.name, rules, total), BATCH):
             self._write(batch, source)
             self.progress(source.name, len(batch), total)
@@ -338,7 +337,7 @@ def write_lists(project: Project, table: Ledger, index: Index) -> None:
         missing.append((reference, f"indexed before, {reason}", None, None))
     for name, rows in (("quarantine.csv", quarantined), ("missing.csv", missing)):
         text = io.StringIO()
-        csv.writer(text).writerows([("file", "reason", "label_file", "line"), *rows])
+        files.write_csv(text, [("file", "reason", "label_file", "line"), *rows])
         files.write_text(project.work / name, text.getvalue())
 
 

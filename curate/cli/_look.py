@@ -46,7 +46,9 @@ def browse(
 
 def export(
     to: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle, masks or label_studio.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="coco, voc, yolo, kaggle, masks, class_folders or label_studio.")
+    ],
     project: ProjectOption = None,
     split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
     classes: Annotated[
@@ -54,7 +56,7 @@ def export(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the labelled images' labels: COCO, VOC, YOLO, Kaggle RLE CSV, PNG masks or Label Studio JSON.
+    """Write the labelled images' labels: COCO, VOC, YOLO, Kaggle CSV, PNG masks, class folders or Label Studio.
 
     Never a half-written folder.
     """
@@ -66,4 +68,6 @@ def export(
     catalogue = replace(exports.CATALOGUE, also=("labeling.exports",))
     with bars() as step:
         report = exports.export(made, format, to, split, classes, step, catalogue)
-    emit(report) if json else say(f"{report['images']} images, {report['regions']} regions to {to}", "wrote", "green")
+    counts = f"{report['images']} images, {report['regions']} {report['counted']}"
+    listed = f", {report['image_classes']} image-level classes (image_classes.csv)" if report["image_classes"] else ""
+    emit(report) if json else say(f"{counts}{listed} to {to}", "wrote", "green")

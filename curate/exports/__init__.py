@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from curate import files
 from curate.catalogue import Catalogue
 from curate.data import SPLITS, Item, Label
 from curate.errors import CurateError, unknown
+from curate.exports._common import IMAGE_CLASSES
 from curate.project import Project
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ def export(
 
     With `classes` only those are written and numbered, in the project's order; every labelled image stays, so one
     without any of them is clean there. In the report, `skipped` counts images of the split that are not labelled or
-    not on disk, and `by_class` the index's regions, however many objects or files the exporter makes of them.
+    not on disk, `by_class` the index's regions, however many objects or files the exporter makes of them,
+    `counted` what the number under `regions` is of, and `image_classes` the rows of image_classes.csv.
     """
     module = catalogue.load(format)
     chosen = _check_names(project, split, classes)
@@ -52,9 +55,19 @@ def export(
     with files.written_aside(to) as folder:
         folder.mkdir()
         regions = module.write(items, folder, chosen)
+        image_classes = _rows(folder / IMAGE_CLASSES)
     shown = {name: by_class[name] for name in chosen}
     report = {"format": format, "folder": str(to), "images": len(ids), "regions": regions, "skipped": skipped}
+    report |= {"counted": getattr(module, "COUNTED", "regions"), "image_classes": image_classes}
     return report | {"by_class": shown}
+
+
+def _rows(table: Path) -> int:
+    """The rows of a CSV file below its header; 0 without the file."""
+    if not table.exists():
+        return 0
+    with table.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.reader(file)) - 1
 
 
 def _check_names(project: Project, split: str | None, classes: Sequence[str] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from curate import files
 from curate.data import Defect, Item
 from curate.errors import CurateError
 from curate.shapes import Mask, crop_of, mask_of
@@ -20,6 +20,7 @@ from curate.shapes import Mask, crop_of, mask_of
 RESERVED = frozenset({"classes", "train", "val", "valid", "test"})
 # Readers of mask folders take a_mask.png for the mask of a.png.
 ENDINGS = re.compile(r"(_mask|_label|_gt)+$")
+IMAGE_CLASSES = "image_classes.csv"
 STEM_BYTES = 180  # with an id and a suffix still below the 255 that file systems allow
 
 
@@ -28,8 +29,8 @@ def placed(items: Iterable[Item], folder: Path) -> Iterator[tuple[Item, str]]:
     used = set(RESERVED)
     (folder / "images").mkdir()
     for item in items:
-        name = _unused_name(item, used)
-        _place_image(item.path, folder / "images" / name)
+        name = unused_name(item, used)
+        place_image(item.path, folder / "images" / name)
         note_classes(folder, name, item.label.classes)
         yield item, name
 
@@ -39,10 +40,10 @@ def note_classes(folder: Path, name: str, classes: Iterable[str]) -> None:
     rows = [(f"images/{name}", label) for label in sorted(set(classes))]
     if not rows:
         return
-    path = folder / "image_classes.csv"
+    path = folder / IMAGE_CLASSES
     header = [] if path.exists() else [("file", "class")]
     with path.open("a", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows(header + rows)
+        files.write_csv(handle, header + rows)
 
 
 def write_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
@@ -55,7 +56,14 @@ def write_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
 # --- file names ---------------------------------------------------------------------------------------------------
 
 
-def _unused_name(item: Item, used: set[str]) -> str:
+def class_folder(above: Path, label: str) -> Path:
+    """The folder of a class, or an error where its name cannot be a folder's."""
+    if label.startswith(".") or not label.isprintable() or set(label) & set("/\\"):
+        raise CurateError(f"class '{label}' cannot be the name of a folder. Run: curate classes rename '{label}' NAME")
+    return above / label
+
+
+def unused_name(item: Item, used: set[str]) -> str:
     """The image's own name if its stem is free (label files are named after stems), else the stem with the id."""
     stem = _plain_stem(item)
     for candidate in (stem, f"{stem}-{item.id[:8]}", f"{stem}-{item.id}"):
@@ -70,10 +78,11 @@ def _unused_name(item: Item, used: set[str]) -> str:
 def _plain_stem(item: Item) -> str:
     """The stem without what list files, XML, CSV readers or other systems cannot hold; empty ones become the id."""
     kept = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in item.path.stem)
-    return kept.encode()[:STEM_BYTES].decode(errors="ignore").strip(" .") or item.id[:8]
+    kept = kept.encode()[:STEM_BYTES].decode(errors="ignore").strip(" .") or item.id[:8]
+    return f"_{kept}" if kept[0] in files.FORMULA else kept
 
 
-def _place_image(source: Path, target: Path) -> None:
+def place_image(source: Path, target: Path) -> None:
     try:
         _link_or_copy(source.resolve(), target)
     except OSError as problem:

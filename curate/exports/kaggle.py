@@ -12,13 +12,14 @@ image_classes.csv as classes of their image, and an image that has nothing else 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from curate import rle
+from curate import files, rle
 from curate.data import Item
 from curate.exports._common import boxed_classes, class_masks, note_classes, placed
+
+COUNTED = "rows with pixels"
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
@@ -27,12 +28,11 @@ def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
     numbers = _numbers(classes)
     _write_classes(folder / "classes.csv", numbers)
     with (folder / "train.csv").open("w", newline="", encoding="utf-8") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(["ImageId", "ClassId", "EncodedPixels"])
+        files.write_csv(handle, [("ImageId", "ClassId", "EncodedPixels")])
         for item, name in placed(items, folder):
             note_classes(folder, name, boxed_classes(item))
             for number, text in _encoded(item, numbers):
-                rows.writerow([name, number, text])
+                files.write_csv(handle, [(name, number, text)])
                 regions += bool(text)
     return regions
 
@@ -52,4 +52,4 @@ def _encoded(item: Item, numbers: Mapping[str, str]) -> Iterator[tuple[str, str]
 
 def _write_classes(path: Path, numbers: Mapping[str, str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("ClassId", "name"), *((number, name) for name, number in numbers.items())])
+        files.write_csv(handle, [("ClassId", "name"), *((number, name) for name, number in numbers.items())])

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from curate.data import Item
-from curate.errors import CurateError
-from curate.exports._common import boxed_classes, class_masks, note_classes, placed
+from curate.exports._common import boxed_classes, class_folder, class_masks, note_classes, placed
 from curate.shapes import Mask
+
+COUNTED = "masks"
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
@@ -24,19 +25,13 @@ def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
     regions = 0
     (folder / "masks").mkdir()
     for label in classes:
-        _class_folder(folder, label).mkdir()
+        class_folder(folder / "masks", label).mkdir()
     for item, name in placed(items, folder):
         note_classes(folder, name, boxed_classes(item))
         for label, mask in class_masks(item).items():
-            _save(mask, _class_folder(folder, label) / f"{Path(name).stem}.png")
+            _save(mask, class_folder(folder / "masks", label) / f"{Path(name).stem}.png")
             regions += 1
     return regions
-
-
-def _class_folder(folder: Path, label: str) -> Path:
-    if label.startswith(".") or not label.isprintable() or set(label) & set("/\\"):
-        raise CurateError(f"class '{label}' cannot be the name of a folder. Run: curate classes rename '{label}' NAME")
-    return folder / "masks" / label
 
 
 def _save(mask: Mask, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from curate.catalogue import Catalogue
 from curate.data import Record, Reject
 from curate.errors import CurateError
+from curate.paths import walk
 
 CATALOGUE = Catalogue(__name__, "format", "read")
 names, load, options, summary = CATALOGUE.names, CATALOGUE.load, CATALOGUE.options, CATALOGUE.summary
@@ -25,6 +26,12 @@ def read(
         raise CurateError(f"data root '{root}' is not a folder. {remedy}")
     found: Iterator[Record | Reject] = module.read(root, labels, fully_labelled, **options)
     return found
+
+
+def count_images(name: str, root: Path, options: Mapping[str, Any]) -> int:
+    """How many images lie below `root`, for a progress bar; a format whose masks are images too says which they are."""
+    is_mask = getattr(load(name), "is_mask", None)
+    return sum(1 for path in walk(root) if is_mask is None or not is_mask(path, **options))
 
 
 def discover_classes(

@@ -6,7 +6,8 @@
 
 An image directly in root has no class: it is clean only if the data set is `fully_labelled`.
 
-Options `clean`, `unlabelled`: the names of these folders, separated by commas, in any case.
+Options `clean`, `unlabelled`: the names of these folders, separated by commas, in any case. `separator`: where a folder
+may stand for several classes, what is between them (`+` for what `curate export` writes: root/crack+hole/d.jpg).
 """
 
 from __future__ import annotations
@@ -17,28 +18,35 @@ from pathlib import Path
 from curate.data import Record, Reject
 from curate.formats._common import listing, refuse_labels
 
+CLEAN, UNLABELLED = "clean,good,free,ok", "unlabelled"
+
 
 def read(
     root: Path,
     labels: Path | None,
     fully_labelled: bool,
     *,
-    clean: str = "clean,good,free,ok",
-    unlabelled: str = "unlabelled",
+    clean: str = CLEAN,
+    unlabelled: str = UNLABELLED,
+    separator: str = "",
 ) -> Iterator[Record | Reject]:
     refuse_labels("class_folders", labels)
     for path in listing(root):
-        yield _record(path, fully_labelled, _folder_names(clean), _folder_names(unlabelled))
+        yield _record(path, fully_labelled, folder_names(clean), folder_names(unlabelled), separator)
 
 
-def _record(path: str, fully_labelled: bool, clean: set[str], unlabelled: set[str]) -> Record:
+def _record(path: str, fully_labelled: bool, clean: set[str], unlabelled: set[str], separator: str) -> Record:
     folder, slash, _ = path.partition("/")
     if not slash:
         return Record(path, labelled=fully_labelled)
     if folder.lower() in unlabelled:
         return Record(path)
-    return Record(path, classes=() if folder.lower() in clean else (folder,), labelled=True)
+    if folder.lower() in clean:
+        return Record(path, labelled=True)
+    names = [name for name in folder.split(separator) if name] if separator else []
+    return Record(path, classes=tuple(names) or (folder,), labelled=True)
 
 
-def _folder_names(text: str) -> set[str]:
+def folder_names(text: str) -> set[str]:
+    """The names of an option such as `clean`, in lower case."""
     return {name.strip().lower() for name in text.split(",") if name.strip()}

@@ -27,10 +27,14 @@ def read(root: Path, labels: Path | None, fully_labelled: bool) -> Iterator[Reco
     for path in found:
         if name := MASK.match(stem(path)):
             masks.setdefault(name[1], []).append(path)
-    images = [path for path in found if not MASK.match(stem(path))]
+    images = [path for path in found if not is_mask(path)]
     absent = {f"{name}{_suffix(name)}" for name in masks.keys() - {stem(path) for path in images}}
     for path in sorted({*images, *absent}):
         yield _record(path, masks.get(stem(path), []), fully_labelled)
+
+
+def is_mask(path: str) -> bool:
+    return MASK.match(stem(path)) is not None
 
 
 def _record(path: str, masks: list[str], fully_labelled: bool) -> Record:

@@ -35,6 +35,10 @@ def read(root: Path, labels: Path | None, fully_labelled: bool) -> Iterator[Reco
         yield _record(path, masks.get(stem(path)), tiles.get(path), fully_labelled)
 
 
+def is_mask(path: str) -> bool:
+    return path.lower().endswith(".png")
+
+
 def _record(path: str, mask: str | None, tile: str | None, fully_labelled: bool) -> Record:
     name = _class(path)
     if name is None:

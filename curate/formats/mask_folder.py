@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from curate.data import MaskFile, Record, Region, Reject
 from curate.errors import CurateError, LabelProblem
@@ -60,6 +60,10 @@ def read(
             yield _entry(path, [join(below, mask) for mask in found[path]], regions)
         else:
             yield without_label(path, fully_labelled, lost.get(PurePosixPath(path).stem, ()))
+
+
+def is_mask(path: str, masks: str = "masks", **_options: Any) -> bool:
+    return path.startswith(f"{masks.rstrip('/')}/")
 
 
 def _entry(path: str, masks: list[str], regions: Regions) -> Record | Reject:

@@ -22,10 +22,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from curate import exports, formats
+from curate import exports, formats, rle
 from curate.data import Defect, Item, Label, Record, make_defect
 from curate.errors import CurateError
-from curate.exports import coco, kaggle, masks, voc, yolo
+from curate.exports import class_folders, coco, kaggle, masks, voc, yolo
 from curate.project import ClassConfig, Project, ProjectConfig, SourceConfig
 from curate.shapes import Mask, crop_of, defect_from_mask, defect_of, mask_of
 from tests.fakes import save_image
@@ -128,6 +128,60 @@ def expected(name: str, defects: Sequence[Defect], width: int, height: int) -> l
 def rows_of(folder: Path) -> list[list[str]]:
     with (folder / "image_classes.csv").open(encoding="utf-8", newline="") as handle:
         return list(csv.reader(handle))
+
+
+# --- class folders ------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_are_read_back(tmp_path: Path) -> None:
+    box, mask = make_defect("crack", (1, 2, 3, 4)), defect_from_mask("unused", np.ones((3, 3), np.uint8))
+    assert mask
+    shown = {"a": (), "b": ("crack",), "c": ("crack", "unused"), "d": ("Kratzer größer",)}
+    items = [
+        item(tmp_path / "in/a.png"),
+        item(tmp_path / "in/b.png", box, box),
+        item(tmp_path / "in/c.png", mask, classes=["crack"]),
+        item(tmp_path / "in/d.png", classes=["Kratzer größer"]),
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    assert class_folders.write(iter(items), out, CLASSES) == 4
+    assert sorted(path.name for path in out.iterdir()) == ["Kratzer größer", "clean", "crack", "crack+unused"]
+    found = list(formats.read("class_folders", out, None, False, {"separator": "+"}))
+    assert all(isinstance(record, Record) and record.labelled for record in found)
+    assert {Path(record.path).stem: record.classes for record in found if isinstance(record, Record)} == shown
+
+
+@pytest.mark.parametrize("name", ["Clean", "ok", "unlabelled", "a+b", "a/b", ".a"])
+def test_a_class_that_cannot_be_a_class_folder_is_refused(tmp_path: Path, name: str) -> None:
+    items = [item(tmp_path / "in/a.png", classes=[name])]
+    with pytest.raises(CurateError, match=r"cannot be the name of a .*Run: curate classes rename"):
+        class_folders.write(iter(items), tmp_path, [name])
+
+
+# --- spreadsheets -------------------------------------------------------------------------------------------------
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", " =1"]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_no_cell_of_an_export_is_run_by_a_spreadsheet(tmp_path: Path, formula: str) -> None:
+    found = make_defect(formula, (1, 2, 3, 4))
+    mask = replace(found, box=(0.0, 0.0, 3.0, 3.0), rle=rle.mask_to_coco(np.ones((3, 3), np.uint8)))
+    items = [item(tmp_path / "in" / f"{formula.replace('/', '')}.png", found, mask, classes=[formula])]
+    write("kaggle", items, tmp_path / "out", [formula])
+    cells = [
+        cell
+        for path in sorted((tmp_path / "out").glob("*.csv"))
+        for row in csv.reader(path.open(encoding="utf-8", newline=""))
+        for cell in row
+    ]
+    assert f"'{formula}" in cells
+    assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@")]
+    (record,) = formats.read("severstal", tmp_path / "out", None, False, {"image_folder": "images"})
+    assert isinstance(record, Record)
+    assert (tmp_path / "out" / record.path).is_file()
+    assert len(record.regions) == 1
 
 
 # --- round trips --------------------------------------------------------------------------------------------------
@@ -333,7 +387,7 @@ def test_an_original_is_never_written_over(tmp_path: Path, monkeypatch: pytest.M
     """On a disk that takes two of our names for one, the second must not be copied into the first one's original."""
     one, two = item(tmp_path / "a.png"), item(tmp_path / "b.png")
     before = one.path.read_bytes()
-    monkeypatch.setattr("curate.exports._common._unused_name", lambda *_: "same.png")
+    monkeypatch.setattr("curate.exports._common.unused_name", lambda *_: "same.png")
     save_image(two.path, 20, 20, seed=5)
     with pytest.raises(CurateError, match="cannot be copied: File exists"):
         write("voc", [one, two], tmp_path / "out")
@@ -420,7 +474,9 @@ def test_export_reports(name: str, project: Project, fill: Fill, tmp_path: Path)
     regions = {"kaggle": 1, "masks": 1}.get(name, 4)
     by_class = dict(zip(CLASSES, (2, 2, 0, 0), strict=True))
     counts = {"images": 3, "regions": regions, "skipped": 3, "by_class": by_class}
-    assert report == {"format": name, "folder": str(to)} | counts
+    assert report["counted"] == {"kaggle": "rows with pixels", "masks": "masks"}.get(name, "regions")
+    assert report["image_classes"] == max(0, len(rows_of(to)) - 1 if (to / "image_classes.csv").exists() else 0)
+    assert {key: report[key] for key in ("format", "folder", *counts)} == {"format": name, "folder": str(to)} | counts
     assert sorted(path.name for path in (to / "images").iterdir()) == ["a.png", "b.png", "c.png"]
     assert steps == [("export", 1, 3)] * 3
     assert [path.name for path in to.parent.iterdir()] == ["out"]
@@ -446,7 +502,7 @@ def test_export_of_some_classes_keeps_the_other_images(project: Project, fill: F
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"format": "cocoo"}, r"unknown export format 'cocoo' \(did you mean 'coco'\?\); allowed: coco, kaggle, masks"),
+        ({"format": "cocoo"}, r"unknown export format 'cocoo' \(did you mean 'coco'\?\); allowed: class_folders, coco, kaggle"),
         ({"split": "tran"}, r"unknown split 'tran' \(did you mean 'train'\?\); allowed: test, train, val"),
         ({"classes": ["crack", "crak"]}, r"unknown class 'crak' \(did you mean 'crack'\?\)"),
         ({"to": Path("there")}, "'there' exists already"),
@@ -503,5 +559,5 @@ def test_nothing_to_export(split: str | None, where: str, project: Project, fill
 
 
 def test_every_exporter_has_help_and_a_way_back() -> None:
-    assert exports.names() == sorted(WRITERS) == sorted(READERS)
+    assert exports.names() == sorted({*WRITERS, "class_folders"}) == sorted({*READERS, "class_folders"})
     assert all(exports.summary(name).endswith(".") for name in exports.names())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import inspect
 import io
 import json
@@ -104,6 +103,8 @@ def test_contract(name: str, fully: bool, root: Path) -> None:
     assert not rejects(found)
     assert all(path in records(found) and not (root / path).is_file() for path in layout.absent if path not in HOSTILE)
     assert formats.discover_classes(name, root, None, fully, layout.options) == layout.classes
+    there = [path for path in records(found) if (root / path).is_file() and path not in HOSTILE]
+    assert formats.count_images(name, root, layout.options) == len(there), "a progress bar must end at its end"
 
 
 @pytest.mark.parametrize("name", formats.names())
@@ -177,9 +178,12 @@ def test_contract_only_regular_files_are_opened(name: str, kind: str, root: Path
         path.unlink()
         make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda place: os.symlink("/dev/zero", place)}[kind]
         make(path)
-        with contextlib.suppress(CurateError):
+        try:
             found = read(name, root, **layout.options)
             assert not {reject.path for reject in rejects(found)} & records(found).keys()
+        except CurateError as error:
+            if "\n" in str(error):
+                pytest.fail(f"error of more than one line: {error}")
         path.rmdir() if kind == "folder" else path.unlink()
         path.write_bytes(whole)
 

@@ -134,7 +134,7 @@ def count(name: str, annotations: list[Any]) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_as_many_regions_as_annotations_or_none_of_the_image(name: str, data: st.DataObject) -> None:
     strategy, write = CASES[name]
@@ -144,13 +144,13 @@ def test_as_many_regions_as_annotations_or_none_of_the_image(name: str, data: st
         for stem in STEMS:
             save_image(root / f"{stem}.png", WIDTH, HEIGHT)
         taken, refused = labels_of(name, root, write(root, said))
-    for stem, drawn in said.items():
+    for stem, drawings in said.items():
         assert (stem in taken) != (stem in refused)
         if stem in taken:
-            assert len(taken[stem].defects) == count(name, drawn)
+            assert len(taken[stem].defects) == count(name, drawings)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.sampled_from(STEMS), min_size=1, max_size=6), places=st.lists(st.integers(0, 200), max_size=4))
 def test_no_quote_in_a_csv_makes_an_image_clean(rows: list[str], places: list[int]) -> None:
     text = "\n".join(f"{stem}.png,1,1 2" for stem in rows)
@@ -174,7 +174,7 @@ DRAWN = st.fixed_dictionaries({"points": st.lists(POINT, min_size=1, max_size=5)
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(DRAWN, max_size=3))
 def test_what_annotators_draw_comes_in_or_disputes_the_image(drawings: list[dict[str, Any]]) -> None:
     results = [
