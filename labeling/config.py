@@ -19,7 +19,14 @@ SEEN = "Seen, but not to be outlined"
 NO_KEY = "–"  # what has no key is given one by Label Studio, even one of its own tools: this is on no keyboard
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 INVISIBLE = "\u200b"
+KEYLESS = "curate-row curate-keyless"  # a row of choices without keys: Label Studio would show the key as [–]
+# No `>`: it gets to the browser as `&gt;`.
 STYLE = """
+.curate-keyless .lsf-hint { display: none; }
+.curate-beside { display: flex; gap: 16px; align-items: flex-start; }
+.curate-beside .curate-controls { flex: 0 0 280px; }
+.curate-beside .curate-image { flex: 1 1 0; min-width: 0; }
+.curate-beside .curate-row { flex-wrap: wrap; gap: 2px 10px; }
 .curate-row { display: flex; align-items: center; gap: 10px; min-height: 40px; margin-bottom: 4px; }
 .curate-row h4, .curate-row .lsf-labels, .curate-row .lsf-choices { margin: 0 !important; }
 """
@@ -33,21 +40,27 @@ class Example(NamedTuple):
     url: str
 
 
-def build(project: Project, old: Sequence[str] = ()) -> str:
-    """The label config as XML. `old`: names that annotations on the server still bear; they come last, in grey."""
+def build(project: Project, old: Sequence[str] = (), beside: bool = False) -> str:
+    """The label config as XML.
+
+    Args:
+        old: names that annotations on the server still bear; they come last, in grey.
+        beside: the controls stand beside the image, not above it, so that an image that is no strip gets the height.
+    """
     _check([*project.active_classes, *old])
-    view = Element("View")
-    SubElement(view, "Style").text = STYLE
+    page = Element("View", className="curate-beside" if beside else "curate-above")
+    SubElement(page, "Style").text = STYLE
+    view = SubElement(page, "View", className="curate-controls")
     SubElement(view, "Header", value="$title", size="5")
     view.append(_row("Paint", _labels(project, "BrushLabels", BRUSH, DIGITS, old)))
     view.append(_row("Box", _labels(project, "RectangleLabels", BOX, LETTERS, old)))
     view.append(_row("Image", _verdict(), _header(SEEN), _present(project, old)))
     view.append(_why(project.config.labelstudio.skip_reasons))
     if project.config.labelstudio.severities:
-        view.append(_row("Severity", _severity(project.config.labelstudio.severities)))
-    view.append(_image())
-    indent(view)
-    return tostring(view, encoding="unicode")
+        view.append(_row("Severity", _severity(project.config.labelstudio.severities), kind=KEYLESS))
+    SubElement(page, "View", className="curate-image").append(_image(220 if beside else 400))
+    indent(page)
+    return tostring(page, encoding="unicode")
 
 
 def _check(names: Sequence[str]) -> None:
@@ -82,10 +95,11 @@ def lacking(text: str, project: Project) -> list[str]:
     return missing
 
 
-def _image() -> Element:
+def _image(above: int) -> Element:
+    """`above`: pixels of the window's height that are needed for other things."""
     # Steel is judged by its pixels: no smoothing, and no rotation, which would turn the masks.
     switches = {"zoom": "true", "zoomControl": "true", "brightnessControl": "true", "contrastControl": "true"}
-    switches |= {"rotateControl": "false", "smoothing": "false", "maxHeight": "max(240px, calc(100vh - 400px))"}
+    switches |= {"rotateControl": "false", "smoothing": "false", "maxHeight": f"max(240px, calc(100vh - {above}px))"}
     switches |= {"maxWidth": "calc(100% - 80px)"}  # the brush's slider lies over the rest
     return Element("Image", {"name": IMAGE, "value": "$image", **switches})
 
@@ -112,9 +126,9 @@ def _options(name: str, values: Sequence[str], **more: str) -> Element:
     return element
 
 
-def _row(title: str, *elements: Element) -> Element:
+def _row(title: str, *elements: Element, kind: str = "curate-row") -> Element:
     """A title with its choices beside it, so that all of them stay on the screen above the image."""
-    view = Element("View", className="curate-row")
+    view = Element("View", className=kind)
     view.extend([_header(title), *elements])
     return view
 
@@ -136,7 +150,7 @@ def _verdict() -> Element:
 
 def _why(reasons: Sequence[str]) -> Element:
     view = Element("View", visibleWhen="choice-selected", whenTagName=VERDICT, whenChoiceValue=UNSURE)
-    view.append(_row("Why?", _options(WHY, reasons, choice="multiple", showInline="true")))
+    view.append(_row("Why?", _options(WHY, reasons, choice="multiple", showInline="true"), kind=KEYLESS))
     return view
 
 

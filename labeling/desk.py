@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,13 @@ from typing import Any
 
 from curate import files
 from curate.errors import CurateError
+from curate.index import Index
 from curate.project import Project
 from labeling import config, examples
 from labeling.client import NotFound, Studio, Unanswered
 from labeling.wire import BOX, BRUSH, PRESENT
 
+STRIP = 1.7  # times as wide as high, and wider
 TITLE = 50  # letters that Label Studio allows
 TRIES, PAUSES = 3, (0.5, 1.0, 2.0)  # to make a project, and to wait for one that another makes
 SETTINGS = {
@@ -139,7 +142,7 @@ def _made(project: Project, studio: Studio) -> Desk:
     the first of them half made. Those stay: a server that deletes two projects at the same moment loses its signals,
     and counts nothing any more until it is started again. So each removes no more than what it made itself.
     """
-    text = config.build(project)
+    text = config.build(project, beside=_beside(project))
     about = {"title": f"curate: {project.name}"[:TITLE], "description": _mark(project), "label_config": text}
     for _ in range(TRIES):
         mine, trouble = _posted(studio, about | SETTINGS)
@@ -177,7 +180,7 @@ def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, 
 
 def _kept_up(desk: Desk, reset: bool) -> Desk:
     there = desk.studio.get(f"/api/projects/{desk.id}")["label_config"]
-    wanted = config.build(desk.project, _old_names(desk))
+    wanted = config.build(desk.project, _old_names(desk), _beside(desk.project))
     sent = desk.config or config.version(wanted)
     if there != wanted and (reset or config.version(there) == sent):
         there, notes = _replaced(desk, there, wanted, reset)
@@ -197,6 +200,14 @@ def _replaced(desk: Desk, there: str, wanted: str, reset: bool) -> tuple[str, li
             raise
         return there, [f"the label config stays as it was: {error}"]
     return wanted, []
+
+
+def _beside(project: Project) -> bool:
+    """Whether the controls stand beside the images: there they leave a square its height, but take a strip's width."""
+    rows = [row for row in Index(project).rows("width", "height", "status") if row[1] and row[2]]
+    waiting = [row for row in rows if row[3] != "labelled"]  # what people are going to see
+    ratios = [width / height for _, width, height, _ in waiting or rows]
+    return bool(ratios) and statistics.median(ratios) < STRIP
 
 
 def _old_names(desk: Desk) -> list[str]:

@@ -76,6 +76,13 @@ def test_keys_are_given_once_and_none_by_label_studio() -> None:
     assert all(one.get("hotkey") for one in choices), "what has no key is given one that may be a tool's"
 
 
+def test_the_controls_stand_above_a_strip_and_beside_anything_else() -> None:
+    above, beside = (fromstring(config.build(project(["crack"]), beside=beside)) for beside in (False, True))
+    assert (above.get("className"), beside.get("className")) == ("curate-above", "curate-beside")
+    for page in (above, beside):
+        assert [part.get("className") for part in page if part.tag == "View"] == ["curate-controls", "curate-image"]
+
+
 def test_old_names_come_last_and_grey() -> None:
     text = config.build(project(["crack", "hole"]), ["blister"])
     for tag in (BRUSH, BOX, PRESENT):
