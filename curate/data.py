@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,8 +198,16 @@ class Label:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Label:
+        """What `to_json` wrote. Raises ValueError, KeyError or TypeError where it is damaged."""
         defects = tuple(Defect.from_json(d) for d in entry.get("defects", ()))
-        return cls(entry["status"], defects, tuple(entry.get("classes", ())), entry.get("reason"))
+        label = cls(entry["status"], defects, tuple(entry.get("classes", ())), entry.get("reason"))
+        texts = [label.reason or "", *label.classes]
+        texts += [text for d in defects for text in (d.label, d.rle or "", d.severity or "")]
+        numbers = (number for defect in defects for number in defect.box)
+        sound = all(isinstance(text, str) for text in texts) and all(map(math.isfinite, numbers))
+        if label.status not in STATUSES or not sound:
+            raise ValueError(f"no label: {str(entry)[:80]}")
+        return label
 
 
 def _order(defect: Defect) -> tuple[Any, ...]:

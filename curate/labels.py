@@ -16,13 +16,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
 from curate.files import sync_folder
 
 DUPLICATE_LABELS, UNKNOWN_CLASS = "duplicate-labels", "unknown-class"
+DAMAGE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+)  # what a damaged line comes to when it is read
 RECENT = 4096  # entries that need not be read back from disk
 
 
@@ -45,8 +52,14 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
+        """What `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError where it is damaged."""
         label = Label.from_json(line)
-        return cls(line["id"], label, line["origin"], line["who"], line["at"], line.get("path"), line.get("extra", {}))
+        entry = cls(line["id"], label, line["origin"], line["who"], line["at"], line.get("path"), line.get("extra", {}))
+        texts = (entry.id, entry.origin, entry.who, entry.at, entry.path or "")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"no entry: {str(line)[:80]}")
+        list(entry.others)
+        return entry
 
     @property
     def others(self) -> Iterator[tuple[str, Label]]:
@@ -72,8 +85,9 @@ def me() -> str:
 
 def lead_times(folder: Path) -> Iterator[tuple[float, Label]]:
     """How long people took for an image, as Label Studio reports it, and what they drew in it."""
-    for line in Segments(folder).holding(b'"lead_time"'):
-        entry = Entry.from_json(line)
+    segments = Segments(folder)
+    for line in segments.holding(b'"lead_time"'):
+        entry = segments.entry(line)
         if isinstance(seconds := entry.extra.get("lead_time"), int | float):
             yield float(seconds), entry.label
 
@@ -107,7 +121,7 @@ class Segments:
         """(segment, offset, line) of every whole line, oldest first."""
         for name in self.names():
             offset = 0
-            with open(self.folder / name, "rb") as handle:
+            with self._opened(name) as handle:
                 for raw in handle:
                     if raw.endswith(b"\n"):
                         line = self._decoded(raw)
@@ -119,11 +133,17 @@ class Segments:
     def holding(self, text: bytes) -> Iterator[dict[str, Any]]:
         """The lines in which these bytes stand; far quicker than `lines` where few do."""
         for name in self.names():
-            with open(self.folder / name, "rb") as handle:
+            with self._opened(name) as handle:
                 yield from (line for raw in handle if text in raw and (line := self._decoded(raw)) is not None)
 
+    def _opened(self, name: str) -> BinaryIO:
+        try:
+            return open(self.folder / name, "rb")
+        except OSError as error:
+            raise CurateError(f"{self.folder / name} cannot be read: {error.strerror}") from None
+
     def at(self, segment: str, offset: int) -> dict[str, Any]:
-        with open(self.folder / segment, "rb") as handle:
+        with self._opened(segment) as handle:
             handle.seek(offset)
             raw = handle.readline()
         line = self._decoded(raw)
@@ -131,11 +151,20 @@ class Segments:
             raise self.damaged(segment, offset)
         return line
 
+    def entry(self, line: Mapping[str, Any], segment: str = "", offset: int = 0) -> Entry:
+        """The entry that a line holds; the place is for the error where it is damaged."""
+        try:
+            return Entry.from_json(line)
+        except DAMAGE:
+            raise self.damaged(segment, offset) from None
+
     def damaged(self, segment: str, offset: int) -> CurateError:
         """The error for the line at this place."""
-        with open(self.folder / segment, "rb") as handle:
-            number = handle.read(offset).count(b"\n") + 1
-        where = f"{self.folder / segment}:{number}"
+        where = f"a file of {self.folder}"
+        if segment:
+            with open(self.folder / segment, "rb") as handle:
+                number = handle.read(offset).count(b"\n") + 1
+            where = f"{self.folder / segment}:{number}"
         return CurateError(
             f"{where}: damaged line in an append-only log; restore this file from a backup (curate restore)"
         )
@@ -144,7 +173,7 @@ class Segments:
     def _decoded(raw: bytes) -> dict[str, Any] | None:
         try:
             line = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return line if isinstance(line, dict) else None
 
@@ -229,7 +258,7 @@ class Book:
         for segment, offset, line in self.segments.lines():
             try:
                 self._fold(line, segment, offset)
-            except (KeyError, TypeError, AttributeError):
+            except DAMAGE:
                 raise self.segments.damaged(segment, offset) from None
 
     def allow(self, classes: Iterable[str]) -> None:
@@ -334,10 +363,10 @@ class Book:
         """Everything ever said of these images (or of all), oldest first, with the class names of today."""
         self.writer.push()
         epoch = 0
-        for _, _, line in self.segments.lines():
+        for segment, offset, line in self.segments.lines():
             epoch += line.get("event") == "rename"
             if "id" in line and (ids is None or line["id"] in ids):
-                yield self._renamed(Entry.from_json(line), epoch)
+                yield self._renamed(self.segments.entry(line, segment, offset), epoch)
 
     # --- folding ---
 
@@ -349,6 +378,8 @@ class Book:
             self._note(line, segment, offset)
 
     def _compose(self, names: Mapping[str, str]) -> None:
+        if not all(isinstance(name, str) for pair in names.items() for name in pair):
+            raise ValueError("no names")
         for renames in self._renames:
             renames.update({old: names.get(new, new) for old, new in renames.items()})
             renames.update({old: new for old, new in names.items() if old not in renames})
@@ -358,10 +389,13 @@ class Book:
         labels = (line, *line.get("extra", {}).get("others", {}).values())
         present = frozenset(name for label in labels for name in _names(label))
         present = self._sets.setdefault(present, present)
+        path = line["path"] if line["origin"] == "import" else ""
+        if not all(isinstance(text, str) for text in (line["id"], line["digest"], line["status"], path, *present)):
+            raise ValueError("no entry")
         place = Place(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
         known = self._known.setdefault(line["id"], _Known())
         if line["origin"] == "import":
-            known.imports[line["path"]] = place
+            known.imports[path] = place
         else:
             known.person = place
 
@@ -414,7 +448,8 @@ class Book:
         if entry is not None:
             return self._renamed(entry, place.epoch)
         self.writer.push()
-        return self._renamed(Entry.from_json(self.segments.at(place.segment, place.offset)), place.epoch)
+        line = self.segments.at(place.segment, place.offset)
+        return self._renamed(self.segments.entry(line, place.segment, place.offset), place.epoch)
 
     def _renamed(self, entry: Entry, epoch: int) -> Entry:
         return replace(entry, label=entry.label.renamed(self._renames[epoch]))

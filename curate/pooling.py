@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -237,7 +236,7 @@ def _scores(index: Index, ids: list[str], classes: tuple[str, ...]) -> tuple[dic
     rows = np.array([row for row, id in enumerate(ids) if id in known], np.int64)
     if not len(rows):
         return {}, None
-    order = json.loads(table.metadata.get("classes", "[]"))
+    order = table.classes
     names = [name for name in table.columns if name != "id"]
     read = table.read([ids[row] for row in rows], names)
     return {name: _placed(read[name], rows, len(ids), order, classes) for name in names}, str(table.path)

@@ -59,7 +59,9 @@ class Round:
         return list(self.manifest.get("withdrawn", ()))
 
     def picks(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = _load(self.folder / PICKS).to_pylist()
+        rows: list[dict[str, Any]] = _load(self.folder / PICKS, _schema()).to_pylist()
+        if not all(row["id"] for row in rows):
+            raise _damaged(self.folder / PICKS)
         return rows
 
     def predicted(self) -> tuple[list[str], NDArray[np.float32], list[str]]:
@@ -68,8 +70,12 @@ class Round:
             return [], np.zeros((0, 0), np.float32), []
         table = _load(self.folder / PREDICTED)
         names = [name for name in table.column_names if name != "id"]
-        values = np.array([table[name].to_numpy() for name in names], np.float32).reshape(len(names), table.num_rows)
-        return table["id"].to_pylist(), values.T, [name.removeprefix(CLASS) for name in names]
+        try:
+            ids = table["id"].to_pylist()
+            values = np.array([table[name].to_numpy() for name in names], np.float32)
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(self.folder / PREDICTED) from None
+        return ids, values.reshape(len(names), len(ids)).T, [name.removeprefix(CLASS) for name in names]
 
 
 def column(name: str) -> str:
@@ -100,11 +106,15 @@ def find(work: Path, number: int | None) -> Round:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not all(isinstance(id, str) for id in found.get("withdrawn", ())):
+            raise ValueError
         return found | {"round": int(found["round"])}
-    except (ValueError, KeyError, TypeError):
-        raise CurateError(
-            f"{folder / MANIFEST} is damaged; restore it (curate restore), or remove the folder"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
+        raise _damaged(folder / MANIFEST) from None
+
+
+def _damaged(file: Path) -> CurateError:
+    return CurateError(f"{file} is damaged or missing; restore it (curate restore), or remove {file.parent}")
 
 
 def mark(one: Round, **values: Any) -> Round:
@@ -148,24 +158,30 @@ def write(
 def _write_picks(file: Path, picks: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
 
+    _store(file, pa.Table.from_pylist(list(picks), schema=_schema()))
+
+
+def _schema() -> Any:
+    """The columns of the picks."""
+    import pyarrow as pa
+
     texts = {name: pa.string() for name in ("id", "path", "slot", "reason", "like", "group", "stratum")}
     numbers = {"rank": pa.int32(), "tile": pa.int16()}
     reals = {name: pa.float64() for name in ("score", "propensity", "seconds")}
-    schema = pa.schema({**texts, **numbers, **reals, "predicted": pa.list_(pa.string())})
-    _store(file, pa.Table.from_pylist(list(picks), schema=schema))
+    return pa.schema({**texts, **numbers, **reals, "predicted": pa.list_(pa.string())})
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, schema: Any = None) -> Any:
+    """The table in this file; with a schema, just its columns, all of which must be there."""
     import pyarrow as pa
     import pyarrow.parquet
 
     parquet: Any = pyarrow.parquet
     try:
-        return parquet.read_table(file)
-    except (OSError, pa.ArrowException):
-        raise CurateError(
-            f"{file} is damaged or missing; restore it (curate restore), or remove {file.parent}"
-        ) from None
+        found = parquet.read_table(file)
+        return found.select(schema.names).cast(schema) if schema else found
+    except (OSError, pa.ArrowException, KeyError, ValueError, MemoryError):
+        raise _damaged(file) from None
 
 
 def _store(file: Path, table: Any) -> None:

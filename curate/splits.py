@@ -215,7 +215,7 @@ class Decisions:
         for segment, offset, line in self._segments.lines():
             try:
                 self._fold(line)
-            except KeyError:
+            except (KeyError, ValueError):
                 raise self._segments.damaged(segment, offset) from None
 
     def group(self, name: str) -> str:
@@ -268,6 +268,12 @@ class Decisions:
 
     def _fold(self, line: Mapping[str, str]) -> None:
         if "join" in line:
-            self._alias[line["join"]] = line["into"]
+            joined, into = line["join"], line["into"]
+            # Into itself, over however many steps: `group` would never come to an end.
+            if not isinstance(joined, str) or not isinstance(into, str) or self.group(into) == joined:
+                raise ValueError(f"{joined} cannot be joined into {into}")
+            self._alias[joined] = into
         else:
+            if not isinstance(line["group"], str) or line["split"] not in SPLITS:
+                raise ValueError(f"no split: {line}")
             self._split[line["group"]] = line["split"]

@@ -16,11 +16,12 @@ readers need no lock, and see the table as it was when they opened it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,29 @@ KEEP = timedelta(hours=1)  # replaced files stay so long for who reads them
 Arrays = dict[str, NDArray[Any]]
 
 
+class NoTable(CurateError):
+    """Nothing is there, or what a kill left of a table in the making."""
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """One line for whatever Lance and Arrow raise over damaged files; a panic of Lance's is not even an Exception."""
+    try:
+        yield
+    except CurateError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if "was not found: Not found" in reason:
+            raise NoTable(f"no table at {path}") from None
+        raise CurateError(
+            f"table {path} cannot be read ({reason}). If it is damaged, remove its folder and run the command that "
+            "made it again (curate embed, curate predict)"
+        ) from None
+
+
 class Table:
     """An open table. `columns` are its columns with their types, `metadata` its texts."""
 
@@ -44,12 +68,10 @@ class Table:
         import lance
 
         self.path = str(path)
-        try:
+        with _reading(self.path):
             self._data = lance.dataset(self.path)
-        except ValueError:
-            raise CurateError(f"no table at {self.path}") from None
-        self.columns = {field.name: _type_name(field.type) for field in self._data.schema}
-        self.metadata = {key.decode(): text.decode() for key, text in (self._data.schema.metadata or {}).items()}
+            self.columns = {field.name: _type_name(field.type) for field in self._data.schema}
+            self.metadata = {key.decode(): text.decode() for key, text in (self._data.schema.metadata or {}).items()}
 
     @classmethod
     def create(cls, path: str | Path, columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> Table:
@@ -67,12 +89,24 @@ class Table:
     @classmethod
     def exists(cls, path: str | Path) -> bool:
         """Whether a table is there; what a kill left of one that was being made is none."""
-        with suppress(CurateError):
+        with suppress(NoTable):
             return bool(cls(path))
         return False
 
+    @property
+    def classes(self) -> list[str]:
+        """The class names of a model's table, in the order of its columns' entries; none where it names none."""
+        try:
+            found = json.loads(self.metadata.get("classes", "[]"))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise CurateError(f"table {self.path} is damaged: its classes are no list of names. Remove its folder")
+        return found
+
     def __len__(self) -> int:
-        return int(self._data.count_rows())
+        with _reading(self.path):
+            return int(self._data.count_rows())
 
     def __bool__(self) -> bool:
         return True
@@ -120,11 +154,16 @@ class Table:
     # --- reading ---
 
     def ids(self, where: str | None = None) -> NDArray[Any]:
-        found = self._data.to_table(columns=["id"], filter=where)["id"]
-        return np.asarray(found.unique().to_numpy(zero_copy_only=False), dtype=object)
+        with _reading(self.path):
+            found = self._data.to_table(columns=["id"], filter=where)["id"]
+            return np.asarray(found.unique().to_numpy(zero_copy_only=False), dtype=object)
 
     def read(self, ids: Sequence[str], columns: Sequence[str], where: str | None = None) -> Arrays:
         """These columns in the order of `ids`. Raises CurateError where the table does not have them all."""
+        with _reading(self.path):
+            return self._read(ids, columns, where)
+
+    def _read(self, ids: Sequence[str], columns: Sequence[str], where: str | None) -> Arrays:
         import pyarrow as pa
 
         wanted = pa.array(ids, pa.string()).dictionary_encode()
@@ -164,13 +203,22 @@ class Table:
 
     def chunks(self, columns: Sequence[str], rows: int = 65536, where: str | None = None) -> Iterator[Arrays]:
         """The table as arrays of at most `rows` rows, in the order in which they were appended."""
-        for batch in self._data.to_batches(columns=list(columns), batch_size=rows, filter=where):
+        for batch in self.batches(columns, rows, where):
             if batch.num_rows:
-                yield {name: numpy_of(batch[name]) for name in columns}
+                with _reading(self.path):
+                    found = {name: numpy_of(batch[name]) for name in columns}
+                yield found
 
     def batches(self, columns: Sequence[str], rows: int = 65536, where: str | None = None) -> Iterator[Any]:
         """The same as pyarrow's record batches."""
-        yield from self._data.to_batches(columns=list(columns), batch_size=rows, filter=where)
+        with _reading(self.path):
+            found = iter(self._data.to_batches(columns=list(columns), batch_size=rows, filter=where))
+        while True:
+            with _reading(self.path):
+                batch = next(found, None)
+            if batch is None:
+                return
+            yield batch
 
 
 # --- the tables of a folder -----------------------------------------------------------------------------------------
@@ -188,10 +236,10 @@ def listed(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, name: str | None = None) -> Table | None:
-    """The table that was written last, of this name if one is given."""
+    """The table that was written last, of this name if one is given; a damaged one is told, not passed over."""
     for path in listed(folder):
-        if name in (None, name_of(path)) and size(path):
-            return Table(path)
+        if name in (None, name_of(path)) and Table.exists(path) and len(table := Table(path)):
+            return table
     return None
 
 

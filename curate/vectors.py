@@ -52,8 +52,11 @@ class Vectors:
     def __init__(self, table: Table) -> None:
         self.table = table
         self.name = tables.name_of(table.path)
-        self.key = table.metadata["key"]
-        self.dim = int(table.metadata["dim"])
+        about = table.metadata
+        self.key, dim = about.get("key", ""), about.get("dim", "")
+        self.dim = int(dim) if dim.isascii() and dim.isdigit() and len(dim) < 7 else 0
+        if not self.dim or any(table.columns.get(name) != kind for name, kind in _columns(self.dim).items()):
+            raise CurateError(f"{table.path} holds no vectors of ours, or is damaged. Remove its folder. {REMEDY}")
 
     @property
     def remedy(self) -> str:
@@ -62,8 +65,7 @@ class Vectors:
     @classmethod
     def create(cls, path: Path, key: str, dim: int, about: Mapping[str, str] | None = None) -> Vectors:
         """A new table; `about` tells how the vectors were made, its `command` how to make more."""
-        columns = {"tile": "int16", **dict.fromkeys(PLACE, "int32"), "vector": f"float16[{dim}]"}
-        return cls(Table.create(path, columns, {"key": key, "dim": str(dim)} | dict(about or {})))
+        return cls(Table.create(path, _columns(dim), {"key": key, "dim": str(dim)} | dict(about or {})))
 
     def append(self, ids: Sequence[str], boxes: Sequence[NDArray[np.int32]], vectors: Sequence[Any]) -> None:
         """Whole images with all their windows: for each image its boxes and vectors, the whole image first."""
@@ -89,6 +91,8 @@ class Vectors:
             found = self.table.read(ids, ["vector"], IS_WHOLE)["vector"]
         except CurateError:
             missing = len(set(ids).difference(self.ids()))
+            if not missing:
+                raise
             told = f"{missing} of {len(set(ids))} images have no {self.name} vectors yet"
             raise CurateError(f"{told}. {self.remedy}") from None
         return found.astype(np.float32).reshape(len(ids), self.dim)
@@ -120,6 +124,10 @@ def open_latest(work: Path, name: str | None = None) -> Vectors:
     if name is None or not names:
         raise CurateError(f"no vectors yet in {folder}. {REMEDY}")
     raise unknown("vectors", name, names, f"{REMEDY} --encoder NAME")
+
+
+def _columns(dim: int) -> dict[str, str]:
+    return {"id": "string", "tile": "int16", **dict.fromkeys(PLACE, "int32"), "vector": f"float16[{dim}]"}
 
 
 def _plain(id: str) -> str:
