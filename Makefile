@@ -42,6 +42,7 @@ test: setup ## Run all tests; each of the WORKERS has a database and a Label Stu
 
 kill: setup ## Kill -9 at every write and at random moments of every command; MINUTES, and ONLY=index,select for some.
 	@$(BIN)/python -m tests.kill.run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
+
 test-bounds: setup ## Run the tests of the numba kernels with their bounds checked (compiled anew the first time).
 	@NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest $(KERNELS)
 
