@@ -9,13 +9,15 @@ DEMO_BUDGET ?= 100
 WORKERS ?= 2
 MINUTES ?= 60
 KERNELS := $(addprefix tests/,$(addprefix curate/test_,shapes.py rle.py kcenter.py neighbours.py nothing_lost.py) labeling/test_brush.py)
+MINUTES ?= 10
+SEED ?= 0
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean test-bounds
+.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean test-bounds fuzz
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -50,6 +52,9 @@ lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+fuzz: setup ## Read mutated inputs for MINUTES (10) from SEED (0) on, print the tally, keep what failed in out/fuzz.
+	@$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) --seed-from $(SEED) --processes $(WORKERS)
 
 bench: setup ## Measure speed: ratios against peers in the same run (installs the peers).
 	@$(BIN)/pip install -qq -e '.[$(EXTRAS),peers]'
