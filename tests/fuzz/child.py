@@ -92,7 +92,7 @@ class Watch:
             path = os.path.realpath(path)
         except OSError:
             return
-        if not (path + "/").startswith(self.root) and not path.startswith(self.allowed) and os.path.exists(path):
+        if not (path + "/").startswith(self.root) and not f"{path}/".startswith(self.allowed) and os.path.exists(path):
             self.seen.append(path)
 
     @contextlib.contextmanager

@@ -175,6 +175,8 @@ def _is_mask(path: str) -> bool:
 
 
 def _damage(random: Random, path: Path, content: bytes, outside: Path) -> str:
+    if path.is_symlink() or not path.is_file():
+        return "something else already"
     if random.random() < 0.12:
         if random.random() < 0.3:
             return _odd_neighbour(random, path, content)

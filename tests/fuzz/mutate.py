@@ -252,7 +252,7 @@ def other_thing(random: Random, path: Path, outside: Path, kinds: Sequence[str] 
     """Something else in the place of a file: a pipe, a folder, a link. Says which."""
     kind = random.choice(kinds)
     if path.is_dir() and not path.is_symlink():
-        return "a folder already"
+        return "folder already"
     path.unlink(missing_ok=True)
     match kind:
         case "pipe":

@@ -120,8 +120,9 @@ def _make_files(what: str, random: Random, root: Path) -> list[str]:
             kinds = ("folder", "dangling", "empty", "gone")
             damage.append(f"{name}: {mutate.other_thing(random, root / name, root.parent / 'outside', kinds)}")
             continue
-        with contextlib.suppress(OSError):  # it is something else by now
-            (root / name).write_bytes(_damaged(random, name, files[name], root.parent / "outside"))
+        if (root / name).is_symlink() or not (root / name).is_file():
+            continue
+        (root / name).write_bytes(_damaged(random, name, files[name], root.parent / "outside"))
         damage.append(name)
     return damage
 
