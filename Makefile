@@ -7,7 +7,6 @@ EXTRAS ?= dev,bench,labelstudio,ray,export
 DEMO_IMAGES ?= 2000
 DEMO_BUDGET ?= 100
 WORKERS ?= 2
-MINUTES ?= 60
 KERNELS := $(addprefix tests/,$(addprefix curate/test_,shapes.py rle.py kcenter.py neighbours.py nothing_lost.py) labeling/test_brush.py)
 MINUTES ?= 10
 SEED ?= 0
