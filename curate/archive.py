@@ -2,27 +2,40 @@
 
 Images stay where they are; the archive knows them by content id and by `source:path`. Every member carries its
 checksum, and nothing is put in place before all of them hold.
+
+An archive may come from anywhere. Only members that its manifest names and that `backup` would write are unpacked, as
+plain files and within bounds; the folders outside the project that it names are shown, and used only where a person
+agrees.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gzip
 import hashlib
+import json
 import os
+import re
+import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import tomlkit
 from pydantic import BaseModel, Field
 
-from curate import __version__, database, edits, files, synthetic
+from curate import __version__, database, edits, files, state, synthetic
 from curate.errors import CurateError, unknown
 from curate.index import CHUNK, Index, chunks
 from curate.labels import Book
-from curate.project import FILE, Project, home_of, load
+from curate.ledger import OK
+from curate.paths import climbs, printable
+from curate.project import FILE, SYNTHETIC, Project, home_of, load
 from curate.state import SCHEMA, check
 
 MANIFEST = "manifest.json"
@@ -32,6 +45,16 @@ KEPT = (
     *("models/*.json", "models/*/*.json", "evaluations/*/*/*.json", "labelstudio/desk.json"),
     *("*.json", "*.csv", "files.sqlite"),
 )
+
+# Bounds of what an archive may unpack to. 10,000 small images take 14 MB, packed to a tenth.
+MEMBERS = 500_000
+MANIFEST_BYTES = 1 << 26
+HEADER_BYTES = 1 << 20  # of one member
+ALWAYS = 1 << 26  # bytes that any archive may unpack to
+RATIO = 100  # times its own size that any archive may unpack to; --trust lifts both
+CLASSES = ("_cls", "cls", "ftype", "subfield", "embedded_doc_type")  # keys whose value FiftyOne imports as a class
+MEDIA = ("mask_path", "map_path")  # fields of labels that name a file, which the App shows
+CONTENT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Manifest(BaseModel):
@@ -43,6 +66,7 @@ class Manifest(BaseModel):
     schema_version: int
     samples: int
     roots: dict[str, str]
+    labels: dict[str, str] = {}
     files: dict[str, str]
 
 
@@ -51,7 +75,8 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
     if file.exists():
         raise CurateError(f"{file} exists already; give a new name, so that no older backup is lost")
     scratch = project.work / f".backup.{os.getpid()}.part"
-    with files.writer_lock(project.work, "curate backup"), _cleared(scratch):
+    with files.writer_lock(project.work, "curate backup"), files.room_for(scratch), _cleared(scratch):
+        _remove_left_over(project.work, file)
         index, book = Index(project), Book(project.work / "labels")
         edits.capture(index, book, project.class_names)
         book.close()
@@ -63,6 +88,18 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
         with files.written_aside(file) as aside:
             _pack(aside, members, manifest, scratch)
     return {"file": str(file), "samples": manifest.samples, "files": len(members), "bytes": file.stat().st_size}
+
+
+def _remove_left_over(work: Path, file: Path) -> None:
+    """Remove what killed backups left: their scratch folders, and parts of this archive that nobody writes now."""
+    for path in work.glob(".backup.*.part"):
+        if path.name != f".backup.{os.getpid()}.part":
+            files.remove(path)
+    for path in file.parent.glob(".*.part"):
+        if re.fullmatch(rf"\.{re.escape(file.name)}\.\d+\.part", path.name) and path.is_file():
+            with path.open("rb") as handle, contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -96,13 +133,15 @@ def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> Ma
         schema_version=SCHEMA,
         samples=samples,
         roots={source.name: str(project.root(source)) for source in project.config.sources},
+        labels={source.name: str(project.labels(source)) for source in project.config.sources if source.labels},
         files={name: _checksum(path) for name, path in members.items()},
     )
 
 
 def _pack(target: Path, members: Mapping[str, Path], manifest: Manifest, scratch: Path) -> None:
     files.write_json(scratch / MANIFEST, manifest.model_dump())
-    with tarfile.open(target, "w:gz", compresslevel=3) as tar:
+    with target.open("wb") as handle, tarfile.open(fileobj=handle, mode="w:gz", compresslevel=3) as tar:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is written: another backup must not remove it
         for name, path in {MANIFEST: scratch / MANIFEST, **members}.items():
             tar.add(path, name, recursive=False)
 
@@ -114,32 +153,107 @@ def _checksum(path: Path) -> str:
 
 # --- restore --------------------------------------------------------------------------------------------------------
 
+Ask = Callable[[Sequence[str]], bool]
 
-def restore(file: Path, to: Path | None, data: Mapping[str, str], force: bool) -> dict[str, Any]:
-    """Unpack aside, check every sum, load the index, and only then put the project in place."""
+
+class Folder(NamedTuple):
+    """A folder that the archive's config names: the source, `images` or `labels`, where, and whether --data gave it."""
+
+    source: str
+    what: str
+    path: Path
+    given: bool
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.what} in {self.path}"
+
+
+def restore(
+    file: Path, to: Path | None, data: Mapping[str, str], force: bool, trust: bool = False, ask: Ask | None = None
+) -> dict[str, Any]:
+    """Unpack aside, check every sum, load the index, and only then put the project in place.
+
+    Args:
+        file: the archive.
+        to: the project's folder; by default one of the archive's name among the projects here.
+        data: source -> folder in which its images lie on this machine.
+        force: set aside the state of a project that is there.
+        trust: take the folders that the archive names, and any size of it, without asking.
+        ask: shows the folders and files outside the project that the archive names; whether a person agrees.
+    """
     if not file.is_file():
         raise CurateError(f"no archive at {file}")
     manifest = _read_manifest(file)
     folder = (to or home_of(Path.cwd()) / manifest.project).resolve()
+    aside = folder.with_name(f".{folder.name}.restoring.part")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(aside, folder))
         if folder.exists():
             _may_replace(folder, force)
             stack.enter_context(files.writer_lock(folder / "work", "curate restore"))
-        aside = folder.with_name(f".{folder.name}.restoring.part")
-        stack.enter_context(_cleared_tree(aside))
-        _unpack(file, aside, manifest)
-        away = _point_to(aside / FILE, folder, data, manifest.roots)
-        count = _load_index(aside, folder, manifest.samples)
+        stack.enter_context(files.room_for(aside))
+        _unpack(file, aside, manifest, trust)
+        folders = _point_to(file, aside, folder, data, manifest)
+        _check_state(file, aside, manifest.files)
+        project = Project(folder, load(aside).config)
+        with _loaded_index(file, aside, folder, manifest.samples) as (fo, dataset):
+            named = [str(one) for one in folders if not (one.given or one.path.is_relative_to(folder))]
+            named += _settle(file, dataset, project) + _shared(fo, project)
+            if named and not trust and not (ask and ask(named)):
+                raise CurateError(
+                    f"{file} names what lies outside the project ({_some(named)}); nothing was changed. If that is "
+                    "right, restore with --trust; if images lie elsewhere, with --data SOURCE=FOLDER"
+                )
+            count = int(dataset.count("id"))
+            _give_name(fo, dataset, project.dataset_name)
+        state.record(Project(aside, project.config), dataset=project.dataset_name, folder=str(folder))
         files.remove(aside / INDEX)
         set_aside = _put_in_place(aside, folder)
+    away = [one.source for one in folders if one.what == "images" and not one.path.is_dir()]
     return {"project": str(folder), "samples": count, "set_aside": set_aside, "unreachable": away}
 
 
+def _shared(fo: Any, project: Project) -> list[str]:
+    """What else the config names that is not the project's own."""
+    named = []
+    if project.config.labelstudio.images == "url":
+        named.append(f"Label Studio: images at {project.config.labelstudio.url}")
+    if project.config.dataset and fo.dataset_exists(project.config.dataset):
+        named.append(f"the dataset '{project.config.dataset}' of the database, which is set aside")
+    return named
+
+
+def _some(named: Sequence[str]) -> str:
+    return "; ".join(named[:5]) + (f"; and {len(named) - 5} more" if len(named) > 5 else "")
+
+
 @contextlib.contextmanager
-def _cleared_tree(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _cleared(folder):
-        yield
+def _alone(aside: Path, folder: Path) -> Iterator[None]:
+    """The empty folder in which a restore unpacks. It is locked itself, so that there is one restore at a time."""
+    busy = f"another restore to {folder} is under way or has just ended. Wait for it to end, then look at {folder}"
+    aside.mkdir(parents=True, exist_ok=True)
+    handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (aside.is_dir() and os.path.samestat(os.fstat(handle), aside.stat())):
+            raise files.Busy(busy)
+        _empty(aside)
+        try:
+            yield
+        finally:
+            if aside.is_dir():
+                files.remove(aside)
+    except BlockingIOError:
+        raise files.Busy(busy) from None
+    finally:
+        os.close(handle)
+
+
+def _empty(aside: Path) -> None:
+    """Remove what a killed restore left, its database server too."""
+    database.stop(aside / "work" / "db")
+    for path in aside.iterdir():
+        files.remove(path)
 
 
 def _may_replace(folder: Path, force: bool) -> None:
@@ -150,85 +264,294 @@ def _may_replace(folder: Path, force: bool) -> None:
 
 
 def _put_in_place(aside: Path, folder: Path) -> list[str]:
-    """What stood there before (config and work, never the data beside them) stays under another name."""
+    """What stood there before (config and work, never the data beside them) stays under another name.
+
+    The config goes first and comes last: a folder that a kill leaves half-way is no project, and no command harms it.
+    """
     if not folder.exists():
         os.replace(aside, folder)
         return []
     kept = []
-    for name in ("work", FILE):
+    for name in (FILE, "work"):
         if (folder / name).exists():
-            kept.append(str(folder / f"{name}.before-{int(time.time())}"))
-            os.replace(folder / name, kept[-1])
+            kept.append(_free(f"{name}.before", [path.name for path in folder.iterdir()]))
+            os.replace(folder / name, folder / kept[-1])
+    for name in ("work", FILE):
         os.replace(aside / name, folder / name)
-    return kept
+    return [str(folder / name) for name in kept]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name with the time, or with a later one where that is taken."""
+    moment = int(time.time())
+    while f"{name}-{moment}" in taken:
+        moment += 1
+    return f"{name}-{moment}"
+
+
+# --- unpacking: nothing that the archive says is believed before it is checked ---------------------------------------
+
+
+class _Metered:
+    """The unpacked bytes of an archive, no more of them than were allowed."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream, self.allowed = stream, HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self.allowed -= len(block)
+        if self.allowed < 0:
+            raise ValueError("a member's header is longer than any")
+        return block
+
+
+@contextlib.contextmanager
+def _opened(file: Path, what: str) -> Iterator[tuple[tarfile.TarFile, _Metered]]:
+    """The archive as a stream; whatever is wrong with it is one line, which says `what`."""
+    try:
+        with gzip.open(file) as packed:
+            metered = _Metered(packed)
+            with tarfile.open(fileobj=metered, mode="r|") as tar:  # type: ignore[call-overload]
+                yield tar, metered
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError, OverflowError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CurateError(f"{file} {what}: {printable(why)}") from None
 
 
 def _read_manifest(file: Path) -> Manifest:
-    try:
-        with tarfile.open(file, "r:gz") as tar:
-            member = tar.next()
-            if member is None or member.name != MANIFEST or member.size > 1 << 28:
-                raise CurateError(f"{file} is no archive of curate backup")
-            handle = tar.extractfile(member)
-            manifest = Manifest.model_validate_json(handle.read() if handle else b"")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CurateError(f"{file} cannot be read as a backup: {why}") from None
+    with _opened(file, "cannot be read as a backup") as (tar, metered):
+        member = tar.next()
+        if member is None or member.name != MANIFEST or not _is_plain_file(member) or member.size > MANIFEST_BYTES:
+            raise ValueError("it is no archive of curate backup")
+        metered.allowed += member.size
+        handle = tar.extractfile(member)
+        manifest = Manifest.model_validate_json(handle.read() if handle else b"")
+        if len(manifest.files) > MEMBERS:
+            raise ValueError(f"its manifest names {len(manifest.files):,} files; allowed: {MEMBERS:,}")
+        for name in manifest.files:
+            if climbs(name) or name != os.path.normpath(name) or name != printable(name):
+                raise ValueError(f"its manifest names '{printable(name)}', which is no file of a backup")
     check(manifest.schema_version, str(file))
     return manifest
 
 
-def _unpack(file: Path, aside: Path, manifest: Manifest) -> None:
+def _is_plain_file(member: tarfile.TarInfo) -> bool:
+    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse() and member.size >= 0
+
+
+def _unpack(file: Path, aside: Path, manifest: Manifest, trust: bool) -> None:
+    """Write the members that the manifest names, as plain files, each with its checksum."""
+    left = max(ALWAYS, RATIO * file.stat().st_size)
+    waiting = dict(manifest.files)
+    with _opened(file, "is damaged") as (tar, metered):
+        tar.next()  # the manifest
+        while member := tar.next():
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember them all
+            if member.name not in waiting or not _is_plain_file(member):
+                raise ValueError(f"its member {member.name} is no file that its manifest names")
+            left -= member.size
+            if left < 0 and not trust:
+                raise ValueError(
+                    f"it unpacks to more than {RATIO} times its size, and more than {ALWAYS >> 20} MB. If you made it "
+                    "yourself, restore with --trust"
+                )
+            metered.allowed = member.size + HEADER_BYTES
+            if _written(tar.extractfile(member), aside / member.name) != waiting.pop(member.name):
+                raise ValueError(f"{member.name} does not have the checksum that it was stored with")
+            metered.allowed = HEADER_BYTES
+        if waiting:
+            raise ValueError(f"{next(iter(waiting))} is missing")
+
+
+def _written(content: IO[bytes] | None, path: Path) -> str:
+    """Write the file; its checksum."""
     try:
-        with tarfile.open(file, "r:gz") as tar:
-            tar.extractall(aside, filter="data")  # refuses links and paths that lead out of the folder
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise CurateError(f"{file} is damaged: {error}") from None
-    for name, wanted in manifest.files.items():
-        path = aside / name
-        if not path.is_file() or _checksum(path) != wanted:
-            raise CurateError(f"{file} is damaged: {name} does not have the checksum that it was stored with")
-    (aside / MANIFEST).unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"a folder of {path.name} is a file as well") from None
+    digest = hashlib.sha256()
+    with files.room_for(path), path.open("xb") as handle:
+        while block := content.read(1 << 20) if content else b"":
+            digest.update(block)
+            handle.write(block)
+    return digest.hexdigest()
 
 
-def _point_to(file: Path, folder: Path, data: Mapping[str, str], roots: Mapping[str, str]) -> list[str]:
-    """Images may lie elsewhere on this machine; the sources whose images cannot be found are returned."""
-    document: Any = tomlkit.parse(file.read_text(encoding="utf-8"))
-    sources = {str(source.get("name") or source["format"]): source for source in document["sources"]}
-    away = []
+def _config(file: Path, aside: Path) -> Any:
+    try:
+        return load(aside).config
+    except CurateError as error:
+        raise CurateError(f"{file}: {str(error).replace(f'{aside}/', '')}") from None
+
+
+def _point_to(file: Path, aside: Path, folder: Path, data: Mapping[str, str], manifest: Manifest) -> list[Folder]:
+    """Images may lie elsewhere on this machine: write into the config where, and return all folders that it names."""
+    project = Project(folder, _config(file, aside))
+    sources = [source.name for source in project.config.sources]
     for name in data:
         if name not in sources:
             raise unknown("source", name, sources)
-    for name, source in sources.items():
-        here = folder / str(source["data"])
-        known = here if here.is_dir() else Path(roots.get(name) or here)
-        wanted = Path(data.get(name, str(known))).resolve()
-        if wanted != here.resolve():
-            source["data"] = str(wanted)
-        away += [] if wanted.is_dir() else [name]
-    files.write_text(file, tomlkit.dumps(document))
-    return away
+    document: Any = tomlkit.parse((aside / FILE).read_text(encoding="utf-8"))
+    folders = []
+    for source, entry in zip(project.config.sources, document["sources"], strict=True):
+        for what, key, here, known in (
+            ("images", "data", project.root(source), manifest.roots),
+            ("labels", "labels", project.labels(source), manifest.labels),
+        ):
+            if here is None:
+                continue
+            given = data.get(source.name) if key == "data" else None
+            path = Path(given) if given else here if here.exists() else Path(known.get(source.name) or here)
+            path = Path(os.path.abspath(path))
+            if path != here:
+                entry[key] = str(path)
+            folders.append(Folder(source.name, what, path.resolve(), bool(given)))
+    files.write_text(aside / FILE, tomlkit.dumps(document))
+    return folders
 
 
-def _load_index(aside: Path, folder: Path, samples: int) -> int:
-    config = load(aside).config
+def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
+    """The state can be read, holds nothing that no backup holds, and its table of files leads nowhere else."""
+    project = load(aside)
+    try:
+        state.require(project)
+        Book(project.work / "labels").close()
+        strange = set(members) - {name for name, _ in _members(project, aside)}
+    except CurateError as error:
+        raise CurateError(f"{file} is damaged: {str(error).replace(f'{aside}/', '').split('; restore')[0]}") from None
+    if strange:
+        raise CurateError(f"{file} is damaged: it holds {min(strange)}, which no backup holds")
+    table = project.work / "files.sqlite"
+    if not table.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True)) as db:
+            strange = db.execute("select name from sqlite_master where type not in ('table', 'index')").fetchone()
+            rows = db.execute("select reference from files where outcome = ?", (OK,)) if strange is None else ()
+            wrong = next((name for (name,) in rows if climbs(str(name).partition(":")[2])), strange and strange[0])
+    except sqlite3.Error as error:
+        raise CurateError(f"{file} is damaged: work/files.sqlite: {error}") from None
+    if wrong is not None:
+        raise CurateError(f"{file} is damaged: work/files.sqlite holds '{printable(str(wrong))}'")
+
+
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _loaded_index(file: Path, aside: Path, folder: Path, samples: int) -> Iterator[tuple[Any, Any]]:
+    """FiftyOne and the archive's dataset, under a name of its own; removed again where the block does not end well."""
+    _check_classes(file, aside / INDEX)
     fo = database.connect(aside / "work")
-    project = Project(folder, config)
-    name = project.dataset_name
-    dataset = fo.Dataset.from_dir(aside / INDEX, fo.types.FiftyOneDataset, name=f"{name}-{time.time_ns()}")
-    _relocate(dataset, project)
-    count = int(dataset.count("id"))
-    if count != samples:
-        dataset.delete()
-        raise CurateError(f"the archive promises {samples} images, {count} came back; nothing was changed")
+    name = f"{folder.name}-{uuid.uuid4().hex}"
+    try:
+        dataset = _imported(fo, file, aside / INDEX, name)
+        found = int(dataset.count("id"))
+        if found != samples:
+            raise CurateError(f"{file} promises {samples} images, {found} came back; nothing was changed")
+        yield fo, dataset
+    except BaseException:
+        with contextlib.suppress(Exception):  # the database may be what was lost
+            fo.delete_dataset(name)
+        raise
+    finally:
+        database.leave(aside / "work" / "db")
+
+
+def _imported(fo: Any, file: Path, folder: Path, name: str) -> Any:
+    from pymongo.errors import ConnectionFailure
+
+    try:
+        return fo.Dataset.from_dir(folder, fo.types.FiftyOneDataset, name=name)
+    except ConnectionFailure:
+        raise
+    except Exception as error:  # FiftyOne checks nothing of what it reads
+        if isinstance(error, OSError) and error.errno in files.FULL:
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0].replace(f"{folder.parent}/", "")[:200]
+        raise CurateError(
+            f"{file} is damaged: its index cannot be read ({printable(why)}); nothing was changed"
+        ) from None
+
+
+def _check_classes(file: Path, folder: Path) -> None:
+    """FiftyOne imports the classes that fields, saved views and runs name: none may be anything but its own."""
+    for path in sorted(folder.rglob("*.json")):
+        if path.name == "samples.json":
+            continue
+        try:
+            names = list(_classes_in(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, RecursionError) as error:
+            raise CurateError(f"{file} is damaged: {INDEX}/{path.name} is no JSON ({type(error).__name__})") from None
+        for name in names:
+            if not name.startswith("fiftyone.") or name == "fiftyone.core.stages.Mongo":
+                raise CurateError(
+                    f"{file} is damaged: {INDEX}/{path.name} names '{name}', which is no class of an index"
+                )
+
+
+def _classes_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in CLASSES and isinstance(inner, str) and "." in inner:
+                yield inner
+            yield from _classes_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _classes_in(inner)
+    elif isinstance(value, str) and "_cls" in value:  # a saved view's stages are JSON inside of it
+        with contextlib.suppress(ValueError):
+            yield from _classes_in(json.loads(value))
+
+
+def _settle(file: Path, dataset: Any, project: Project) -> list[str]:
+    """Let every image of ours point to its file on this machine; the other files that the samples name are returned."""
+    images = dataset._sample_collection
+    known = {SYNTHETIC, *(source.name for source in project.config.sources)}
+    outside: list[str] = []
+    for chunk in chunks(images.find(), CHUNK):
+        places = {}
+        for document in chunk:
+            id, paths = document.get("content_id"), document.get("paths")
+            if id is None:  # added by hand, none of ours
+                outside.append(f"an image at {document.get('filepath')}")
+            elif not (isinstance(id, str) and CONTENT_ID.fullmatch(id) and isinstance(paths, list) and paths):
+                raise CurateError(f"{file} is damaged: its index holds an image without a content id and paths")
+            else:
+                places[str(document["_id"])] = next(iter([_place(file, project, known, path) for path in paths]))
+            outside += (f"a mask at {path}" for path in _media_in(document))
+        dataset.set_values("filepath", places, key_field="id")
+    return outside
+
+
+def _place(file: Path, project: Project, known: Collection[str], reference: Any) -> str:
+    if not isinstance(reference, str) or ":" not in reference:
+        raise CurateError(f"{file} is damaged: its index holds an image at '{reference}'")
+    source, _, path = reference.partition(":")
+    try:
+        if source in known:
+            return str(project.locate(reference))
+    except CurateError as error:
+        raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}': {error}") from None
+    if climbs(f"{source}/{path}"):
+        raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}'")
+    return str(project.folder / source / path)  # of a source that the config no longer has: nothing is there
+
+
+def _media_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in MEDIA and isinstance(inner, str):
+                yield inner
+            elif isinstance(inner, dict | list):
+                yield from _media_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _media_in(inner)
+
+
+def _give_name(fo: Any, dataset: Any, name: str) -> None:
     if fo.dataset_exists(name):  # a shared server that knows this project: keep what it holds
-        fo.load_dataset(name).name = f"{name}-before-{int(time.time())}"
+        fo.load_dataset(name).name = _free(f"{name}-before", fo.list_datasets())
     dataset.name, dataset.persistent = name, True
-    database.leave(aside / "work" / "db")
-    return count
-
-
-def _relocate(dataset: Any, project: Project) -> None:
-    rows = list(zip(*dataset.values(["id", "paths"]), strict=True))
-    for chunk in chunks(rows, CHUNK):
-        dataset.set_values("filepath", {id: str(project.locate(paths[0])) for id, paths in chunk}, key_field="id")

@@ -9,6 +9,7 @@ import fcntl
 import glob
 import json
 import os
+import pwd
 import shutil
 import socket
 import stat
@@ -21,6 +22,7 @@ from curate.errors import CurateError
 
 FORMULA = "=+-@\t\r"  # a spreadsheet runs a cell that begins with one of these
 LARGEST = 1 << 32  # bytes of a file that is read whole: above any image or label file
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may have
 
 
@@ -30,23 +32,51 @@ def written_aside(target: Path) -> Iterator[Path]:
 
     Works for a file and, where `target` does not exist yet, for a folder.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    remove(aside)
+    with room_for(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(aside)
+        try:
+            yield aside
+            _sync(aside)
+            os.replace(aside, target)
+            if target.is_dir():
+                _make_newest(target)
+            sync_folder(target.parent)
+        finally:
+            remove(aside)
+
+
+@contextlib.contextmanager
+def room_for(target: Path) -> Iterator[None]:
+    """Where the disk is full: one line that names what could not be written."""
     try:
-        yield aside
-        _sync(aside)
-        os.replace(aside, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        if error.errno not in FULL:
+        yield
+    except Exception as error:
+        why = _full(error)
+        if why is None:
             raise
         raise CurateError(
-            f"{target} cannot be written: {error.strerror}. What was there before is kept. Make room (curate gc may "
+            f"{target} cannot be written: {why}. What was there before is kept. Make room (curate gc may "
             "help), then run this again: it goes on from there"
         ) from None
-    finally:
-        remove(aside)
+
+
+def _full(error: Exception) -> str | None:
+    """The system's words where the disk is full. Libraries that are not Python's hide them in a text of their own."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno in FULL else None
+    if isinstance(error, CurateError):
+        return None
+    words = (*(os.strerror(number) for number in FULL), "database or disk is full", "disk I/O error")
+    return next((one for one in words if one in str(error)), None)
+
+
+def _make_newest(folder: Path) -> None:
+    """Results are told apart by age: give this one the latest time among its neighbours, though the clock went back."""
+    others = [path.stat().st_mtime_ns for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    if max(others, default=0) >= folder.stat().st_mtime_ns:
+        os.utime(folder, ns=(max(others) + 1,) * 2)
 
 
 def sweep_parts(target: Path) -> None:
@@ -139,25 +169,65 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
     The kernel drops the lock when its holder dies, so a lock left by a killed process is never in the way; the
     file's text only says who holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as handle:
+    lock = folder / ".lock"
+    with room_for(lock), writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+b", buffering=0)
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(_busy(handle.name)) from None
-        handle.truncate(0)
+            raise Busy(_busy(lock)) from None
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
-        handle.write(json.dumps(holder))
-        handle.flush()
+        with room_for(lock):
+            handle.truncate(0)
+            handle.write(json.dumps(holder).encode())
         try:
             yield
         finally:
             handle.truncate(0)
 
 
-def _busy(lock: str) -> str:
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Where this user may not write, or the disk is mounted read-only: one line that says so, and whose it is."""
     try:
-        holder = json.loads(Path(lock).read_text(encoding="utf-8"))
+        yield
+    except OSError as error:
+        if error.errno not in DENIED:
+            raise
+        raise CurateError(denied(error, path)) from None
+
+
+def denied(error: OSError, path: Path) -> str:
+    """The line for a file or folder that may not be written or read."""
+    why = f"{error.filename or path}: {error.strerror}"
+    if error.errno == errno.EROFS:
+        return f"{why}. Mount it writable, or copy the project and work on the copy"
+    owner = _owner(Path(os.fsdecode(error.filename or path)))
+    mine = _name(os.geteuid())
+    whose = f" It belongs to {owner}, you are {mine}." if owner and owner != mine else ""
+    return f"{why}.{whose} Work as its owner, let your group write there (chmod -R g+w), or copy the project"
+
+
+def _owner(path: Path) -> str | None:
+    """The user to whom the path belongs, or the nearest folder above it that can be seen."""
+    for one in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return _name(one.stat().st_uid)
+    return None
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _busy(lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
         who = f"'{holder['purpose']}' (pid {holder['pid']} on {holder['host']}, {_ago(holder['since'])})"
     except (ValueError, KeyError, TypeError):
         who = "another command"
@@ -165,5 +235,5 @@ def _busy(lock: str) -> str:
 
 
 def _ago(since: float) -> str:
-    seconds = int(time.time() - since)
+    seconds = max(0, int(time.time() - since))
     return f"since {seconds} s" if seconds < 120 else f"since {seconds // 60} min"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
         for path in (work / folder).glob("*.lance"):
             by_name.setdefault(path.stem.rpartition("-")[0] or path.stem, []).append(path)
         for paths in by_name.values():
-            *older, newest = sorted(paths, key=lambda p: p.stat().st_mtime)
+            *older, newest = sorted(paths, key=lambda p: p.stat().st_mtime_ns)
             for path in older:
                 if tables.size(path) <= tables.size(newest):  # one that was just begun supersedes nothing
                     yield path, f"superseded {folder}"
@@ -78,7 +79,7 @@ def _rounds(work: Path) -> Iterator[tuple[Path, str]]:
 def _models(work: Path) -> Iterator[tuple[Path, str]]:
     """Models that no alias and no round names, save the newest."""
     folders = (p for p in (work / "models").glob("*") if p.is_dir() and not p.name.startswith("."))
-    models = sorted(folders, key=lambda p: p.stat().st_mtime)
+    models = sorted(folders, key=lambda p: p.stat().st_mtime_ns)
     named = _mentioned(work)
     for path in models[:-1]:
         if path.name not in named:
@@ -87,9 +88,9 @@ def _models(work: Path) -> Iterator[tuple[Path, str]]:
 
 def _trainings(work: Path) -> Iterator[tuple[Path, str]]:
     """Half-trained models, from before the newest finished one; a later one may yet be gone on with."""
-    finished = [path.stat().st_mtime for path in (work / "models").glob("[!.]*") if path.is_dir()]
+    finished = [path.stat().st_mtime_ns for path in (work / "models").glob("[!.]*") if path.is_dir()]
     for path in sorted((work / "models").glob(".*.training")):
-        if path.stat().st_mtime < max(finished, default=0):
+        if path.stat().st_mtime_ns < max(finished, default=0) <= time.time_ns():  # else the clock went back since
             yield path, "training that was given up: another was finished since"
 
 
@@ -110,9 +111,9 @@ def _results(work: Path) -> Iterator[tuple[Path, str]]:
             by_kind.setdefault(_kind(path), []).append(path)
     for paths in by_kind.values():
         finished = [path for path in paths if _is_finished(path)]
-        newest = max((path.stat().st_mtime for path in finished), default=0.0)
+        newest = max((path.stat().st_mtime_ns for path in finished), default=0)
         for path in sorted(paths):
-            if path.stat().st_mtime < newest:
+            if path.stat().st_mtime_ns < newest:
                 yield path, f"superseded {path.relative_to(work).parts[0]}"
         for path in (left for one in finished for left in sorted(one.glob(".*.training"))):
             yield path, "left by a killed command"
@@ -134,7 +135,7 @@ def _is_finished(folder: Path) -> bool:
 def _trials(work: Path) -> Iterator[tuple[Path, str]]:
     """Half-trained trials of all searches but the newest; what the searches found is small, and stays."""
     found = (path for path in (work / "tune").glob("[!.]*") if path.is_dir())
-    studies = sorted(found, key=lambda path: path.stat().st_mtime)
+    studies = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     for study in studies[:-1]:
         for path in sorted(study.glob(".*.training")):
             yield path, "trial that was given up: another search was begun since"
@@ -143,9 +144,9 @@ def _trials(work: Path) -> Iterator[tuple[Path, str]]:
 def _synthesis(work: Path) -> Iterator[tuple[Path, str]]:
     """Half-made batches and half-fitted synthesisers, from before the newest finished one."""
     for home, what in ((work / "synth", "batch"), (work / "synth" / "models", "synthesiser")):
-        finished = [path.stat().st_mtime for path in home.glob("[!.]*") if (path / "manifest.json").is_file()]
+        finished = [path.stat().st_mtime_ns for path in home.glob("[!.]*") if (path / "manifest.json").is_file()]
         for path in (*sorted(home.glob(".*.making")), *sorted(home.glob(".*.fitting"))):
-            if path.stat().st_mtime < max(finished, default=0):
+            if path.stat().st_mtime_ns < max(finished, default=0) <= time.time_ns():
                 yield path, f"{what} that was given up: another was finished since"
 
 

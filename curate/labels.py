@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
-from curate.files import sync_folder
+from curate.files import room_for, sync_folder
 
 DUPLICATE_LABELS, UNKNOWN_CLASS = "duplicate-labels", "unknown-class"
 DAMAGE = (
@@ -188,14 +188,16 @@ class Writer:
 
     def append(self, line: Mapping[str, Any]) -> tuple[str, int]:
         if self._handle is None:
-            self._segments.folder.mkdir(parents=True, exist_ok=True)
-            self._handle = open(self._segments.next(), "xb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
-            self._offset = 0
-            sync_folder(self._segments.folder)
+            with room_for(self._segments.folder):
+                self._segments.folder.mkdir(parents=True, exist_ok=True)
+                self._handle = open(self._segments.next(), "xb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
+                self._offset = 0
+                sync_folder(self._segments.folder)
         text = json.dumps(line, separators=(",", ":"), ensure_ascii=False)
         # A file name may hold bytes that are no UTF-8; in a JSON text their escape means just them.
         raw = text.encode("utf-8", "backslashreplace") + b"\n"
-        self._handle.write(raw)
+        with room_for(Path(self._handle.name)):
+            self._handle.write(raw)
         place = Path(self._handle.name).name, self._offset
         self._offset += len(raw)
         return place
@@ -203,12 +205,14 @@ class Writer:
     def push(self) -> None:
         """Make what was appended readable; `flush` makes it durable."""
         if self._handle is not None:
-            self._handle.flush()
+            with room_for(Path(self._handle.name)):
+                self._handle.flush()
 
     def flush(self) -> None:
         if self._handle is not None:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
+            with room_for(Path(self._handle.name)):
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
 
     def __enter__(self) -> Writer:
         return self

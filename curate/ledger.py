@@ -6,6 +6,7 @@ image, and which are quarantined or missing. It can be deleted: the next run the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curate.errors import CurateError
+from curate.files import room_for
 from curate.paths import printable
 
 SCHEMA = """
@@ -59,14 +61,24 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
         self._db = sqlite3.connect(file)
         try:
-            self._db.executescript(SCHEMA)
+            with self._room():
+                self._db.executescript(SCHEMA)
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise CurateError(f"{file}: {error}. Delete it: the next curate index reads every file again") from None
         self.run = int(self._db.execute("pragma user_version").fetchone()[0])  # the last one that ended
         self._place = 0
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            with room_for(self._file):
+                yield
+        except sqlite3.OperationalError as error:
+            raise CurateError(f"{self._file} cannot be opened or written: {error}") from None
 
     def begin(self) -> None:
         latest = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
@@ -75,7 +87,8 @@ class Ledger:
 
     def finish(self) -> None:
         """This run saw every file: what has an older number is gone."""
-        self._db.execute(f"pragma user_version = {self.run}")
+        with self._room():
+            self._db.execute(f"pragma user_version = {self.run}")
 
     def find(self, references: Sequence[str]) -> dict[str, Row]:
         """What is known of these files."""
@@ -87,13 +100,13 @@ class Ledger:
         """One transaction: all of these rows or none."""
         numbered = [(*_texts(row), self.run, place) for place, row in enumerate(rows, start=self._place + 1)]
         self._place += len(numbered)
-        with self._db:
+        with self._room(), self._db:
             query = f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})"  # noqa: S608
             self._db.executemany(query, numbered)
 
     def forget(self) -> None:
         """Drop every fingerprint, so that the next run reads every file again."""
-        with self._db:
+        with self._room(), self._db:
             self._db.execute("update files set fingerprint = ''")
 
     def images(self) -> Iterator[Image]:

@@ -22,7 +22,7 @@ def safe_join(root: Path, name: str) -> Path:
         raise LabelProblem(f"path '{printable(name)}' is not valid UTF-8: rename the file")
     if not parts:
         raise LabelProblem(f"path '{name}' names no file")
-    if "\0" in name or text.startswith("/") or ".." in parts or ELSEWHERE.match(text):
+    if climbs(name):
         raise LabelProblem(f"path '{name}' leaves the data root")
     path = f"{root}/{'/'.join(parts)}"
     real = os.path.realpath(path)  # Path.resolve raises on a symlink that leads to itself
@@ -31,6 +31,12 @@ def safe_join(root: Path, name: str) -> Path:
     if os.path.islink(real):
         raise LabelProblem(f"path '{name}' is a symlink that leads to itself")
     return Path(path)
+
+
+def climbs(name: str) -> bool:
+    """Whether the name could lead out of the folder that it is joined to; no file is looked at."""
+    text = name.replace("\\", "/")
+    return "\0" in name or text.startswith("/") or ".." in text.split("/") or bool(ELSEWHERE.match(text))
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from curate.paths import safe_join
 FILE = "project.toml"
 SYNTHETIC = "(synthetic)"  # the source of what `curate synth` made; its images lie in work/synth
 ENV_PROJECT = "CURATE_PROJECT"
+MOST_BYTES = 1 << 20  # of a project.toml
+MOST_LINES = 2000  # among which the place of an error is looked for, each time from the first
 # Distinct in hue and lightness, readable on grey steel; the order is the order of classes in project.toml.
 PALETTE = ("#e6194b", "#ffd60a", "#3cb44b", "#4363d8", "#f58231", "#b34be6", "#42d4f4", "#f032e6", "#bfef45", "#fabed4")
 
@@ -49,6 +52,17 @@ class SourceConfig(_Model):
     stratum: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     classes: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("data", "labels")
+    @classmethod
+    def _is_a_path(cls, value: Path | None) -> Path | None:
+        if value is not None and "\0" in str(value):
+            raise ValueError("a path holds no zero byte")
+        try:
+            value.expanduser() if value else None
+        except RuntimeError:
+            raise ValueError("there is no such user whose home this could be") from None
+        return value
 
     @field_validator("group")
     @classmethod
@@ -264,13 +278,16 @@ def load(folder: Path, overrides: Mapping[str, Any] | None = None) -> Project:
     """The project in `folder`; `overrides` ({"splits": {"ratio": ...}}) are the command line's flags."""
     file = folder / FILE
     try:
+        found = file.stat()
+        if stat.S_ISFIFO(found.st_mode) or found.st_size > MOST_BYTES:
+            raise CurateError(f"{file} is no regular file, or larger than {MOST_BYTES >> 20} MB: it is no config")
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise CurateError(f"no project at {folder}: {FILE} is missing. Make one with: curate init") from None
     except OSError as error:
         raise CurateError(f"{file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a date or a number can be none as well
         raise CurateError(f"{file}: not valid TOML: {error}") from None
     config = _validate(values, lambda names: f"{file}{_line_of(names, text)}: ")
     if overrides:  # the file is right: what is wrong now, a flag has brought
@@ -328,7 +345,7 @@ def _line_of(trail: Trail, text: str) -> str:
 
     TOML readers keep no positions. So: the text grows line by line until what can be read of it holds the key.
     """
-    lines = text.split("\n")
+    lines = text.split("\n")[:MOST_LINES]
     held, begun, found = 0, 1, ""
     for number in range(1, len(lines) + 1):
         try:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from curate.data import UNLABELLED, Label
 from curate.documents import NewSample
+from curate.errors import CurateError
 from curate.index import Index
 from curate.intake import Picture
 from curate.labels import Book, Entry, Segments, me, now
@@ -43,11 +44,14 @@ def entered(book: Book) -> dict[str, Placing]:
 def _entered(segments: Segments) -> dict[str, Placing]:
     found: dict[str, Placing] = {}
     for line in segments.holding(f'"{NOTE}":'.encode()):
-        about = line.get("extra", {}).get(NOTE)
-        if about and about["in"] and _inside(about):
-            found[line["id"]] = Placing(about["batch"], about["ground"], about["path"], about.get("donor", ""))
-        elif about:
-            found.pop(line["id"], None)
+        try:
+            about = line.get("extra", {}).get(NOTE)
+            if about and about["in"] and _inside(about):
+                found[line["id"]] = Placing(about["batch"], about["ground"], about["path"], about.get("donor", ""))
+            elif about:
+                found.pop(line["id"], None)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise CurateError(f"{segments.folder}: an entry of a synthetic image is damaged; restore it") from None
     return found
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curate import files
 from curate.errors import CurateError
 
 SMALL = 64  # fragments, above which an append merges those that are small
@@ -81,9 +82,10 @@ class Table:
 
         fields = [(name, _type(kind)) for name, kind in ({"id": "string"} | dict(columns)).items()]
         schema = pa.schema(fields, metadata=dict(metadata or {}))
-        if "://" not in str(path):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        lance.write_dataset(schema.empty_table(), str(path), schema=schema)
+        with files.room_for(Path(path)):
+            if "://" not in str(path):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            lance.write_dataset(schema.empty_table(), str(path), schema=schema)
         return cls(path)
 
     @classmethod
@@ -123,8 +125,9 @@ class Table:
             raise ValueError(f"columns {sorted(columns)} given, {sorted(schema.names)} wanted")
         rows = pa.table([_arrow(columns[field.name], field.type) for field in schema], schema=schema)
         if rows.num_rows:
-            self._data = lance.write_dataset(rows, self._data, mode="append", max_rows_per_file=FULL)
-            self._tidy()
+            with files.room_for(Path(self.path)):
+                self._data = lance.write_dataset(rows, self._data, mode="append", max_rows_per_file=FULL)
+                self._tidy()
             self.touch()
 
     def _tidy(self) -> None:

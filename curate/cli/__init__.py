@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command_name
 
-from curate import __version__
+from curate import __version__, files
 from curate.cli import (
     _audit,
     _embed,
@@ -155,6 +157,8 @@ def _explained(error: Exception) -> str | None:
     if _lost_database(error):
         remedy = "Run the command again: it completes what is left. If that fails, see: curate doctor"
         return f"lost the database ({textwrap.shorten(str(error), 100) or type(error).__name__}). {remedy}"
+    if isinstance(error, OSError) and error.errno in files.DENIED and error.filename:
+        return files.denied(error, Path(os.fsdecode(error.filename)))
     if isinstance(error, OSError) and error.errno is not None:  # those without a number come from libraries
         return ": ".join(str(part) for part in (error.strerror, error.filename) if part)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -47,12 +48,24 @@ def restore(
     to: Annotated[Path | None, typer.Option(help="The project's folder \\[default: projects/NAME].")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Where a source's images lie now, as source=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a project that is there (it is set aside).")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Use the folders that the archive names without asking.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Bring a project back from an archive."""
+    import sys
+
     from curate import archive
 
-    report = archive.restore(file, to, dict(_pair(text) for text in data or []), force)
+    def ask(named: Sequence[str]) -> bool:
+        if json or not sys.stdin.isatty():
+            return False
+        for line in named:
+            warn(line)
+        return typer.confirm("The archive names these, outside the project. Use them?", err=True)
+
+    report = archive.restore(file, to, dict(_pair(text) for text in data or []), force, trust, ask)
     for name in report["unreachable"]:
         warn(f"the images of source '{name}' are not on this machine; restore with --data {name}=FOLDER, or mount them")
     emit(report) if json else say(f"{report['samples']} images to {report['project']}", "restored", "green")

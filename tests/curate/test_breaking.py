@@ -332,7 +332,7 @@ def test_restore_leaves_data_beside_the_project_where_they_are(make: Make, tmp_p
     project, _ = setup.demo(folder, 60, 0, lambda done: None)
     indexing.run(project)
     archive.backup(project, tmp_path / "b.tar.gz")
-    report = archive.restore(tmp_path / "b.tar.gz", folder, {}, force=True)
+    report = archive.restore(tmp_path / "b.tar.gz", folder, {}, force=True, trust=True)
     back = load(folder)
     assert report["unreachable"] == []
     assert all(item.path.exists() for item in Index(back).items())
@@ -345,7 +345,7 @@ def test_restore_waits_for_no_writer(indexed: Project, tmp_path: Path) -> None:
         writer_lock(indexed.work, "curate index"),
         pytest.raises(CurateError, match=r"'curate index' .*is writing to this project"),
     ):
-        archive.restore(tmp_path / "b.tar.gz", indexed.folder, {}, force=True)
+        archive.restore(tmp_path / "b.tar.gz", indexed.folder, {}, force=True, trust=True)
 
 
 def test_demo_data_are_its_own_wherever_you_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

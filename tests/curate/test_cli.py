@@ -251,7 +251,7 @@ def test_paths_in_brackets_are_shown_as_they_are(run: Run, odd: Project, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert "wrote [/i].tar.gz: 16 images" in run("backup", "[/i].tar.gz", "-p", odd.folder)[1]
     assert "to [/red]" in run("export", "[/red]", "-f", "coco", "-p", odd.folder)[1]
-    copy = run("restore", "[/i].tar.gz", "--to", "projects/[i]copy")
+    copy = run("restore", "[/i].tar.gz", "--to", "projects/[i]copy", "--trust")
     assert copy[0] == 0, copy[2]
     assert "[i]copy" in copy[1]
     assert "projects/[i]copy" in run("doctor", "-p", "projects/[i]copy")[1]
