@@ -1,7 +1,7 @@
 """`curate classes`: config, label log and index change in one step.
 
 A change is written down first (`work/classes.json`), then made in the log, the config and the index. What a kill cut
-short, the next `curate index` or `curate classes` finishes.
+short, the next `curate index` or `curate classes` finishes; the same command again says that it is done.
 """
 
 from __future__ import annotations
@@ -37,19 +37,24 @@ def listing(project: Project) -> list[dict[str, Any]]:
 
 
 def rename(project: Project, old: str, new: str) -> dict[str, Any]:
-    _known(project, old)
-    if new in project.class_names:
-        raise CurateError(f"class '{new}' exists already; to join them: curate classes merge {old} --into {new}")
-    return _moved(project, {old: new}, f"renamed {old} to {new}")
+    def check(names: Sequence[str]) -> None:
+        _known(names, old)
+        if new in names:
+            raise CurateError(f"class '{new}' exists already; to join them: curate classes merge {old} --into {new}")
+
+    return _moved(project, {old: new}, f"renamed {old} to {new}", check)
 
 
 def merge(project: Project, names: Sequence[str], into: str) -> dict[str, Any]:
-    for name in (*names, into):
-        _known(project, name)
     moves = {name: into for name in names if name != into}
-    if not moves:
-        raise CurateError(f"nothing to merge: '{into}' is the only class named")
-    return _moved(project, moves, f"merged {', '.join(moves)} into {into}")
+
+    def check(known: Sequence[str]) -> None:
+        for name in (*names, into):
+            _known(known, name)
+        if not moves:
+            raise CurateError(f"nothing to merge: '{into}' is the only class named")
+
+    return _moved(project, moves, f"merged {', '.join(moves)} into {into}", check)
 
 
 def add(project: Project, name: str, color: str | None = None, description: str = "") -> dict[str, Any]:
@@ -58,11 +63,14 @@ def add(project: Project, name: str, color: str | None = None, description: str 
         raise CurateError(f"--color '{color}' is no colour; allowed: #rrggbb, for example {PALETTE[0]}")
     if name != name.strip() or not name.isprintable() or not name:
         raise CurateError(f"class name {name!r}: allowed is printable text without a space at either end")
-    if name in project.active_classes:
-        return {"did": f"class {name} is there already, with colour {project.colors[name]}", "images": 0}
-    if name in project.class_names:
-        done = f"class {name} is offered again"
-        return _noted(project, lambda document: _entry(document, name).pop("retired"), "add", name, done)
+    there = next((one for one in project.config.classes if one.name == name), None)
+    if there is not None:
+        if color not in (None, there.color) or description not in ("", there.description):
+            raise CurateError(f"class '{name}' exists already, with other values; change them in {project.file}")
+        if there.retired:
+            done = f"class {name} is offered again"
+            return _noted(project, lambda document: _entry(document, name).pop("retired"), "add", name, done)
+        return _noted(project, None, "add", name, f"class {name} is there already, with colour {project.colors[name]}")
 
     def change(document: Any) -> None:
         entry = tomlkit.table()
@@ -76,9 +84,9 @@ def add(project: Project, name: str, color: str | None = None, description: str 
 
 
 def retire(project: Project, name: str) -> dict[str, Any]:
-    _known(project, name)
+    _known(project.class_names, name)
     if name not in project.active_classes:
-        return {"did": f"class {name} is retired already", "images": 0}
+        return _noted(project, None, "retire", name, f"class {name} is retired already")
 
     def change(document: Any) -> None:
         _entry(document, name)["retired"] = True
@@ -90,38 +98,52 @@ def _entry(document: Any, name: str) -> Any:
     return next(entry for entry in document["classes"] if entry["name"] == name)
 
 
-def _noted(project: Project, change: Callable[[Any], None], event: str, name: str, did: str) -> dict[str, Any]:
-    """A change that touches no label: in the log, the config, and what the App offers."""
+def _noted(project: Project, change: Callable[[Any], None] | None, event: str, name: str, did: str) -> dict[str, Any]:
+    """A change that touches no label: in the log, the config, and what the App offers. Without a change, the last."""
     with writer_lock(project.work, "curate classes"):
         state.require(project)
-        text = _planned(project, change)
-        book = Book(project.work / "labels")
-        book.note(event, name, me())
-        book.close()
-        files.write_text(project.file, text)
+        if change is not None:
+            text = _planned(project, change)
+            book = Book(project.work / "labels")
+            book.note(event, name, me())
+            book.close()
+            files.write_text(project.file, text)
     if "dataset" in state.recorded(project):  # classes may be made before the first image is indexed
         browse.arrange(load(project.folder))
     return {"did": did, "images": 0}
 
 
-def _known(project: Project, name: str) -> None:
-    if name not in project.class_names:
-        raise unknown("class", name, project.class_names)
+def _known(names: Sequence[str], name: str) -> None:
+    if name not in names:
+        raise unknown("class", name, names)
 
 
-def _moved(project: Project, moves: dict[str, str], did: str) -> dict[str, Any]:
-    """Plan the change, check that the config can take it, write the plan down, and carry it out."""
+def _moved(project: Project, moves: dict[str, str], did: str, check: Callable[[Sequence[str]], None]) -> dict[str, Any]:
+    """Plan the change, check that the config can take it, write the plan down, and carry it out.
+
+    Where a kill came after the work was done, the same command again only arranges what the App offers.
+    """
     with writer_lock(project.work, "curate classes"):
         index = Index(project)
         finish(index)
-        _planned(project, lambda document: _move(document, moves))
-        plan = {"change": uuid.uuid4().hex, "moves": moves, "did": did}
-        files.write_json(project.work / PENDING, plan)
-        before = {id: card.key for id, card in index.cards().items()}
-        index.project = finish(index)
-        changed = sum(card.key != before[id] for id, card in index.cards().items())
+        project = index.project = load(project.folder)
+        done = bool(moves) and _is_done(project, moves)
+        changed = 0
+        if not done:
+            check(project.class_names)
+            _planned(project, lambda document: _move(document, moves))
+            plan = {"change": uuid.uuid4().hex, "moves": moves, "did": did}
+            files.write_json(project.work / PENDING, plan)
+            before = {id: card.key for id, card in index.cards().items()}
+            index.project = finish(index)
+            changed = sum(card.key != before[id] for id, card in index.cards().items())
     browse.arrange(index.project)
-    return {"did": did, "images": changed}
+    return {"did": f"{did} before" if done else did, "images": changed}
+
+
+def _is_done(project: Project, moves: dict[str, str]) -> bool:
+    names, aliases = project.class_names, project.config.aliases
+    return all(old not in names and new in names and aliases.get(old) == new for old, new in moves.items())
 
 
 def finish(index: Index) -> Project:
@@ -129,7 +151,7 @@ def finish(index: Index) -> Project:
     project, pending = index.project, index.project.work / PENDING
     if not pending.exists():
         return project
-    plan = json.loads(pending.read_text(encoding="utf-8"))
+    plan = _plan(pending)
     book = Book(project.work / "labels")
     edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
     book.rename(plan["moves"], me(), plan["did"], plan["change"])
@@ -143,6 +165,17 @@ def finish(index: Index) -> Project:
     book.close()
     pending.unlink()
     return project
+
+
+def _plan(file: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        texts = (plan["did"], plan["change"], *plan["moves"], *plan["moves"].values())
+        if all(isinstance(text, str) for text in texts):
+            return {"did": plan["did"], "change": plan["change"], "moves": dict(plan["moves"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise CurateError(f"{file} is damaged: which classes were to change cannot be told. Remove it, then change them")
 
 
 def _move(document: Any, moves: dict[str, str]) -> None:

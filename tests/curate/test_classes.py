@@ -119,6 +119,34 @@ def test_comments_of_the_config_stay(indexed: Project) -> None:
     assert "# Secrets (Label Studio tokens) never stand here" in indexed.file.read_text()
 
 
+def test_a_finished_command_repeated_says_that_it_is_done(indexed: Project) -> None:
+    """As after a kill that came when all but the last word was written: the project was read before."""
+    assert classes.rename(indexed, "crack", "fissure") == {"did": "renamed crack to fissure", "images": 8}
+    assert classes.merge(load(indexed.folder), ["hole"], "fissure")["images"] == 4
+    classes.add(load(indexed.folder), "dent")
+    classes.retire(load(indexed.folder), "dent")
+    before, config, log = dump(indexed), indexed.file.read_text(), log_of(indexed)
+    for project in (indexed, load(indexed.folder)):
+        done = {"did": "renamed crack to fissure before", "images": 0}
+        assert classes.rename(project, "crack", "fissure") == done
+        done = {"did": "merged hole into fissure before", "images": 0}
+        assert classes.merge(project, ["hole", "fissure"], "fissure") == done
+    assert classes.retire(load(indexed.folder), "dent") == {"did": "class dent is retired already", "images": 0}
+    assert classes.add(load(indexed.folder), "fissure")["did"].startswith("class fissure is there already")
+    assert (dump(indexed), indexed.file.read_text(), log_of(indexed)) == (before, config, log)
+
+
+def log_of(project: Project) -> list[dict[str, object]]:
+    return [line for _, _, line in Book(project.work / "labels").segments.lines()]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"did": "x", "change": "y", "moves": {"crack": 5}}'])
+def test_a_damaged_plan_is_told(indexed: Project, text: str) -> None:
+    (indexed.work / classes.PENDING).write_text(text)
+    with pytest.raises(CurateError, match=r"classes\.json is damaged"):
+        indexing.run(indexed)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -127,6 +155,7 @@ def test_comments_of_the_config_stay(indexed: Project) -> None:
         (lambda p: classes.merge(p, ["crack"], "crack"), "nothing to merge"),
         (lambda p: classes.add(p, "new", "red"), "--color 'red' is no colour; allowed: #rrggbb"),
         (lambda p: classes.add(p, " "), "class name ' '"),
+        (lambda p: classes.add(p, "crack", "#000000"), "exists already, with other values"),
         (lambda p: classes.retire(p, "nope"), "unknown class 'nope'"),
     ],
 )
