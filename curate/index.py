@@ -66,6 +66,8 @@ class Index:
         if create:
             _declare(dataset, self.fo)
             state.record(self.project, dataset=name, folder=str(self.project.folder))
+        elif not self.project.config.dataset:  # else other machines may use it as well
+            self._find_moved_images(dataset)
         return dataset
 
     def _follow_moved_folder(self, name: str) -> None:
@@ -76,6 +78,17 @@ class Index:
         moved = database.embedded() or not Path(str(known.get("folder"))).is_dir()
         if old and old != name and moved and self.fo.dataset_exists(old) and not self.fo.dataset_exists(name):
             self.fo.load_dataset(old).name = name
+
+    def _find_moved_images(self, dataset: Any) -> None:
+        """Let the images point to where they lie seen from the folder to which the project was moved or copied."""
+        folder = str(self.project.folder)
+        if state.recorded(self.project).get("folder") in (None, folder):
+            return
+        rows = zip(*dataset.values(["id", "paths", "filepath"]), strict=True)
+        places = ((id, str(self.project.path(paths[0])), before) for id, paths, before in rows if paths)
+        for chunk in chunks((one for one in places if one[1] != one[2]), CHUNK):
+            dataset.set_values("filepath", {id: path for id, path, _ in chunk}, key_field="id")
+        state.record(self.project, dataset=dataset.name, folder=folder)
 
     # --- reading ---
 
