@@ -91,7 +91,7 @@ def test_adding_again_says_so_and_keeps_comments(plant: Project) -> None:
     assert classes.add(plant, "dent")["did"] == "added dent"
     text = load(plant.folder).file.read_text()
     assert "# mine" in text
-    assert classes.add(load(plant.folder), "dent", "#102030")["did"].startswith("class dent is there already")
+    assert classes.add(load(plant.folder), "dent")["did"].startswith("class dent is there already")
     assert plant.file.read_text() == text
 
 
