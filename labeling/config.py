@@ -25,7 +25,7 @@ STYLE = """
 .curate-keyless .lsf-hint { display: none; }
 .curate-beside { display: flex; gap: 16px; align-items: flex-start; }
 .curate-beside .curate-controls { flex: 0 0 280px; }
-.curate-beside .curate-image { flex: 1 1 0; min-width: 0; }
+.curate-beside .curate-image { flex: 1 1 0; min-width: 0; margin-top: 24px; }
 .curate-beside .curate-row { flex-wrap: wrap; gap: 2px 10px; }
 .curate-row { display: flex; align-items: center; gap: 10px; min-height: 40px; margin-bottom: 4px; }
 .curate-row h4, .curate-row .lsf-labels, .curate-row .lsf-choices { margin: 0 !important; }
