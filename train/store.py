@@ -137,7 +137,7 @@ def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) 
         shutil.copyfile(weights, aside / WEIGHTS)
         files.write_json(aside / MANIFEST, {"key": key} | manifest | about)
     files.remove(training_folder(project, key))
-    return opened(target)
+    return Stored(target, _read(target / MANIFEST))
 
 
 # --- aliases --------------------------------------------------------------------------------------------------------

@@ -218,7 +218,10 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
     about = {"key": "m", "task": "segmentation", "images": {"train": train[1:3], "val": val}}
     assert not checking._leaked(index, bank, about)
     for learnt, guests in ((val[:1], []), (train[:1], []), (train[1:3], val[:1]), (train[1:3], train[:1])):
-        told = about | {"images": {"train": learnt}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
+        told = about | {"images": {"train": learnt, "val": []}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
+        told |= {"made": "2026-01-01", "classes": ["crack"], "outputs": ["crack"], "history": [], "single": False}
+        told |= {"recipe": {}, "skipped": {}, "data": {"train": 1, "val": 0, "by_class": {}}, "seconds": 1}
+        told |= {"best": {"epoch": 0, "train_loss": 0.1}}
         (works.work / "models" / "m").mkdir(parents=True, exist_ok=True)
         (works.work / "models" / "m" / "manifest.json").write_text(json.dumps(told))
         with pytest.raises(CurateError, match="model m learnt from 1 images of val or test"):
