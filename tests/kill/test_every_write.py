@@ -12,7 +12,7 @@ from tests.fakes import REPOSITORY
 
 
 def test_killed_commands_lose_nothing_and_complete() -> None:
-    command = [sys.executable, "-m", "tests.kill.run", "--only", "index-edits,rename", "--kills", "3", "--json"]
+    command = [sys.executable, "-m", "tests.kill.run", "--only", "index-edits,resolve", "--kills", "3", "--json"]
     environment = {name: value for name, value in os.environ.items() if name != database.URI}
     environment |= {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
