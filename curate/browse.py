@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from curate import rounds, synthetic
+from curate import app_server, database, documents, rounds, synthetic
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
 from curate.index import Index
@@ -39,6 +41,7 @@ MISTAKES = ("eval_missed", "eval_false_alarm", "eval_confidence", "eval_missed_s
 CHANGED = ("eval_fixed", "eval_broken")  # against the model that was judged before it
 CONFIDENT = "confident mistakes"
 MOST_CONFIDENT = 20
+START_SECONDS = 300
 OURS = "by curate: "
 LONGEST = 1000  # of a view's name; FiftyOne refuses what is longer than 1551
 
@@ -53,11 +56,13 @@ class SavedView(NamedTuple):
 
 
 class Served(NamedTuple):
-    """The App, up and waiting."""
+    """The App, up and waiting: on this saved view, which shows so many of all images."""
 
     url: str
     dataset: str
     view: str | None
+    shown: int
+    images: int
 
 
 def arrange(project: Project) -> None:
@@ -69,15 +74,23 @@ def arrange(project: Project) -> None:
 
 
 def _colors(index: Index) -> None:
+    """A class has one colour everywhere; what a model predicts has a paler one, to be told from a label."""
     values = [{"value": name, "color": color} for name, color in index.project.colors.items()]
+    paler = [{"value": name, "color": paler_color(color)} for name, color in index.project.colors.items()]
     fields = [
-        {"path": path, "colorByAttribute": "label", "valueColors": values, "fieldColor": "#9aa0a6"}
-        for path in ("defects", "classes", "other_defects", DEFECTS, CLASSES)
+        {"path": path, "colorByAttribute": "label", "valueColors": colors, "fieldColor": "#9aa0a6"}
+        for paths, colors in ((("defects", "classes", "other_defects"), values), ((DEFECTS, CLASSES), paler))
+        for path in paths
     ]
     config = index.dataset.app_config
     pool = [value["color"] for value in values] or ["#9aa0a6"]
     config.color_scheme = index.fo.ColorScheme(color_pool=pool, color_by="value", fields=fields, opacity=0.55)
     index.dataset.save()
+
+
+def paler_color(color: str) -> str:
+    """The colour, half way to white."""
+    return "#" + "".join(f"{(int(color[at : at + 2], 16) + 255) // 2:02x}" for at in (1, 3, 5))
 
 
 def _sidebar(index: Index) -> None:
@@ -165,16 +178,41 @@ def _length(field: Any, path: str) -> Any:
 
 
 def _views(index: Index) -> None:
-    """Ours are made anew. What users made keeps its name and address, even where ours would like to have it."""
-    dataset, slug = index.dataset, index.fo.core.utils.to_slug
-    names = set(dataset.list_saved_views())
-    ours = {name for name in names if (dataset.get_saved_view_info(name)["description"] or "").startswith(OURS)}
-    wanted = list(_told_apart(wanted_views(index), {slug(name) for name in names - ours}, slug))
-    for name in ours - {saved.name for saved in wanted}:
-        dataset.delete_saved_view(name)
-    for saved in wanted:
-        text = OURS + saved.shows
-        dataset.save_view(saved.name, saved.view, description=text, color=saved.color, overwrite=True)
+    """Write ours where they differ. What users made keeps its name and address, even where ours would like to have it.
+
+    A view is written before the dataset refers to it, and is deleted after: whenever this is interrupted, there is no
+    reference to a view that does not exist. (FiftyOne deletes and overwrites the other way round.)
+    """
+    from bson import ObjectId, json_util
+    from pymongo import UpdateOne
+
+    dataset, slug, db = index.dataset, index.fo.core.utils.to_slug, index.fo.core.odm.get_db_conn()
+    home, now = dataset._doc.id, documents.this_moment()
+    referenced = db.datasets.find_one({"_id": home}, {"saved_views": 1}).get("saved_views") or []
+    views = list(db.views.find({"_dataset_id": home}))
+    ours = [view for view in views if str(view.get("description") or "").startswith(OURS)]
+    taken = {slug(view["name"]) for view in views if view["_id"] in referenced and view not in ours}
+    by_name, kept, changes = {view["name"]: view for view in ours}, [], []
+    for saved in _told_apart(wanted_views(index), taken, slug):
+        stages = [json_util.dumps(stage) for stage in saved.view._serialize(include_uuids=False)]
+        wanted = {"description": OURS + saved.shows, "color": saved.color, "view_stages": stages}
+        before = by_name.get(saved.name, {"_id": ObjectId()})
+        kept.append(before["_id"])
+        if any(before.get(name) != value for name, value in wanted.items()):
+            new = {"_dataset_id": home, "name": saved.name, "slug": slug(saved.name), "created_at": now}
+            change = {"$set": {**wanted, "last_modified_at": now}, "$setOnInsert": new}
+            changes.append(UpdateOne({"_id": before["_id"]}, change, upsert=True))
+    if changes:
+        db.views.bulk_write(changes)
+    gone = [view["_id"] for view in ours if view["_id"] not in kept]
+    if [id for id in referenced if id in {*kept, *gone}] != kept:
+        # In one write: whoever saves a view in the App at this moment keeps it.
+        old = {"input": {"$ifNull": ["$saved_views", []]}, "cond": {"$not": {"$in": ["$$this", kept + gone]}}}
+        together = {"$concatArrays": [{"$filter": old}, kept]}
+        db.datasets.update_one({"_id": home}, [{"$set": {"saved_views": together, "last_modified_at": now}}])
+        dataset._doc.reload("saved_views")
+    if gone:
+        db.views.delete_many({"_id": {"$in": gone}})
 
 
 def _told_apart(views: Iterable[SavedView], taken: set[str], slug: Callable[[str], str]) -> Iterator[SavedView]:
@@ -199,24 +237,73 @@ def launch(
     ready: Callable[[Served], None],
     wait: Callable[[Any], None] = lambda session: session.wait(-1),
 ) -> None:
-    """Serve the App until Ctrl-C."""
+    """Serve the App until Ctrl-C, by a server that sends only what the project's dataset knows (`app_server`)."""
     index = Index(project)
     view = view or opens_on(index)
     chosen = _chosen(index, view)
     _check_port(address, port)
+    name, token = index.dataset.name, "" if app_server.is_loopback(address) else secrets.token_urlsafe(24)
+    url = f"http://{address}:{port}/datasets/{quote(name)}"
+    settings = {database.URI: index.fo.config.database_uri, app_server.DATASET: name, app_server.TOKEN: token}
     # FiftyOne prints its welcome on standard output, which is for results only.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), database.environment(settings):
+        _replace_server(port, address, token)
         session = index.fo.launch_app(chosen, port=port, address=address, remote=True, auto=False)
-        if not remote:
-            _open_browser(f"http://{address}:{port}")
-    name = index.dataset.name
-    ready(Served(f"http://{address}:{port}/datasets/{quote(name)}", name, view))
     try:
+        _check_restrained(f"http://{address}:{port}", token)
+        if token:
+            url += f"?token={token}"
+        if not remote:
+            _open_browser(url)
+        ready(Served(url, name, view, int(chosen.count("id")), index.count()))
         wait(session)
     except KeyboardInterrupt:
         pass
     finally:
         session.close()
+
+
+def _replace_server(port: int, address: str, token: str) -> None:
+    """Start our server where FiftyOne's session will look for one that it has started itself."""
+    from fiftyone.core import service
+    from fiftyone.core.session import client, session
+
+    class Restrained(service.ServerService):  # type: ignore[misc]
+        working_dir = str(Path(__file__).parents[1])
+
+        @property
+        def command(self) -> list[str]:
+            where = ["--port", str(self.port), "--address", self.address]
+            return [sys.executable, "-m", app_server.__name__, *where]
+
+        def _wait_for_child_port(self, port: int, timeout: int = START_SECONDS) -> Any:  # FiftyOne waits for 60 s
+            return super()._wait_for_child_port(port, timeout)
+
+    if token:  # FiftyOne's session is a client of its server as a browser is
+        client.Client.origin = property(lambda one: f"http://curate:{token}@{one.address}:{one.port}")
+    try:
+        session._server_services[port] = Restrained(port, address=address, do_not_track=True)
+    except service.ServiceListenTimeout:
+        raise CurateError(f"the App's server did not start on {address}:{port} in {START_SECONDS} s") from None
+
+
+def _check_restrained(origin: str, token: str) -> None:
+    """Ask the server for a file that is in no dataset: a FiftyOne that we do not know may have started its own."""
+    import requests
+
+    with requests.Session() as asking:
+        asking.trust_env = False  # no proxy
+        asking.auth = ("curate", token)
+        try:
+            refused = asking.get(f"{origin}/media", params={"filepath": __file__}, timeout=60).status_code == 403
+        except requests.RequestException as error:
+            raise CurateError(f"the App does not answer on {origin}: {type(error).__name__}") from None
+    if refused:
+        return
+    danger = f"the App's server on {origin} sends any file of this machine to anybody who reaches it"
+    if token:
+        raise CurateError(f"{danger}; it was ended. Leave out --address and reach it through ssh")
+    sys.stderr.write(f"warning: {danger}: this version of FiftyOne cannot be restrained\n")
 
 
 def opens_on(index: Index) -> str | None:

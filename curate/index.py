@@ -58,6 +58,7 @@ class Index:
         name = self.project.dataset_name
         self._follow_moved_folder(name)
         if self.fo.dataset_exists(name):
+            self._mend_saved_views(name)
             dataset = self.fo.load_dataset(name)
         elif create:
             dataset = self.fo.Dataset(name, persistent=True)
@@ -89,6 +90,17 @@ class Index:
         for chunk in chunks((one for one in places if one[1] != one[2]), CHUNK):
             dataset.set_values("filepath", {id: path for id, path, _ in chunk}, key_field="id")
         state.record(self.project, dataset=dataset.name, folder=folder)
+
+    def _mend_saved_views(self, name: str) -> None:
+        """Take away references to saved views that no longer exist: FiftyOne deletes a view before its reference, and
+        fails on every dataset that was left between the two."""
+        db = self.fo.core.odm.get_db_conn()
+        home = db.datasets.find_one({"name": name}, {"saved_views": 1})
+        referenced = set(home.get("saved_views") or ()) if home else set()
+        known = {view["_id"] for view in db.views.find({"_id": {"$in": list(referenced)}}, {"_id": 1})}
+        if referenced - known:
+            dangling = {"$pull": {"saved_views": {"$in": list(referenced - known)}}}
+            db.datasets.update_one({"_id": home["_id"]}, dangling)
 
     # --- reading ---
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say, warn
 
 if TYPE_CHECKING:
     from curate.browse import Served
@@ -38,6 +38,11 @@ def browse(
             emit(served._asdict())
             return
         say(f"FiftyOne App on {served.url}  (Ctrl-C ends it)")
+        if served.view is not None:
+            say(f"it opens on the view '{served.view}': {served.shown} of {served.images} images")
+            say("to see all, clear the view bar (the x at its end), or choose another view to the left of it")
+        if "?token=" in served.url:
+            warn("others can reach this address: the token in the link is their key, and nothing is encrypted")
         if remote and address in ("127.0.0.1", "localhost"):
             say(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} USER@{socket.gethostname()}")
 

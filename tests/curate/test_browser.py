@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -42,19 +43,26 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     environment = {name: value for name, value in os.environ.items() if name != database.URI}
     command = [sys.executable, "-c", "from curate.cli import main; main()"]
     subprocess.run([*command, "index", "-p", str(folder)], env=environment, cwd=REPOSITORY, check=True)
-    port = free_port()
-    arguments = ["app", "-p", str(folder), "--port", str(port), "--remote"]
-    process = subprocess.Popen(
-        [*command, *arguments], env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+    with launched(folder) as address:
+        yield folder, address
+    database.stop(folder / "work" / "db")
+
+
+@contextlib.contextmanager
+def launched(folder: Path, *more: str) -> Iterator[str]:
+    """The link that `curate app` prints, as long as the command runs."""
+    environment = {name: value for name, value in os.environ.items() if name != database.URI}
+    command = [sys.executable, "-c", "from curate.cli import main; main()", "app", "-p", str(folder), "--remote", *more]
+    command += ["--port", str(free_port())]
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     greeting = process.stdout.readline()
     address = re.search(r"http://\S+", greeting)
     assert address, greeting
-    yield folder, address.group()
+    yield address.group()
     process.terminate()
-    process.wait(timeout=60)
-    database.stop(folder / "work" / "db")
+    output, _ = process.communicate(timeout=60)
+    assert "Could not connect session" not in output
 
 
 def free_port() -> int:
@@ -142,6 +150,45 @@ def test_a_curator_filters_in_the_sidebar(app: tuple[Path, str], page: Any) -> N
     shown = re.search(r"\b(\d+) samples", page.inner_text("body"))
     assert shown, page.inner_text("body")[-300:]
     assert 0 < int(shown.group(1)) < 30
+
+
+# --- what the App's server sends, asked without a browser -----------------------------------------------------------
+
+
+def test_the_app_sends_the_images_of_the_dataset_and_no_other_file(app: tuple[Path, str]) -> None:
+    import requests
+
+    folder, address = app
+    origin = address.partition("/datasets")[0]
+    images = sorted(path for path in (folder / "data" / "plant").rglob("*.*") if path.suffix in (".jpg", ".png"))
+
+    def status(path: object, **headers: str) -> int:
+        return requests.get(f"{origin}/media", params={"filepath": str(path)}, headers=headers, timeout=60).status_code
+
+    assert status(images[0]) == 200
+    for path in ("/etc/passwd", folder / "project.toml", SCREENSHOTS, f"{images[0].parent}/../{images[0].name}"):
+        assert status(path) == 403
+    assert status(images[0], Host="evil.example") == 421
+    assert status(images[0], Origin="http://evil.example") == 403
+    assert requests.get(address, headers={"Host": "evil.example"}, timeout=60).status_code == 421
+    listing = {"operator_uri": "@voxel51/operators/list_files", "params": {"path": "/etc"}}
+    answer = requests.post(f"{origin}/operators/execute", json=listing, timeout=60)
+    assert "passwd" not in answer.text
+    assert "lists no folders" in answer.text
+
+
+def test_beyond_the_loopback_address_the_link_has_a_token(app: tuple[Path, str]) -> None:
+    import requests
+
+    folder, _ = app
+    with launched(folder, "--address", "0.0.0.0", "--view", "clean") as link:
+        origin, _, token = link.partition("?token=")
+        assert len(token) >= 32
+        assert requests.get(origin, timeout=60).status_code == 401
+        with requests.Session() as browser:
+            page = browser.get(link, timeout=60)
+            assert (page.status_code, "token" in page.url) == (200, False)
+            assert browser.get(origin, timeout=60).status_code == 200
 
 
 # --- what the App shows, checked without a browser ------------------------------------------------------------------
@@ -235,6 +282,15 @@ def test_colours_are_those_of_the_config(indexed: Project) -> None:
     fields = Index(indexed).dataset.app_config.color_scheme.fields
     values = next(field for field in fields if field["path"] == "defects")["valueColors"]
     assert {value["value"]: value["color"] for value in values} == indexed.colors
+
+
+def test_what_a_model_predicts_has_colours_of_its_own(indexed: Project) -> None:
+    browse.arrange(indexed)
+    fields = Index(indexed).dataset.app_config.color_scheme.fields
+    by_path = {field["path"]: {value["color"] for value in field["valueColors"]} for field in fields}
+    assert not by_path["predictions"] & by_path["defects"]
+    assert len(by_path["predictions"]) == len(by_path["defects"]) == len(indexed.colors)
+    assert browse.paler_color("#e6194b") == "#f28ca5"
 
 
 def test_new_numbers_are_listed_under_scores(indexed: Project) -> None:
