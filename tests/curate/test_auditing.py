@@ -19,7 +19,7 @@ from curate.labels import Book, Entry, Writer
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
 
 CLASSES = ("crack", "hole")
 FIRST, SECOND, LATER = "2090-01-01T00:00:00Z", "2090-02-01T00:00:00Z", "2090-03-01T00:00:00Z"

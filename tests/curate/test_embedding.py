@@ -24,7 +24,7 @@ from curate.project import Project
 from curate.tables import Table
 from curate.vectors import Vectors, open_latest
 from tests import fakes
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
 
 LIMIT = 10_000_000
 

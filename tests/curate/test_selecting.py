@@ -26,7 +26,7 @@ from curate.tables import Table
 from curate.vectors import Vectors
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 
 DIM = 16
 

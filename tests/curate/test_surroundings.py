@@ -22,7 +22,7 @@ from curate.labels import Book
 from curate.project import Project
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, dump
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.curate.test_index import draw_in_app
 from tests.curate.test_kill import SHOW, curate, environment
 

@@ -9,7 +9,7 @@ from curate.index import Index
 from curate.project import Project
 from labeling import wire
 from labeling.client import Studio
-from tests.curate.test_cli import Run, ok, run
+from tests.curate.cli.test_cli import Run, ok, run
 from tests.labeling import studio as play
 
 __all__ = ["run"]

@@ -12,7 +12,7 @@ from curate.index import Index
 from curate.project import Project
 from labeling import tasks, wire
 from labeling.client import Studio
-from tests.curate.test_cli import Run, ok, run
+from tests.curate.cli.test_cli import Run, ok, run
 from tests.labeling import studio as play
 from tests.labeling.desks import on_desk
 from tests.train.conftest import TINY, works

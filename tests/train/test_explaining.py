@@ -14,7 +14,7 @@ import torch
 
 from curate.index import Index
 from curate.project import Project
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, tiny
 from tests.train.test_recipe import network
 from train import evaluating, explaining, recipe, store, training

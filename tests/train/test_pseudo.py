@@ -20,7 +20,7 @@ from curate.index import Index
 from curate.predictions import Prediction
 from curate.project import Project
 from curate.shapes import defect_from_mask
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
 from train import dataset, evaluating, loop, predicting, pseudo, sampling, store, training
 from train.dataset import Data

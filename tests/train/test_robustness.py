@@ -13,7 +13,7 @@ import pytest
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import TINY, drawn
 from train import evaluating, leaving, robustness, training
 from train.evaluating import Wish

@@ -22,7 +22,7 @@ from curate.pool import WHOLE, Pool, Rows, Windows
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import item, tiny
 from train import simulate
 from train.simulating import figures, many

@@ -12,7 +12,7 @@ import pytest
 
 from curate.index import Index
 from curate.project import Project
-from tests.curate.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import SMALL
 from tests.train.test_loop import CNN
 from train import loop, recipe, store, training

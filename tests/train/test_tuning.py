@@ -20,7 +20,7 @@ import pytest
 from curate.errors import CurateError
 from curate.index import Index
 from curate.project import Project
-from tests.curate.test_cli import CURATE, Run, failed, ok, run  # noqa: F401 - a fixture
+from tests.curate.cli.test_cli import CURATE, Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import data
 from tests.train.test_loop import CNN
 from train import recipe, store, tuning

@@ -502,7 +502,10 @@ def test_export_of_some_classes_keeps_the_other_images(project: Project, fill: F
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"format": "cocoo"}, r"unknown export format 'cocoo' \(did you mean 'coco'\?\); allowed: class_folders, coco, kaggle"),
+        (
+            {"format": "cocoo"},
+            r"unknown export format 'cocoo' \(did you mean 'coco'\?\); allowed: class_folders, coco, kaggle",
+        ),
         ({"split": "tran"}, r"unknown split 'tran' \(did you mean 'train'\?\); allowed: test, train, val"),
         ({"classes": ["crack", "crak"]}, r"unknown class 'crak' \(did you mean 'crack'\?\)"),
         ({"to": Path("there")}, "'there' exists already"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curate.errors import CurateError
 from curate.greedy.kcenter import kcenter
 from curate.greedy.sharded import Picked, Shard, Source, kcenter_sharded, kcenter_two_round
-from tests.curate.test_kcenter import KINDS, clustered, drawn
+from tests.curate.greedy.test_kcenter import KINDS, clustered, drawn
 
 Table = NDArray[Any]
 
