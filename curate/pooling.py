@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import rounds, tables, vectors
+from curate import tables, vectors
 from curate.data import Box, Label
 from curate.errors import CurateError, nearest, unknown
-from curate.index import PRESENT, Index
+from curate.index import rounds
+from curate.index.dataset import PRESENT, Index
 from curate.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
 from curate.strategies import rare
 from curate.vectors import Vectors

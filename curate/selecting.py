@@ -13,29 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from curate import (
-    __version__,
-    cost,
-    edits,
-    indexing,
-    labels,
-    nearness,
-    pooling,
-    probe,
-    rounds,
-    selection,
-    state,
-    tables,
-    vectors,
-)
+from curate import __version__, cost, labels, nearness, pooling, probe, selection, state, tables, vectors
 from curate.cost import CostModel, Images, Seconds
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_edits, rounds, sync
+from curate.index.dataset import Index
+from curate.index.rounds import Round
 from curate.labels import Book
 from curate.pool import Floats, Picks, Pool, Rows
 from curate.pooling import Built
 from curate.project import Project
-from curate.rounds import Round
 from curate.selection import BARE, Batch, Rules
 from curate.splits import Decisions
 from curate.strategies import CATALOGUE, DEFAULT
@@ -138,8 +125,8 @@ def _capture(index: Index) -> None:
     """What curators drew in the App goes to the log first, and gets its split: nothing of val and test may teach."""
     names = index.project.class_names
     with closing(Book(index.project.work / "labels", names)) as book:
-        edits.capture(index, book, names)
-    indexing.give_splits(index, Decisions(index.project.work / "splits"))
+        app_edits.capture(index, book, names)
+    sync.give_splits(index, Decisions(index.project.work / "splits"))
 
 
 def cost_model(project: Project) -> CostModel:

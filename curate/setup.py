@@ -16,7 +16,7 @@ from curate import demo as plant
 from curate import files, formats
 from curate.data import SOURCES, Record, Reject
 from curate.errors import CurateError, unknown
-from curate.intake import Rules, group_of, stratum_of, template_pattern
+from curate.index.intake import Rules, group_of, stratum_of, template_pattern
 from curate.layout import Layout, guess
 from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curate import pooling, rounds, tables
+from curate import pooling, tables
 from curate.data import SPLITS, STATUSES
-from curate.index import Index
-from curate.ledger import MISSING, QUARANTINED, Ledger
+from curate.index import rounds
+from curate.index.dataset import Index
+from curate.index.file_ledger import MISSING, QUARANTINED, Ledger
 from curate.project import Project
 from curate.vectors import Vectors
 

@@ -13,9 +13,9 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from curate import edits, indexing
 from curate.errors import CurateError, unknown
-from curate.index import Index, chunks
+from curate.index import app_edits, sync
+from curate.index.dataset import Index, chunks
 from curate.labels import Book
 from curate.project import Project
 from curate.splits import Decisions
@@ -44,7 +44,7 @@ def run(
     report = Report(desk.url, notes=[f"adopted from '{title}' (project {number})"])
     finder = _Finder(index, studio)
     with closing(Book(project.work / "labels", project.class_names)) as book:
-        report.captured = len(edits.capture(index, book, project.class_names))
+        report.captured = len(app_edits.capture(index, book, project.class_names))
         known = Known.of(book)
         people = pull.people_on(desk)
         for page in chunks(tasks.listed(desk, [], "all", pull.FIELDS, PAGE), PAGE):
@@ -52,7 +52,7 @@ def run(
             found = list(_ours(page, finder, report))
             made = [pull.task_of(desk, task, finder.sizes[id], people, names) for id, task in found]
             pull.settle_all(index, book, known, made, report)
-    indexing.give_splits(index, Decisions(project.work / "splits"))
+    sync.give_splits(index, Decisions(project.work / "splits"))
     return report
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from curate.data import AUDIT
 from curate.embedding import pixels_of
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import wire
 from labeling.desk import MODEL_VERSION, Desk

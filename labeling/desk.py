@@ -15,7 +15,7 @@ from typing import Any
 
 from curate import files
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import config, examples
 from labeling.client import NotFound, Studio, Unanswered

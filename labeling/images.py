@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from curate import files
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.paths import IMAGE_SUFFIXES
 from curate.project import Project
 from labeling import client, server, tasks

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from curate import edits, indexing, rounds
 from curate.data import Label
 from curate.errors import CurateError
-from curate.index import Index, chunks
+from curate.index import app_edits, rounds, sync
+from curate.index.dataset import Index, chunks
+from curate.index.rounds import Round
 from curate.labels import Book
 from curate.project import Project
-from curate.rounds import Round
 from curate.splits import Decisions
 from labeling import desk as desks
 from labeling import settling, tasks, wire
@@ -71,9 +71,9 @@ def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO
     index = Index(project)
     report = Report(desk.url)
     with closing(Book(project.work / "labels", project.class_names)) as book:
-        report.captured = len(edits.capture(index, book, project.class_names))
+        report.captured = len(app_edits.capture(index, book, project.class_names))
         cursor = _pull(index, book, desk, None if full else desk.cursor, report, progress)
-    indexing.give_splits(index, Decisions(project.work / "splits"))
+    sync.give_splits(index, Decisions(project.work / "splits"))
     if cursor != desk.cursor:
         desk.save(cursor=cursor)
     report.drafts = tasks.drafts(desk)
@@ -86,7 +86,7 @@ def rebuild(project: Project) -> dict[str, int]:
     ids = index.ids()
     before = {one.id: one.label.digest for one in index.shown(ids)}
     with closing(Book(project.work / "labels", project.class_names)) as book:
-        captured = edits.show(index, book, ids, project.class_names)
+        captured = app_edits.show(index, book, ids, project.class_names)
         known = sum(1 for _ in book.ids())
     after = {one.id: one.label.digest for one in index.shown(ids)}
     changed = [id for id in ids if before[id] != after[id] and id not in set(captured)]
@@ -133,7 +133,7 @@ def settle_all(index: Index, book: Book, known: Known, found: list[Task], report
             report.add(settled)
             touched.add(task.id)
     book.flush()
-    edits.show(index, book, touched | _behind(index, book, found), index.project.class_names)
+    app_edits.show(index, book, touched | _behind(index, book, found), index.project.class_names)
     _queue(index, [task.id for task in found if not task.words])
 
 

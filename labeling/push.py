@@ -8,15 +8,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from curate import edits, indexing, labels, predictions, rounds, splits
+from curate import labels, splits
 from curate.data import AUDIT, Label
-from curate.documents import Shown
 from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import Index
+from curate.index import app_edits, predictions, rounds, sync
+from curate.index.dataset import Index
+from curate.index.documents import Shown
+from curate.index.predictions import Prediction
+from curate.index.rounds import Round
 from curate.labels import Book
-from curate.predictions import Prediction
 from curate.project import Project
-from curate.rounds import Round
 from curate.splits import Decisions
 from labeling import desk as desks
 from labeling import images, tabs, tasks, wire
@@ -72,8 +73,8 @@ def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRES
         raise CurateError(f"{told}. Run: curate classes add NAME")
     index = Index(project)
     with closing(Book(project.work / "labels", project.class_names)) as book:
-        edits.capture(index, book, project.class_names)
-    indexing.give_splits(index, Decisions(project.work / "splits"))
+        app_edits.capture(index, book, project.class_names)
+    sync.give_splits(index, Decisions(project.work / "splits"))
     batch = _review(index, wish.view) if wish.view else _picked(index, wish.round)
     desk = desks.opened(project, studio, wish.reset_config)
     report = Report(batch.name, desk.url, labelled=batch.labelled, notes=list(desk.notes))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.index import chunks
+from curate.index.dataset import chunks
 from labeling.desk import Desk
 
 PAGE = 1000

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from curate import browse, database
 from curate.errors import CurateError
 from curate.files import Busy, writer_lock
+from curate.index import app_views, database
 from curate.project import Project
 from labeling import desk as desks
 from labeling import pull, tasks
@@ -64,7 +64,7 @@ def _pulled(project: Project, studio: Studio, tell: Tell, last: float) -> float:
     with writer_lock(project.work, "curate watch"):
         report = pull.run(project, studio)
         if report.images:
-            browse.arrange(project)
+            app_views.arrange(project)
     if report.images or last == float("-inf"):
         tell(report)
     return time.monotonic()

@@ -19,7 +19,7 @@ import numpy as np
 from curate import shapes
 from curate.data import Box, Defect, Label, Polygon
 from curate.errors import LabelProblem
-from curate.predictions import Prediction
+from curate.index.predictions import Prediction
 from labeling import brush
 
 Result = dict[str, Any]

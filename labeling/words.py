@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 from curate.data import Label
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.labels import Book, Entry
 from curate.project import Project
 from labeling import annotators

@@ -21,7 +21,7 @@ import numpy as np
 from curate import files
 from curate.embed._base import Encoder, prepare_image, whole
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from synth import gates, masks, sheet
 from synth.data import Bank, Donor, Mask, Pixels

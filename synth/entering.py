@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate import browse, edits, files, synthetic
+from curate import files
 from curate.data import Label
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index import app_edits, app_views, synthetic
+from curate.index.dataset import Index
+from curate.index.synthetic import Placing
 from curate.labels import Book
 from curate.project import Project
 from curate.shapes import defect_from_mask
 from curate.splits import Decisions
-from curate.synthetic import Placing
 from synth import making, masks
 from synth.checking import CHECKED, WITHOUT
 from synth.data import Made
@@ -95,7 +96,7 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
             classes = sorted({one.name for one in chosen})
             about = {"forced": forced, "verdict": dict(verdict), "classes": classes, "without": without.split()}
             files.write_json(batch.folder / ACCEPTED, about)
-        browse.arrange(project)
+        app_views.arrange(project)
     counts = Counter(one.name for one in chosen)
     left = Counter(one.name for one in made if one.id in passed)
     left.subtract(counts)
@@ -222,13 +223,13 @@ def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
         index = Index(project)
         placings = synthetic.entered(book)
         whole = _whole_key(key, {one.batch for one in placings.values()} | {one.key for one in making.every(project)})
-        edits.capture(index, book, project.class_names)  # the log keeps what somebody drew, whatever goes
+        app_edits.capture(index, book, project.class_names)  # the log keeps what somebody drew, whatever goes
         mine = {id: one for id, one in placings.items() if one.batch == whole}
         for id, one in mine.items():
             synthetic.log(book, id, one, None)
         book.flush()
         synthetic.remove_others(index, {id: one for id, one in placings.items() if id not in mine})
-        browse.arrange(project)
+        app_views.arrange(project)
         if with_files:
             _remove(making.home(project) / whole)
         else:

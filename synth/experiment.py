@@ -18,7 +18,7 @@ from curate import embed
 from curate.data import Item
 from curate.embed._base import Encoder
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from synth import arms, making, smaller
 from synth.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run

@@ -22,8 +22,8 @@ from curate import files
 from curate.data import Defect, Item, Label
 from curate.embed._base import Encoder
 from curate.errors import CurateError
+from curate.index.rounds import key_of
 from curate.paths import safe_join
-from curate.rounds import key_of
 from curate.shapes import defect_from_mask
 from curate.splits import draw
 from synth import checking, making, masks

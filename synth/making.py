@@ -21,10 +21,10 @@ import numpy as np
 from curate import __version__, files
 from curate.catalogue import Catalogue
 from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import Index, chunks
+from curate.index.dataset import Index, chunks
+from curate.index.rounds import key_of
 from curate.paths import safe_join
 from curate.project import Project
-from curate.rounds import key_of
 from curate.shapes import grey_file
 from synth import masks
 from synth.data import Bank, Made, Mask, Pixels, Scene, Site

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from curate import shapes
 from curate.data import Defect, Item
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index
-from curate.rounds import key_of
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from synth.data import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
 from train.dataset import masks_of
 from train.pixels import read, with_channels

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curate.data import Item
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from synth import making, masks
 from synth.data import Bank

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import Item
 from curate.errors import LabelProblem
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from synth import arms, chart, checking, lots, making, masks, verdict
 from synth.arms import BALANCED, BLENDS, Arm, Run
 from synth.data import Bank

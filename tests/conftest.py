@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from curate import database, indexing, setup
-from curate.index import Index
+from curate import setup
+from curate.index import database, sync
+from curate.index.dataset import Index
 from curate.project import ENV_PROJECT, Project, load
 from tests import fakes
 
@@ -96,7 +97,7 @@ def plant(make: Make, library: Path, line: Path) -> Project:
 
 @pytest.fixture
 def indexed(plant: Project) -> Project:
-    indexing.run(plant)
+    sync.run(plant)
     return plant
 
 

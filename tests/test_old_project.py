@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from curate import archive, demo, embedding, indexing, rounds, selecting, status
-from curate.index import Index
+from curate import archive, demo, embedding, selecting, status
+from curate.index import rounds, sync
+from curate.index.dataset import Index
 from curate.project import Project, load
 from train import store
 
@@ -56,7 +57,7 @@ def test_rounds_models_and_status_can_be_read(old: Project) -> None:
 
 
 def test_indexing_changes_nothing_and_every_strategy_picks_the_same(old: Project) -> None:
-    report = indexing.run(old)
+    report = sync.run(old)
     assert (report.added, report.updated) == (0, 0)
     assert samples(old) == EXPECTED["samples"]
     embedding.run(old, "texture", workers=0)

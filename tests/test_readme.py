@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from curate import cli, database, formats
+from curate import cli, formats
+from curate.index import database
 from tests.fakes import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

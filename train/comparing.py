@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from train import evaluating, figures, intervals
 from train.evaluating import Progress, Wish

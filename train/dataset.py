@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index
-from curate.rounds import key_of
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.shapes import mask_of
 from train import sampling
 from train.augment import Masks, Rng, augmented

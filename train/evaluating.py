@@ -19,9 +19,9 @@ import numpy as np
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from train import figures, intervals, judging, mistakes, predicting, store
 from train.figures import CLEAN, Judged
 from train.intervals import FEW, Draws, Measure

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index, chunks
+from curate.index.dataset import Index, chunks
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from train import evaluating, intervals, mistakes, predicting, store
 from train.dataset import masks_of
 from train.intervals import Draws, Measure

@@ -24,9 +24,9 @@ import numpy as np
 from curate import files, scores
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import Index
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from train import dataset, figures, predicting, quantising, store
 from train.dataset import Data
 from train.judging import Judge, Row

@@ -24,9 +24,9 @@ from curate import files, splits
 from curate.data import Item
 from curate.embed._base import sha256_of
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from curate.splits import Member
 from curate.tables import Table
 from curate.units import duration

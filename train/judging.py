@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from curate import shapes
 from curate.data import Defect, Item
 from curate.errors import LabelProblem
-from curate.index import chunks
-from curate.predictions import Prediction
+from curate.index.dataset import chunks
+from curate.index.predictions import Prediction
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from curate.tables import Table
 from train import figures
 from train.dataset import masks_of

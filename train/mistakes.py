@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import predictions, scores
-from curate.browse import CHANGED, MISTAKES
-from curate.index import Index
-from curate.predictions import Prediction
+from curate import scores
+from curate.index import predictions
+from curate.index.app_views import CHANGED, MISTAKES
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.tables import Table
 from train import figures
 from train.figures import SIZES, Judged

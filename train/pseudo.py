@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import predictions
 from curate.data import Item, Label
 from curate.errors import CurateError
-from curate.index import Index
-from curate.predictions import Prediction
+from curate.index import predictions
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.project import Project
 from curate.tables import Table
 from train import predicting, sampling, store

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index, chunks
+from curate.index.dataset import Index, chunks
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from curate.shapes import mask_of
 from curate.tables import Table
 from train import evaluating, figures, intervals, judging, predicting

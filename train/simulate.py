@@ -15,9 +15,9 @@ from typing import Any
 
 from curate import files, labels
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from curate.strategies import CATALOGUE
 from train import recipe
 from train.simulating import many

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from curate import edits, files, indexing
+from curate import files
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index import app_edits, sync
+from curate.index.dataset import Index
+from curate.index.rounds import key_of
 from curate.labels import Book
 from curate.project import Project
-from curate.rounds import key_of
 from curate.splits import Decisions
 from curate.units import duration
 from curate.workers import cores
@@ -148,8 +149,8 @@ def _capture(index: Index) -> None:
     """What curators drew in the App is in the log, and has its split, before anything is learnt."""
     names = index.project.class_names
     with closing(Book(index.project.work / "labels", names)) as book:
-        edits.capture(index, book, names)
-    indexing.give_splits(index, Decisions(index.project.work / "splits"))
+        app_edits.capture(index, book, names)
+    sync.give_splits(index, Decisions(index.project.work / "splits"))
 
 
 def _resolved(named: Recipe, data: Data) -> Recipe:

@@ -23,8 +23,8 @@ import numpy as np
 
 from curate import cost, files
 from curate.errors import CurateError, unknown
+from curate.index.rounds import key_of
 from curate.project import Project
-from curate.rounds import key_of
 from train import loop, recipe, training
 from train.dataset import Data
 from train.loop import Fitted, Progress, Setting

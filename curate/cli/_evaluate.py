@@ -67,8 +67,8 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """How good a model is on labelled images that it has not learnt from, with intervals, and where it fails."""
-    from curate import browse
     from curate.files import writer_lock
+    from curate.index import app_views
     from train import evaluating
 
     made = open_project(project)
@@ -84,7 +84,7 @@ def evaluate(
     wish = evaluating.Wish(model, split, _targets(target_recall or []), allow_leak, device_named(device))
     with writer_lock(made.work, "curate evaluate"), bars() as step:
         found = evaluating.run(made, wish, step)
-        browse.arrange(made)
+        app_views.arrange(made)
     emit(found.to_json()) if json else _evaluated(found, made)
 
 

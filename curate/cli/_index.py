@@ -36,14 +36,14 @@ def index(
     json: JsonOption = False,
 ) -> None:
     """Bring the index up to date with the images and label files. Safe to repeat, safe to kill."""
-    from curate import browse, indexing
     from curate.files import writer_lock
+    from curate.index import app_views, sync
 
     made = open_project(project, {"splits": {"ratio": split}} if split else None)
     with writer_lock(made.work, "curate index"), bars() as step:
-        report = indexing.run(made, step, reread=reread, rebuild=rebuild)
-        drawn = indexing.draw_folds(made, folds, repeats) if folds else 0
-        browse.arrange(made)
+        report = sync.run(made, step, reread=reread, rebuild=rebuild)
+        drawn = sync.draw_folds(made, folds, repeats) if folds else 0
+        app_views.arrange(made)
     result = report.to_json() | ({"folds": folds, "repeats": repeats, "groups_in_folds": drawn} if folds else {})
     if json:
         emit(result)
@@ -124,10 +124,10 @@ def resolve(
     json: JsonOption = False,
 ) -> None:
     """List images whose copies have different labels, or decide which version holds."""
-    from curate import decisions
+    from curate.index import conflicts
 
     made = open_project(project)
-    found = decisions.conflicts(made, image) if keep is None else decisions.resolve(made, image, keep)
+    found = conflicts.conflicts(made, image) if keep is None else conflicts.resolve(made, image, keep)
     if json:
         emit({"resolved" if keep else "conflicts": found})
         return

@@ -81,7 +81,7 @@ def _pair(text: str) -> tuple[str, str]:
 @_classes.command("list")
 def classes_list(project: ProjectOption = None, json: JsonOption = False) -> None:
     """The project's classes, their colours and how many images show them."""
-    from curate import classes
+    from curate.index import classes
 
     found = classes.listing(open_project(project))
     if json:
@@ -103,7 +103,7 @@ def classes_rename(
     json: JsonOption = False,
 ) -> None:
     """Give a class another name."""
-    from curate import classes
+    from curate.index import classes
 
     _done(classes.rename(open_project(project), old, new), json)
 
@@ -116,7 +116,7 @@ def classes_merge(
     json: JsonOption = False,
 ) -> None:
     """Make several classes one."""
-    from curate import classes
+    from curate.index import classes
 
     _done(classes.merge(open_project(project), names, into), json)
 
@@ -130,7 +130,7 @@ def classes_add(
     json: JsonOption = False,
 ) -> None:
     """Add a class."""
-    from curate import classes
+    from curate.index import classes
 
     _done(classes.add(open_project(project), name, color, description), json)
 
@@ -142,7 +142,7 @@ def classes_retire(
     json: JsonOption = False,
 ) -> None:
     """Offer a class no longer; its labels stay, so that no defect turns into a clean image."""
-    from curate import classes
+    from curate.index import classes
 
     _done(classes.retire(open_project(project), name), json)
 

@@ -10,7 +10,7 @@ import typer
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say, warn
 
 if TYPE_CHECKING:
-    from curate.browse import Served
+    from curate.index.app_views import Served
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def browse(
     """Open the FiftyOne App on the project's images. Ctrl-C ends it."""
     import socket
 
-    from curate import browse as app
+    from curate.index import app_views as app
 
     made = open_project(project)
 

@@ -77,12 +77,12 @@ class Turn:
                 return
 
     def index(self) -> Done:
-        from curate import browse, indexing
         from curate.files import writer_lock
+        from curate.index import app_views, sync
 
         with writer_lock(self.made.work, "curate loop: index"):
-            report = indexing.run(self.made, self.step)
-            browse.arrange(self.made)
+            report = sync.run(self.made, self.step)
+            app_views.arrange(self.made)
         self.made = open_project(str(self.made.folder))
         told = f"{report.added} new images, {report.updated} updated, {report.unchanged} as they were"
         return Done("index", told, report.added + report.updated > 0)
@@ -96,22 +96,22 @@ class Turn:
         return Done("embed", f"{report.embedded} images", report.embedded > 0)
 
     def pull(self) -> Done:
-        from curate import browse
         from curate.files import writer_lock
+        from curate.index import app_views
         from labeling import desk, pull
 
         if desk.find(self.made, self.studio) is None:
             return Done("pull", "nothing was pushed yet", did=False)
         with writer_lock(self.made.work, "curate loop: pull"):
             report = pull.run(self.made, self.studio, progress=self.step)
-            browse.arrange(self.made)
+            app_views.arrange(self.made)
         waiting = still_waiting(self.made)
         told = f"{report.annotations} new annotations on {report.images} images"
         ends = f"{waiting.told}: people are not done" if waiting else None
         return Done("pull", told, report.images > 0, ends)
 
     def train(self) -> Done:
-        from curate.index import Index
+        from curate.index.dataset import Index
         from train import training
 
         if not Index(self.made).count(status="labelled", split="train"):
@@ -122,20 +122,20 @@ class Turn:
         return Done("train", told, found.fresh)
 
     def predict(self) -> Done:
-        from curate import browse
         from curate.files import writer_lock
+        from curate.index import app_views
         from train import predicting, store
 
         if store.current(self.made) is None:
             return Done("predict", "there is no model yet", did=False)
         with writer_lock(self.made.work, "curate loop: predict"):
             report = predicting.run(self.made, store.CANDIDATE, progress=self.step, device=self.wish.device)
-            browse.arrange(self.made)
+            app_views.arrange(self.made)
         return Done("predict", f"{report.predicted} images", report.predicted > 0)
 
     def evaluate(self) -> Done:
-        from curate import browse
         from curate.files import writer_lock
+        from curate.index import app_views
         from train import evaluating, store
 
         if store.current(self.made) is None:
@@ -145,11 +145,12 @@ class Turn:
                 found = evaluating.run(self.made, evaluating.Wish(store.CANDIDATE, device=self.wish.device), self.step)
             except CurateError as error:  # a plant that begins has no test images yet
                 return Done("evaluate", str(error), did=False)
-            browse.arrange(self.made)
+            app_views.arrange(self.made)
         return Done("evaluate", f"model {found.model} on {found.manifest['split']}: {found.folder}", found.fresh)
 
     def stop_check(self) -> Done:
-        from curate import auditing, rounds
+        from curate import auditing
+        from curate.index import rounds
 
         if not any(one.pushed for one in rounds.every(self.made.work)):
             return Done("stop-check", "no round was labelled yet", did=False)
@@ -160,25 +161,26 @@ class Turn:
         return Done("stop-check", told, ends=told if stops else None)
 
     def select(self) -> Done:
-        from curate import browse, selecting
+        from curate import selecting
         from curate.files import writer_lock
+        from curate.index import app_views
 
         with writer_lock(self.made.work, "curate loop: select"):
             try:
                 chosen = selecting.run(self.made, selecting.usual(self.made, self.wish.budget), self.step)
             except selecting.NothingToPick as error:
                 return Done("select", str(error), did=False, ends=str(error))
-            browse.arrange(self.made)
+            app_views.arrange(self.made)
         return Done("select", f"round {chosen.manifest['round']:03d}: {len(chosen.picks)} images", chosen.fresh)
 
     def push(self) -> Done:
-        from curate import browse
         from curate.files import writer_lock
+        from curate.index import app_views
         from labeling import push
 
         with writer_lock(self.made.work, "curate loop: push"):
             report = push.run(self.made, self.studio, push.Wish(), self.step)
-            browse.arrange(self.made)
+            app_views.arrange(self.made)
         return Done("push", f"{report.batch}: {report.created} tasks at {report.url}", report.created > 0)
 
 
@@ -196,8 +198,8 @@ class Waiting(NamedTuple):
 
 def still_waiting(made: Project) -> Waiting | None:
     """The newest round, while images of it wait in the queue."""
-    from curate import rounds
-    from curate.index import Index
+    from curate.index import rounds
+    from curate.index.dataset import Index
 
     newest = rounds.latest(made.work)
     if newest is None or not newest.pushed:
@@ -260,8 +262,8 @@ def _tell(done: Done, json: bool) -> None:
 
 
 def _wait(made: Project, studio: Studio, every: float) -> None:
-    from curate import browse
     from curate.files import Busy, writer_lock
+    from curate.index import app_views
     from labeling import pull
     from labeling.client import Unanswered, Unreachable
 
@@ -270,6 +272,6 @@ def _wait(made: Project, studio: Studio, every: float) -> None:
         try:
             with writer_lock(made.work, "curate loop: pull"):
                 if pull.run(made, studio).images:
-                    browse.arrange(made)
+                    app_views.arrange(made)
         except (Unreachable, Unanswered, Busy) as error:
             warn(f"{error}; {waiting.told}")

@@ -46,8 +46,8 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """Send a round to Label Studio, one task an image in the order of the picks; safe to repeat."""
-    from curate import browse
     from curate.files import writer_lock
+    from curate.index import app_views
     from labeling import client
     from labeling import push as pushing
 
@@ -61,7 +61,7 @@ def push(
             found = pushing.withdraw(made, studio, wish)
         else:
             report = pushing.run(made, studio, wish, step)
-        browse.arrange(made)
+        app_views.arrange(made)
     if withdraw:
         emit(found) if json else _withdrawn(found)
     else:
@@ -113,8 +113,8 @@ def pull(
     json: JsonOption = False,
 ) -> None:
     """Fetch what annotators did, with who, when and how long; safe to repeat."""
-    from curate import browse
     from curate.files import writer_lock
+    from curate.index import app_views
     from labeling import adopt as adopting
     from labeling import client
     from labeling import pull as pulling
@@ -129,7 +129,7 @@ def pull(
             report = adopting.run(made, studio, adopt, names, step)
         else:
             report = pulling.run(made, studio, full, step)
-        browse.arrange(made)
+        app_views.arrange(made)
     if studio is None:
         emit(found) if json else _rebuilt(found)
     else:

@@ -34,14 +34,14 @@ def duplicates(
     json: JsonOption = False,
 ) -> None:
     """Find pictures that are nearly the same, also across splits and sources; nothing is removed."""
-    from curate import browse
     from curate import duplicates as search
     from curate.files import writer_lock
+    from curate.index import app_views
 
     made = open_project(project)
     with writer_lock(made.work, "curate duplicates"), bars() as step:
         report = search.run(made, near, encoder, join, step)
-        browse.arrange(made)
+        app_views.arrange(made)
     emit(report.to_json()) if json else _clusters(made, report)
 
 
@@ -157,13 +157,14 @@ def _quota(text: str) -> Any:
 def _run(made: Project, wish: Wish, dry: bool) -> Chosen:
     from contextlib import nullcontext
 
-    from curate import browse, selecting
+    from curate import selecting
     from curate.files import writer_lock
+    from curate.index import app_views
 
     with nullcontext() if dry else writer_lock(made.work, "curate select"), bars() as step:
         chosen = selecting.run(made, wish, step, dry=dry)
         if not dry:
-            browse.arrange(made)
+            app_views.arrange(made)
     return chosen
 
 

@@ -138,8 +138,8 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """What the model says of the images that it has not seen yet: scores for select, regions for people and the App."""
-    from curate import browse
     from curate.files import writer_lock
+    from curate.index import app_views
     from train import predicting
 
     if view is not None and everything:
@@ -149,7 +149,7 @@ def predict(
         report = predicting.run(
             made, model, view, step, everything=everything, device=device_named(device), engine=engine
         )
-        browse.arrange(made)
+        app_views.arrange(made)
     emit(report.to_json()) if json else _predicted(report)
 
 

@@ -17,7 +17,7 @@ from curate.exports._common import IMAGE_CLASSES
 from curate.project import Project
 
 if TYPE_CHECKING:
-    from curate.index import Index
+    from curate.index.dataset import Index
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,7 +45,7 @@ def export(
     module = catalogue.load(format)
     chosen = _check_names(project, split, classes)
     _check_target(to)
-    from curate.index import Index
+    from curate.index.dataset import Index
 
     index = Index(project)
     ids, skipped = _select(index, split)

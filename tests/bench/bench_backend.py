@@ -19,8 +19,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curate import database, indexing, setup
-from curate.index import Index
+from curate import setup
+from curate.index import database, sync
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import backend
 from tests import fakes
@@ -41,7 +42,7 @@ def plant(home: Path) -> Project:
             cv2.imwrite(str(home / "strips" / folder / f"{number}.png"), image)
     source = {"name": "strips", "format": "mask_folder", "data": home / "strips", "fully_labelled": True}
     project = setup.write(home / "projects" / "plant", [source], ["crack"])
-    indexing.run(project)
+    sync.run(project)
     return project
 
 

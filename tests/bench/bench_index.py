@@ -87,17 +87,18 @@ def measure(side: str, data: Path, work: Path) -> Result:
 
 
 def _ours(data: Path, work: Path) -> Result:
-    from curate import database, indexing, setup
+    from curate import setup
+    from curate.index import database, sync
 
     source = {"name": "drawn", "format": "coco", "data": data / "data", "labels": data / "labels.json"}
     project = setup.write(work / "project", [source | {"fully_labelled": True}], CLASSES)
     fo = database.connect(project.work)
     before = _resident()
     begin = time.perf_counter()
-    first = indexing.run(project)
+    first = sync.run(project)
     result = {OURS: time.perf_counter() - begin, "growth": _peak() - before}
     begin = time.perf_counter()
-    second = indexing.run(project)
+    second = sync.run(project)
     result[AGAIN] = time.perf_counter() - begin
     assert first.added == second.unchanged, (first, second)
     assert first.quarantined == 0, first
@@ -105,7 +106,7 @@ def _ours(data: Path, work: Path) -> Result:
 
 
 def _theirs(data: Path, work: Path) -> Result:
-    from curate import database
+    from curate.index import database
 
     fo = database.connect(work / "project" / "work")
     import fiftyone.utils.coco  # noqa: F401 - what from_dir would import while it is timed
@@ -155,7 +156,7 @@ def _resident() -> float:
 
 def run_apart(side: str, data: Path, base: Path) -> Result:
     """`measure` in a fresh process, on an empty database that is gone afterwards."""
-    from curate import database
+    from curate.index import database
 
     work = Path(tempfile.mkdtemp(prefix="run-", dir=base))
     command = [sys.executable, "-m", "tests.bench.bench_index", "--side", side]

@@ -24,9 +24,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import database, indexing, predictions, setup, shapes
-from curate.index import Index, chunks
-from curate.predictions import Prediction
+from curate import setup, shapes
+from curate.index import database, predictions, sync
+from curate.index.dataset import Index, chunks
+from curate.index.predictions import Prediction
 from curate.project import Project
 from labeling import client, images, pull, push, server, tasks
 from labeling.client import ONCE, Studio
@@ -72,7 +73,7 @@ def plant(home: Path, count: int) -> Project:
     draw(home / "strips", count)
     source = {"name": "line", "format": "images", "data": home / "strips", "kind": "production"}
     project = setup.write(home / "projects" / "plant", [source], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     ids, random = desks.unlabelled(project), np.random.default_rng(0)
     predictions.store(Index(project), "drawn", {id: predicted(random) for id in ids})
     desks.round_of(project, ids)

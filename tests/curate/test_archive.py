@@ -16,18 +16,19 @@ from typing import Any
 
 import pytest
 
-from curate import archive, database, files, indexing, rounds, setup
+from curate import archive, files, setup
 from curate.data import Label
-from curate.documents import NewSample
 from curate.errors import CurateError
-from curate.index import Index
-from curate.intake import Picture
+from curate.index import database, rounds, sync
+from curate.index.dataset import Index
+from curate.index.documents import NewSample
+from curate.index.intake import Picture
 from curate.labels import State
 from curate.project import Project, load
 from curate.status import summarise
 from tests import fakes
 from tests.conftest import Make, dump
-from tests.curate.test_index import draw_in_app
+from tests.curate.index.test_dataset import draw_in_app
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def archived(tmp_path_factory: pytest.TempPathFactory, server: str) -> bytes:
     for number in range(6):
         fakes.save_image(folder / "line" / f"coil{number}.png", 32, 24, seed=number)
     project = setup.write(folder / "plant", [{"name": "line", "format": "images", "data": folder / "line"}], ["crack"])
-    indexing.run(project)
+    sync.run(project)
     archive.backup(project, folder / "plant.tar.gz")
     Index(project).dataset.delete()
     return (folder / "plant.tar.gz").read_bytes()
@@ -72,7 +73,7 @@ def test_round_trip(indexed: Project, saved: Path, tmp_path: Path) -> None:
         ours = {p.relative_to(indexed.work): p.read_bytes() for p in (indexed.work / part).rglob("*") if p.is_file()}
         theirs = {p.relative_to(back.work): p.read_bytes() for p in (back.work / part).rglob("*") if p.is_file()}
         assert ours == theirs
-    again = indexing.run(back)
+    again = sync.run(back)
     assert Index(back).dataset.match_tags("audit").values("content_id") == [sorted(Index(indexed).ids())[0]]
     assert Index(back).tally("round") == {"1": 1}
     assert (again.added, again.updated, again.app_edits) == (0, 0, 0)

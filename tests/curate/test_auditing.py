@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import auditing, edits, estimates, indexing, rounds
+from curate import auditing, estimates
 from curate.auditing import Draw, Facts, Known
 from curate.data import Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_edits, rounds, sync
+from curate.index.dataset import Index
 from curate.labels import Book, Entry, Writer
 from curate.project import Project
 from tests import fakes
@@ -390,7 +391,7 @@ def audited(make: Make, tmp_path: Path) -> Project:
     for number in range(30):
         fakes.save_image(tmp_path / "mill" / f"{number:02d}.png", 8, 8, seed=number)
     made = make([{"name": "mill", "format": "images", "kind": "production", "data": tmp_path / "mill"}])
-    indexing.run(made)
+    sync.run(made)
     ids = names(made)
     rows = [row(id, 20 / 30, predicted=["crack"] if i < 3 else []) for i, id in enumerate(ids[:20])]
     rows += [row(id, None, "rare", predicted=["crack"]) for id in ids[20:25]]
@@ -410,7 +411,7 @@ def say(project: Project, labels: Mapping[str, Label], at: str = DAY) -> None:
     for id, label in labels.items():
         book.append(Entry(id, label, "app", "ann", at))
     book.flush()
-    edits.show(index, book, list(labels), project.class_names)
+    app_edits.show(index, book, list(labels), project.class_names)
     book.close()
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from curate import embed, embedding
 from curate.embedding import Outcome, outcomes, pixels_of
 from curate.errors import CurateError, LabelProblem
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.tables import Table
 from curate.vectors import Vectors, open_latest
@@ -140,7 +140,7 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 
 
 def test_twice_changes_nothing_and_new_images_cost_only_themselves(indexed: Project, line: Path) -> None:
-    from curate import indexing
+    from curate.index import sync
 
     first = embedding.run(indexed)
     assert (first.embedded, first.kept, first.failed) == (26, 0, {})
@@ -149,7 +149,7 @@ def test_twice_changes_nothing_and_new_images_cost_only_themselves(indexed: Proj
     assert (second.embedded, second.kept, second.windows) == (0, 26, 0)
     assert open_latest(indexed.work).table._data.version == before.table._data.version
     fakes.save_image(line / "A" / "cam0" / "coil9_99.png", 32, 24, seed=5)
-    indexing.run(indexed)
+    sync.run(indexed)
     third = embedding.run(indexed)
     assert (third.embedded, third.kept) == (1, 26)
     assert sorted(open_latest(indexed.work).ids()) == sorted(Index(indexed).ids())
@@ -187,7 +187,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from curate import embed, embedding
-from curate.index import chunks
+from curate.index.dataset import chunks
 from curate.vectors import Vectors
 folder = Path(sys.argv[1])
 work = [line.split("|") for line in (folder / "todo").read_text().splitlines()]

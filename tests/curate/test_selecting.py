@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import edits, garbage, indexing, rounds, selecting
+from curate import garbage, selecting
 from curate.data import Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_edits, rounds, sync
+from curate.index.dataset import Index
 from curate.labels import Book, Entry, now
 from curate.project import Project, load
 from curate.selecting import Wish
@@ -51,7 +52,7 @@ def ready(make: Make, library: Path, tmp_path: Path) -> Project:
         fakes.save_image(stem, 32, 24, seed=900 + number)
     line = LINE | {"data": tmp_path / "line", "stratum": "{camera}"}
     project = make([LIBRARY | {"data": library}, line])
-    indexing.run(project)
+    sync.run(project)
     embedded(project)
     return project
 
@@ -60,7 +61,7 @@ def label(project: Project, id: str, *classes: str, extra: dict[str, Any] | None
     book = Book(project.work / "labels", project.class_names)
     book.append(Entry(id, Label("labelled", classes=classes), "label-studio", "ann", now(), None, extra or {}))
     book.flush()
-    edits.show(Index(project), book, [id], project.class_names)
+    app_edits.show(Index(project), book, [id], project.class_names)
     book.close()
 
 
@@ -138,7 +139,7 @@ def test_what_may_not_be_picked_is_not(ready: Project) -> None:
 
 def test_where_all_is_labelled_it_points_to_what_else_can_be_done(make: Make, library: Path) -> None:
     project = make([LIBRARY | {"data": library}])
-    indexing.run(project)
+    sync.run(project)
     embedded(project)
     with pytest.raises(selecting.NothingToPick) as told:
         selecting.run(project, Wish("5"))
@@ -170,7 +171,7 @@ def test_without_an_index_the_index_is_what_is_missing(plant: Project) -> None:
 
 def test_without_classes_a_note_says_so(make: Make, line: Path) -> None:
     project = make([LINE | {"data": line}], classes=())
-    indexing.run(project)
+    sync.run(project)
     embedded(project)
     notes = selecting.run(project, Wish("5"), dry=True).notes
     assert any("curate classes add NAME" in note for note in notes)
@@ -260,7 +261,7 @@ def test_rounds_come_back_after_the_database_was_lost(ready: Project) -> None:
     audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
     index = Index(ready)
     index.fo.delete_dataset(index.dataset.name)
-    indexing.run(ready)
+    sync.run(ready)
     index = Index(ready)
     assert {id for id, number in index.rows("round") if number} == {row["id"] for row in chosen.picks}
     assert set(index.dataset.match_tags("audit").values("content_id")) == audits
@@ -270,7 +271,7 @@ def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) ->
     chosen = selecting.run(ready, Wish("30", options={"audit": 1.0}))
     for row in chosen.picks:
         label(ready, row["id"])
-    indexing.run(ready)
+    sync.run(ready)
     split = dict(Index(ready).rows("split"))
     audits = {row["group"] for row in chosen.picks if row["slot"] == "audit"}
     for row in chosen.picks:
@@ -381,10 +382,10 @@ def test_a_group_waits_for_its_audit_pick(ready: Project) -> None:
     assert others
     for row in others:
         label(ready, row["id"])
-    indexing.run(ready)
+    sync.run(ready)
     for row in audits:
         label(ready, row["id"])
-    indexing.run(ready)
+    sync.run(ready)
     split = dict(Index(ready).rows("split"))
     assert {split[row["id"]] for row in audits} <= {"val", "test"}
 
@@ -393,7 +394,7 @@ def test_what_changed_since_makes_a_new_choice(ready: Project) -> None:
     chosen = selecting.run(ready, Wish("20"))
     gone = chosen.picks[0]["id"]
     Path(chosen.picks[0]["path"]).unlink()
-    indexing.run(ready)
+    sync.run(ready)
     again = selecting.run(ready, Wish("20"))
     assert again.fresh
     assert gone not in {row["id"] for row in again.picks}
@@ -423,7 +424,7 @@ def test_a_class_named_id_keeps_its_predictions_apart(make: Make, library: Path,
         fakes.save_image(tmp_path / "line" / "A" / "cam0" / f"coil{number}_{number}.png", 32, 24, seed=900 + number)
     source = LIBRARY | {"data": library, "classes": {"crack": "id"}}
     project = make([source, LINE | {"data": tmp_path / "line"}], classes=("id", "hole"))
-    indexing.run(project)
+    sync.run(project)
     embedded(project)
     selecting.run(project, Wish("5"))
     ids, values, names = rounds.find(project.work, 1).predicted()
@@ -513,7 +514,7 @@ def copied(make: Make, library: Path, tmp_path: Path) -> Project:
         pixels = cv2.imread(str(library / "images" / f"{stem}.png"), 0)
         cv2.imwrite(str(tmp_path / "line" / "A" / "cam0" / f"coil9{number}_0.png"), _resaved(pixels, number))
     project = make([LIBRARY | {"data": library}, LINE | {"data": tmp_path / "line"}])
-    indexing.run(project)
+    sync.run(project)
     from curate import embedding
 
     embedding.run(project, "texture", workers=0)
@@ -541,7 +542,7 @@ def test_joined_clusters_share_a_group_and_a_split(copied: Project, run: Run) ->
         for of, group, split in rows.values():
             if of:
                 assert (group, split) == rows[of][1:]
-        indexing.run(copied)
+        sync.run(copied)
 
 
 def test_joining_again_completes_what_a_killed_run_left(copied: Project, run: Run) -> None:  # noqa: F811

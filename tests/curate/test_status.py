@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import typer
 
-from curate import cli, files, indexing, selecting, status
-from curate.index import Index
+from curate import cli, files, selecting, status
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.selecting import Wish
 from curate.status import Facts, next_steps, summarise
@@ -118,6 +119,6 @@ def test_the_facts_of_a_model(indexed: Project) -> None:
 
 def test_production_images_alone_first_need_classes(make: Make, line: Callable[..., Any]) -> None:
     project = make([LINE | {"data": line}], classes=())
-    indexing.run(project)
+    sync.run(project)
     assert first(project).startswith("curate classes add NAME")
     assert status.summarise(project)["by_class"] == {"clean": 0}

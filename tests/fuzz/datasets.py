@@ -109,7 +109,7 @@ _bases: dict[str, list[Base]] = {}
 
 def prepare(name: str) -> None:
     """Draw the valid data sets of a format, and load what reads them."""
-    from curate import formats, reading  # noqa: F401
+    from curate.index import reading  # noqa: F401
 
     kernels()
     with tempfile.TemporaryDirectory() as folder:
@@ -228,9 +228,10 @@ def _furnish(outside: Path) -> None:
 
 def check(name: str, case: dict[str, Any], root: Path) -> str:
     """Read the data set as the index does, and hold what came out against what the files say."""
-    from curate import formats, reading
+    from curate import formats
     from curate.data import Reject
-    from curate.intake import Rules
+    from curate.index import reading
+    from curate.index.intake import Rules
     from curate.project import LimitsConfig
 
     module = formats.load(name)

@@ -24,7 +24,7 @@ def prepare() -> None:
     import numpy as np
     from PIL import Image
 
-    from curate import embedding, intake, shapes  # noqa: F401
+    from curate.index import intake  # noqa: F401
 
     kernels()
     if _bases:
@@ -76,7 +76,7 @@ def check(case: dict[str, Any], root: Path, *, reader: str) -> str:
 
 def _intake(case: dict[str, Any], root: Path) -> str:
     from curate.data import Record
-    from curate.intake import Rules, picture_of
+    from curate.index.intake import Rules, picture_of
     from curate.project import LimitsConfig
 
     limits = LimitsConfig(max_pixels=case["max_pixels"], verify=case["verify"])

@@ -317,7 +317,7 @@ def fuzz(options: Options) -> Tally:
     database = None
     try:
         if needs:
-            from curate import database as databases
+            from curate.index import database as databases
 
             database = databases.start(scratch / "db")
         return Run(options, targets, scratch, database)()

@@ -142,15 +142,16 @@ def _project(root: Path) -> Any:
 
 
 def _prepare_config() -> None:
-    from curate import indexing, project, strategies  # noqa: F401
+    from curate.index import sync  # noqa: F401
 
     _files["config"] = {"project.toml": TOML.encode()}
 
 
 def _check_config(case: Any, root: Path) -> str:
     """Everything that commands ask of a config before they touch anything else."""
-    from curate import formats, indexing, strategies
+    from curate import formats, strategies
     from curate.errors import CurateError
+    from curate.index import sync
     from curate.project import load
 
     project = load(root)
@@ -161,14 +162,14 @@ def _check_config(case: Any, root: Path) -> str:
     for source in project.config.sources:
         project.labels(source)
         try:
-            rules = indexing.rules_of(project, source)
+            rules = sync.rules_of(project, source)
             formats.read(source.format, root, None, source.fully_labelled, source.options)
         except CurateError as error:
             refused = error
             continue
         for path in ("a/b/piece1_2.png", "x.png", "l1/cam/é.png"):
-            indexing.intake.group_of(path, rules)
-            indexing.intake.stratum_of(path, rules)
+            sync.intake.group_of(path, rules)
+            sync.intake.stratum_of(path, rules)
     strategies.CATALOGUE.check(project.config.select.strategy, project.config.select.options)
     if refused:
         raise refused
@@ -342,7 +343,7 @@ def _check_log(case: Any, root: Path) -> str:
 def _prepare_rounds() -> None:
     import numpy as np
 
-    from curate import rounds
+    from curate.index import rounds
 
     with tempfile.TemporaryDirectory() as folder:
         for number in (1, 2):
@@ -359,7 +360,7 @@ def _prepare_rounds() -> None:
 
 
 def _check_rounds(case: Any, root: Path) -> str:
-    from curate import rounds
+    from curate.index import rounds
 
     found = rounds.every(root)
     for one in found:

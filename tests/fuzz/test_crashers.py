@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import rounds, tables, vectors
+from curate import tables, vectors
 from curate.errors import CurateError
+from curate.index import rounds
 from curate.labels import Book, lead_times
 from curate.splits import Decisions
 from curate.tables import Table

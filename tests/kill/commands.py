@@ -80,7 +80,7 @@ def edit_in_app(home: Path) -> None:
     """A class that is put right, a region that is drawn, one that is removed, and a decision between two copies."""
     import fiftyone as fo
 
-    from curate.index import Index
+    from curate.index.dataset import Index
     from curate.project import load
 
     dataset = Index(load(home / "projects" / "plant")).dataset

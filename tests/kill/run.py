@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curate import database
+from curate.index import database
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
 TIMEOUT = 600

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from curate import database
+from curate.index import database
 from tests.fakes import REPOSITORY
 
 

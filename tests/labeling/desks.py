@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from curate import rounds
 from curate.data import Label
-from curate.index import Index
+from curate.index import rounds
+from curate.index.dataset import Index
+from curate.index.rounds import Round
 from curate.labels import Book, Entry
 from curate.project import Project
-from curate.rounds import Round
 from labeling import desk as desks
 from labeling import push, tasks
 from labeling.client import Studio

@@ -17,8 +17,8 @@ import pymongo
 import pytest
 from pymongo.errors import ConnectionFailure
 
-from curate import indexing
 from curate.cli import _explained
+from curate.index import sync
 from curate.project import Project, load
 from labeling import client, pull, push, tasks, wire
 from tests.labeling import studio as people
@@ -27,7 +27,7 @@ from tests.labeling.mongod import Mongod
 from tests.labeling.test_push_pull import SIZE, drawn
 
 PUSH = ("labeling.push._made", "labeling.push._store", "labeling.push._mark")
-PULL = ("labeling.pull.settle_all", "curate.edits.show", "curate.indexing.give_splits")
+PULL = ("labeling.pull.settle_all", "curate.index.app_edits.show", "curate.index.sync.give_splits")
 
 
 def losing(mongod: Mongod, place: str, act: Callable[[], Any]) -> None:
@@ -51,7 +51,7 @@ def one_task_each(project: Project, ids: Sequence[str]) -> None:
 
 
 def main(project: Project, mongod: Mongod) -> None:
-    indexing.run(project)
+    sync.run(project)
     studio = client.connect(project)
     ids, sent = unlabelled(project)[: 2 * len(PUSH)], list[str]()
     for number, place in enumerate(PUSH, start=1):

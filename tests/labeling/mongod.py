@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from curate import database
+from curate.index import database
 
 
 class Mongod:

@@ -9,7 +9,7 @@ import pytest
 
 from curate.data import Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import adopt
 from labeling.client import Studio

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import indexing, predictions, shapes
+from curate import shapes
 from curate.data import Defect
-from curate.index import Index
-from curate.predictions import Prediction
+from curate.index import predictions, sync
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.project import Project
 from labeling import config, examples, pull, push, server
 from labeling.client import Studio
 from labeling.server import Served
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
-from tests.curate.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
+from tests.curate.index.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
 from tests.labeling.desks import history, labels, on_desk, round_of, unlabelled
 
 pytestmark = pytest.mark.browser
@@ -86,7 +87,7 @@ def plant(
         Image.fromarray(picture).save(file)
     wish = {"severities": ["minor", "major"]}
     project = make([LIBRARY | {"data": library}, LINE | {"data": line}], classes, labelstudio=wish)
-    indexing.run(project)
+    sync.run(project)
     return project
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from curate.data import Label
 from curate.embedding import pixels_of
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import backend, push, tasks, wire
 from labeling.backend import Backend

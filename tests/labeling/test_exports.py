@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import wire
 from labeling.client import Studio

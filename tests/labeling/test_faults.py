@@ -25,12 +25,13 @@ from typing import Any
 import httpx
 import pytest
 
-from curate import classes, indexing, predictions, rounds, shapes
+from curate import shapes
 from curate.data import SPLITS, Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import classes, predictions, rounds, sync
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.labels import Segments
-from curate.predictions import Prediction
 from curate.project import Project, load
 from labeling import client, images, pull, push, server, settling, tasks, wire
 from labeling import desk as desks
@@ -411,10 +412,10 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 PULL_DIES = [
     ("labeling.settling:settle", 2, "after"),
     ("curate.labels:Book.flush", 2, "after"),
-    ("curate.edits:show", 2, "before"),
-    ("curate.edits:show", 2, "after"),
-    ("curate.index:Index.set", 1, "before"),
-    ("curate.indexing:give_splits", 1, "before"),
+    ("curate.index.app_edits:show", 2, "before"),
+    ("curate.index.app_edits:show", 2, "after"),
+    ("curate.index.dataset:Index.set", 1, "before"),
+    ("curate.index.sync:give_splits", 1, "before"),
     ("labeling.desk:Desk.save", 1, "before"),
 ]
 
@@ -448,7 +449,7 @@ def test_an_app_edit_is_disputed_although_the_pull_was_killed(indexed: Project, 
     pushed(indexed, studio, [id])
     draw_in_app(indexed, id, "hole")
     answer(indexed, studio, id, drawn())
-    killed(indexed, "curate.edits:show", 2, "before", "pull")
+    killed(indexed, "curate.index.app_edits:show", 2, "before", "pull")
     pull.run(indexed, studio)
     shown = labels(indexed)[id]
     assert (shown.status, shown.reason, shown.present) == ("disputed", "edited-in-app", {"hole"})
@@ -1005,7 +1006,7 @@ def test_hostile_names_reach_the_annotators_whole(make: Callable[..., Project], 
     strange = ["<script>alert(1)</script>", "a\"b'c", "ä🔥", "$image", "a,b", "-x", "..", "clean", "{path}", "%s"]
     source = {"name": "the #1 line%", "format": "images", "data": root}
     project = make([source], strange, name="50% <b>&\"'")
-    indexing.run(project)
+    sync.run(project)
     ids = unlabelled(project)
     assert len(ids) == len(NAMES)
     report = pushed(project, studio, ids)
@@ -1098,7 +1099,7 @@ def test_after_the_database_is_lost_everything_is_there_again(indexed: Project, 
     assert (before[waiting].status, before[back].status) == ("queued", "unlabelled")
     index = Index(indexed)
     index.fo.delete_dataset(index.dataset.name)
-    indexing.run(indexed)
+    sync.run(indexed)
     pull.rebuild(indexed)
     assert {id: one.digest for id, one in labels(indexed).items()} == {id: one.digest for id, one in before.items()}
     assert pull.run(indexed, studio, full=True).annotations == 0

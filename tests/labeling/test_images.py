@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project, load
 from labeling import client, images, pull, push, tasks, wire
 from labeling.client import Studio

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from curate.data import Label
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import tasks, wire
 from labeling.client import Studio

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from curate import indexing, predictions, shapes
+from curate import shapes
 from curate.data import Label, make_defect
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import predictions, sync
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.labels import lead_times
-from curate.predictions import Prediction
 from curate.project import Project, load
 from labeling import desk as desks
 from labeling import pull, push, tasks, wire
@@ -69,7 +70,7 @@ def test_an_audit_pick_looks_like_every_other(indexed: Project, studio: Studio) 
 
 def test_without_classes_there_is_nothing_to_choose(make: Make, line: Path, studio: Studio) -> None:
     project = make([LINE | {"data": line}], [])
-    indexing.run(project)
+    sync.run(project)
     round_of(project, unlabelled(project)[:1])
     with pytest.raises(CurateError, match=r"'plant' has no classes.*Run: curate classes add NAME"):
         push.run(project, studio, push.Wish())

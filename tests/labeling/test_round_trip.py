@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from curate import indexing, shapes
+from curate import shapes
 from curate.data import Defect, Label, make_defect
 from curate.formats.magnetic_tile import CLASSES as TILE_CLASSES
-from curate.index import Index
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from labeling import pull, push, tasks, wire
 from labeling.client import Studio
@@ -80,7 +81,7 @@ def ragged(random: Random, width: int, height: int) -> np.ndarray[tuple[int, ...
 def test_masks_of_any_shape(make: Make, studio: Studio, tmp_path: Path) -> None:
     draw(tmp_path / "drawn", 24)
     project = make([{"name": "drawn", "format": "mask_folder", "data": tmp_path / "drawn", "fully_labelled": True}])
-    indexing.run(project)
+    sync.run(project)
     ids = labelled(project)
     assert len(ids) == 24
     assert_identity(project, studio, ids)
@@ -114,7 +115,7 @@ def test_boxes_degrees_and_classes_without_a_place(make: Make, studio: Studio, t
         fakes.save_image(tmp_path / "line" / f"{number}.png", *SIZE, seed=number)
     source = {"name": "line", "format": "images", "data": tmp_path / "line", "kind": "production"}
     project = make([source], labelstudio={"severities": ["light", "heavy"]})
-    indexing.run(project)
+    sync.run(project)
     wanted = {id: spoken(np.random.default_rng(number)) for number, id in enumerate(unlabelled(project))}
     pushed(project, studio, list(wanted))
     for id, label in wanted.items():
@@ -133,7 +134,7 @@ def test_every_mask_of_the_magnetic_tiles(make: Make, studio: Studio) -> None:
     folder = fakes.real_data("magnetic_tile")
     source = {"name": "tiles", "format": "magnetic_tile", "data": folder, "fully_labelled": True}
     project = make([source], TILE_CLASSES)
-    indexing.run(project)
+    sync.run(project)
     ids = [id for id, label in labels(project).items() if label.present]
     files = {id: folder / paths[0].partition(":")[2] for id, paths in Index(project).rows("paths")}
     assert len(ids) == len(list(folder.glob("MT_[!F]*/Imgs/*.png"))) + len(list(folder.glob("MT_Fray/Imgs/*.png")))

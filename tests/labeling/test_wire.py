@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from curate import shapes
 from curate.data import Defect, Label, make_defect
-from curate.predictions import Prediction
+from curate.index.predictions import Prediction
 from curate.project import LabelStudioConfig
 from labeling import wire
 from tests import fakes

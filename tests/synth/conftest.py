@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import indexing
 from curate.data import Defect, Item, Label
+from curate.index import sync
 from curate.project import Project
 from curate.shapes import defect_from_mask
 from tests import fakes
@@ -87,5 +87,5 @@ def items(folder: Path, pieces: int = 8, views: int = 2, first: int = 0) -> list
 def mill(make: Make, tmp_path: Path) -> Project:
     """An indexed project: 24 pieces in two views, six of each class, twelve clean."""
     project = make([LIBRARY | {"data": save(tmp_path / "steel", 24)}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     return project

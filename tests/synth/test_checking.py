@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate import cli, embed, indexing
+from curate import cli, embed
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from synth import checking, entering, making, masks
 from synth.checking import Look, Standard
@@ -172,7 +173,7 @@ def works(make: Make, tmp_path: Path) -> Project:
         for name, mask in shown.items():
             Image.fromarray(255 * mask).save(root / "masks" / name / f"{number:02d}.png")
     project = make([LIBRARY | {"data": root}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     return project
 
 

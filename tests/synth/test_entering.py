@@ -12,11 +12,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from curate import archive, browse, files, garbage, indexing, status
-from curate import synthetic as follower
+from curate import archive, files, garbage, status
 from curate.data import Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_views, sync
+from curate.index import synthetic as follower
+from curate.index.dataset import Index
 from curate.labels import Book
 from curate.pooling import seen_images
 from curate.project import Project
@@ -74,7 +75,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert found.tag not in Index(mill).dataset.list_saved_views()
     assert found.tag not in Index(mill).dataset.distinct("tags")
     assert batch.folder.is_dir()
-    indexing.run(mill)
+    sync.run(mill)
     assert dump(mill) == before
 
 
@@ -101,15 +102,15 @@ def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_ar
     before = dump(mill)
     index = Index(mill)
     index.remove(sorted(synthetic(mill))[:2])  # as a kill between log and index leaves it
-    report = indexing.run(mill)
+    report = sync.run(mill)
     assert report.added == 2
     assert dump(mill) == before
     Index(mill).dataset.delete()
-    indexing.run(mill)
-    browse.arrange(mill)
+    sync.run(mill)
+    app_views.arrange(mill)
     assert dump(mill) == before
     assert {tuple(row[3]) for row in synthetic(mill).values()} == {(f"synthetic-{batch.key[:8]}",)}  # type: ignore[arg-type]
-    assert indexing.run(mill).added == 0
+    assert sync.run(mill).added == 0
     assert Index(mill).count(missing=True) == 0
 
 
@@ -120,7 +121,7 @@ def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch
     sample = index.dataset.match(index.fo.ViewField("content_id") == id).first()
     sample["defects"] = index.fo.Detections()
     sample.save()
-    indexing.run(mill, rebuild=True)
+    sync.run(mill, rebuild=True)
     (item,) = Index(mill).items([id])
     assert item.label.clean
     assert item.source == "synthetic"
@@ -140,7 +141,7 @@ def test_a_backup_holds_what_was_let_in(mill: Project, batch: Batch, tmp_path: P
     files.remove(mill.folder)
     archive.restore(tmp_path / "a.tar.gz", mill.folder, {}, force=False, trust=True)
     assert dump(mill) == before
-    indexing.run(mill)
+    sync.run(mill)
     assert dump(mill) == before
 
 
@@ -158,7 +159,7 @@ def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Pr
     held = next(str(group) for _, split, group in Index(mill).rows("split", "group") if split == "val")
     Decisions(mill.work / "splits").join([(held, donor)])
     for _ in range(2):
-        indexing.run(mill)
+        sync.run(mill)
         shown = {id: row[1] for id, row in synthetic(mill).items()}
         theirs = {id for id, one in made.items() if donor in (one.donor_group, one.ground_group)}
         assert {id for id, split in shown.items() if split == "val"} == theirs
@@ -176,10 +177,10 @@ def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teac
     learnt = next(group for group, split in rows if split == "train" and group not in parents)
     files.write_json(batch.folder / making.MANIFEST, batch.manifest | {"learnt": [learnt]})
     entering.accept(mill, batch.key, forced=True)
-    indexing.run(mill)
+    sync.run(mill)
     assert made.keys() <= {one.id for one in dataset.collect(Index(mill)).train}
     Decisions(mill.work / "splits").join([(next(group for group, split in rows if split == "val"), learnt)])
-    indexing.run(mill)
+    sync.run(mill)
     assert {row[1] for row in synthetic(mill).values()} == {"val"}
     taught = dataset.collect(Index(mill))
     assert not made.keys() & {one.id for one in (*taught.train, *taught.val)}
@@ -248,7 +249,7 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -
     with pytest.raises(CurateError, match="Generate it again"):
         entering.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
-    assert not indexing.run(mill).added
+    assert not sync.run(mill).added
 
 
 def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
@@ -328,5 +329,5 @@ def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: Batch) ->
     entering.accept(mill, batch.key, forced=True)
     (batch.folder / batch.made()[0].file).write_bytes(b"")
     Index(mill).dataset.delete()
-    indexing.run(mill)
+    sync.run(mill)
     assert synthetic(mill).keys() == {one.id for one in batch.made()[1:]}

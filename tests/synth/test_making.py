@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.shapes import defect_from_mask
 from synth import making, masks, planning

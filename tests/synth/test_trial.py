@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import cli, indexing
+from curate import cli
 from curate.data import Defect, Item, Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from synth import arms, experiment, lots, making, masks, smaller, trial, verdict
 from synth.arms import Arm, Run
@@ -318,7 +319,7 @@ def works(make: Make, tmp_path: Path) -> Project:
         for name, mask in masks.items():
             Image.fromarray(255 * mask).save(root / "masks" / name / file)
     project = make([LIBRARY | {"data": root, "group": r"(piece\d+)_"}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     return project
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import indexing
 from curate.data import Defect, Item, Label
+from curate.index import sync
 from curate.project import Project
 from curate.shapes import defect_from_mask
 from tests import fakes
@@ -85,5 +85,5 @@ def works(make: Make, tmp_path: Path) -> Project:
             Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
     sources = [LIBRARY | {"data": root}, {"name": "line", "format": "images", "kind": "production", "data": line}]
     project = make(sources, CLASSES)
-    indexing.run(project)
+    sync.run(project)
     return project

@@ -10,7 +10,7 @@ import pytest
 
 from curate.data import Defect, Item, Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.curate.test_selecting import label
 from tests.train.conftest import CLASSES, data, drawn, tiny

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from curate import browse, cli, database, indexing, scores, setup
+from curate import cli, scores, setup
 from curate.data import Item
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_views, database, sync
+from curate.index.dataset import Index
 from curate.project import Project, load
 from curate.tables import Table
 from labeling import push
@@ -44,7 +45,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
         for name, mask in ({} if number % 11 == 0 else masks).items():
             Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
     project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     torch.set_num_threads(2)
     training.run(project, training.Wish(recipe="simple-cnn", overrides=WHOLE, device="cpu"))
     for epochs in (1, 4):
@@ -208,10 +209,10 @@ def test_the_app_shows_the_mistakes(plant: Project) -> None:
     keys = models(plant)
     evaluating.run(plant, Wish(keys["poor"], device="cpu"))
     found = evaluating.run(plant, Wish(keys["good"], device="cpu"))
-    browse.arrange(plant)
+    app_views.arrange(plant)
     index = Index(plant)
     rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
-    fields = {id: values for id, *values in index.rows(*browse.MISTAKES, *browse.CHANGED)}
+    fields = {id: values for id, *values in index.rows(*app_views.MISTAKES, *app_views.CHANGED)}
     before = {row["id"]: row for row in pyarrow.parquet.read_table(per_image(plant, keys["poor"])).to_pylist()}
     for row in rows:
         missed, alarm, sure, _, dice, _, fixed, broken = fields[row["id"]]
@@ -226,12 +227,12 @@ def test_the_app_shows_the_mistakes(plant: Project) -> None:
     scores_group = next(one for one in index.dataset.app_config.sidebar_groups if one.name == "scores")
     assert {"eval_missed", "eval_false_alarm", "mistakenness"} <= set(scores_group.paths)
     views = set(index.dataset.list_saved_views())
-    assert {browse.CONFIDENT, "label suspects"} <= views
+    assert {app_views.CONFIDENT, "label suspects"} <= views
     assert index.dataset.get_run_info("evaluation_test").config.model == found.model
-    surest = index.dataset.load_saved_view(browse.CONFIDENT).values("eval_confidence")
+    surest = index.dataset.load_saved_view(app_views.CONFIDENT).values("eval_confidence")
     assert surest == sorted(surest, reverse=True)
     assert len(surest) <= 20
-    assert browse.opens_on(index) == browse.CONFIDENT
+    assert app_views.opens_on(index) == app_views.CONFIDENT
 
 
 def per_image(project: Project, key: str) -> Path:
@@ -242,7 +243,7 @@ def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, found
     evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
     predicting.run(plant, found.model, everything=True, device="cpu")
     evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
-    browse.arrange(plant)
+    app_views.arrange(plant)
     index = Index(plant)
     view = index.dataset.load_saved_view("label suspects")
     shown = dict(zip(view.values("content_id"), view.values("mistakenness"), strict=True))
@@ -324,7 +325,7 @@ def test_comparing_two_models(plant: Project, found: Evaluation) -> None:
 
 def test_no_model(make: Callable[..., Project], library: Path) -> None:
     project = make([{"name": "library", "format": "mask_folder", "fully_labelled": True, "data": library}])
-    indexing.run(project)
+    sync.run(project)
     with pytest.raises(CurateError, match="no trained model yet"):
         evaluating.run(project, CPU)
 

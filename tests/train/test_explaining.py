@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, tiny

@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from curate import indexing
 from curate.data import Item, Label, make_defect
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
@@ -155,7 +155,7 @@ def _classified(make: Make, tmp_path: Path, single: bool) -> Project:
             Image.fromarray(255 * mask).save(root / "masks" / kind / f"{number:02d}.png")
     kind = {"name": "sorted", "format": "class_folders"} if single else LIBRARY
     project = make([kind | {"data": root}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     return project
 
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from curate import cli, database, indexing, setup
+from curate import cli, setup
 from curate.data import Item, Label
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import database, sync
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
 from train import evaluating, figures, folds, intervals, judging, recipe, store, training
@@ -47,7 +48,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
         for name, mask in masks.items():
             Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
     project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
-    indexing.run(project)
+    sync.run(project)
     training.run(project, training.Wish(recipe="unet-resnet", overrides=QUICK, device="cpu"))
     yield project
     fo = database.connect(folder)

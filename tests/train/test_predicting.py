@@ -12,9 +12,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from curate import files, predictions, selecting, shapes
+from curate import files, selecting, shapes
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import predictions
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.selecting import Wish
 from curate.tables import Table

@@ -65,13 +65,13 @@ def test_what_a_promotion_does_not_ask_is_said(tmp_path: Path, alarms: float | N
 
 
 def _splits(project: Project) -> dict[str, str]:
-    from curate.index import Index
+    from curate.index.dataset import Index
 
     return dict(Index(project).rows("split"))
 
 
 def _forget(project: Project, ids: list[str]) -> None:
     """These images are labelled no longer."""
-    from curate.index import Index
+    from curate.index.dataset import Index
 
     Index(project).set({"status": dict.fromkeys(ids, "skipped")})

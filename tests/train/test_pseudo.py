@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate import predictions
 from curate.data import Defect, Label, make_defect
 from curate.errors import CurateError
-from curate.index import Index
-from curate.predictions import Prediction
+from curate.index import predictions
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.project import Project
 from curate.shapes import defect_from_mask
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import TINY, drawn
@@ -158,12 +158,12 @@ def test_an_image_that_cannot_be_read_is_named(trained: Project) -> None:
 @pytest.fixture
 def tiles(works: Project) -> Project:
     """The same images, named as the magnetic tiles are: odd ones in another exposure."""
-    from curate import indexing
+    from curate.index import sync
 
     for file in list((works.folder.parent.parent / "steel").rglob("*.png")):
         number = int(file.stem)
         file.rename(file.with_name(f"exp{1 + number % 2}_num_{number}.png"))
-    indexing.run(works)
+    sync.run(works)
     training.run(works, replace(FAST, overrides=(*FAST.overrides, "epochs=1")))
     return works
 

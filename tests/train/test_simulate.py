@@ -14,10 +14,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from curate import embedding, indexing
+from curate import embedding
 from curate.cost import Seconds
 from curate.data import Label
 from curate.errors import CurateError
+from curate.index import sync
 from curate.pool import WHOLE, Pool, Rows, Windows
 from curate.project import Project
 from tests import fakes
@@ -507,7 +508,7 @@ def steel(make: Make, tmp_path: Path) -> Project:
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / file)
     source = {"name": "library", "format": "mask_folder", "fully_labelled": True, "group": r"(piece\d+)_", "data": root}
     project = make([source])
-    indexing.run(project)
+    sync.run(project)
     return project
 
 
@@ -569,7 +570,7 @@ def test_a_network_is_played_again_on_other_outlines_or_by_another_recipe(steel:
     assert simulate._teachers(steel, before, replace(wish, overrides=(*sets, "epochs=1")))[2] != mark
     mask = tmp_path / "steel" / "masks" / "crack" / "piece00_0.png"
     Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
-    indexing.run(steel)
+    sync.run(steel)
     assert simulate._teachers(steel, before, wish)[2] != mark
 
 

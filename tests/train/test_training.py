@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import SMALL

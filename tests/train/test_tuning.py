@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import Project
 from tests.curate.cli.test_cli import CURATE, Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import data

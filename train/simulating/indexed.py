@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from curate import vectors
 from curate.data import Box, Label
 from curate.errors import CurateError
-from curate.index import PRESENT, Index
+from curate.index.dataset import PRESENT, Index
 from curate.pool import Windows
 from curate.project import Project
 from curate.vectors import Vectors

@@ -15,7 +15,7 @@ from typing import Any
 
 from curate import files, workers
 from curate.errors import CurateError
-from curate.rounds import key_of
+from curate.index.rounds import key_of
 from train.simulating.learners import probe
 from train.simulating.play import Curve, Picker, Point, Setting, Teacher, play
 from train.simulating.world import World, fingerprint, load, save

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from curate import files
-from curate.index import Index
+from curate.index.dataset import Index
 from tests.bench.figures.plans import DATA, Plan, plans
 from train import intervals
 from train.intervals import Draws, exact

@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curate import files, indexing, setup
+from curate import files, setup
 from curate.cli._common import bars
 from curate.formats import neu_det
-from curate.index import Index
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import FILE, Project, load
 from tests.bench.figures import results
 from tests.bench.figures.plans import DATA, LOOKED_INTO, NEU, NONE, TILE, Plan, plans
@@ -40,7 +41,7 @@ def project_of(data: str, out: Path) -> Project:
         setup.write(folder, [source_of(data, out)], classes_of(data))
     project = load(folder)
     with files.writer_lock(project.work, "figures: index"), bars() as step:
-        indexing.run(project, step)
+        sync.run(project, step)
     return project
 
 

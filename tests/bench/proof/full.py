@@ -9,9 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from curate import embedding, files, indexing, setup
+from curate import embedding, files, setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
+from curate.index import sync
 from curate.project import FILE, Project, load
 from tests.bench.proof.sets import CACHE, WEIGHTS
 from tests.fakes import REAL, need_real
@@ -58,7 +59,7 @@ def project_of(name: str, folder: Path) -> Project:
     project = load(folder)
     options = {"weights": str(REAL / WEIGHTS), "scale": "tf"}
     with files.writer_lock(project.work, "proof: index"), bars() as step:
-        indexing.run(project, step)
+        sync.run(project, step)
         embedding.run(project, "torchvision_file", options, progress=step)
     return project
 

@@ -14,9 +14,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from curate import files, indexing, setup
+from curate import files, setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
+from curate.index import sync
 from curate.project import FILE, Project, load
 from synth import experiment, trial
 from synth.arms import BALANCED
@@ -58,7 +59,7 @@ def project_of(folder: Path) -> Project:
         files.write_text(folder / FILE, text)
     project = load(folder)
     with files.writer_lock(project.work, "trial: index"), bars() as step:
-        indexing.run(project, step)
+        sync.run(project, step)
     return project
 
 

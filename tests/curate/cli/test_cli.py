@@ -16,11 +16,12 @@ import pymongo.errors
 import pytest
 import typer
 
-from curate import __version__, cli, indexing, project
+from curate import __version__, cli, project
+from curate.index import sync
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import LIBRARY, Make
-from tests.curate.test_browser import free_port
+from tests.curate.index.test_browser import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 CURATE = [sys.executable, "-c", "from curate.cli import main; main()"]
@@ -101,7 +102,7 @@ def test_init_index_status_export(run: Run, library: Path, make: Make, monkeypat
     assert (home / "out" / "annotations.json").exists()
     assert "exists" in failed(run("export", home / "out", "--format", "coco", "--json"))
     make_owner = load(home / "projects" / "tile")
-    indexing.Index(make_owner).dataset.delete()
+    sync.Index(make_owner).dataset.delete()
 
 
 def test_folds_and_split_flags_reach_the_index(run: Run, plant: Project) -> None:
@@ -235,7 +236,7 @@ def odd(make: Make, library: Path) -> Project:
     source = library.rename(library.parent / "[" / "bold]")
     (source / "images" / "bad [dim].jpg").write_text("no image")
     made = make([LIBRARY | {"data": source, "name": "[b]source"}], ["crack", "hole", *ODD])
-    indexing.run(made)
+    sync.run(made)
     return made
 
 
@@ -255,7 +256,7 @@ def test_paths_in_brackets_are_shown_as_they_are(run: Run, odd: Project, tmp_pat
     assert copy[0] == 0, copy[2]
     assert "[i]copy" in copy[1]
     assert "projects/[i]copy" in run("doctor", "-p", "projects/[i]copy")[1]
-    indexing.Index(load(tmp_path / "projects" / "[i]copy")).dataset.delete()
+    sync.Index(load(tmp_path / "projects" / "[i]copy")).dataset.delete()
 
 
 def test_what_classes_and_index_did_is_shown_as_it_is(run: Run, odd: Project, tmp_path: Path, monkeypatch: Any) -> None:

@@ -437,7 +437,7 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Fill:
                 by_id = {i.id: i for i in items}
                 return (by_id[id] for id in ids)
 
-        monkeypatch.setattr("curate.index.Index", FakeIndex)
+        monkeypatch.setattr("curate.index.dataset.Index", FakeIndex)
 
     return index_of
 
@@ -447,7 +447,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Project) -> None:
         pytest.fail("the index was opened before all was checked")
 
-    monkeypatch.setattr("curate.index.Index", refuse)
+    monkeypatch.setattr("curate.index.dataset.Index", refuse)
 
 
 def some_items(folder: Path) -> list[Item]:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate import formats, intake
+from curate import formats
 from curate.data import Label, Record
 from curate.errors import LabelProblem
-from curate.intake import Rules
+from curate.index import intake
+from curate.index.intake import Rules
 from curate.project import LimitsConfig
 from labeling import wire
 from tests.fakes import coco, save_image, save_text, voc_xml

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import formats, indexing, rle
-from curate.index import Index
+from curate import formats, rle
+from curate.index import sync
+from curate.index.dataset import Index
 from curate.project import Project
 from curate.shapes import mask_of
 from curate.status import summarise
@@ -32,7 +33,7 @@ def project_of(make: Make, format: str, folder: Path, **more: object) -> Project
 def test_magnetic_tile(make: Make) -> None:
     folder = real_data("magnetic_tile")
     project = project_of(make, "magnetic_tile", folder)
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.added, report.quarantined, report.missing) == (1344, 0, 0)
     summary = summarise(project)
     by_class = {"Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103, "clean": 952}
@@ -50,7 +51,7 @@ def test_magnetic_tile(make: Make) -> None:
 def test_magnetic_tile_masks_are_exact_and_no_tile_crosses_a_split(make: Make) -> None:
     folder = real_data("magnetic_tile")
     project = project_of(make, "magnetic_tile", folder)
-    indexing.run(project)
+    sync.run(project)
     index = Index(project)
     assert index.edited() == [], "what comes back from the database is what was written"
     splits: dict[str, set[str | None]] = {}
@@ -69,7 +70,7 @@ def test_magnetic_tile_masks_are_exact_and_no_tile_crosses_a_split(make: Make) -
 def test_neu_det(make: Make) -> None:
     folder = real_data("neu_det")
     project = project_of(make, "neu_det", folder)
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.quarantined, report.missing) == (0, 0)
     # 1,800 files are 1,799 images: patches_101 and patches_105 are the same bytes, with different boxes.
     assert (report.added, report.duplicates, report.conflicts) == (1799, 1, 1)
@@ -87,7 +88,7 @@ def test_neu_det(make: Make) -> None:
 def test_severstal_counts(make: Make) -> None:
     folder = real_data("severstal")
     project = project_of(make, "severstal", folder)
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.added, report.quarantined) == (45, 0)
     assert report.missing == 995, "1,000 images have rows, 5 of them are among the 45 that are present"
     assert report.notes == {".jpg file holds PNG bytes": 20}
@@ -101,7 +102,7 @@ def test_severstal_counts(make: Make) -> None:
 def test_severstal_images_without_rows_are_clean_only_when_told(make: Make) -> None:
     folder = real_data("severstal")
     project = project_of(make, "severstal", folder, fully_labelled=True)
-    indexing.run(project)
+    sync.run(project)
     assert summarise(project)["by_class"]["clean"] == 40
 
 
@@ -109,7 +110,7 @@ def test_severstal_masks_lie_on_the_defect(make: Make) -> None:
     """Inside a mask the steel looks unlike the rest of the strip; a transposed or shifted mask would not show that."""
     folder = real_data("severstal")
     project = project_of(make, "severstal", folder)
-    indexing.run(project)
+    sync.run(project)
     right, wrong = [], []
     for item in Index(project).items():
         grey = np.asarray(Image.open(item.path).convert("L"), float)
@@ -142,7 +143,7 @@ def test_severstal_rows_survive_decode_and_encode() -> None:
 def test_sd900_masks(make: Make) -> None:
     folder = real_data("sd900")
     project = project_of(make, "mask_folder", folder, options={"class_from": "prefix"})
-    report = indexing.run(project)
+    report = sync.run(project)
     # The same picture twice as in NEU-DET: Pa_101 and Pa_105.
     assert (report.added, report.duplicates, report.quarantined, report.missing) == (899, 1, 0, 0)
     assert summarise(project)["by_class"] == {"In": 300, "Pa": 299, "Sc": 300, "clean": 0}

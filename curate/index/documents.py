@@ -22,7 +22,7 @@ import numpy as np
 from curate import rle, shapes
 from curate.data import Defect, Label, Status, make_defect
 from curate.errors import LabelProblem
-from curate.intake import Picture
+from curate.index.intake import Picture
 from curate.labels import State
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import decisions, edits, indexing, rle, setup, splits, state
+from curate import rle, setup, splits, state
 from curate.data import Item
 from curate.errors import CurateError
 from curate.files import writer_lock
-from curate.index import Index
+from curate.index import app_edits, conflicts, sync
+from curate.index.dataset import Index
 from curate.labels import Book
 from curate.project import Project, load
 from curate.shapes import mask_of
@@ -93,7 +94,7 @@ def test_content_ids_are_unique_in_the_database(indexed: Project) -> None:
 
 def test_a_second_run_changes_nothing_and_says_so(indexed: Project) -> None:
     before, log = dump(indexed), segments(indexed)
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.updated, report.unchanged) == (0, 0, 26)
     assert dump(indexed) == before
     assert segments(indexed) == log
@@ -101,20 +102,20 @@ def test_a_second_run_changes_nothing_and_says_so(indexed: Project) -> None:
 
 def test_only_what_is_new_is_added(indexed: Project, library: Path) -> None:
     fakes.save_image(library / "images" / "piece9_0.png", 32, 24, seed=77)
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.updated, report.unchanged) == (1, 0, 26)
 
 
 def test_a_label_that_changed_in_the_source_is_updated(indexed: Project, library: Path) -> None:
     fakes.save_mask(library / "masks" / "crack" / "piece1_0.png", [(0, 0, 3, 3)], (32, 24))
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.updated) == (0, 1)
     assert by_name(indexed)["piece1_0.png"].label.defects[0].box == (0, 0, 3, 3)
 
 
 def test_a_label_that_vanished_from_the_source_is_taken_back(indexed: Project, library: Path) -> None:
     (library / "masks" / "crack" / "piece1_0.png").unlink()
-    assert indexing.run(indexed).updated == 1
+    assert sync.run(indexed).updated == 1
     assert by_name(indexed)["piece1_0.png"].label.clean
 
 
@@ -165,17 +166,17 @@ def draw_in_app(
 def test_an_edit_in_the_app_is_logged_and_survives_a_changed_source(indexed: Project, library: Path) -> None:
     id = draw_in_app(indexed, "piece1_0.png")
     fakes.save_mask(library / "masks" / "crack" / "piece1_0.png", [(0, 0, 3, 3)], (32, 24))
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.app_edits, report.kept) == (1, 1)
     label = by_name(indexed)["piece1_0.png"].label
     assert sorted(d.label for d in label.defects) == ["crack", "hole"]
     assert [entry.origin for entry in book_of(indexed).history(id)] == ["import", "app", "import"]
-    assert indexing.run(indexed).app_edits == 0
+    assert sync.run(indexed).app_edits == 0
 
 
 def test_drawing_on_an_unlabelled_image_labels_it(indexed: Project) -> None:
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed)
+    sync.run(indexed)
     item = by_name(indexed)["coil0_0.png"]
     assert item.label.status == "labelled"
     assert item.label.defects[0].box == (8, 6, 16, 12)
@@ -186,7 +187,7 @@ def test_deleting_the_last_region_in_the_app_makes_an_image_clean(indexed: Proje
     _, one = sample(indexed, "piece1_0.png")
     one.defects.detections = []
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["piece1_0.png"].label.clean
 
 
@@ -194,7 +195,7 @@ def test_a_mask_stretched_in_the_app_stays_a_mask(indexed: Project) -> None:
     _, one = sample(indexed, "piece0_0.png")
     one.defects.detections[0].bounding_box = [0.0, 0.0, 1.0, 1.0]
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     (defect,) = by_name(indexed)["piece0_0.png"].label.defects
     assert defect.box == (0, 0, 32, 24)
     assert mask_of(defect, 32, 24).all()
@@ -202,7 +203,7 @@ def test_a_mask_stretched_in_the_app_stays_a_mask(indexed: Project) -> None:
 
 def test_a_class_that_does_not_exist_is_kept_but_disputed(indexed: Project) -> None:
     draw_in_app(indexed, "piece1_0.png", label="krack")
-    indexing.run(indexed)
+    sync.run(indexed)
     label = by_name(indexed)["piece1_0.png"].label
     assert (label.status, label.reason) == ("disputed", "unknown-class: krack")
     assert "krack" in label.present
@@ -212,7 +213,7 @@ def test_status_set_to_skipped_in_the_app_is_a_decision(indexed: Project) -> Non
     _, one = sample(indexed, "coil0_0.png")
     one.status, one.status_reason = "skipped", "blurred"
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("skipped", "blurred")
 
@@ -220,16 +221,16 @@ def test_status_set_to_skipped_in_the_app_is_a_decision(indexed: Project) -> Non
 def test_labels_come_back_from_the_log_when_the_database_is_lost(indexed: Project) -> None:
     draw_in_app(indexed, "piece1_0.png")
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed)
+    sync.run(indexed)
     before = dump(indexed)
     Index(indexed).dataset.delete()
-    assert indexing.run(indexed).added == 26
+    assert sync.run(indexed).added == 26
     assert dump(indexed) == before
 
 
 def test_rebuild_writes_every_label_again(indexed: Project) -> None:
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed)
+    sync.run(indexed)
     before = dump(indexed)
     index = Index(indexed)
     # Damage without a trace: label and digest agree, only the log knows better.
@@ -237,20 +238,20 @@ def test_rebuild_writes_every_label_again(indexed: Project) -> None:
     index.set({"defects": {id: index.fo.Detections() for id in ids}})
     index.set({"label_digest": {one.id: one.label.digest for one in index.shown()}})
     assert dump(indexed) != before
-    indexing.run(indexed, rebuild=True)
+    sync.run(indexed, rebuild=True)
     assert dump(indexed) == before
 
 
 def test_edits_are_captured_before_a_rebuild(indexed: Project) -> None:
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed, rebuild=True)
+    sync.run(indexed, rebuild=True)
     assert by_name(indexed)["coil0_0.png"].label.present == {"hole"}
 
 
 def test_an_index_that_is_gone_and_a_ledger_that_is_not(indexed: Project) -> None:
     (indexed.work / "files.sqlite").unlink()
     before = dump(indexed)
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.updated, report.unchanged) == (0, 0, 26)
     assert dump(indexed) == before
 
@@ -259,11 +260,11 @@ def test_a_place_in_the_queue_is_no_edit_and_stays(indexed: Project) -> None:
     index, one = sample(indexed, "coil0_0.png")
     index.set({"status": {one.content_id: "queued"}})
     log = segments(indexed)
-    assert indexing.run(indexed, rebuild=True).app_edits == 0
+    assert sync.run(indexed, rebuild=True).app_edits == 0
     assert by_name(indexed)["coil0_0.png"].label.status == "queued"
     assert segments(indexed) == log
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.status == "labelled"
 
 
@@ -276,7 +277,7 @@ def copy_of(library: Path, name: str, new: str) -> None:
 
 def test_exact_copies_become_one_sample_with_all_paths(plant: Project, library: Path) -> None:
     copy_of(library, "piece7_0.png", "piece7_5.png")
-    report = indexing.run(plant)
+    report = sync.run(plant)
     assert (report.added, report.duplicates, report.conflicts) == (26, 1, 0)
     _, one = sample(plant, "piece7_0.png")
     assert one.paths == ["library:images/piece7_0.png", "library:images/piece7_5.png"]
@@ -287,7 +288,7 @@ def disputed(plant: Project, library: Path) -> Project:
     """piece1_0 with a crack, and a copy of it that says hole."""
     copy_of(library, "piece1_0.png", "piece1_5.png")
     fakes.save_mask(library / "masks" / "hole" / "piece1_5.png", [(20, 10, 4, 4)], (32, 24))
-    indexing.run(plant)
+    sync.run(plant)
     return plant
 
 
@@ -297,7 +298,7 @@ def test_copies_with_different_labels_are_disputed_and_both_kept(disputed: Proje
     assert [d.label for d in one.defects.detections] == ["crack"]
     assert [(d.label, d.version) for d in one.other_defects.detections] == [("hole", "library:images/piece1_5.png")]
     assert summarise(disputed)["conflicts"] == 1
-    again = indexing.run(disputed)
+    again = sync.run(disputed)
     assert (again.conflicts, again.updated) == (1, 0)
 
 
@@ -306,36 +307,36 @@ def test_copies_with_different_labels_are_disputed_and_both_kept(disputed: Proje
     [("first", {"crack"}), ("library:images/piece1_5.png", {"hole"}), ("clean", set()), ("union", {"crack", "hole"})],
 )
 def test_a_person_resolves_a_conflict(disputed: Project, keep: str, present: set[str]) -> None:
-    (report,) = decisions.resolve(disputed, None, keep)
+    (report,) = conflicts.resolve(disputed, None, keep)
     item = by_name(disputed)["piece1_0.png"]
     assert item.label.status == "labelled"
     assert item.label.present == present
     assert report["kept"] == keep
-    indexing.run(disputed)
+    sync.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label == item.label
-    assert decisions.conflicts(disputed) == []
+    assert conflicts.conflicts(disputed) == []
 
 
 def test_a_conflict_tells_and_shows_how_its_versions_differ(disputed: Project) -> None:
-    (found,) = decisions.conflicts(disputed)
+    (found,) = conflicts.conflicts(disputed)
     assert found["differences"]["hole"]["area"] == [0, 16]
     assert found["differences"]["crack"]["regions"] == [1, 0]
     assert Path(found["picture"]).is_file()
-    decisions.resolve(disputed, None, "first")
+    conflicts.resolve(disputed, None, "first")
     assert not Path(found["picture"]).exists()
 
 
 def test_a_version_that_does_not_exist_names_those_that_do(disputed: Project) -> None:
     with pytest.raises(CurateError, match=r"unknown version 'library:images/piece1_6\.png'.*piece1_5\.png"):
-        decisions.resolve(disputed, None, "library:images/piece1_6.png")
-    assert len(decisions.conflicts(disputed)) == 1
+        conflicts.resolve(disputed, None, "library:images/piece1_6.png")
+    assert len(conflicts.conflicts(disputed)) == 1
 
 
 def test_an_edit_in_the_app_resolves_a_conflict(disputed: Project) -> None:
     _, one = sample(disputed, "piece1_0.png")
     one.defects.detections = []
     one.save()
-    indexing.run(disputed)
+    sync.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
 
 
@@ -360,8 +361,8 @@ def test_an_edit_that_a_killed_run_logged_is_no_second_edit(disputed: Project, m
     one.defects.detections = []
     one.save()
     drawn = draw_in_app(disputed, "coil0_0.png")
-    killed_before_the_index(disputed, monkeypatch, lambda: indexing.run(disputed))
-    indexing.run(disputed)
+    killed_before_the_index(disputed, monkeypatch, lambda: sync.run(disputed))
+    sync.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
     for id in (one.content_id, drawn):
         assert [entry.origin for entry in book_of(disputed).history(id)].count("app") == 1
@@ -369,9 +370,9 @@ def test_an_edit_that_a_killed_run_logged_is_no_second_edit(disputed: Project, m
 
 def test_an_edit_after_a_killed_run_counts(indexed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     id = draw_in_app(indexed, "coil0_0.png")
-    killed_before_the_index(indexed, monkeypatch, lambda: indexing.run(indexed))
+    killed_before_the_index(indexed, monkeypatch, lambda: sync.run(indexed))
     draw_in_app(indexed, "coil0_0.png", "crack")
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.present == {"hole", "crack"}
     assert [entry.origin for entry in book_of(indexed).history(id)].count("app") == 2
 
@@ -379,8 +380,8 @@ def test_an_edit_after_a_killed_run_counts(indexed: Project, monkeypatch: pytest
 def test_a_decision_that_a_killed_run_logged_is_not_logged_again(
     disputed: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed_before_the_index(disputed, monkeypatch, lambda: decisions.resolve(disputed, None, "first"))
-    decisions.resolve(disputed, None, "first")
+    killed_before_the_index(disputed, monkeypatch, lambda: conflicts.resolve(disputed, None, "first"))
+    conflicts.resolve(disputed, None, "first")
     item = by_name(disputed)["piece1_0.png"]
     assert item.label.present == {"crack"}
     assert [entry.origin for entry in book_of(disputed).history(item.id)].count("decision") == 1
@@ -389,20 +390,20 @@ def test_a_decision_that_a_killed_run_logged_is_not_logged_again(
 def test_deleting_the_wrong_copy_settles_the_conflict(disputed: Project, library: Path) -> None:
     (library / "images" / "piece1_5.png").unlink()
     (library / "masks" / "hole" / "piece1_5.png").unlink()
-    assert indexing.run(disputed).conflicts == 0
+    assert sync.run(disputed).conflicts == 0
     assert by_name(disputed)["piece1_0.png"].label.present == {"crack"}
 
 
 def test_a_file_that_was_renamed_and_relabelled_at_once_is_no_conflict(indexed: Project, library: Path) -> None:
     (library / "images" / "piece1_0.png").rename(library / "images" / "piece1_9.png")
     (library / "masks" / "crack" / "piece1_0.png").rename(library / "masks" / "hole" / "piece1_9.png")
-    assert indexing.run(indexed).conflicts == 0
+    assert sync.run(indexed).conflicts == 0
     assert by_name(indexed)["piece1_9.png"].label.present == {"hole"}
 
 
 def test_a_copy_among_unlabelled_images_is_no_conflict(plant: Project, library: Path, line: Path) -> None:
     shutil.copy(library / "images" / "piece1_0.png", line / "A" / "cam0" / "coil9_1.png")
-    assert indexing.run(plant).conflicts == 0
+    assert sync.run(plant).conflicts == 0
     assert by_name(plant)["piece1_0.png"].label.present == {"crack"}
 
 
@@ -465,18 +466,18 @@ def test_what_cannot_be_trusted_is_quarantined_with_a_reason(
 ) -> None:
     reference = "library:" + spoil(library)
     project = make([LIBRARY | {"data": library}], limits={"max_pixels": 50_000})
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.added, report.quarantined) == (16, 1)
     assert re.search(reason, quarantine(project)[reference])
-    again = indexing.run(project)
+    again = sync.run(project)
     assert (again.quarantined, again.unchanged) == (1, 16)
 
 
 def test_a_mended_file_leaves_quarantine(plant: Project, library: Path) -> None:
     spoil_text(library)
-    indexing.run(plant)
+    sync.run(plant)
     fakes.save_image(library / "images" / "bad.jpg", 32, 24, seed=4)
-    report = indexing.run(plant)
+    report = sync.run(plant)
     assert (report.added, report.quarantined) == (1, 0)
     assert quarantine(plant) == {}
 
@@ -507,7 +508,7 @@ def test_bad_rows_of_a_csv_are_quarantined_by_image_class_and_run(
 ) -> None:
     root = severstal(tmp_path, rows)
     project = make([{"name": "s", "format": "severstal", "data": root}], ["1", "2", "3", "4"])
-    report = indexing.run(project)
+    report = sync.run(project)
     assert report.quarantined == 1
     (found,) = quarantine(project).values()
     assert re.search(reason, found), found
@@ -516,10 +517,10 @@ def test_bad_rows_of_a_csv_are_quarantined_by_image_class_and_run(
 def test_an_image_of_the_index_whose_label_goes_bad_keeps_its_last_good_one(make: Make, tmp_path: Path) -> None:
     root = severstal(tmp_path, "a.jpg,3,1 4\n")
     project = make([{"name": "s", "format": "severstal", "data": root}], ["1", "2", "3", "4"])
-    indexing.run(project)
+    sync.run(project)
     before = dump(project)
     fakes.save_text(root / "train.csv", "ImageId,ClassId,EncodedPixels\na.jpg,3,1 4 9\n")
-    assert indexing.run(project).quarantined == 1
+    assert sync.run(project).quarantined == 1
     assert dump(project) == before
 
 
@@ -532,7 +533,7 @@ def test_boxes_outside_the_image_as_configured(make: Make, tmp_path: Path, boxes
         root / "annotations" / "a.xml", f"<annotation><object><name>crack</name>{box}</object></annotation>"
     )
     project = make([{"name": "v", "format": "voc", "data": root}], limits={"boxes": boxes})
-    assert indexing.run(project).quarantined == quarantined
+    assert sync.run(project).quarantined == quarantined
     if not quarantined:
         assert by_name(project)["a.png"].label.defects[0].box == (0, 2, 10, 22)
 
@@ -540,7 +541,7 @@ def test_boxes_outside_the_image_as_configured(make: Make, tmp_path: Path, boxes
 def test_a_png_named_jpg_is_accepted_and_noted(plant: Project, library: Path) -> None:
     path = fakes.save_image(library / "images" / "odd.png", 32, 24, seed=3)
     path.rename(library / "images" / "odd.jpg")
-    report = indexing.run(plant)
+    report = sync.run(plant)
     assert (report.added, report.quarantined) == (27, 0)
     assert report.notes == {".jpg file holds PNG bytes": 1}
 
@@ -552,17 +553,17 @@ def test_missing_files_are_reported_and_come_back(indexed: Project, library: Pat
     path = library / "images" / "piece7_0.png"
     content = path.read_bytes()
     path.unlink()
-    assert indexing.run(indexed).missing == 1
+    assert sync.run(indexed).missing == 1
     assert Index(indexed).count(missing=True) == 1
     assert "piece7_0.png" in (indexed.work / "missing.csv").read_text()
     path.write_bytes(content)
-    assert indexing.run(indexed).missing == 0
+    assert sync.run(indexed).missing == 0
     assert Index(indexed).count(missing=True) == 0
 
 
 def test_a_moved_file_is_the_same_image(indexed: Project, library: Path) -> None:
     os.rename(library / "images" / "piece7_0.png", library / "images" / "piece7_9.png")
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.updated, report.missing) == (0, 1, 0)
     assert by_name(indexed)["piece7_9.png"].path.exists()
 
@@ -570,7 +571,7 @@ def test_a_moved_file_is_the_same_image(indexed: Project, library: Path) -> None
 def test_images_that_only_the_labels_name_are_missing_not_an_error(make: Make, tmp_path: Path) -> None:
     root = severstal(tmp_path, "a.jpg,3,1 4\nb.jpg,1,1 4\n")
     project = make([{"name": "s", "format": "severstal", "data": root}], ["1", "2", "3", "4"])
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.added, report.missing, report.quarantined) == (1, 1, 0)
 
 
@@ -595,7 +596,7 @@ def test_splits_stay_when_images_and_ratio_change(indexed: Project, library: Pat
     before = {item.id: item.split for item in Index(indexed).items()}
     for number in range(20, 40):
         fakes.save_image(library / "images" / f"piece{number}_0.png", 32, 24, seed=5000 + number)
-    indexing.run(load(indexed.folder, {"splits": {"ratio": "10/45/45"}}))
+    sync.run(load(indexed.folder, {"splits": {"ratio": "10/45/45"}}))
     after = {item.id: item.split for item in Index(indexed).items()}
     assert {id: after[id] for id in before} == before
     assert len(after) == len(before) + 20
@@ -603,14 +604,14 @@ def test_splits_stay_when_images_and_ratio_change(indexed: Project, library: Pat
 
 def test_a_new_view_of_an_old_piece_takes_its_split(indexed: Project, library: Path) -> None:
     fakes.save_image(library / "images" / "piece3_7.png", 32, 24, seed=707)
-    indexing.run(indexed)
+    sync.run(indexed)
     items = by_name(indexed)
     assert items["piece3_7.png"].split == items["piece3_0.png"].split
 
 
 def test_copies_in_two_groups_make_one_group(plant: Project, library: Path) -> None:
     copy_of(library, "piece6_0.png", "piece7_5.png")
-    indexing.run(plant)
+    sync.run(plant)
     items = by_name(plant)
     assert items["piece6_0.png"].group == items["piece7_0.png"].group
     assert all(len(names) == 1 for names in splits_by_group(plant).values())
@@ -624,7 +625,7 @@ def test_a_copy_that_joins_two_splits_is_reported_as_a_leak_and_train_moves(inde
     shutil.copy(in_test.path, library / "images" / f"{piece}_8.png")
     for mask in (library / "masks").glob(f"*/{in_test.path.name}"):
         shutil.copy(mask, mask.with_name(f"{piece}_8.png"))
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     (leak,) = report.leaks
     assert (leak["moved_from"], leak["moved_to"]) == ("train", "test")
     after = {item.id: item for item in Index(indexed).items()}
@@ -640,7 +641,7 @@ def test_audit_picks_fill_val_and_test_of_the_production(indexed: Project) -> No
             one.tags.append("audit")
         one.status = "labelled"
         one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     items = by_name(indexed)
     assert {items[n].split for n in ("coil0_0.png", "coil1_2.png", "coil2_4.png")} <= {"val", "test"}
     assert items["coil3_6.png"].split == "train"
@@ -649,7 +650,7 @@ def test_audit_picks_fill_val_and_test_of_the_production(indexed: Project) -> No
 
 
 def test_folds_keep_groups_together_and_are_repeatable(indexed: Project) -> None:
-    assert indexing.draw_folds(indexed, 4, 3) == 8
+    assert sync.draw_folds(indexed, 4, 3) == 8
     index = Index(indexed)
     found: dict[str, set[tuple[int, ...]]] = {}
     for group, folds in zip(*index.dataset.values(["group", "folds"]), strict=True):
@@ -658,13 +659,13 @@ def test_folds_keep_groups_together_and_are_repeatable(indexed: Project) -> None
     assert all(len(folds) == 1 for folds in found.values())
     assert all(len(next(iter(folds))) == 3 for folds in found.values())
     first = (indexed.work / "folds" / "4x3-seed42.json").read_bytes()
-    indexing.draw_folds(indexed, 4, 3)
+    sync.draw_folds(indexed, 4, 3)
     assert (indexed.work / "folds" / "4x3-seed42.json").read_bytes() == first
 
 
 def test_more_folds_than_groups_is_a_clear_error(indexed: Project) -> None:
     with pytest.raises(CurateError, match="9 folds need at least 9 labelled groups, there are 8"):
-        indexing.draw_folds(indexed, 9, 1)
+        sync.draw_folds(indexed, 9, 1)
 
 
 def test_joined_groups_come_from_the_log_of_decisions(indexed: Project) -> None:
@@ -680,14 +681,14 @@ def test_a_source_whose_folder_is_gone_changes_nothing(indexed: Project, library
     before = dump(indexed)
     library.rename(library.with_name("unmounted"))
     with pytest.raises(CurateError, match=r"source 'library': no folder at .*library"):
-        indexing.run(indexed)
+        sync.run(indexed)
     assert dump(indexed) == before
 
 
 def test_a_newer_state_is_refused(indexed: Project) -> None:
     (indexed.work / "state.json").write_text('{"schema": 99}')
     with pytest.raises(CurateError, match=f"state schema 99; this one.*knows {state.SCHEMA}"):
-        indexing.run(indexed)
+        sync.run(indexed)
 
 
 def test_a_project_without_an_index_names_the_command(make: Make, library: Path) -> None:
@@ -698,8 +699,8 @@ def test_a_project_without_an_index_names_the_command(make: Make, library: Path)
 def test_two_projects_share_a_server_and_never_a_dataset(make: Make, library: Path, line: Path) -> None:
     one = make([LIBRARY | {"data": library}], name="one")
     two = make([LINE | {"data": line}], name="two")
-    indexing.run(one)
-    indexing.run(two)
+    sync.run(one)
+    sync.run(two)
     assert (Index(one).count(), Index(two).count()) == (16, 10)
 
 
@@ -722,10 +723,10 @@ def test_capture_is_exact_for_masks_boxes_and_classes(make: Make, tmp_path: Path
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(path)
     project = make([{"name": "odd", "format": "mask_folder", "data": root, "fully_labelled": True}])
-    indexing.run(project)
+    sync.run(project)
     index = Index(project)
     assert index.edited() == []
-    assert edits.capture(index, book_of(project), project.class_names) == []
+    assert app_edits.capture(index, book_of(project), project.class_names) == []
     for item in index.items():
         if item.label.defects:
             mask = np.asarray(Image.open(root / "masks" / "crack" / item.path.name)) > 127
@@ -734,7 +735,7 @@ def test_capture_is_exact_for_masks_boxes_and_classes(make: Make, tmp_path: Path
 
 def test_the_demo_plant_is_indexed_with_its_faults(tmp_path: Path, make: Make, server: str) -> None:
     project, summary = setup.demo(tmp_path / "projects" / "demo", 120, 3, lambda done: None)
-    report = indexing.run(project)
+    report = sync.run(project)
     assert report.added == summary.images
     assert report.quarantined == len(summary.truncated) + len(summary.empty) + len(summary.not_an_image)
     assert report.duplicates == len(summary.duplicates) + len(summary.conflicts)

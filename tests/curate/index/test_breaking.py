@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import archive, classes, decisions, edits, indexing, setup, state
+from curate import archive, setup, state
 from curate.errors import CurateError
 from curate.files import writer_lock
-from curate.index import Index
+from curate.index import app_edits, classes, conflicts, sync
+from curate.index.dataset import Index
 from curate.labels import Book
 from curate.project import Project, load
 from curate.status import summarise
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump
-from tests.curate.test_index import by_name, draw_in_app, quarantine, sample
+from tests.curate.index.test_dataset import by_name, draw_in_app, quarantine, sample
 
 # --- kills and edits between two writes -----------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ def test_a_state_is_shown_whole_or_not_at_all(indexed: Project, monkeypatch: pyt
         classes.rename(indexed, "crack", "fissure")
     monkeypatch.undo()
     assert Index(indexed).edited() == []
-    report = indexing.run(load(indexed.folder))
+    report = sync.run(load(indexed.folder))
     assert (report.app_edits, len(ids)) == (0, 26)
     assert summarise(load(indexed.folder))["by_class"] == {"fissure": 8, "hole": 4, "clean": 4}
 
@@ -58,7 +59,7 @@ def test_an_edit_made_while_a_rebuild_runs_is_kept(indexed: Project) -> None:
         if not drawn:
             drawn.append(draw_in_app(indexed, "piece1_0.png"))
 
-    report = indexing.run(indexed, somebody_draws, rebuild=True)
+    report = sync.run(indexed, somebody_draws, rebuild=True)
     assert report.app_edits == 1
     assert by_name(indexed)["piece1_0.png"].label.present == {"crack", "hole"}
 
@@ -72,7 +73,7 @@ def test_an_edit_made_between_reading_and_writing_is_kept(indexed: Project, monk
         return real(self, states, seen)
 
     monkeypatch.setattr(Index, "write_states", write)
-    indexing.run(indexed, rebuild=True)
+    sync.run(indexed, rebuild=True)
     assert by_name(indexed)["piece1_0.png"].label.present == {"crack", "hole"}
 
 
@@ -83,7 +84,7 @@ def test_an_edit_made_between_reading_and_writing_is_kept(indexed: Project, monk
 def disputed(plant: Project, library: Path) -> Project:
     shutil.copy(library / "images" / "piece1_0.png", library / "images" / "piece1_5.png")
     fakes.save_mask(library / "masks" / "hole" / "piece1_5.png", [(20, 10, 4, 4)], (32, 24))
-    indexing.run(plant)
+    sync.run(plant)
     return plant
 
 
@@ -91,12 +92,12 @@ def test_a_note_on_a_disputed_image_decides_nothing(disputed: Project) -> None:
     _, one = sample(disputed, "piece1_0.png")
     one.status_reason = "ask Bob"
     one.save()
-    assert indexing.run(disputed).conflicts == 1
+    assert sync.run(disputed).conflicts == 1
     assert by_name(disputed)["piece1_0.png"].label.reason == "duplicate-labels: ask Bob"
-    assert len(decisions.conflicts(disputed)[0]["versions"]) == 2
+    assert len(conflicts.conflicts(disputed)[0]["versions"]) == 2
     _, one = sample(disputed, "piece1_0.png")
     assert [d.label for d in one.other_defects.detections] == ["hole"]
-    decisions.resolve(disputed, None, "first")
+    conflicts.resolve(disputed, None, "first")
     assert by_name(disputed)["piece1_0.png"].label.present == {"crack"}
 
 
@@ -104,7 +105,7 @@ def test_a_mistyped_status_is_no_decision(indexed: Project) -> None:
     _, one = sample(indexed, "piece7_0.png")
     one.status = "labeled"
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["piece7_0.png"].label.clean
 
 
@@ -118,7 +119,7 @@ def test_a_mask_in_a_file_of_its_own_is_a_mask(indexed: Project, tmp_path: Path)
         index.fo.Detection(label="crack", bounding_box=box, mask_path=str(tmp_path / "drawn.png"))
     )
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     (defect,) = by_name(indexed)["coil0_0.png"].label.defects
     assert defect.box == (8 + 3, 6 + 2, 6, 3)
     assert defect.rle is not None
@@ -129,7 +130,7 @@ def test_a_mask_that_cannot_be_read_is_disputed_not_a_box(indexed: Project, tmp_
     missing = str(tmp_path / "gone.png")
     one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[0, 0, 1, 1], mask_path=missing))
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("disputed", "unreadable-mask")
 
@@ -138,7 +139,7 @@ def test_a_box_drawn_over_the_edge_is_clipped(indexed: Project) -> None:
     index, one = sample(indexed, "coil0_0.png")
     one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[-0.125, 0.75, 0.25, 0.5]))
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.defects[0].box == (0, 18, 4, 6)
 
 
@@ -146,7 +147,7 @@ def test_a_box_wholly_outside_is_disputed(indexed: Project) -> None:
     index, one = sample(indexed, "coil0_0.png")
     one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[1.5, 0.75, 0.25, 0.5]))
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.status == "disputed"
 
 
@@ -155,16 +156,16 @@ def test_a_half_made_region_does_not_stop_the_project(indexed: Project, parts: d
     index, one = sample(indexed, "coil0_0.png")
     one.defects.detections.append(index.fo.Detection(**parts))
     one.save()
-    indexing.run(indexed)
+    sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("disputed", "incomplete-region")
-    assert indexing.run(indexed).app_edits == 0
+    assert sync.run(indexed).app_edits == 0
 
 
 def test_a_sample_added_by_hand_is_left_alone(indexed: Project, tmp_path: Path) -> None:
     index = Index(indexed)
     index.dataset.add_sample(index.fo.Sample(filepath=str(tmp_path / "mine.png")))
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.app_edits, report.unchanged) == (0, 26)
     assert None not in set(Book(indexed.work / "labels").ids())
 
@@ -178,7 +179,7 @@ def test_a_rename_that_the_config_cannot_take_changes_nothing(indexed: Project) 
         classes.rename(indexed, "crack", "")
     assert dump(indexed) == before
     assert sorted((indexed.work / "labels").iterdir()) == log
-    indexing.run(indexed)
+    sync.run(indexed)
     assert dump(indexed) == before
 
 
@@ -189,11 +190,11 @@ def test_a_change_of_classes_that_was_cut_short_is_finished_by_the_next_run(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edits, step, killed)
+    monkeypatch.setattr(app_edits, step, killed)
     with pytest.raises(KeyboardInterrupt):
         classes.rename(indexed, "crack", "fissure")
     monkeypatch.undo()
-    report = indexing.run(load(indexed.folder))
+    report = sync.run(load(indexed.folder))
     assert (report.quarantined, report.app_edits) == (0, 0)
     assert load(indexed.folder).class_names == ["fissure", "hole"]
     assert summarise(load(indexed.folder))["by_class"] == {"fissure": 8, "hole": 4, "clean": 4}
@@ -203,18 +204,18 @@ def test_a_change_of_classes_that_was_cut_short_is_finished_by_the_next_run(
 def test_a_class_taken_out_of_the_config_by_hand_is_disputed(indexed: Project) -> None:
     text = indexed.file.read_text()
     indexed.file.write_text(text.replace('name = "hole"', 'name = "dent"'))
-    indexing.run(load(indexed.folder))
+    sync.run(load(indexed.folder))
     label = by_name(indexed)["piece4_0.png"].label
     assert (label.status, label.reason) == ("disputed", "unknown-class: hole")
     indexed.file.write_text(text)
-    indexing.run(load(indexed.folder))
+    sync.run(load(indexed.folder))
     assert by_name(indexed)["piece4_0.png"].label.status == "labelled"
 
 
 def test_a_class_called_clean_is_counted_for_itself(make: Make, library: Path) -> None:
     (library / "masks" / "hole").rename(library / "masks" / "clean")
     project = make([LIBRARY | {"data": library}], ["crack", "clean"])
-    indexing.run(project)
+    sync.run(project)
     assert summarise(project)["by_class"] == {"crack": 8, "clean": 4, "(clean)": 4}
 
 
@@ -223,10 +224,10 @@ def test_a_class_called_clean_is_counted_for_itself(make: Make, library: Path) -
 
 def test_a_new_group_pattern_keeps_frozen_splits_or_reports_a_leak(make: Make, library: Path) -> None:
     project = make([LIBRARY | {"data": library, "group": None}])
-    indexing.run(project)
+    sync.run(project)
     before = {item.id: item.split for item in Index(project).items()}
     project = make([LIBRARY | {"data": library}])
-    report = indexing.run(project)
+    report = sync.run(project)
     after = {item.id: item for item in Index(project).items()}
     moved = {id for id, item in after.items() if item.split != before[id]}
     assert all(before[id] == "train" or after[id].split == "test" for id in moved), "only the train side moves"
@@ -240,10 +241,10 @@ def test_a_new_group_pattern_keeps_frozen_splits_or_reports_a_leak(make: Make, l
 
 def test_a_renamed_source_keeps_its_splits(make: Make, library: Path) -> None:
     project = make([LIBRARY | {"data": library}])
-    indexing.run(project)
+    sync.run(project)
     before = {item.id: item.split for item in Index(project).items()}
     project = make([LIBRARY | {"data": library, "name": "renamed"}])
-    report = indexing.run(project)
+    report = sync.run(project)
     assert {item.id: item.split for item in Index(project).items()} == before
     assert report.leaks == []
 
@@ -253,7 +254,7 @@ def test_a_moved_project_keeps_its_dataset_and_uncaptured_edits(indexed: Project
     moved = indexed.folder.with_name("plant-moved")
     indexed.folder.rename(moved)
     project = load(moved)
-    report = indexing.run(project)
+    report = sync.run(project)
     assert (report.added, report.app_edits) == (0, 1)
     assert by_name(project)["coil0_0.png"].label.present == {"hole"}
     index = Index(project)
@@ -265,7 +266,7 @@ def test_a_copied_project_gets_a_dataset_of_its_own(indexed: Project) -> None:
     copied = indexed.folder.with_name("plant-copy")
     shutil.copytree(indexed.folder, copied)
     project = load(copied)
-    assert indexing.run(project).added == 26
+    assert sync.run(project).added == 26
     assert Index(indexed).count() == 26
     Index(project).dataset.delete()
 
@@ -276,14 +277,14 @@ def test_an_empty_mount_point_is_a_mistake_not_thousands_of_missing_images(index
     (library / "images").mkdir(parents=True)
     (library / "masks").mkdir()
     with pytest.raises(CurateError, match="source 'library': none of its 16 images is at"):
-        indexing.run(indexed)
+        sync.run(indexed)
     assert dump(indexed) == before
     assert summarise(indexed)["missing"] == 0
 
 
 def test_an_image_replaced_in_place_leaves_the_old_one_missing(indexed: Project, library: Path) -> None:
     fakes.save_image(library / "images" / "piece7_0.png", 32, 24, seed=4242)
-    report = indexing.run(indexed)
+    report = sync.run(indexed)
     assert (report.added, report.missing) == (1, 1)
     assert summarise(indexed)["missing"] == 1
     assert "now holds another image" in (indexed.work / "missing.csv").read_text()
@@ -293,7 +294,7 @@ def test_the_project_s_own_folder_is_no_data(make: Make, tmp_path: Path) -> None
     fakes.save_image(tmp_path / "a.png")
     project = make([LINE | {"data": tmp_path, "template": None, "group": None}])
     with pytest.raises(CurateError, match="holds the project's own folder"):
-        indexing.run(project)
+        sync.run(project)
 
 
 def test_a_file_that_becomes_readable_leaves_quarantine(plant: Project, library: Path) -> None:
@@ -301,15 +302,15 @@ def test_a_file_that_becomes_readable_leaves_quarantine(plant: Project, library:
         pytest.skip("root reads every file")
     path = library / "images" / "piece7_0.png"
     path.chmod(0)
-    assert indexing.run(plant).quarantined == 1
+    assert sync.run(plant).quarantined == 1
     path.chmod(0o644)
-    assert indexing.run(plant).quarantined == 0
+    assert sync.run(plant).quarantined == 0
 
 
 def test_a_named_pipe_as_a_mask_is_quarantined(plant: Project, library: Path) -> None:
     (library / "masks" / "crack" / "piece0_0.png").unlink()
     os.mkfifo(library / "masks" / "crack" / "piece0_0.png")
-    indexing.run(plant)
+    sync.run(plant)
     assert "not a regular file" in quarantine(plant)["library:images/piece0_0.png"]
 
 
@@ -330,7 +331,7 @@ def test_every_command_refuses_newer_state(indexed: Project, tmp_path: Path) -> 
 def test_restore_leaves_data_beside_the_project_where_they_are(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "projects" / "demo"
     project, _ = setup.demo(folder, 60, 0, lambda done: None)
-    indexing.run(project)
+    sync.run(project)
     archive.backup(project, tmp_path / "b.tar.gz")
     report = archive.restore(tmp_path / "b.tar.gz", folder, {}, force=True, trust=True)
     back = load(folder)

@@ -13,11 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import intake, paths, workers
+from curate import paths, workers
 from curate.data import Label, Record, Reject
 from curate.errors import CurateError, LabelProblem
-from curate.intake import Picture, Rules
-from curate.ledger import MISSING, OK, QUARANTINED, Row
+from curate.index import intake
+from curate.index.file_ledger import MISSING, OK, QUARANTINED, Row
+from curate.index.intake import Picture, Rules
 
 JOB = 32  # files to a job
 AHEAD = 2048  # files that may wait to be written

@@ -15,16 +15,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import classes, edits, files, formats, intake, reading, rounds, splits, state, synthetic, workers
+from curate import files, formats, splits, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
-from curate.documents import NewSample
 from curate.errors import CurateError
-from curate.index import Card, Index, chunks
-from curate.intake import Picture, Rules
+from curate.index import app_edits as edits
+from curate.index import classes, intake, reading, rounds, synthetic
+from curate.index.dataset import Card, Index, chunks
+from curate.index.documents import NewSample
+from curate.index.file_ledger import MISSING, QUARANTINED, Image, Ledger, Row
+from curate.index.intake import Picture, Rules
+from curate.index.reading import Job, Outcome, reference_of
 from curate.labels import Book, Entry, now
-from curate.ledger import MISSING, QUARANTINED, Image, Ledger, Row
 from curate.project import Project, SourceConfig
-from curate.reading import Job, Outcome, reference_of
 from curate.splits import Decisions, Member
 
 BATCH = 1024  # images to a write of log, index and ledger

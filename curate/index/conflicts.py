@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curate import differences, edits, files
+from curate import files
 from curate.data import Label
-from curate.documents import describe
 from curate.errors import CurateError, unknown
 from curate.files import writer_lock
-from curate.index import Index
+from curate.index import app_edits, differences
+from curate.index.dataset import Index
+from curate.index.documents import describe
 from curate.labels import Book, Entry, me, now
 from curate.project import Project
 
@@ -48,7 +49,7 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
     """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
     with writer_lock(project.work, "curate resolve"):
         index, book = Index(project), Book(project.work / "labels", project.class_names)
-        edits.capture(index, book, project.class_names)
+        app_edits.capture(index, book, project.class_names)
         ids = _disputed(index, image)
         open_yet = [id for id in ids if book.state(id).label.status == "disputed"]  # others a kill kept from the index
         chosen = {id: choose(book.versions(id), keep) for id in open_yet}
@@ -56,7 +57,7 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
         for id, label in chosen.items():
             book.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
         book.flush()
-        edits.show(index, book, ids, project.class_names)
+        app_edits.show(index, book, ids, project.class_names)
         book.close()
         for id in ids:
             files.remove(_picture_of(project, id))

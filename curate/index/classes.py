@@ -18,10 +18,11 @@ from typing import Any
 
 import tomlkit
 
-from curate import browse, edits, files, state
+from curate import files, state
 from curate.errors import CurateError, unknown
 from curate.files import writer_lock
-from curate.index import Index
+from curate.index import app_edits, app_views
+from curate.index.dataset import Index
 from curate.labels import Book, me
 from curate.project import FILE, PALETTE, Project, load
 
@@ -109,7 +110,7 @@ def _noted(project: Project, change: Callable[[Any], None] | None, event: str, n
             book.close()
             files.write_text(project.file, text)
     if "dataset" in state.recorded(project):  # classes may be made before the first image is indexed
-        browse.arrange(load(project.folder))
+        app_views.arrange(load(project.folder))
     return {"did": did, "images": 0}
 
 
@@ -137,7 +138,7 @@ def _moved(project: Project, moves: dict[str, str], did: str, check: Callable[[S
             before = {id: card.key for id, card in index.cards().items()}
             index.project = finish(index)
             changed = sum(card.key != before[id] for id, card in index.cards().items())
-    browse.arrange(index.project)
+    app_views.arrange(index.project)
     return {"did": f"{did} before" if done else did, "images": changed}
 
 
@@ -153,7 +154,7 @@ def finish(index: Index) -> Project:
         return project
     plan = _plan(pending)
     book = Book(project.work / "labels")
-    edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
+    app_edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
     book.rename(plan["moves"], me(), plan["did"], plan["change"])
     files.write_text(project.file, _planned(project, lambda document: _move(document, plan["moves"])))
     config = load(project.folder).config
@@ -161,7 +162,7 @@ def finish(index: Index) -> Project:
     project = replace(project, config=project.config.model_copy(update=now_known))
     book.allow(project.class_names)
     stale = [id for id, card in index.cards().items() if card.key != book.key(id)]
-    edits.show(index, book, stale, project.class_names)
+    app_edits.show(index, book, stale, project.class_names)
     book.close()
     pending.unlink()
     return project

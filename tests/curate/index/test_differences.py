@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from curate.data import Label, make_defect
-from curate.differences import MOST_PANELS, described, picture
+from curate.index.differences import MOST_PANELS, described, picture
 from curate.shapes import defect_from_mask
 from tests.fakes import save_image
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from curate import browse, database, indexing, setup
-from curate.index import Index
+from curate import setup
+from curate.index import app_views, database, sync
+from curate.index.dataset import Index
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import Make
@@ -195,7 +196,7 @@ def test_beyond_the_loopback_address_the_link_has_a_token(app: tuple[Path, str])
 
 
 def test_saved_views_hold_what_their_names_say(indexed: Project) -> None:
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     dataset = Index(indexed).dataset
     sizes = {name: dataset.load_saved_view(name).count("id") for name in dataset.list_saved_views()}
     wanted = {
@@ -216,9 +217,9 @@ def test_saved_views_hold_what_their_names_say(indexed: Project) -> None:
 
 
 def test_views_of_users_are_left_alone_and_ours_follow_the_classes(indexed: Project) -> None:
-    from curate import classes
+    from curate.index import classes
 
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     dataset = Index(indexed).dataset
     dataset.save_view("my view", dataset.limit(3))
     classes.rename(indexed, "crack", "fissure")
@@ -237,7 +238,7 @@ def alike(make: Make, tmp_path: Path) -> Project:
     for number, name in enumerate(ALIKE):
         fakes.save_image(tmp_path / "data" / name / f"{number}.png", 8, 8, seed=number)
     project = make([{"name": "s", "format": "class_folders", "data": tmp_path / "data"}], ALIKE)
-    indexing.run(project)
+    sync.run(project)
     return project
 
 
@@ -252,7 +253,7 @@ def views(project: Project) -> dict[str, list[str]]:
 
 def test_classes_whose_names_are_alike_have_views_of_their_own(alike: Project) -> None:
     for _ in range(2):
-        browse.arrange(alike)
+        app_views.arrange(alike)
         found = {name: shown for name, shown in views(alike).items() if name.startswith("class ")}
         assert sorted(found.values()) == sorted([name] for name in ALIKE)
         assert found["class Rolled in"] == ["Rolled in"]
@@ -261,12 +262,12 @@ def test_classes_whose_names_are_alike_have_views_of_their_own(alike: Project) -
 
 
 def test_views_of_vanished_classes_go_and_those_of_users_stay(alike: Project) -> None:
-    from curate import classes
+    from curate.index import classes
 
     dataset = Index(alike).dataset
     dataset.save_view("class 裂纹", dataset.limit(3))
     dataset.save_view("Class my view", dataset.limit(2))
-    browse.arrange(alike)
+    app_views.arrange(alike)
     assert len(views(alike)["class 裂纹"]) == 3
     assert views(alike)["class 裂纹 2"] == ["裂纹"]
     classes.merge(alike, ["裂纹", "rolled-in"], "???")
@@ -278,25 +279,25 @@ def test_views_of_vanished_classes_go_and_those_of_users_stay(alike: Project) ->
 
 
 def test_colours_are_those_of_the_config(indexed: Project) -> None:
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     fields = Index(indexed).dataset.app_config.color_scheme.fields
     values = next(field for field in fields if field["path"] == "defects")["valueColors"]
     assert {value["value"]: value["color"] for value in values} == indexed.colors
 
 
 def test_what_a_model_predicts_has_colours_of_its_own(indexed: Project) -> None:
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     fields = Index(indexed).dataset.app_config.color_scheme.fields
     by_path = {field["path"]: {value["color"] for value in field["valueColors"]} for field in fields}
     assert not by_path["predictions"] & by_path["defects"]
     assert len(by_path["predictions"]) == len(by_path["defects"]) == len(indexed.colors)
-    assert browse.paler_color("#e6194b") == "#f28ca5"
+    assert app_views.paler_color("#e6194b") == "#f28ca5"
 
 
 def test_new_numbers_are_listed_under_scores(indexed: Project) -> None:
     index = Index(indexed)
     index.dataset.add_sample_field("uncertainty", index.fo.FloatField)
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     groups = {group.name: group.paths for group in Index(indexed).dataset.app_config.sidebar_groups}
     assert groups["scores"] == ["uncertainty"]
 
@@ -308,20 +309,20 @@ def test_a_port_in_use_names_the_remedy(indexed: Project) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(CurateError, match="Choose another with --port"):
-            browse.launch(indexed, taken.getsockname()[1], "127.0.0.1", True, None, print)
+            app_views.launch(indexed, taken.getsockname()[1], "127.0.0.1", True, None, print)
 
 
 def test_an_unknown_view_names_the_known_ones(indexed: Project) -> None:
     from curate.errors import CurateError
 
-    browse.arrange(indexed)
+    app_views.arrange(indexed)
     with pytest.raises(CurateError, match=r"unknown view 'clan' .did you mean 'clean'"):
-        browse.launch(indexed, free_port(), "127.0.0.1", True, "clan", print)
+        app_views.launch(indexed, free_port(), "127.0.0.1", True, "clan", print)
 
 
 def test_an_empty_plant_has_views_too(make: Make, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     project = make([{"name": "n", "format": "images", "kind": "production", "data": tmp_path / "nothing"}])
-    report = indexing.run(project)
-    browse.arrange(project)
+    report = sync.run(project)
+    app_views.arrange(project)
     assert report.added == 0

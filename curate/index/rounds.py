@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import AUDIT
 from curate.errors import CurateError, unknown
-from curate.index import Index
+from curate.index.dataset import Index
 
 PREDICTED = "predicted.parquet"
 CLASS = "class "  # before a class's name, which may be `id`

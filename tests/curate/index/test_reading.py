@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from curate import formats, reading, workers
+from curate import formats, workers
 from curate.errors import CurateError
-from curate.intake import Rules
-from curate.ledger import MISSING, OK, QUARANTINED
+from curate.index import reading
+from curate.index.file_ledger import MISSING, OK, QUARANTINED
+from curate.index.intake import Rules
 from curate.project import LimitsConfig
 from tests import fakes
 

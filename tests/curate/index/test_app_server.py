@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from curate import app_server, browse
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import app_server, app_views
+from curate.index.dataset import Index
 from curate.project import Project
 from tests import fakes
 
@@ -129,7 +129,7 @@ def open_server() -> Iterator[str]:
 
 
 def test_a_server_that_cannot_be_restrained_is_named(open_server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    browse._check_restrained(open_server, "")
+    app_views._check_restrained(open_server, "")
     assert "sends any file of this machine to anybody who reaches it" in capsys.readouterr().err
     with pytest.raises(CurateError, match="Leave out --address"):
-        browse._check_restrained(open_server, "token")
+        app_views._check_restrained(open_server, "token")

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from curate import database, setup
+from curate import setup
+from curate.index import database
 from tests.fakes import REPOSITORY
 
 SHOW = """

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from curate import rle
 from curate.data import UNLABELLED, Defect, Label, make_defect
-from curate.decisions import choose
-from curate.edits import MARKED, settled, tight
 from curate.errors import CurateError
+from curate.index.app_edits import MARKED, settled, tight
+from curate.index.conflicts import choose
 from curate.labels import DUPLICATE_LABELS
 from curate.shapes import defect_from_mask, mask_of
 

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
-from curate import database, files, garbage, indexing, labels, rounds, setup
-from curate.index import Index
+from curate import files, garbage, labels, setup
+from curate.index import database, rounds, sync
+from curate.index.dataset import Index
 from curate.labels import Book
 from curate.project import Project
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, dump
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
-from tests.curate.test_index import draw_in_app
-from tests.curate.test_kill import SHOW, curate, environment
+from tests.curate.index.test_dataset import draw_in_app
+from tests.curate.index.test_kill import SHOW, curate, environment
 
 # --- the clock going back -------------------------------------------------------------------------------------------
 
@@ -42,20 +43,20 @@ class Clock(datetime):
 def test_labels_keep_their_order_when_the_clock_goes_back(indexed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "datetime", Clock)
     draw_in_app(indexed, "coil0_0.png")
-    indexing.run(indexed)
+    sync.run(indexed)
     index = Index(indexed)
     sample = index.dataset.match(index.fo.ViewField("filepath").ends_with("coil0_0.png")).first()
     id = sample["content_id"]
     monkeypatch.setattr(Clock, "moment", datetime(2020, 1, 1, tzinfo=UTC))
     sample["defects"].detections[0].label = "crack"
     sample.save()
-    assert indexing.run(indexed).app_edits == 1
+    assert sync.run(indexed).app_edits == 1
     history = Book(indexed.work / "labels").history(id)
     assert [(entry.at[:4], entry.label.present) for entry in history] == [("2026", {"hole"}), ("2020", {"crack"})]
     before = dump(indexed)
-    assert indexing.run(indexed).updated == 0
+    assert sync.run(indexed).updated == 0
     index.dataset.delete()
-    indexing.run(indexed)
+    sync.run(indexed)
     assert dump(indexed) == before
     assert next(item for item in Index(indexed).items() if item.id == id).label.present == {"crack"}
 
@@ -66,8 +67,8 @@ def test_a_sample_that_was_edited_in_the_future_can_still_be_written(indexed: Pr
     index = Index(indexed)
     later = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=400)
     index._images().update_many({}, {"$set": {"last_modified_at": later}})
-    assert indexing.run(indexed).app_edits == 1
-    assert indexing.run(indexed).app_edits == 0
+    assert sync.run(indexed).app_edits == 1
+    assert sync.run(indexed).app_edits == 0
 
 
 def test_the_newest_round_and_result_are_so_by_order_and_not_by_the_clock(plant: Project) -> None:
@@ -164,7 +165,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def on_disk(disk: Path, library: Path, line: Path, server: str) -> Iterator[Project]:
     """A project on the small disk; its images lie elsewhere, and so does its database."""
     project = setup.write(disk / "plant", [LIBRARY | {"data": library}, LINE | {"data": line}], ["crack", "hole"])
-    indexing.run(project)
+    sync.run(project)
     yield project
     fo = database.connect(disk)
     for name in fo.list_datasets():

@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from curate import database, documents, state
+from curate import state
 from curate.data import AUDIT, Item
-from curate.documents import NewSample, Shown
 from curate.errors import CurateError
+from curate.index import database, documents
+from curate.index.documents import NewSample, Shown
 from curate.labels import DUPLICATE_LABELS, State
 from curate.project import Project
 from curate.splits import Member

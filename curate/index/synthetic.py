@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from curate.data import UNLABELLED, Label
-from curate.documents import NewSample
 from curate.errors import CurateError
-from curate.index import Index
-from curate.intake import Picture
+from curate.index.dataset import Index
+from curate.index.documents import NewSample
+from curate.index.intake import Picture
 from curate.labels import Book, Entry, Segments, me, now
 from curate.project import SYNTHETIC, Project
 from curate.splits import Decisions

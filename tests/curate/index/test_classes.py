@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from curate import classes, indexing
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index import classes, sync
+from curate.index.dataset import Index
 from curate.labels import Book
 from curate.project import Project, load
 from curate.status import summarise
@@ -28,7 +28,7 @@ def test_rename_reaches_config_log_and_index(indexed: Project) -> None:
     assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
     book = Book(indexed.work / "labels")
     assert {name for id in book.ids() for name in book.state(id).label.present} == {"fissure", "hole"}
-    report = indexing.run(renamed)
+    report = sync.run(renamed)
     assert (report.updated, report.quarantined, report.app_edits) == (0, 0, 0)
 
 
@@ -36,7 +36,7 @@ def test_label_files_keep_their_old_names_and_are_still_understood(indexed: Proj
     classes.rename(indexed, "crack", "fissure")
     fakes.save_image(library / "images" / "new_1.png", 32, 24, seed=3131)
     fakes.save_mask(library / "masks" / "crack" / "new_1.png", size=(32, 24))
-    assert indexing.run(load(indexed.folder)).added == 1
+    assert sync.run(load(indexed.folder)).added == 1
     assert by_class(indexed)["fissure"] == 9
 
 
@@ -44,7 +44,7 @@ def test_merge(indexed: Project) -> None:
     classes.merge(indexed, ["hole"], "crack")
     assert load(indexed.folder).class_names == ["crack"]
     assert by_class(indexed) == {"crack": 12, "clean": 4}
-    assert indexing.run(load(indexed.folder)).updated == 0
+    assert sync.run(load(indexed.folder)).updated == 0
 
 
 def test_a_chain_of_renames_and_a_merge(indexed: Project) -> None:
@@ -53,7 +53,7 @@ def test_a_chain_of_renames_and_a_merge(indexed: Project) -> None:
     classes.merge(load(indexed.folder), ["hole"], "b")
     project = load(indexed.folder)
     assert project.config.aliases == {"crack": "b", "a": "b", "hole": "b"}
-    assert indexing.run(project).updated == 0
+    assert sync.run(project).updated == 0
     assert by_class(project) == {"b": 12, "clean": 4}
 
 
@@ -63,7 +63,7 @@ def test_renaming_back_leaves_no_loop(indexed: Project) -> None:
     classes.rename(load(indexed.folder), "x", "crack")
     project = load(indexed.folder)
     assert "crack" not in project.config.aliases
-    indexing.run(project)
+    sync.run(project)
     assert dump(project) == before
 
 
@@ -72,7 +72,7 @@ def test_labels_survive_a_lost_database_after_a_rename(indexed: Project) -> None
     project = load(indexed.folder)
     before = dump(project)
     Index(project).dataset.delete()
-    indexing.run(project)
+    sync.run(project)
     assert dump(project) == before
 
 
@@ -83,7 +83,7 @@ def test_a_kill_between_log_and_config_is_mended_by_the_next_run(indexed: Projec
     book.close()
     classes.rename(indexed, "crack", "fissure")
     assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
-    assert indexing.run(load(indexed.folder)).updated == 0
+    assert sync.run(load(indexed.folder)).updated == 0
 
 
 def test_adding_again_says_so_and_keeps_comments(plant: Project) -> None:
@@ -144,7 +144,7 @@ def log_of(project: Project) -> list[dict[str, object]]:
 def test_a_damaged_plan_is_told(indexed: Project, text: str) -> None:
     (indexed.work / classes.PENDING).write_text(text)
     with pytest.raises(CurateError, match=r"classes\.json is damaged"):
-        indexing.run(indexed)
+        sync.run(indexed)
 
 
 @pytest.mark.parametrize(
@@ -170,4 +170,4 @@ def test_bad_requests_change_nothing(indexed: Project, call: object, text: str) 
 def test_classes_can_be_added_before_the_first_image_is_indexed(plant: Project) -> None:
     classes.add(plant, "dent")
     assert load(plant.folder).class_names == ["crack", "hole", "dent"]
-    assert indexing.run(load(plant.folder)).added == 26
+    assert sync.run(load(plant.folder)).added == 26

@@ -14,10 +14,11 @@ import psutil
 import pymongo
 import pytest
 
-from curate import database, setup
+from curate import setup
 from curate.errors import CurateError
+from curate.index import database
 from tests import fakes
-from tests.curate.test_browser import free_port
+from tests.curate.index.test_browser import free_port
 from tests.fakes import REPOSITORY
 
 Done = subprocess.CompletedProcess[str]
@@ -109,7 +110,7 @@ OPEN = """
 import os, sys
 from pathlib import Path
 from curate.errors import CurateError
-from curate.index import Index
+from curate.index.dataset import Index
 from curate.project import load
 first = Index(load(Path(sys.argv[1])))
 assert "FIFTYONE_DATABASE_URI" not in os.environ

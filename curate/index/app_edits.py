@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from curate import shapes
 from curate.data import STATUSES, Box, Defect, Label, make_defect
-from curate.documents import INCOMPLETE, UNREADABLE, Shown
 from curate.errors import CurateError, LabelProblem
-from curate.index import CHUNK, Index, chunks
+from curate.index.dataset import CHUNK, Index, chunks
+from curate.index.documents import INCOMPLETE, UNREADABLE, Shown
 from curate.labels import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
 
 MARKED = "marked-in-app"

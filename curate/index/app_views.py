@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from curate import app_server, database, documents, rounds, synthetic
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
-from curate.index import Index
-from curate.predictions import CLASSES, DEFECTS
+from curate.index import app_server, database, documents, rounds, synthetic
+from curate.index.dataset import Index
+from curate.index.predictions import CLASSES, DEFECTS
 from curate.project import Project
 
 SIDEBAR = {

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from curate import documents
 from curate.data import Defect
-from curate.index import CHUNK, Index, chunks
+from curate.index import documents
+from curate.index.dataset import CHUNK, Index, chunks
 
 DEFECTS, CLASSES, BY = "predictions", "predicted_classes", "predicted_by"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.errors import CurateError
-from curate.ledger import MISSING, OK, QUARANTINED, Ledger, Row
+from curate.index.file_ledger import MISSING, OK, QUARANTINED, Ledger, Row
 from curate.paths import printable
 
 

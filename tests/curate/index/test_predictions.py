@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
-from curate import edits, predictions, shapes
+from curate import shapes
 from curate.data import Label, make_defect
-from curate.index import Index
+from curate.index import app_edits, predictions
+from curate.index.dataset import Index
+from curate.index.predictions import Prediction
 from curate.labels import Book, Entry
-from curate.predictions import Prediction
 from curate.project import Project
 from tests import fakes
 
@@ -57,14 +58,14 @@ def test_a_severity_goes_through_log_and_index(indexed: Project) -> None:
     label = Label("labelled", (mask, box))
     with closing(Book(indexed.work / "labels", indexed.class_names)) as book:
         book.append(Entry(id, label, "label-studio", "anna", "2026-01-01T00:00:00Z"))
-        edits.show(index, book, [id], indexed.class_names)
+        app_edits.show(index, book, [id], indexed.class_names)
     assert next(iter(index.shown([id]))).label.digest == label.digest
     assert not index.edited()
     sample = index.dataset.match({"content_id": id}).first()
     sample.defects.detections[0].severity = "light"
     sample.save()
     with closing(Book(indexed.work / "labels", indexed.class_names)) as book:
-        assert edits.capture(index, book, indexed.class_names) == [id]
+        assert app_edits.capture(index, book, indexed.class_names) == [id]
         assert sorted(d.severity for d in book.state(id).label.defects) == ["heavy", "light"]
 
 
@@ -79,7 +80,7 @@ def test_versions_that_contradict_an_entry_are_shown_beside_it_and_follow_a_rena
         book.append(Entry(id, disputed, "decision", "curate", "2026-01-01T00:00:00Z", extra=extra))
         assert book.state(id).others == (("label-studio: ben", other),)
         key = book.key(id)
-        edits.show(index, book, [id], indexed.class_names)
+        app_edits.show(index, book, [id], indexed.class_names)
         assert index.dataset.match({"content_id": id}).first().other_defects.detections[0].label == "crack"
         book.rename({"crack": "split"}, "me", "rename")
         assert book.state(id).others[0][1].present == {"split"}

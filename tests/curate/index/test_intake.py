@@ -20,7 +20,16 @@ from curate import files, nearness
 from curate.data import UNLABELLED, Box, Label, MaskFile, Record, Region, make_defect
 from curate.embedding import pixels_of
 from curate.errors import LabelProblem
-from curate.intake import Picture, Rules, fingerprint, group_of, label_of, picture_of, stratum_of, template_pattern
+from curate.index.intake import (
+    Picture,
+    Rules,
+    fingerprint,
+    group_of,
+    label_of,
+    picture_of,
+    stratum_of,
+    template_pattern,
+)
 from curate.paths import safe_join
 from curate.project import LimitsConfig
 from tests.fakes import REAL, save_image, save_mask, steel
