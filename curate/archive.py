@@ -34,7 +34,7 @@ from curate.errors import CurateError, unknown
 from curate.index import app_edits, database, synthetic
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.file_ledger import OK
-from curate.labels import Book
+from curate.labels.log import Book
 from curate.paths import climbs, printable
 from curate.project import FILE, SYNTHETIC, Project, home_of, load
 from curate.state import SCHEMA, check

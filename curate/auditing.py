@@ -25,7 +25,7 @@ from curate.estimates import Floats, Interval
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.index.rounds import Round
-from curate.labels import Segments
+from curate.labels.log import Segments
 from curate.project import Project
 from curate.stopping import ACCEPTABLE, STEADY_ROUNDS, Advice, Audit
 

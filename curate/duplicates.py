@@ -16,8 +16,8 @@ from curate import nearness, vectors
 from curate.data import SPLITS
 from curate.greedy.neighbours import pairs_above
 from curate.index.dataset import Index
+from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.splits import Decisions
 
 PROPOSED = 0.5  # of the usual distance: vectors propose generously, since pictures confirm
 FIELDS = ("near_cluster", "near_of", "near_similarity", "near_splits")

@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from curate import __version__, cost, labels, nearness, pooling, probe, selection, state, tables, vectors
+from curate import __version__, cost, nearness, pooling, probe, selection, state, tables, vectors
 from curate.cost import CostModel, Images, Seconds
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
 from curate.index.rounds import Round
-from curate.labels import Book
+from curate.labels import log as label_log
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.pool import Floats, Picks, Pool, Rows
 from curate.pooling import Built
 from curate.project import Project
 from curate.selection import BARE, Batch, Rules
-from curate.splits import Decisions
 from curate.strategies import CATALOGUE, DEFAULT
 
 LIKELY = 0.5  # from here on an image counts as predicted to show a class
@@ -108,7 +109,7 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     if not dry:
         newest = rounds.latest(project.work)
         if newest and newest.number < chosen.manifest["round"] and not newest.touched:
-            rounds.mark(newest, touched=labels.now())  # in the App: from now on nothing may take it away
+            rounds.mark(newest, touched=label_log.now())  # in the App: from now on nothing may take it away
         chosen.written = rounds.write(project.work, chosen.manifest, chosen.picks, _predicted(built.pool))
         rounds.show(index)
     return chosen
@@ -131,7 +132,7 @@ def _capture(index: Index) -> None:
 
 def cost_model(project: Project) -> CostModel:
     """Fitted on the times that people took, a constant before there are any."""
-    timed = list(labels.lead_times(project.work / "labels"))
+    timed = list(label_log.lead_times(project.work / "labels"))
     names = project.active_classes
     counts = [[sum(d.label == name for d in label.defects) for name in names] for _, label in timed]
     return CostModel.fit([seconds for seconds, _ in timed], np.array(counts).reshape(len(timed), len(names)), names)
@@ -168,8 +169,8 @@ def _prepared(index: Index, built: Built, wish: Wish, model: CostModel) -> Chose
         "candidates": int(pool.candidates.sum()),
         "strata": _sizes(pool),
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "numba")} | {"curate": __version__},
-        "made_at": labels.now(),
-        "made_by": labels.me(),
+        "made_at": label_log.now(),
+        "made_by": label_log.me(),
         "pushed": None,
     }
     return Chosen(manifest, [], list(built.notes))

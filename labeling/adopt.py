@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from curate.errors import CurateError, unknown
 from curate.index import app_edits, sync
 from curate.index.dataset import Index, chunks
-from curate.labels import Book
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.splits import Decisions
 from labeling import pull, tasks
 from labeling.client import NotFound, Studio
 from labeling.desk import Desk

@@ -13,9 +13,9 @@ from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import Round
-from curate.labels import Book
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.splits import Decisions
 from labeling import desk as desks
 from labeling import settling, tasks, wire
 from labeling.client import Studio

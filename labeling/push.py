@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from curate import labels, splits
 from curate.data import AUDIT, Label
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index import app_edits, predictions, rounds, sync
@@ -16,9 +15,11 @@ from curate.index.dataset import Index
 from curate.index.documents import Shown
 from curate.index.predictions import Prediction
 from curate.index.rounds import Round
-from curate.labels import Book
+from curate.labels import log as label_log
+from curate.labels import splits
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.splits import Decisions
 from labeling import desk as desks
 from labeling import images, tabs, tasks, wire
 from labeling.client import Studio, Unanswered
@@ -366,7 +367,7 @@ def _hold(batch: Batch, made: Sequence[Task]) -> None:
     if batch.round is not None and made:
         ids = {str(task.data["content_id"]) for task in made}
         kept = [id for id in batch.round.withdrawn if id not in ids]
-        rounds.mark(batch.round, pushed=batch.round.manifest.get("pushed") or labels.now(), withdrawn=kept)
+        rounds.mark(batch.round, pushed=batch.round.manifest.get("pushed") or label_log.now(), withdrawn=kept)
 
 
 def _mark(index: Index, batch: Batch, made: Sequence[Task]) -> None:

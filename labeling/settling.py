@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from curate.data import Label, Origin
-from curate.labels import Book, Entry, State
+from curate.labels.log import Book, Entry, State
 from labeling import agreement
 
 ORIGIN: Origin = "label-studio"

@@ -7,7 +7,7 @@ from typing import Any
 
 from curate.data import Label
 from curate.index.dataset import Index
-from curate.labels import Book, Entry
+from curate.labels.log import Book, Entry
 from curate.project import Project
 from labeling import annotators
 from labeling.agreement import Annotation

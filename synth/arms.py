@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.data import Item
-from curate.splits import Group, draw, folds
+from curate.labels.splits import Group, draw, folds
 from train import sampling
 
 REAL, BALANCED, AUGMENTED = "real", "balanced", "augmented"

@@ -21,10 +21,10 @@ from curate.errors import CurateError, unknown
 from curate.index import app_edits, app_views, synthetic
 from curate.index.dataset import Index
 from curate.index.synthetic import Placing
-from curate.labels import Book
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.shapes import defect_from_mask
-from curate.splits import Decisions
 from synth import making, masks
 from synth.checking import CHECKED, WITHOUT
 from synth.data import Made

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import files, splits
+from curate import files
 from curate.data import Item
 from curate.embed._base import sha256_of
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
+from curate.labels import splits
+from curate.labels.splits import Member
 from curate.project import Project
-from curate.splits import Member
 from curate.tables import Table
 from curate.units import duration
 from train import checkpoint, evaluating, figures, intervals, judging, loop, predicting, pretrained, store, training

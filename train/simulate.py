@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate import files, labels
+from curate import files
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
+from curate.labels import log as label_log
 from curate.project import Project
 from curate.strategies import CATALOGUE
 from train import recipe
@@ -147,7 +148,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 def _write(folder: Path, world: World, curves: Sequence[Curve], found: dict[str, Any]) -> dict[str, Any]:
     """The result comes last: a folder with it is whole."""
-    about = f"{len(world)} labelled images of {len(set(world.groups.tolist()))} groups, {labels.now()}"
+    about = f"{len(world)} labelled images of {len(set(world.groups.tolist()))} groups, {label_log.now()}"
     plain: dict[str, Any] = many.plain(found | {"about": about, "images": len(world)})
     with files.written_aside(folder) as aside:
         aside.mkdir()

@@ -16,9 +16,9 @@ from curate.errors import CurateError, unknown
 from curate.index import app_edits, sync
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
-from curate.labels import Book
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.splits import Decisions
 from curate.units import duration
 from curate.workers import cores
 from train import architectures, dataset, loop, pretrained, processes, pseudo, recipe, store

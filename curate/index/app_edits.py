@@ -10,7 +10,7 @@ from curate.data import STATUSES, Box, Defect, Label, make_defect
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.documents import INCOMPLETE, UNREADABLE, Shown
-from curate.labels import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
+from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
 
 MARKED = "marked-in-app"
 OUTSIDE = "box-outside-the-image"

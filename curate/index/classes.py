@@ -23,7 +23,7 @@ from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import app_edits, app_views
 from curate.index.dataset import Index
-from curate.labels import Book, me
+from curate.labels.log import Book, me
 from curate.project import FILE, PALETTE, Project, load
 
 PENDING = "classes.json"

@@ -14,7 +14,7 @@ from curate.files import writer_lock
 from curate.index import app_edits, differences
 from curate.index.dataset import Index
 from curate.index.documents import describe
-from curate.labels import Book, Entry, me, now
+from curate.labels.log import Book, Entry, me, now
 from curate.project import Project
 
 SPECIAL = ("first", "clean", "union")

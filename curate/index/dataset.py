@@ -18,9 +18,9 @@ from curate.data import AUDIT, Item
 from curate.errors import CurateError
 from curate.index import database, documents
 from curate.index.documents import NewSample, Shown
-from curate.labels import DUPLICATE_LABELS, State
+from curate.labels.log import DUPLICATE_LABELS, State
+from curate.labels.splits import Member
 from curate.project import Project
-from curate.splits import Member
 
 CHUNK = 1000
 FEW = 100  # different values that are written as one update each

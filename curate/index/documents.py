@@ -23,7 +23,7 @@ from curate import rle, shapes
 from curate.data import Defect, Label, Status, make_defect
 from curate.errors import LabelProblem
 from curate.index.intake import Picture
-from curate.labels import State
+from curate.labels.log import State
 
 
 @dataclass(frozen=True, slots=True)

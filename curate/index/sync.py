@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curate import files, formats, splits, state, workers
+from curate import files, formats, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.errors import CurateError
 from curate.index import app_edits as edits
@@ -25,9 +25,10 @@ from curate.index.documents import NewSample
 from curate.index.file_ledger import MISSING, QUARANTINED, Image, Ledger, Row
 from curate.index.intake import Picture, Rules
 from curate.index.reading import Job, Outcome, reference_of
-from curate.labels import Book, Entry, now
+from curate.labels import splits
+from curate.labels.log import Book, Entry, now
+from curate.labels.splits import Decisions, Member
 from curate.project import Project, SourceConfig
-from curate.splits import Decisions, Member
 
 BATCH = 1024  # images to a write of log, index and ledger
 Progress = Callable[[str, int, int], None]

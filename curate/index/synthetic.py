@@ -16,9 +16,9 @@ from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.index.documents import NewSample
 from curate.index.intake import Picture
-from curate.labels import Book, Entry, Segments, me, now
+from curate.labels.log import Book, Entry, Segments, me, now
+from curate.labels.splits import Decisions
 from curate.project import SYNTHETIC, Project
-from curate.splits import Decisions
 
 FORMAT = "synth"
 NOTE = "synthetic"  # under which the log's entries say it

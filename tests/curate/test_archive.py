@@ -23,7 +23,7 @@ from curate.index import database, rounds, sync
 from curate.index.dataset import Index
 from curate.index.documents import NewSample
 from curate.index.intake import Picture
-from curate.labels import State
+from curate.labels.log import State
 from curate.project import Project, load
 from curate.status import summarise
 from tests import fakes

@@ -16,7 +16,7 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
-from curate.labels import Book, Entry, Writer
+from curate.labels.log import Book, Entry, Writer
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make

@@ -19,7 +19,7 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
-from curate.labels import Book, Entry, now
+from curate.labels.log import Book, Entry, now
 from curate.project import Project, load
 from curate.selecting import Wish
 from curate.selection import Rules

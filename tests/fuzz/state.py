@@ -289,8 +289,8 @@ def _check_archive(case: dict[str, Any], root: Path) -> str:
 
 def _prepare_log() -> None:
     from curate.data import Label, make_defect
-    from curate.labels import Book, Entry
-    from curate.splits import Decisions
+    from curate.labels.log import Book, Entry
+    from curate.labels.splits import Decisions
 
     crack = Label("labelled", (make_defect("crack", (1, 2, 3, 4)),))
     painted = Label("labelled", (make_defect("hole", (1, 2, 2, 2), "04"),), ("crack",))
@@ -317,8 +317,8 @@ def _prepare_log() -> None:
 
 
 def _check_log(case: Any, root: Path) -> str:
-    from curate.labels import Book, lead_times
-    from curate.splits import Decisions
+    from curate.labels.log import Book, lead_times
+    from curate.labels.splits import Decisions
     from labeling.settling import Known
 
     book = Book(root / "labels", ("fissure", "hole"))

@@ -13,8 +13,8 @@ import pytest
 from curate import tables, vectors
 from curate.errors import CurateError
 from curate.index import rounds
-from curate.labels import Book, lead_times
-from curate.splits import Decisions
+from curate.labels.log import Book, lead_times
+from curate.labels.splits import Decisions
 from curate.tables import Table
 from curate.vectors import Vectors
 

@@ -10,7 +10,7 @@ from curate.data import Label
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.index.rounds import Round
-from curate.labels import Book, Entry
+from curate.labels.log import Book, Entry
 from curate.project import Project
 from labeling import desk as desks
 from labeling import push, tasks

@@ -31,7 +31,7 @@ from curate.errors import CurateError
 from curate.index import classes, predictions, rounds, sync
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
-from curate.labels import Segments
+from curate.labels.log import Segments
 from curate.project import Project, load
 from labeling import client, images, pull, push, server, settling, tasks, wire
 from labeling import desk as desks
@@ -411,7 +411,7 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 
 PULL_DIES = [
     ("labeling.settling:settle", 2, "after"),
-    ("curate.labels:Book.flush", 2, "after"),
+    ("curate.labels.log:Book.flush", 2, "after"),
     ("curate.index.app_edits:show", 2, "before"),
     ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
@@ -468,7 +468,7 @@ def test_a_word_and_the_dispute_that_it_raises_get_to_the_disk_together(
     def small(*arguments: Any, **more: Any) -> Any:
         return open(*arguments, **(more | ({"buffering": 2000} if "buffering" in more else {})))
 
-    monkeypatch.setattr("curate.labels.open", small, raising=False)
+    monkeypatch.setattr("curate.labels.log.open", small, raising=False)
     log = settling._log
 
     def watched(*arguments: Any) -> None:

@@ -14,7 +14,7 @@ from curate.errors import CurateError
 from curate.index import predictions, sync
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
-from curate.labels import lead_times
+from curate.labels.log import lead_times
 from curate.project import Project, load
 from labeling import desk as desks
 from labeling import pull, push, tasks, wire

@@ -18,10 +18,10 @@ from curate.errors import CurateError
 from curate.index import app_views, sync
 from curate.index import synthetic as follower
 from curate.index.dataset import Index
-from curate.labels import Book
+from curate.labels.log import Book
+from curate.labels.splits import Decisions
 from curate.pooling import seen_images
 from curate.project import Project
-from curate.splits import Decisions
 from synth import entering, making
 from synth.making import Batch, Wish
 from tests.conftest import dump

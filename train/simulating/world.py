@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import files, splits
+from curate import files
 from curate.errors import CurateError, unknown
+from curate.labels import splits
 from curate.pool import Floats, Mask, Rows, Windows
 
 TAILS = ("one", "all")

@@ -16,7 +16,7 @@ from curate.data import UNLABELLED, Defect, Label, make_defect
 from curate.errors import CurateError
 from curate.index.app_edits import MARKED, settled, tight
 from curate.index.conflicts import choose
-from curate.labels import DUPLICATE_LABELS
+from curate.labels.log import DUPLICATE_LABELS
 from curate.shapes import defect_from_mask, mask_of
 
 CLASSES = {"crack", "hole"}

@@ -20,7 +20,7 @@ from curate.errors import CurateError
 from curate.files import writer_lock
 from curate.index import app_edits, classes, conflicts, sync
 from curate.index.dataset import Index
-from curate.labels import Book
+from curate.labels.log import Book
 from curate.project import Project, load
 from curate.status import summarise
 from tests import fakes

@@ -9,7 +9,7 @@ import pytest
 from curate.errors import CurateError
 from curate.index import classes, sync
 from curate.index.dataset import Index
-from curate.labels import Book
+from curate.labels.log import Book
 from curate.project import Project, load
 from curate.status import summarise
 from tests import fakes

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import rle, setup, splits, state
+from curate import rle, setup, state
 from curate.data import Item
 from curate.errors import CurateError
 from curate.files import writer_lock
 from curate.index import app_edits, conflicts, sync
 from curate.index.dataset import Index
-from curate.labels import Book
+from curate.labels import splits
+from curate.labels.log import Book
 from curate.project import Project, load
 from curate.shapes import mask_of
 from curate.status import summarise

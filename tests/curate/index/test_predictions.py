@@ -10,7 +10,7 @@ from curate.data import Label, make_defect
 from curate.index import app_edits, predictions
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
-from curate.labels import Book, Entry
+from curate.labels.log import Book, Entry
 from curate.project import Project
 from tests import fakes
 

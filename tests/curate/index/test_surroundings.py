@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from curate import files, garbage, labels, setup
+from curate import files, garbage, setup
 from curate.index import database, rounds, sync
 from curate.index.dataset import Index
-from curate.labels import Book
+from curate.labels import log as label_log
+from curate.labels.log import Book
 from curate.project import Project
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, dump
@@ -41,7 +42,7 @@ class Clock(datetime):
 
 
 def test_labels_keep_their_order_when_the_clock_goes_back(indexed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "datetime", Clock)
+    monkeypatch.setattr(label_log, "datetime", Clock)
     draw_in_app(indexed, "coil0_0.png")
     sync.run(indexed)
     index = Index(indexed)

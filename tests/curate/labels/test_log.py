@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from curate.data import UNLABELLED, Defect, Label
 from curate.errors import CurateError
-from curate.labels import DUPLICATE_LABELS, Book, Entry, Segments, State, Writer, me, now
+from curate.labels.log import DUPLICATE_LABELS, Book, Entry, Segments, State, Writer, me, now
 
 CRACK = Label("labelled", (Defect("crack", (1.0, 2.0, 3.0, 4.0), "PPY11"),))
 HOLE = Label("labelled", (Defect("hole", (0.5, 0.25, 3.0, 4.125)),))
@@ -139,7 +139,7 @@ def test_a_file_name_that_is_no_utf8_survives_the_log(book: Book) -> None:
 def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from curate.labels import Book, Entry; from curate.data import Label\n"
+        "from curate.labels.log import Book, Entry; from curate.data import Label\n"
         "book = Book(Path(sys.argv[1]))\n"
         "for i in range(1000): book.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
         "book.flush()\n"

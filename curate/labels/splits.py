@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curate import files
 from curate.data import SPLITS
-from curate.labels import Segments, now
+from curate.labels.log import Segments, now
 
 FEW_GROUPS = 10
 

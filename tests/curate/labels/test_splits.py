@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 
 from curate.data import SPLITS
 from curate.errors import CurateError
-from curate.splits import FEW_GROUPS, Decisions, Group, Leak, Member, assign, draw, due, few_groups, folds, gathered
+from curate.labels.splits import (
+    FEW_GROUPS,
+    Decisions,
+    Group,
+    Leak,
+    Member,
+    assign,
+    draw,
+    due,
+    few_groups,
+    folds,
+    gathered,
+)
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 CLASSES = ("crack", "hole", "scale")
