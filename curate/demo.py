@@ -25,7 +25,7 @@ import numpy as np
 
 from curate import files, steel
 from curate.errors import CurateError
-from curate.rle import mask_to_kaggle
+from curate.masks.rle import mask_to_kaggle
 from curate.steel import Rng, paint
 from curate.workers import cores
 from curate.workers import pool as worker_pool

@@ -27,10 +27,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import decoding, embed, files, tables, workers
+from curate import embed, files, tables, workers
 from curate.embed._base import Encoder, Pixels, prepare_image, windows
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index.dataset import Index, chunks
+from curate.masks import decode
 from curate.project import Project
 from curate.vectors import Vectors
 
@@ -168,7 +169,7 @@ def pixels_of(content: bytes, max_pixels: int) -> Pixels:
 
     The limit is checked again: the file may have been replaced since the index saw it.
     """
-    with decoding.opened(content, max_pixels) as image:
+    with decode.opened(content, max_pixels) as image:
         return _bytes_of(image)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import decoding, files
+from curate import files
 from curate.errors import LabelProblem
 from curate.greedy.neighbours import nearest
+from curate.masks import decode
 from curate.pool import Floats
 
 SAMPLE = 2000
@@ -50,7 +51,7 @@ def _small(path: Path, limit: int) -> NDArray[np.float32] | None:
     from PIL import Image
 
     try:
-        with decoding.opened(files.read_bytes(path), limit) as image:
+        with decode.opened(files.read_bytes(path), limit) as image:
             image.draft("L", (4 * SIDE, 4 * SIDE))
             grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
     except (OSError, LabelProblem):

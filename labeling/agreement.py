@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.data import Box, Defect, Label
-from curate.shapes import Mask, boxed, crop_of, defect_from_mask, mask_of
+from curate.masks.shapes import Mask, boxed, crop_of, defect_from_mask, mask_of
 
 DISAGREE = "annotators-disagree"
 LEAST = 0.5  # mean Dice of those who show a class; below it their common pixels are the smaller part of what they drew

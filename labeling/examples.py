@@ -10,12 +10,12 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import shapes
 from curate.data import Defect, Item
 from curate.embedding import pixels_of
 from curate.errors import CurateError
 from curate.index import rounds
 from curate.index.dataset import Index
+from curate.masks import shapes
 from curate.project import Project
 from labeling.client import Studio
 from labeling.config import Example

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from curate import shapes
 from curate.data import Box, Defect, Label, Polygon
 from curate.errors import LabelProblem
 from curate.index.predictions import Prediction
+from curate.masks import shapes
 from labeling import brush
 
 Result = dict[str, Any]

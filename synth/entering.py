@@ -23,8 +23,8 @@ from curate.index.dataset import Index
 from curate.index.synthetic import Placing
 from curate.labels.log import Book
 from curate.labels.splits import Decisions
+from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from curate.shapes import defect_from_mask
 from synth import making, masks
 from synth.checking import CHECKED, WITHOUT
 from synth.data import Made

@@ -24,8 +24,8 @@ from curate.embed._base import Encoder
 from curate.errors import CurateError
 from curate.index.rounds import key_of
 from curate.labels.splits import draw
+from curate.masks.shapes import defect_from_mask
 from curate.paths import safe_join
-from curate.shapes import defect_from_mask
 from synth import checking, making, masks
 from synth.checking import Look
 from synth.data import Bank, Scene, Site

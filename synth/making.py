@@ -23,9 +23,9 @@ from curate.catalogue import Catalogue
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import key_of
+from curate.masks.shapes import grey_file
 from curate.paths import safe_join
 from curate.project import Project
-from curate.shapes import grey_file
 from synth import masks
 from synth.data import Bank, Made, Mask, Pixels, Scene, Site
 from synth.masks import Place

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import shapes
 from curate.data import Defect, Item
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
+from curate.masks import shapes
 from synth.data import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
 from train.dataset import masks_of
 from train.pixels import read, with_channels

@@ -22,7 +22,7 @@ from curate.data import Item
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
-from curate.shapes import mask_of
+from curate.masks.shapes import mask_of
 from train import sampling
 from train.augment import Masks, Rng, augmented
 from train.pixels import Pixels, padded, read, resized, starts, up_to_stride, with_channels

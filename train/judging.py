@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import shapes
 from curate.data import Defect, Item
 from curate.errors import LabelProblem
 from curate.index.dataset import chunks
 from curate.index.predictions import Prediction
 from curate.index.rounds import key_of
+from curate.masks import shapes
 from curate.project import Project
 from curate.tables import Table
 from train import figures

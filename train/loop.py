@@ -205,7 +205,7 @@ def frequencies(data: Data) -> tuple[list[float], float]:
 
 
 def _area(defect: Any) -> float:
-    from curate.shapes import crop_of
+    from curate.masks.shapes import crop_of
 
     crop = crop_of(defect)
     return float(defect.box[2] * defect.box[3] if crop is None else crop.sum())

@@ -22,13 +22,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import scores, shapes
+from curate import scores
 from curate.data import Defect
 from curate.embedding import Engine
 from curate.errors import LabelProblem, unknown
 from curate.index import predictions
 from curate.index.dataset import Index, chunks
 from curate.index.predictions import Prediction
+from curate.masks import shapes
 from curate.project import Project
 from curate.tables import Table
 from train import architectures, checkpoint, recipe, store

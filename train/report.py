@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import shapes
 from curate.data import Defect, Item
 from curate.errors import LabelProblem
+from curate.masks import shapes
 from train import judging
 from train.intervals import FEW
 from train.pixels import read, with_channels

@@ -24,8 +24,8 @@ from curate.data import Item
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import key_of
+from curate.masks.shapes import mask_of
 from curate.project import Project
-from curate.shapes import mask_of
 from curate.tables import Table
 from train import evaluating, figures, intervals, judging, predicting
 from train.augment import Rng, clipped, shone, veiled

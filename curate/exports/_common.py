@@ -14,7 +14,7 @@ import numpy as np
 from curate import files
 from curate.data import Defect, Item
 from curate.errors import CurateError
-from curate.shapes import Mask, crop_of, mask_of
+from curate.masks.shapes import Mask, crop_of, mask_of
 
 # YOLO readers take labels/train.txt and the like for lists of images.
 RESERVED = frozenset({"classes", "train", "val", "valid", "test"})

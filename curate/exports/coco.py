@@ -18,10 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from curate import __version__, rle
+from curate import __version__
 from curate.data import Defect, Item
 from curate.exports._common import placed
-from curate.shapes import mask_of
+from curate.masks import rle
+from curate.masks.shapes import mask_of
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from curate import files, rle
+from curate import files
 from curate.data import Item
 from curate.exports._common import boxed_classes, class_masks, note_classes, placed
+from curate.masks import rle
 
 COUNTED = "rows with pixels"
 

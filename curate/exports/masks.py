@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curate.data import Item
 from curate.exports._common import boxed_classes, class_folder, class_masks, note_classes, placed
-from curate.shapes import Mask
+from curate.masks.shapes import Mask
 
 COUNTED = "masks"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from curate import shapes
 from curate.data import STATUSES, Box, Defect, Label, make_defect
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.documents import INCOMPLETE, UNREADABLE, Shown
 from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
+from curate.masks import shapes
 
 MARKED = "marked-in-app"
 OUTSIDE = "box-outside-the-image"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import files, shapes
+from curate import files
 from curate.data import Label
+from curate.masks import shapes
 
 Versions = Sequence[tuple[str, Label]]
 PANEL = 640  # pixels of a panel's longer side

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from curate import rle, shapes
 from curate.data import Defect, Label, Status, make_defect
 from curate.errors import LabelProblem
 from curate.index.intake import Picture
 from curate.labels.log import State
+from curate.masks import rle, shapes
 
 
 @dataclass(frozen=True, slots=True)

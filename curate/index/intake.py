@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curate import decoding, files
+from curate import files
 from curate.data import UNLABELLED, Defect, Label, MaskFile, Record
 from curate.errors import LabelProblem
+from curate.masks import decode
+from curate.masks.shapes import defect_of
 from curate.paths import safe_join
 from curate.project import LimitsConfig
-from curate.shapes import defect_of
 
 STEP = 3  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "TIFF": "image/tiff", "WEBP": "image/webp"}
@@ -100,7 +101,7 @@ def picture_of(path: Path, record: Record, rules: Rules) -> Picture:
 def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
     if not content:
         raise LabelProblem("file is empty (0 bytes)")
-    with decoding.opened(content, limits.max_pixels) as image:
+    with decode.opened(content, limits.max_pixels) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # several pictures in one JPEG
         _whole(image, kind, content, limits)
         return image.width, image.height, len(image.getbands()), kind

@@ -24,10 +24,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import setup, shapes
+from curate import setup
 from curate.index import database, predictions, sync
 from curate.index.dataset import Index, chunks
 from curate.index.predictions import Prediction
+from curate.masks import shapes
 from curate.project import Project
 from labeling import client, images, pull, push, server, tasks
 from labeling.client import ONCE, Studio

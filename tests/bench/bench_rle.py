@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from curate.rle import coco_to_mask, kaggle_to_mask, mask_to_coco, mask_to_kaggle
+from curate.masks.rle import coco_to_mask, kaggle_to_mask, mask_to_coco, mask_to_kaggle
 
 cv2.setNumThreads(1)
 HEIGHT, WIDTH, ROWS = 256, 1600, 1429

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from curate import demo, steel
 from curate.demo import CLASSES, RARE, Coil, Plan, Summary
 from curate.errors import CurateError
-from curate.rle import kaggle_to_mask
+from curate.masks.rle import kaggle_to_mask
 from curate.steel import SIZE
 
 WIDTH, HEIGHT = SIZE

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from curate import demo, embed, embedding, nearness, rle
+from curate import demo, embed, embedding, nearness
+from curate.masks import rle
 from curate.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.selection import BARE, Rules, choose
 from curate.steel import SHAPE

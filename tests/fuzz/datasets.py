@@ -256,8 +256,8 @@ def check(name: str, case: dict[str, Any], root: Path) -> str:
 
 def _sound(outcome: Any) -> None:
     """A row that the ledger can hold, and a label that the log can hold and give back."""
-    from curate import shapes
     from curate.data import Label
+    from curate.masks import shapes
 
     problem = outcome.row.problem or ""
     if "\n" in problem:

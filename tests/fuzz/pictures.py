@@ -88,9 +88,9 @@ def _intake(case: dict[str, Any], root: Path) -> str:
 
 def _mask(case: dict[str, Any], root: Path) -> str:
     """As the mask of an image of 33 x 17 pixels, and as the mask of a region that was drawn in the App."""
-    from curate import shapes
     from curate.data import MaskFile, Region
     from curate.errors import CurateError
+    from curate.masks import shapes
 
     with contextlib.suppress(CurateError, OSError):  # what its callers take for "cannot be read"
         shapes.grey_file(root / "a.png")

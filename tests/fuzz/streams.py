@@ -17,8 +17,8 @@ NOWHERE = Path("/outside")
 
 def kernels() -> None:
     """Compile all that decodes: the first time takes a minute, and would read like a hang."""
-    from curate import rle, shapes
     from curate.data import Polygon
+    from curate.masks import rle, shapes
     from labeling import brush
 
     mask = fakes.blob()
@@ -42,7 +42,7 @@ def _size(random: Random) -> tuple[int, int]:
 
 
 def make_rle(random: Random, root: Path) -> dict[str, Any]:
-    from curate import rle
+    from curate.masks import rle
 
     mask = fakes.blob(seed=random.randrange(1000))
     kind = random.choice(("kaggle", "counts", "coco"))
@@ -57,8 +57,8 @@ def make_rle(random: Random, root: Path) -> dict[str, Any]:
 
 
 def check_rle(case: dict[str, Any], root: Path) -> str:
-    from curate import rle
     from curate.errors import LabelProblem
+    from curate.masks import rle
 
     read = {"kaggle": rle.kaggle_to_mask, "counts": rle.counts_to_mask, "coco": rle.coco_to_mask}[case["kind"]]
     mask = read(case["value"], case["height"], case["width"])

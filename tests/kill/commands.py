@@ -98,8 +98,8 @@ def edit_in_app(home: Path) -> None:
 def annotate(home: Path) -> None:
     """Somebody labels one task, skips another, and leaves the third."""
     from curate.data import Label
+    from curate.masks.shapes import defect_from_mask
     from curate.project import load
-    from curate.shapes import defect_from_mask
     from labeling import client, tasks, wire
     from labeling import desk as desks
     from tests.labeling import studio as people

@@ -281,9 +281,10 @@ def _import_all() -> None:
     import labeling
     import synth
     import train
-    from curate import cli, shapes
+    from curate import cli
     from curate.data import Defect
-    from curate.shapes import defect_from_mask
+    from curate.masks import shapes
+    from curate.masks.shapes import defect_from_mask
 
     torch.set_num_threads(1)
     for package in (curate, train, synth, labeling):

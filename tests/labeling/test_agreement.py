@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from curate.data import Defect, Label, make_defect
-from curate.shapes import defect_from_mask, mask_of
+from curate.masks.shapes import defect_from_mask, mask_of
 from labeling.agreement import Annotation, Area, areas, consensus, majority, newest, pixel_agreement
 
 WIDE, HIGH = SIZE = (12, 9)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import shapes
 from curate.data import Defect
 from curate.index import predictions, sync
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
+from curate.masks import shapes
 from curate.project import Project
 from labeling import config, examples, pull, push, server
 from labeling.client import Studio

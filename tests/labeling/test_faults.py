@@ -25,13 +25,13 @@ from typing import Any
 import httpx
 import pytest
 
-from curate import shapes
 from curate.data import SPLITS, Label
 from curate.errors import CurateError
 from curate.index import classes, predictions, rounds, sync
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
 from curate.labels.log import Segments
+from curate.masks import shapes
 from curate.project import Project, load
 from labeling import client, images, pull, push, server, settling, tasks, wire
 from labeling import desk as desks

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from curate import shapes
 from curate.data import Label, make_defect
 from curate.errors import CurateError
 from curate.index import predictions, sync
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
 from curate.labels.log import lead_times
+from curate.masks import shapes
 from curate.project import Project, load
 from labeling import desk as desks
 from labeling import pull, push, tasks, wire

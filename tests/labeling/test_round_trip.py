@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from curate import shapes
 from curate.data import Defect, Label, make_defect
 from curate.formats.magnetic_tile import CLASSES as TILE_CLASSES
 from curate.index import sync
 from curate.index.dataset import Index
+from curate.masks import shapes
 from curate.project import Project
 from labeling import pull, push, tasks, wire
 from labeling.client import Studio

@@ -17,9 +17,9 @@ from label_studio_sdk.converter.brush import encode_rle
 from label_studio_sdk.converter.utils import convert_annotation_to_yolo_obb
 from numpy.typing import NDArray
 
-from curate import shapes
 from curate.data import Defect, Label, make_defect
 from curate.index.predictions import Prediction
+from curate.masks import shapes
 from curate.project import LabelStudioConfig
 from labeling import wire
 from tests import fakes

@@ -12,8 +12,8 @@ from PIL import Image
 
 from curate.data import Defect, Item, Label
 from curate.index import sync
+from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from curate.shapes import defect_from_mask
 from tests import fakes
 from tests.conftest import Make
 

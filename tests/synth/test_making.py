@@ -18,8 +18,8 @@ from PIL import Image
 
 from curate.errors import CurateError
 from curate.index.dataset import Index
+from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from curate.shapes import defect_from_mask
 from synth import making, masks, planning
 from synth.making import Batch, Wish
 from synth.synthesisers._parts import FEATHER

@@ -12,10 +12,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from curate import files, selecting, shapes
+from curate import files, selecting
 from curate.errors import CurateError
 from curate.index import predictions
 from curate.index.dataset import Index
+from curate.masks import shapes
 from curate.project import Project
 from curate.selecting import Wish
 from curate.tables import Table

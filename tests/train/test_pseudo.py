@@ -18,8 +18,8 @@ from curate.errors import CurateError
 from curate.index import predictions
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
+from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from curate.shapes import defect_from_mask
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
 from train import dataset, evaluating, loop, predicting, pseudo, sampling, store, training

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from curate.data import Item, Label
-from curate.shapes import defect_from_mask
+from curate.masks.shapes import defect_from_mask
 from tests.curate.index.test_browser import FLAGS, SCREENSHOTS
 from tests.train.test_figures import NAMES, drawn, with_pixels, with_regions
 from train import evaluating, report

@@ -14,14 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import demo, embed, embedding, rle
+from curate import demo, embed, embedding
 from curate.data import Box, MaskFile, Record
 from curate.embed import _base
 from curate.embed._base import Encoder
 from curate.files import written_aside
 from curate.formats import magnetic_tile, neu_det
+from curate.masks import rle
+from curate.masks.shapes import grey_file
 from curate.pool import WHOLE
-from curate.shapes import grey_file
 from curate.steel import SHAPE
 from tests.fakes import REAL, REPOSITORY
 

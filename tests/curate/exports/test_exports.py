@@ -22,12 +22,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from curate import exports, formats, rle
+from curate import exports, formats
 from curate.data import Defect, Item, Label, Record, make_defect
 from curate.errors import CurateError
 from curate.exports import class_folders, coco, kaggle, masks, voc, yolo
+from curate.masks import rle
+from curate.masks.shapes import Mask, crop_of, defect_from_mask, defect_of, mask_of
 from curate.project import ClassConfig, Project, ProjectConfig, SourceConfig
-from curate.shapes import Mask, crop_of, defect_from_mask, defect_of, mask_of
 from tests.fakes import save_image
 
 CLASSES = ["crack", 'a, "b" & <c>\'', "unused", "Kratzer größer"]

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import formats, rle
+from curate import formats
 from curate.index import sync
 from curate.index.dataset import Index
+from curate.masks import rle
+from curate.masks.shapes import mask_of
 from curate.project import Project
-from curate.shapes import mask_of
 from curate.status import summarise
 from tests.conftest import Make
 from tests.fakes import real_data

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from curate import rle
 from curate.data import UNLABELLED, Defect, Label, make_defect
 from curate.errors import CurateError
 from curate.index.app_edits import MARKED, settled, tight
 from curate.index.conflicts import choose
 from curate.labels.log import DUPLICATE_LABELS
-from curate.shapes import defect_from_mask, mask_of
+from curate.masks import rle
+from curate.masks.shapes import defect_from_mask, mask_of
 
 CLASSES = {"crack", "hole"}
 CRACK = make_defect("crack", (1, 2, 3, 4))

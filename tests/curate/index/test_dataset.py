@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import rle, setup, state
+from curate import setup, state
 from curate.data import Item
 from curate.errors import CurateError
 from curate.files import writer_lock
@@ -23,8 +23,9 @@ from curate.index import app_edits, conflicts, sync
 from curate.index.dataset import Index
 from curate.labels import splits
 from curate.labels.log import Book
+from curate.masks import rle
+from curate.masks.shapes import mask_of
 from curate.project import Project, load
-from curate.shapes import mask_of
 from curate.status import summarise
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump

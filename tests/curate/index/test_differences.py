@@ -10,7 +10,7 @@ from PIL import Image
 
 from curate.data import Label, make_defect
 from curate.index.differences import MOST_PANELS, described, picture
-from curate.shapes import defect_from_mask
+from curate.masks.shapes import defect_from_mask
 from tests.fakes import save_image
 
 

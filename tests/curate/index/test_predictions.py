@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
-from curate import shapes
 from curate.data import Label, make_defect
 from curate.index import app_edits, predictions
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
 from curate.labels.log import Book, Entry
+from curate.masks import shapes
 from curate.project import Project
 from tests import fakes
 

@@ -10,9 +10,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate import decoding, files, rle
+from curate import files
 from curate.data import Box, CocoRle, Defect, KaggleRle, MaskFile, Polygon, Region, RelativeBox, Shape, make_defect
 from curate.errors import LabelProblem
+from curate.masks import decode, rle
 from curate.paths import safe_join
 
 Mask = NDArray[np.uint8]
@@ -117,7 +118,7 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
         raise LabelProblem(f"mask {shape.path} does not exist") from None
     except OSError as error:
         raise LabelProblem(f"mask {shape.path} cannot be read: {error.strerror}") from None
-    with decoding.opened(content, prefix=f"mask {shape.path} cannot be read: ") as image:
+    with decode.opened(content, prefix=f"mask {shape.path} cannot be read: ") as image:
         if image.size != (width, height):  # of its image, whose pixels intake has counted
             size = f"{image.width}x{image.height}"
             raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
@@ -141,7 +142,7 @@ def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]
 
 def grey_file(path: Path) -> NDArray[Any]:
     """The pixel values of a grey image file. Raises OSError where there is none, LabelProblem where it is damaged."""
-    with decoding.opened(files.read_bytes(path)) as image:
+    with decode.opened(files.read_bytes(path)) as image:
         return _grey(image)
 
 

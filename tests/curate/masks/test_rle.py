@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from curate.errors import LabelProblem
-from curate.rle import (
+from curate.masks.rle import (
     RleError,
     coco_to_mask,
     compress,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from curate.data import Box, CocoRle, Defect, KaggleRle, MaskFile, Polygon, Region, RelativeBox, make_defect
 from curate.errors import LabelProblem
-from curate.shapes import crop_of, defect_from_mask, defect_of, mask_of, polygon_mask
+from curate.masks.shapes import crop_of, defect_from_mask, defect_of, mask_of, polygon_mask
 from tests.fakes import save_mask
 
 MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1))
