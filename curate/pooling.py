@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import tables, vectors
+from curate import tables
 from curate.data import Box, Label
 from curate.errors import CurateError, nearest, unknown
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
 from curate.strategies import rare
-from curate.vectors import Vectors
+from curate.vectors import store as vectors
+from curate.vectors.store import Vectors
 
 HELD_OUT = ("val", "test")
 IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import __version__, cost, nearness, pooling, probe, selection, state, tables, vectors
+from curate import __version__, cost, pooling, probe, selection, state, tables
 from curate.cost import CostModel, Images, Seconds
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
@@ -27,6 +27,8 @@ from curate.pooling import Built
 from curate.project import Project
 from curate.selection import BARE, Batch, Rules
 from curate.strategies import CATALOGUE, DEFAULT
+from curate.vectors import nearest
+from curate.vectors import store as vectors
 
 LIKELY = 0.5  # from here on an image counts as predicted to show a class
 AUTO = -1.0  # as a cosine: judge near-duplicates by the data's own measure
@@ -119,7 +121,7 @@ def _rules(rules: Rules, pool: Pool) -> Rules:
     """What counts as a near-duplicate, as a cosine of these vectors."""
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
-    return replace(rules, near=nearness.cosine(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
+    return replace(rules, near=nearest.cosine(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
 
 
 def _capture(index: Index) -> None:

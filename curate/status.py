@@ -16,7 +16,7 @@ from curate.index import rounds
 from curate.index.dataset import Index
 from curate.index.file_ledger import MISSING, QUARANTINED, Ledger
 from curate.project import Project
-from curate.vectors import Vectors
+from curate.vectors.store import Vectors
 
 
 def summarise(project: Project) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.data import AUDIT
-from curate.embedding import pixels_of
 from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.project import Project
+from curate.vectors.run import pixels_of
 from labeling import wire
 from labeling.desk import MODEL_VERSION, Desk
 from labeling.listening import Routes, listening

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.data import Defect, Item
-from curate.embedding import pixels_of
 from curate.errors import CurateError
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.masks import shapes
 from curate.project import Project
+from curate.vectors.run import pixels_of
 from labeling.client import Studio
 from labeling.config import Example
 

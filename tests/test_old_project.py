@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from curate import archive, demo, embedding, selecting, status
+from curate import archive, demo, selecting, status
 from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
+from curate.vectors import run as embedding
 from train import store
 
 FIXTURE = Path(__file__).parent / "fixtures" / "project-0.1.0"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import files
-from curate.embedding import pixels_of
 from curate.errors import LabelProblem
+from curate.vectors.run import pixels_of
 from train.recipe import SCALES
 
 Pixels = NDArray[np.uint8]

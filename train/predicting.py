@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from curate import scores
 from curate.data import Defect
-from curate.embedding import Engine
 from curate.errors import LabelProblem, unknown
 from curate.index import predictions
 from curate.index.dataset import Index, chunks
@@ -32,6 +31,7 @@ from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import Project
 from curate.tables import Table
+from curate.vectors.run import Engine
 from train import architectures, checkpoint, recipe, store
 from train.pixels import Pixels, normalised, padded, read, resized, starts, up_to_stride, with_channels
 from train.recipe import Recipe

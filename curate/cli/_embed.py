@@ -11,8 +11,8 @@ from curate.errors import CurateError
 from curate.units import rate
 
 if TYPE_CHECKING:
-    from curate.embedding import Report
     from curate.project import Project
+    from curate.vectors.run import Report
 
 SHOWN = 5  # failed images that are printed; --json has them all
 
@@ -38,8 +38,8 @@ def embed(
     if listing:
         _list(json)
         return
-    from curate import embedding
     from curate.files import writer_lock
+    from curate.vectors import run as embedding
 
     made = open_project(project)
     built, options = _built(made, encoder, set_ or [], device)

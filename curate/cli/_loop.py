@@ -88,8 +88,8 @@ class Turn:
         return Done("index", told, report.added + report.updated > 0)
 
     def embed(self) -> Done:
-        from curate import embedding
         from curate.files import writer_lock
+        from curate.vectors import run as embedding
 
         with writer_lock(self.made.work, "curate loop: embed"):
             report = embedding.run(self.made, progress=self.step)

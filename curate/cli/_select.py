@@ -11,9 +11,9 @@ from curate.errors import CurateError
 from curate.units import duration
 
 if TYPE_CHECKING:
-    from curate.duplicates import Report
     from curate.project import Project
     from curate.selecting import Chosen, Wish
+    from curate.vectors.duplicates import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +34,9 @@ def duplicates(
     json: JsonOption = False,
 ) -> None:
     """Find pictures that are nearly the same, also across splits and sources; nothing is removed."""
-    from curate import duplicates as search
     from curate.files import writer_lock
     from curate.index import app_views
+    from curate.vectors import duplicates as search
 
     made = open_project(project)
     with writer_lock(made.work, "curate duplicates"), bars() as step:

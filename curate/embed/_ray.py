@@ -91,7 +91,7 @@ class _Actor:
         self.encoder, self.max_pixels = encoder, max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        from curate import embedding
+        from curate.vectors import run as embedding
 
         job = list(zip(rows["id"].tolist(), rows["path"].tolist(), strict=True))
         done = embedding.encode_all(self.encoder, embedding.prepare_all(self.encoder, job, self.max_pixels))
@@ -105,7 +105,7 @@ class _Actor:
 
 
 def _unpacked(row: dict[str, Any], dim: int) -> Any:
-    from curate.embedding import Outcome
+    from curate.vectors.run import Outcome
 
     boxes = np.frombuffer(row["boxes"], np.int32).reshape(-1, 4)
     vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, dim)

@@ -20,9 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import embed, embedding
-from curate.embedding import Outcome
-from curate.vectors import Vectors
+from curate import embed
+from curate.vectors import run as embedding
+from curate.vectors.run import Outcome
+from curate.vectors.store import Vectors
 from tests import fakes
 from tests.bench._measure import interleaved, print_table
 

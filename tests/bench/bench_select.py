@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from curate import nearness
 from curate.pool import WHOLE, Exemplars, Pool, Windows
 from curate.selection import BARE, Rules, choose
+from curate.vectors import nearest
 from tests.bench._measure import once, peak_bytes, print_table
 
 DIM, BUDGET, KINDS, STEP = 384, 500, 200, 65536
@@ -73,7 +73,7 @@ def _stream(pool: Pool, tiles: int):  # type: ignore[no-untyped-def]
 def compare(n: int, tiles: int) -> None:
     pool, rare = drawn(n, tiles)
     size = pool.vectors.nbytes
-    rules = Rules(near=nearness.cosine(pool.vectors, 0.15))
+    rules = Rules(near=nearest.cosine(pool.vectors, 0.15))
     rows = []
     for name in STRATEGIES:
         fresh = replace(pool, memo={}, lasting={})

@@ -17,11 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from curate import demo, embed, embedding, nearness
+from curate import demo, embed
 from curate.masks import rle
 from curate.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.selection import BARE, Rules, choose
 from curate.steel import SHAPE
+from curate.vectors import nearest
+from curate.vectors import run as embedding
 
 IMAGES, BUDGET, SEEDS, RARE = 20_000, 500, 5, "edge_crack"
 pytestmark = pytest.mark.timeout(1800)  # some minutes on two cores: all images are painted, written, read and embedded
@@ -119,7 +121,7 @@ def found_groups(plant: Plant, pool: Pool, picks: Picks) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
-    rules = Rules(near=nearness.cosine(plant.pool.vectors, 0.15))
+    rules = Rules(near=nearest.cosine(plant.pool.vectors, 0.15))
     counts: dict[str, list[dict[str, int]]] = {"random": [], "portfolio": []}
     for seed in range(SEEDS):
         pool = with_exemplars(plant, seed)

@@ -24,7 +24,7 @@ from curate.project import Project, load
 from curate.selecting import Wish
 from curate.selection import Rules
 from curate.tables import Table
-from curate.vectors import Vectors
+from curate.vectors.store import Vectors
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
@@ -515,7 +515,7 @@ def copied(make: Make, library: Path, tmp_path: Path) -> Project:
         cv2.imwrite(str(tmp_path / "line" / "A" / "cam0" / f"coil9{number}_0.png"), _resaved(pixels, number))
     project = make([LIBRARY | {"data": library}, LINE | {"data": tmp_path / "line"}])
     sync.run(project)
-    from curate import embedding
+    from curate.vectors import run as embedding
 
     embedding.run(project, "texture", workers=0)
     return project

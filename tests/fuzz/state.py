@@ -388,7 +388,7 @@ def _prepare_tables() -> None:
     import numpy as np
 
     from curate.tables import Table
-    from curate.vectors import Vectors
+    from curate.vectors.store import Vectors
 
     with tempfile.TemporaryDirectory() as folder:
         scores = Path(folder) / "scores"
@@ -434,7 +434,8 @@ def _cell(kind: Any) -> Any:
 
 
 def _check_tables(case: Any, root: Path) -> str:
-    from curate import tables, vectors
+    from curate import tables
+    from curate.vectors import store as vectors
 
     table = tables.latest(root / "scores")
     if table is not None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import tables, vectors
+from curate import tables
 from curate.errors import CurateError
 from curate.index import rounds
 from curate.labels.log import Book, lead_times
 from curate.labels.splits import Decisions
 from curate.tables import Table
-from curate.vectors import Vectors
+from curate.vectors import store as vectors
+from curate.vectors.store import Vectors
 
 LINE: dict[str, Any] = {
     "id": "a" * 64,

@@ -10,9 +10,9 @@ from urllib.error import HTTPError
 import pytest
 
 from curate.data import Label
-from curate.embedding import pixels_of
 from curate.index.dataset import Index
 from curate.project import Project
+from curate.vectors.run import pixels_of
 from labeling import backend, push, tasks, wire
 from labeling.backend import Backend
 from labeling.client import Studio

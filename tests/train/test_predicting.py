@@ -267,8 +267,8 @@ def test_classes_that_exclude_each_other_get_a_softmax_and_clean(tmp_path: Path)
 
 
 def test_the_model_as_an_encoder(works: Project) -> None:
-    from curate import embedding
     from curate.embed import build
+    from curate.vectors import run as embedding
 
     assert embed.handle(works, "cpu") is None
     made = training.run(works, FAST)

@@ -14,13 +14,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from curate import embedding
 from curate.cost import Seconds
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import sync
 from curate.pool import WHOLE, Pool, Rows, Windows
 from curate.project import Project
+from curate.vectors import run as embedding
 from tests import fakes
 from tests.conftest import Make
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture

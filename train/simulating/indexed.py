@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import vectors
 from curate.data import Box, Label
 from curate.errors import CurateError
 from curate.index.dataset import PRESENT, Index
 from curate.pool import Windows
 from curate.project import Project
-from curate.vectors import Vectors
+from curate.vectors import store as vectors
+from curate.vectors.store import Vectors
 from train.simulating.world import World
 
 FEWEST = 30  # labelled images below which nothing can be said

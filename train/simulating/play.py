@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import cost, nearness, pooling, selection
+from curate import cost, pooling, selection
 from curate.cost import Seconds
 from curate.data import AUDIT
 from curate.errors import CurateError
@@ -19,6 +19,7 @@ from curate.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Pick
 from curate.selecting import NEAR
 from curate.selection import BARE, Rules
 from curate.strategies import CATALOGUE, rare
+from curate.vectors import nearest
 from train.simulating.judged import judged
 from train.simulating.learners import Learner, probe
 from train.simulating.world import World, folded, imbalanced
@@ -228,7 +229,7 @@ class _Desk:
         self.budget = images_or_seconds(setting.budget, int((world.pooled & ~self.known).sum()))
         self.vectors = np.asarray(world.vectors[self.rows])
         self.windows = _Windows(world, self.rows, self.vectors) if world.windows is not None else None
-        self.rules = Rules(near=nearness.cosine(self.vectors, NEAR)) if setting.rules else BARE
+        self.rules = Rules(near=nearest.cosine(self.vectors, NEAR)) if setting.rules else BARE
         self.minutes = world.regions * REGION / 60 + LOOK / 60
         self.notes: dict[str, None] = {}
         self.lasting: dict[str, Any] = {}

@@ -9,11 +9,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from curate import embedding, files, setup
+from curate import files, setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.index import sync
 from curate.project import FILE, Project, load
+from curate.vectors import run as embedding
 from tests.bench.proof.sets import CACHE, WEIGHTS
 from tests.fakes import REAL, need_real
 from train import simulate

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import demo, embed, embedding
+from curate import demo, embed
 from curate.data import Box, MaskFile, Record
 from curate.embed import _base
 from curate.embed._base import Encoder
@@ -24,6 +24,7 @@ from curate.masks import rle
 from curate.masks.shapes import grey_file
 from curate.pool import WHOLE
 from curate.steel import SHAPE
+from curate.vectors import run as embedding
 from tests.fakes import REAL, REPOSITORY
 
 CACHE = REPOSITORY / "out" / "proof"

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from curate import files, nearness
+from curate import files
 from curate.data import UNLABELLED, Box, Label, MaskFile, Record, Region, make_defect
-from curate.embedding import pixels_of
 from curate.errors import LabelProblem
 from curate.index.intake import (
     Picture,
@@ -32,6 +31,8 @@ from curate.index.intake import (
 )
 from curate.paths import safe_join
 from curate.project import LimitsConfig
+from curate.vectors import nearest
+from curate.vectors.run import pixels_of
 from tests.fakes import REAL, save_image, save_mask, steel
 
 KINDS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
@@ -239,7 +240,7 @@ def by_every_reader(folder: Path, content: bytes) -> list[str]:
         with pytest.raises(LabelProblem) as problem:
             read()
         said.append(str(problem.value))
-    assert nearness.confirmed([(0, 1)], [str(path), str(path)], 10**9) == []
+    assert nearest.confirmed([(0, 1)], [str(path), str(path)], 10**9) == []
     return said
 
 

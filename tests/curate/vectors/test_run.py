@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import embed, embedding
-from curate.embedding import Outcome, outcomes, pixels_of
+from curate import embed
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.tables import Table
-from curate.vectors import Vectors, open_latest
+from curate.vectors import run as embedding
+from curate.vectors.run import Outcome, outcomes, pixels_of
+from curate.vectors.store import Vectors, open_latest
 from tests import fakes
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
 
@@ -188,7 +189,7 @@ import sys, time
 from pathlib import Path
 from curate import embed, embedding
 from curate.index.dataset import chunks
-from curate.vectors import Vectors
+from curate.vectors.store import Vectors
 folder = Path(sys.argv[1])
 work = [line.split("|") for line in (folder / "todo").read_text().splitlines()]
 encoder = embed.build("texture")

@@ -33,7 +33,7 @@ from curate.errors import CurateError, LabelProblem, unknown
 from curate.index.dataset import Index, chunks
 from curate.masks import decode
 from curate.project import Project
-from curate.vectors import Vectors
+from curate.vectors.store import Vectors
 
 BATCH = 128  # images to an append
 JOB = 16  # images that a process decodes at a time

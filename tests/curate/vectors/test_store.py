@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate import vectors
 from curate.errors import CurateError
-from curate.vectors import Vectors, open_latest
+from curate.vectors import store as vectors
+from curate.vectors.store import Vectors, open_latest
 
 DIM = 4
 

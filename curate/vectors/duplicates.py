@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from curate import nearness, vectors
 from curate.data import SPLITS
 from curate.greedy.neighbours import pairs_above
 from curate.index.dataset import Index
 from curate.labels.splits import Decisions
 from curate.project import Project
+from curate.vectors import nearest
+from curate.vectors import store as vectors
 
 PROPOSED = 0.5  # of the usual distance: vectors propose generously, since pictures confirm
 FIELDS = ("near_cluster", "near_of", "near_similarity", "near_splits")
@@ -125,10 +126,10 @@ def search(
     matrix = found.whole(ids)
     finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
     ids, matrix = [ids[row] for row in finite], matrix[finite]
-    used = nearness.cosine(matrix, PROPOSED) if threshold is None else threshold
+    used = nearest.cosine(matrix, PROPOSED) if threshold is None else threshold
     first, second, _ = pairs_above(matrix, used, progress=_step(progress))
     proposed = zip(first.tolist(), second.tolist(), strict=True)
-    close = nearness.confirmed(proposed, [images[id].path for id in ids], limit)
+    close = nearest.confirmed(proposed, [images[id].path for id in ids], limit)
     clusters = [_cluster(rows, ids, images, matrix) for rows in _connected(len(ids), close)]
     return sorted(clusters, key=lambda one: (-len(one.members), one.kept.id)), used
 
