@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curate import pooling, tables
+from curate import tables
 from curate.data import SPLITS, STATUSES
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.index.file_ledger import MISSING, QUARANTINED, Ledger
 from curate.project import Project
+from curate.select import build_pool
 from curate.vectors.store import Vectors
 
 
@@ -23,7 +24,7 @@ def summarise(project: Project) -> dict[str, Any]:
     """Numbers of images, as `curate status --json` prints them."""
     index = Index(project)
     members = index.members().values()
-    seen = pooling.seen_images(index)
+    seen = build_pool.seen_images(index)
     summary = {
         "project": project.name,
         "samples": index.count(),
@@ -174,7 +175,7 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _facts(project: Project, index: Index, seen: Mapping[str, pooling.Seen], summary: Mapping[str, Any]) -> Facts:
+def _facts(project: Project, index: Index, seen: Mapping[str, build_pool.Seen], summary: Mapping[str, Any]) -> Facts:
     vectors, newest = tables.latest(project.work / "vectors"), rounds.latest(project.work)
     known = set(Vectors(vectors).ids()) if vectors else set()
     real = {id: one for id, one in seen.items() if one.source != "synthetic" and not one.missing}

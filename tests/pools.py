@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from curate.pool import Exemplars, Pool, Windows
+from curate.select.pool import Exemplars, Pool, Windows
 
 CLASSES = ("scratch", "patch", "blister")
 DIM = 24

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from curate import archive, demo, selecting, status
+from curate import archive, demo, status
 from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
+from curate.select import run as selecting
 from curate.vectors import run as embedding
 from train import store
 

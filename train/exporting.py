@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from curate import files, scores
+from curate import files
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
 from curate.project import Project
+from curate.select import uncertainty
 from train import dataset, figures, predicting, quantising, store
 from train.dataset import Data
 from train.judging import Judge, Row
@@ -200,8 +201,8 @@ class Answering(Predictor):
         wanted = self.recipe.input
         p = self.module(resized(image, wanted.height, wanted.width)[None])[0]
         by_class = p[: len(self.classes)]
-        unsure = scores.entropy(p[None]) if self.single else scores.predictive_entropy_multilabel(p[None])
-        return Seen(by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._named(p))
+        unsure = uncertainty.entropy(p[None]) if self.single else uncertainty.predictive_entropy_multilabel(p[None])
+        return Seen(by_class, (), uncertainty.class_entropy(by_class), float(unsure[0]), self._named(p))
 
 
 def answering(predictor: Predictor, run: Run) -> Answering:

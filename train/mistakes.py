@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import scores
 from curate.index import predictions
 from curate.index.app_views import CHANGED, MISTAKES
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
+from curate.select import uncertainty
 from curate.tables import Table
 from train import figures
 from train.figures import SIZES, Judged
@@ -83,7 +83,7 @@ def mistakenness(judged: Sequence[Judged], others: Mapping[str, float]) -> dict[
     """Of all images that the model has judged, and of `others`."""
     found = dict(others)
     for one in judged:
-        worst, _ = scores.mistakenness(one.p, one.present)
+        worst, _ = uncertainty.mistakenness(one.p, one.present)
         found |= dict(zip(one.ids, worst.astype(float).tolist(), strict=True))
     return found
 
@@ -98,7 +98,7 @@ def of_scores(index: Index, model: str, ids: Sequence[str]) -> dict[str, float]:
     if not seen:
         return {}
     present = [[name in one.label.present for name in classes] for one in index.items(seen)]
-    worst, _ = scores.mistakenness(table.read(seen, ["probability"])["probability"], present)
+    worst, _ = uncertainty.mistakenness(table.read(seen, ["probability"])["probability"], present)
     return dict(zip(seen, worst.astype(float).tolist(), strict=True))
 
 

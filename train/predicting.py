@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import scores
 from curate.data import Defect
 from curate.errors import LabelProblem, unknown
 from curate.index import predictions
@@ -30,6 +29,7 @@ from curate.index.dataset import Index, chunks
 from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import Project
+from curate.select import uncertainty as scores
 from curate.tables import Table
 from curate.vectors.run import Engine
 from train import architectures, checkpoint, recipe, store

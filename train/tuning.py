@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from curate import cost, files
+from curate import files
 from curate.errors import CurateError, unknown
 from curate.index.rounds import key_of
 from curate.project import Project
+from curate.select import cost
 from train import loop, recipe, training
 from train.dataset import Data
 from train.loop import Fitted, Progress, Setting

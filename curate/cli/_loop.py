@@ -161,9 +161,9 @@ class Turn:
         return Done("stop-check", told, ends=told if stops else None)
 
     def select(self) -> Done:
-        from curate import selecting
         from curate.files import writer_lock
         from curate.index import app_views
+        from curate.select import run as selecting
 
         with writer_lock(self.made.work, "curate loop: select"):
             try:

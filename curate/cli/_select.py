@@ -12,7 +12,7 @@ from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from curate.selecting import Chosen, Wish
+    from curate.select.run import Chosen, Wish
     from curate.vectors.duplicates import Report
 
 
@@ -103,8 +103,8 @@ def select(
     json: JsonOption = False,
 ) -> None:
     """Choose the images that are worth labelling next, rare defects first, and say why for each."""
-    from curate import selecting
-    from curate.selection import BARE, Rules
+    from curate.select import run as selecting
+    from curate.select.rules import BARE, Rules
     from curate.strategies import CATALOGUE
 
     if list_:
@@ -157,9 +157,9 @@ def _quota(text: str) -> Any:
 def _run(made: Project, wish: Wish, dry: bool) -> Chosen:
     from contextlib import nullcontext
 
-    from curate import selecting
     from curate.files import writer_lock
     from curate.index import app_views
+    from curate.select import run as selecting
 
     with nullcontext() if dry else writer_lock(made.work, "curate select"), bars() as step:
         chosen = selecting.run(made, wish, step, dry=dry)

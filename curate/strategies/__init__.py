@@ -1,7 +1,7 @@
 """One file a strategy: `select(pool, budget, rng, *, …) -> Picks`; the file's name is its name, the docstring its help.
 
 A strategy returns exactly `min(budget, candidates)` picks, best first, and leaves the pool alone. What all strategies
-need (near-duplicates, groups, strata quotas) is the selection layer's: `curate/selection.py`.
+need (near-duplicates, groups, strata quotas) is the selection layer's: `curate/select/rules.py`.
 
 Score arrays that strategies know, all optional: `probability` (n, classes) that the image shows a class,
 `class_entropy` (n, classes) of the most doubtful tiles a class, `uncertainty` (n,), `bald` (n,), `defect_pixels`

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import Floats, Mask, Pick, Picks, Pool, Rows
+from curate.select import linear_probe
+from curate.select.pool import Floats, Mask, Pick, Picks, Pool, Rows
 
 TINY = 1e-12
 Rng = np.random.Generator
@@ -19,10 +19,10 @@ def likelihood(pool: Pool, strategy: str) -> Floats:
     """(n, classes): the model's probabilities where there is one, else those of a linear probe."""
     if "probability" in pool.scores:
         return np.nan_to_num(pool.scores["probability"], nan=0.0)  # an image without a score is nobody's favourite
-    if probe.known(pool):
-        return np.nan_to_num(probe.probabilities(pool), nan=0.0)
+    if linear_probe.known(pool):
+        return np.nan_to_num(linear_probe.probabilities(pool), nan=0.0)
     raise CurateError(
-        f"strategy '{strategy}' needs to know how classes look, but no class has {probe.FEWEST} labelled images. "
+        f"strategy '{strategy}' needs to know how classes look, but no class has {linear_probe.FEWEST} labelled images. "
         "Label some first: curate select --strategy maxherding"
     )
 

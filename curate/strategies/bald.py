@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate import probe, scores
 from curate.errors import CurateError
-from curate.pool import Floats, Picks, Pool
+from curate.select import linear_probe, uncertainty
+from curate.select.pool import Floats, Picks, Pool
 from curate.strategies._common import likelihood, picks, source, top
 
 
@@ -23,5 +23,5 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, members: int = 
 
 def _of_probes(pool: Pool, members: int, rng: np.random.Generator) -> Floats:
     likelihood(pool, "bald")  # says what is missing
-    seen = np.nan_to_num(probe.ensemble(pool, members, rng), nan=0.0)
-    return np.asarray(scores.bald_multilabel(seen), np.float32)
+    seen = np.nan_to_num(linear_probe.ensemble(pool, members, rng), nan=0.0)
+    return np.asarray(uncertainty.bald_multilabel(seen), np.float32)

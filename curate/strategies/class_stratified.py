@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate import scores
-from curate.pool import Floats, Pick, Picks, Pool, Rows
+from curate.select import uncertainty
+from curate.select.pool import Floats, Pick, Picks, Pool, Rows
 from curate.strategies._common import TINY, likelihood, shares, source, wanted
 
 
@@ -33,7 +33,7 @@ def _doubt(pool: Pool) -> Floats:
     """(n, classes): of the most doubtful tiles where the model gave it, else of the image."""
     if "class_entropy" in pool.scores:
         return pool.scores["class_entropy"]
-    return np.asarray(scores.class_entropy(likelihood(pool, "class_stratified")), np.float32)
+    return np.asarray(uncertainty.class_entropy(likelihood(pool, "class_stratified")), np.float32)
 
 
 def _rarest_first(pool: Pool, numbers: list[int], orders: list[Rows], quotas: list[int]) -> list[tuple[int, Rows, int]]:

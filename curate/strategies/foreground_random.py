@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curate.errors import CurateError
-from curate.pool import Pick, Picks, Pool
+from curate.select.pool import Pick, Picks, Pool
 from curate.strategies._common import likelihood, wanted
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate import scores
-from curate.pool import Picks, Pool
+from curate.select import uncertainty
+from curate.select.pool import Picks, Pool
 from curate.strategies._common import likelihood, picks, wanted
 from curate.strategies.maxherding import covering
 
@@ -13,7 +13,7 @@ from curate.strategies.maxherding import covering
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_000) -> Picks:
     """Of more than `most` images an even sample is looked at."""
     likely = likelihood(pool, "herding_uncertainty")
-    doubt = scores.predictive_entropy_multilabel(likely[:, wanted(pool)])
+    doubt = uncertainty.predictive_entropy_multilabel(likely[:, wanted(pool)])
     weights = np.nan_to_num(np.asarray(doubt, np.float32))
     found, gain = covering(pool, budget, weights, most)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curate.greedy.kcenter import kcenter
-from curate.pool import Picks, Pool
+from curate.select.pool import Picks, Pool
 from curate.strategies._common import picks
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.greedy.coverage import coverage
-from curate.pool import Floats, Picks, Pool, Rows
+from curate.select.pool import Floats, Picks, Pool, Rows
 from curate.strategies._common import picks, thinned
 
 

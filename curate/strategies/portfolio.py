@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import Picks, Pool
+from curate.select import linear_probe
+from curate.select.pool import Picks, Pool
 from curate.strategies import audit as audit_slot
 from curate.strategies import class_stratified, maxherding, random
 from curate.strategies import rare as rare_slot
@@ -64,7 +64,7 @@ def regime(pool: Pool) -> str:
         return "classes asked for"
     if "probability" in pool.scores:
         return "a model"
-    return "few labels" if len(pool.exemplars) or probe.known(pool) else "no labels"
+    return "few labels" if len(pool.exemplars) or linear_probe.known(pool) else "no labels"
 
 
 def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str, int]:
@@ -97,7 +97,7 @@ def _idle(pool: Pool) -> dict[str, str]:
     idle = {}
     if not rare_slot.sought(pool):
         idle["rare"] = "there is no labelled image of a scarce class and no model; give --exemplars, or label one"
-    if "probability" not in pool.scores and not probe.known(pool):
+    if "probability" not in pool.scores and not linear_probe.known(pool):
         idle["uncertain"] = "no class has enough labelled images for a probe yet"
     return idle
 

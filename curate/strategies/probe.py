@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import Floats, Pick, Picks, Pool
+from curate.select import linear_probe
+from curate.select.pool import Floats, Pick, Picks, Pool
 from curate.strategies._common import shares, wanted
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    if not probe.known(pool):
+    if not linear_probe.known(pool):
         raise CurateError(
-            f"strategy 'probe' needs {probe.FEWEST} labelled images of a class. Label some first: "
+            f"strategy 'probe' needs {linear_probe.FEWEST} labelled images of a class. Label some first: "
             "curate select --strategy maxherding"
         )
-    likely = probe.probabilities(pool)
+    likely = linear_probe.probabilities(pool)
     classes = [number for number in wanted(pool) if np.isfinite(likely[0, number])]
     weights = [1 / (1 + pool.groups_of(pool.classes[number])) for number in classes]
     taken: dict[int, Pick] = {}

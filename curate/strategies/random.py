@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate.pool import Pick, Picks, Pool
+from curate.select.pool import Pick, Picks, Pool
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:

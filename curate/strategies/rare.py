@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
+from curate.select import linear_probe
+from curate.select.pool import WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
 from curate.strategies._common import TINY, shares, top
 from curate.strategies.nearest import place as window
 
@@ -114,8 +114,8 @@ def _candidates(pool: Pool, name: str, look: Look, most: int) -> list[Pick]:
         lists.append([_like(pool, name, row, found, exemplars) for row in rows])
     if (likely := _by_model(pool, name)) is not None:
         lists.append([_likely(pool, name, row, likely, "model") for row in top(pool, likely, most).tolist()])
-    elif name and pool.shows(name).sum() >= probe.FEWEST:
-        likely = pool.once(f"ranking {name}", lambda: probe.ranking(pool, pool.shows(name)))
+    elif name and pool.shows(name).sum() >= linear_probe.FEWEST:
+        likely = pool.once(f"ranking {name}", lambda: linear_probe.ranking(pool, pool.shows(name)))
         lists.append([_likely(pool, name, row, likely, "probe") for row in top(pool, likely, most).tolist()])
     return [pick for turn in zip(*lists, strict=True) for pick in turn]
 

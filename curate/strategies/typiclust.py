@@ -6,7 +6,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.greedy.typical import typiclust
-from curate.pool import Picks, Pool
+from curate.select.pool import Picks, Pool
 from curate.strategies._common import picks
 
 

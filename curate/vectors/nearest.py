@@ -17,7 +17,7 @@ from curate import files
 from curate.errors import LabelProblem
 from curate.greedy.neighbours import nearest
 from curate.masks import decode
-from curate.pool import Floats
+from curate.select.pool import Floats
 
 SAMPLE = 2000
 FIFTH = 5

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from curate.pool import WHOLE, Exemplars, Pool, Windows
-from curate.selection import BARE, Rules, choose
+from curate.select.pool import WHOLE, Exemplars, Pool, Windows
+from curate.select.rules import BARE, Rules, choose
 from curate.vectors import nearest
 from tests.bench._measure import once, peak_bytes, print_table
 

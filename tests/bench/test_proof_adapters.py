@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.pool import Pool
+from curate.select.pool import Pool
 from tests.bench.proof import ask, sets, tables, worlds
 from tests.bench.proof.peers import Ask, best
 from tests.pools import drawn

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import typer
 
-from curate import cli, files, selecting, status
+from curate import cli, files, status
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
-from curate.selecting import Wish
+from curate.select import run as selecting
+from curate.select.run import Wish
 from curate.status import Facts, next_steps, summarise
 from tests.conftest import LINE, Make
-from tests.curate.test_selecting import embedded
+from tests.curate.select.test_run import embedded
 
 LABELLED = {"images": 100, "learnable": 70, "judgeable": 15}
 MIXED = LABELLED | {"pickable": 40}

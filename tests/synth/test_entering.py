@@ -20,8 +20,8 @@ from curate.index import synthetic as follower
 from curate.index.dataset import Index
 from curate.labels.log import Book
 from curate.labels.splits import Decisions
-from curate.pooling import seen_images
 from curate.project import Project
+from curate.select.build_pool import seen_images
 from synth import entering, making
 from synth.making import Batch, Wish
 from tests.conftest import dump

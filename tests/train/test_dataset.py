@@ -12,7 +12,7 @@ from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.project import Project
-from tests.curate.test_selecting import label
+from tests.curate.select.test_run import label
 from tests.train.conftest import CLASSES, data, drawn, tiny
 from train import augment, dataset
 from train.dataset import Batches, Examples, Plan, crop_place, loader

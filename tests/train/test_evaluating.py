@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from curate import cli, scores, setup
+from curate import cli, setup
 from curate.data import Item
 from curate.errors import CurateError
 from curate.index import app_views, database, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
+from curate.select import uncertainty
 from curate.tables import Table
 from labeling import push
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
@@ -253,7 +254,7 @@ def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, found
     labels = {item.id: item.label.present for split in ("train", "val", "test") for item in items(plant, split)}
     for id, value in shown.items():
         p = table.read([id], ["probability"])["probability"]
-        expected = scores.mistakenness(p, [[name in labels[id] for name in CLASSES]])[0][0]
+        expected = uncertainty.mistakenness(p, [[name in labels[id] for name in CLASSES]])[0][0]
         assert np.isclose(value, expected, atol=0.01)
     wrong = {id for id, path in index.rows("filepath") if _number(path) % 11 == 0 and _number(path) % 4 != 3}
     best = set(list(shown)[: len(wrong)])

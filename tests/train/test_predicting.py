@@ -12,15 +12,16 @@ import pytest
 import torch
 from scipy import ndimage
 
-from curate import files, selecting
+from curate import files
 from curate.errors import CurateError
 from curate.index import predictions
 from curate.index.dataset import Index
 from curate.masks import shapes
 from curate.project import Project
-from curate.selecting import Wish
+from curate.select import run as selecting
+from curate.select.run import Wish
 from curate.tables import Table
-from tests.curate.test_selecting import embedded
+from tests.curate.select.test_run import embedded
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
 from tests.train.test_loop import CNN, network, setting
 from train import _ray, checkpoint, embed, loop, predicting, promoting, recipe, store, training

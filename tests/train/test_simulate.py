@@ -14,12 +14,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from curate.cost import Seconds
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import sync
-from curate.pool import WHOLE, Pool, Rows, Windows
 from curate.project import Project
+from curate.select.cost import Seconds
+from curate.select.pool import WHOLE, Pool, Rows, Windows
 from curate.vectors import run as embedding
 from tests import fakes
 from tests.conftest import Make

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from curate.data import Box, Label
 from curate.errors import CurateError
 from curate.index.dataset import PRESENT, Index
-from curate.pool import Windows
 from curate.project import Project
+from curate.select.pool import Windows
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
 from train.simulating.world import World

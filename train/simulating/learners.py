@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import scores
-from curate.pool import Floats, Mask, Rows
+from curate.select import uncertainty as scores
+from curate.select.pool import Floats, Mask, Rows
 from train.simulating.world import World
 
-STRENGTH = 0.1  # of the fit against the penalty on large weights, as in `curate.probe`
+STRENGTH = 0.1  # of the fit against the penalty on large weights, as in `curate.select.linear_probe`
 STEPS = 200
 LIKELY = 0.5
 Numbers = NDArray[np.float64]

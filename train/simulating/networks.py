@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curate.data import Item
-from curate.pool import Rows
+from curate.select.pool import Rows
 from train.dataset import Data, Plan, resolved_input
 from train.recipe import Recipe
 from train.simulating.learners import Learner, Said

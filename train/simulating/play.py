@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import cost, pooling, selection
-from curate.cost import Seconds
 from curate.data import AUDIT
 from curate.errors import CurateError
-from curate.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
-from curate.selecting import NEAR
-from curate.selection import BARE, Rules
+from curate.select import build_pool, cost
+from curate.select import rules as selection
+from curate.select.cost import Seconds
+from curate.select.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
+from curate.select.rules import BARE, Rules
+from curate.select.run import NEAR
 from curate.strategies import CATALOGUE, rare
 from curate.vectors import nearest
 from train.simulating.judged import judged
@@ -408,7 +409,7 @@ def _shown(world: World, pool: Pool, rows: Rows) -> Exemplars:
 
 
 def _known(pool: Pool, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, int]]:
-    ids = pooling._labelled(pool, names)
+    ids = build_pool._labelled(pool, names)
     return zip(ids, rows[pool.rows_of(ids)].tolist(), strict=True)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curate import files
 from curate.errors import CurateError, unknown
 from curate.labels import splits
-from curate.pool import Floats, Mask, Rows, Windows
+from curate.select.pool import Floats, Mask, Rows, Windows
 
 TAILS = ("one", "all")
 ARRAYS = ("vectors", "present", "groups", "strata", "test", "spare", "weight", "regions", "marks")

@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import Floats, Picks, Pool, Rows
+from curate.select import linear_probe
+from curate.select.pool import Floats, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from tests.bench.proof import sets
 from tests.bench.proof.worlds import PEERS
@@ -42,7 +42,7 @@ def pickers(setting: Setting) -> Picker | None:
 
 
 def _every_class(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    if not probe.known(pool):
+    if not linear_probe.known(pool):
         raise NotYet("no class can be told apart yet")
     picks: Picks = CATALOGUE.call("probe")(pool, budget, rng)
     return picks
@@ -63,7 +63,7 @@ def _ranked(pool: Pool) -> NDArray[np.float64]:
 
     wanted = np.any([pool.shows(name) for name in pool.wanted or pool.classes], axis=0)
     others = pool.taught & ~wanted
-    if others.sum() < probe.FEWEST:  # before anything was refused, all that is unlabelled stands for the rest
+    if others.sum() < linear_probe.FEWEST:  # before anything was refused, all that is unlabelled stands for the rest
         others = ~pool.labelled
     rows = np.flatnonzero(wanted | others)
     model = LogisticRegression(C=PROBE_STRENGTH, class_weight="balanced", max_iter=1000)
@@ -79,7 +79,7 @@ PROBE_STRENGTH = 10.0
 
 def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
     """The next of its order that may be picked; a new batch is asked for when none of the last one is left."""
-    if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or probe.known(pool)):
+    if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or linear_probe.known(pool)):
         raise NotYet("no class can be told apart yet")
     order: list[int] = pool.once(f"order of {name}", list)
     left = [row for row in order if pool.candidates[row]]
@@ -92,7 +92,7 @@ def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
 def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
     folder = _folder()
     labelled = np.flatnonzero(pool.taught)
-    known = bool(pool.scores) or probe.known(pool)
+    known = bool(pool.scores) or linear_probe.known(pool)
     likely = _outcomes(_likely(pool)) if known else np.zeros((0, 1 + len(pool.classes)), np.float32)
     members = np.stack([_outcomes(one) for one in _committee(pool, seed)]) if name.startswith("baal") else likely[None]
     fields = {
@@ -104,12 +104,12 @@ def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
 
 
 def _likely(pool: Pool) -> Floats:
-    found = pool.scores["probability"] if "probability" in pool.scores else probe.probabilities(pool)
+    found = pool.scores["probability"] if "probability" in pool.scores else linear_probe.probabilities(pool)
     return np.nan_to_num(np.asarray(found, np.float32), nan=0.0)
 
 
 def _committee(pool: Pool, seed: int) -> Floats:
-    return np.nan_to_num(probe.ensemble(pool, MEMBERS, np.random.default_rng(seed)), nan=0.0)
+    return np.nan_to_num(linear_probe.ensemble(pool, MEMBERS, np.random.default_rng(seed)), nan=0.0)
 
 
 def _outcomes(likely: Floats) -> Floats:

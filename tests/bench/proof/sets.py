@@ -22,7 +22,7 @@ from curate.files import written_aside
 from curate.formats import magnetic_tile, neu_det
 from curate.masks import rle
 from curate.masks.shapes import grey_file
-from curate.pool import WHOLE
+from curate.select.pool import WHOLE
 from curate.steel import SHAPE
 from curate.vectors import run as embedding
 from tests.fakes import REAL, REPOSITORY
@@ -30,7 +30,7 @@ from tests.fakes import REAL, REPOSITORY
 CACHE = REPOSITORY / "out" / "proof"
 WEIGHTS = "weights/mobilenet_v2_imagenet_bnfolded.pth"
 NOWHERE = -2  # the image does not show the class
-PLANT_IMAGES, PLANT_SEED = 20_000, 11  # the plant of tests/curate/test_proof.py
+PLANT_IMAGES, PLANT_SEED = 20_000, 11  # the plant of tests/curate/select/test_proof.py
 SETS = ("plant", "magnetic_tile", "neu_det")
 LIMIT = 10**8  # pixels of an image
 

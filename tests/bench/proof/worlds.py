@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.pool import WHOLE, Windows
+from curate.select.pool import WHOLE, Windows
 from tests.bench.proof import sets
 from train.simulating.play import Setting
 from train.simulating.world import World

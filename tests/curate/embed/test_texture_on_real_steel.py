@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from curate import embed, probe
+from curate import embed
 from curate.greedy.neighbours import pairs_above
-from curate.pool import Pool
+from curate.select import linear_probe
+from curate.select.pool import Pool
 from curate.vectors import nearest
 from tests.fakes import real_data
 
@@ -56,7 +57,7 @@ def test_a_probe_on_texture_beats_networks_with_random_weights_by_far(
         labelled = np.zeros(len(paths), bool)
         for column in present.T:
             labelled[rng.permutation(np.flatnonzero(column))[:labels]] = True
-        likely = probe.probabilities(pool_of(vectors, present, labelled))[~labelled]
+        likely = linear_probe.probabilities(pool_of(vectors, present, labelled))[~labelled]
         right.append(float((likely.argmax(axis=1) == present[~labelled].argmax(axis=1)).mean()))
     print(f"NEU-DET, {labels} labels a class: {mean(right):.3f}")
     assert mean(right) >= least

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import probe
 from curate.errors import CurateError
-from curate.pool import NO_EXEMPLARS, Floats, Pool
+from curate.select import linear_probe
+from curate.select.pool import NO_EXEMPLARS, Floats, Pool
 from curate.strategies import CATALOGUE, DEFAULT
 from tests.pools import drawn, with_tiles
 
@@ -241,7 +241,7 @@ def test_the_ranking_probe_holds_a_class_against_all_until_something_was_refused
     bare = replace(pool, labelled=shows, memo={})
     assert not (bare.taught & ~shows).any()
     for one in (bare, pool):
-        likely = probe.ranking(one, shows)
+        likely = linear_probe.ranking(one, shows)
         assert likely[shows].min() > 0.5 > np.median(likely)
 
 

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import garbage, selecting
+from curate import garbage
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
 from curate.labels.log import Book, Entry, now
 from curate.project import Project, load
-from curate.selecting import Wish
-from curate.selection import Rules
+from curate.select import run as selecting
+from curate.select.rules import Rules
+from curate.select.run import Wish
 from curate.tables import Table
 from curate.vectors.store import Vectors
 from tests import fakes

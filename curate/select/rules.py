@@ -18,7 +18,7 @@ import numpy as np
 from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.greedy.neighbours import best_match, nearest
-from curate.pool import Mask, Pick, Picks, Pool, Rows
+from curate.select.pool import Mask, Pick, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from curate.strategies._common import shares
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.pool import Floats, Mask, Pool
+from curate.select.pool import Floats, Mask, Pool
 
 FEWEST = 2  # images that must show a class, and must not, before it can be told apart
 MOST = 20_000  # labelled images that a probe is fitted on

@@ -19,8 +19,8 @@ import pytest
 
 from curate import demo, embed
 from curate.masks import rle
-from curate.pool import WHOLE, Exemplars, Picks, Pool, Windows
-from curate.selection import BARE, Rules, choose
+from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
+from curate.select.rules import BARE, Rules, choose
 from curate.steel import SHAPE
 from curate.vectors import nearest
 from curate.vectors import run as embedding

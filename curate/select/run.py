@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import __version__, cost, pooling, probe, selection, state, tables
-from curate.cost import CostModel, Images, Seconds
+from curate import __version__, state, tables
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
@@ -22,10 +21,13 @@ from curate.index.rounds import Round
 from curate.labels import log as label_log
 from curate.labels.log import Book
 from curate.labels.splits import Decisions
-from curate.pool import Floats, Picks, Pool, Rows
-from curate.pooling import Built
 from curate.project import Project
-from curate.selection import BARE, Batch, Rules
+from curate.select import build_pool, cost, linear_probe
+from curate.select import rules as selection
+from curate.select.build_pool import Built
+from curate.select.cost import CostModel, Images, Seconds
+from curate.select.pool import Floats, Picks, Pool, Rows
+from curate.select.rules import BARE, Batch, Rules
 from curate.strategies import CATALOGUE, DEFAULT
 from curate.vectors import nearest
 from curate.vectors import store as vectors
@@ -95,7 +97,7 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     if not dry:
         _capture(index)
     progress("reading vectors", 0, 1)
-    built = pooling.build(index, wish.encoder, wish.exemplars, wish.classes)
+    built = build_pool.build(index, wish.encoder, wish.exemplars, wish.classes)
     progress("reading vectors", 1, 1)
     model = cost_model(project)
     wish = replace(wish, rules=_rules(wish.rules, built.pool))
@@ -253,8 +255,8 @@ def _seconds(pool: Pool, model: CostModel) -> Floats:
 def _likely(pool: Pool) -> tuple[Floats | None, str | None]:
     if "probability" in pool.scores:
         return np.nan_to_num(pool.scores["probability"]), "model"
-    if probe.known(pool):
-        return np.nan_to_num(probe.probabilities(pool)), "probe"
+    if linear_probe.known(pool):
+        return np.nan_to_num(linear_probe.probabilities(pool)), "probe"
     return None, None
 
 
@@ -276,7 +278,7 @@ def _why_nothing(built: Built) -> str:
         return f"nothing can be picked: all {len(real):,} images are labelled. {remedy}"
     if "without vectors" in counts:
         remedy = built.vectors.remedy
-    elif pooling.QUEUED in counts:
+    elif build_pool.QUEUED in counts:
         remedy = "Fetch what annotators have labelled: curate pull"
     else:
         remedy = "Index further images (curate index), or learn from those that are labelled (curate train)"
@@ -329,7 +331,7 @@ def explain(project: Project, wish: Wish, prefix: str) -> dict[str, Any]:
     if len(found) != 1:
         raise CurateError(f"--explain '{prefix}' fits {len(found)} images; give a content id, or more of it")
     id = found[0]
-    built = pooling.build(index, wish.encoder, wish.exemplars, wish.classes)
+    built = build_pool.build(index, wish.encoder, wish.exemplars, wish.classes)
     newest_first = reversed(rounds.every(project.work))
     picked = [row | {"round": one.number} for one in newest_first for row in one.picks() if row["id"] == id]
     about: dict[str, Any] = {"id": id, "path": built.seen[id].path, "picked": picked[0] if picked else None}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.cost import CostModel, Images, Seconds, parse_budget
 from curate.errors import CurateError
+from curate.select.cost import CostModel, Images, Seconds, parse_budget
 
 Floats = npt.NDArray[np.float64]
 CLASSES = ("crack", "hole", "scale")

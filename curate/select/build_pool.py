@@ -15,7 +15,7 @@ from curate.data import Box, Label
 from curate.errors import CurateError, nearest, unknown
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
-from curate.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
+from curate.select.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
 from curate.strategies import rare
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.pool import Pool
-from curate.selection import BARE, Rules, choose, with_neighbourhood
+from curate.select.pool import Pool
+from curate.select.rules import BARE, Rules, choose, with_neighbourhood
 from curate.strategies import CATALOGUE
 from tests.pools import drawn, with_tiles
 
