@@ -9,8 +9,8 @@ import typer
 from curate.cli._common import JsonOption, ProjectOption, colored, emit, open_project, rows, say, warn
 
 if TYPE_CHECKING:
-    from curate.auditing import Check, Figures, Survey
-    from curate.estimates import Interval
+    from curate.audit.estimates import Interval
+    from curate.audit.run import Check, Figures, Survey
     from curate.project import Project
 
 ConfidenceOption = Annotated[float, typer.Option(min=0.5, max=0.9999, help="How sure the bounds should be.")]
@@ -31,7 +31,7 @@ def audit(
     json: JsonOption = False,
 ) -> None:
     """Estimate how frequent each defect is and what the predictions miss, without bias, from the audit picks alone."""
-    from curate import auditing
+    from curate.audit import run as auditing
 
     made = open_project(project)
     found = auditing.survey(auditing.read(made), made.class_names, classes or [], confidence, every)
@@ -69,7 +69,7 @@ def _line(made: Project, found: Survey, one: Figures) -> tuple[Any, ...]:
 
 
 def _share(interval: Interval | None, few: str) -> str:
-    from curate.auditing import speaks
+    from curate.audit.run import speaks
 
     if interval is None:
         return "no predictions"
@@ -93,7 +93,7 @@ def stop_check(
     json: JsonOption = False,
 ) -> None:
     """Say whether another round is worth it: what the audit shows to be left, and whether predictions have settled."""
-    from curate import auditing
+    from curate.audit import run as auditing
 
     made = open_project(project)
     facts = auditing.read(made)

@@ -149,7 +149,7 @@ class Turn:
         return Done("evaluate", f"model {found.model} on {found.manifest['split']}: {found.folder}", found.fresh)
 
     def stop_check(self) -> Done:
-        from curate import auditing
+        from curate.audit import run as auditing
         from curate.index import rounds
 
         if not any(one.pushed for one in rounds.every(self.made.work)):

@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import estimates, stopping
+from curate.audit import estimates, stopping
+from curate.audit.estimates import Floats, Interval
+from curate.audit.stopping import ACCEPTABLE, STEADY_ROUNDS, Advice, Audit
 from curate.data import AUDIT
 from curate.errors import CurateError, unknown
-from curate.estimates import Floats, Interval
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.index.rounds import Round
 from curate.labels.log import Segments
 from curate.project import Project
-from curate.stopping import ACCEPTABLE, STEADY_ROUNDS, Advice, Audit
 
 FEWEST = 5  # images below which a share says nothing
 SILENT = 0.9  # nor does an interval as wide as this

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
 
-from curate import estimates
+from curate.audit import estimates
+from curate.audit.estimates import Interval, Round
 from curate.errors import CurateError
-from curate.estimates import Interval, Round
 
 Ints = npt.NDArray[np.int_]
 

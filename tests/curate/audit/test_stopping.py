@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
 
-from curate import estimates, stopping
-from curate.stopping import Audit, advice
+from curate.audit import estimates, stopping
+from curate.audit.stopping import Audit, advice
 
 STEADY = (0.97, 0.992, 0.995, 0.999)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curate.estimates import Interval, Labels, Sizes, prevalence
+from curate.audit.estimates import Interval, Labels, Sizes, prevalence
 
 KAPPA = 0.99  # Bloodgood and Vijay-Shanker 2009, over so many rounds:
 STEADY_ROUNDS = 3

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import auditing, estimates
-from curate.auditing import Draw, Facts, Known
+from curate.audit import estimates
+from curate.audit import run as auditing
+from curate.audit.run import Draw, Facts, Known
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
