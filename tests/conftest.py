@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.index import database, sync
 from curate.index.dataset import Index
 from curate.project import ENV_PROJECT, Project, load

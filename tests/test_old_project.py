@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from curate import archive, demo, status
+from curate import demo
+from curate.admin import backup, status
 from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
@@ -33,7 +34,7 @@ def old(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proje
     home = tmp_path_factory.mktemp("old")
     demo.draw(home / "data", 60, 0)
     roots = {name: str(home / "data" / name) for name in ("library", "plant")}
-    archive.restore(FIXTURE / "backup.tar.gz", home / "demo", roots, force=False)
+    backup.restore(FIXTURE / "backup.tar.gz", home / "demo", roots, force=False)
     project = load(home / "demo")
     yield project
     Index(project).dataset.delete()

@@ -84,7 +84,7 @@ def _meanings(work: Path) -> tuple[tuple[str, str], ...]:
 
 def status(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Show what the index holds, and what to run next."""
-    from curate import status as state
+    from curate.admin import status as state
 
     made = open_project(project)
     summary = state.summarise(made)

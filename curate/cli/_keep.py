@@ -37,7 +37,7 @@ def backup(
     json: JsonOption = False,
 ) -> None:
     """Write labels, index, rounds, models' manifests and config to one archive. Images stay where they are."""
-    from curate import archive
+    from curate.admin import backup as archive
 
     report = archive.backup(open_project(project), file)
     emit(report) if json else say(f"{file}: {report['samples']} images, {report['files']} files", "wrote", "green")
@@ -56,7 +56,7 @@ def restore(
     """Bring a project back from an archive."""
     import sys
 
-    from curate import archive
+    from curate.admin import backup as archive
 
     def ask(named: Sequence[str]) -> bool:
         if json or not sys.stdin.isatty():
@@ -158,7 +158,7 @@ def gc(
     json: JsonOption = False,
 ) -> None:
     """Remove superseded vectors, scores, rounds, models and left-over parts; lists them first. Labels always stay."""
-    from curate import garbage
+    from curate.admin import gc as garbage
     from curate.files import writer_lock
 
     made = open_project(project)

@@ -11,7 +11,7 @@ from rich.text import Text
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say, warn
 
 if TYPE_CHECKING:
-    from curate.setup import Plan
+    from curate.admin.setup import Plan
 
 EXAMPLES = 8  # images that show what template, stratum and group give
 NONE = {
@@ -61,8 +61,8 @@ def init(
     With --format images it guesses template, stratum and group from folders and file names, and shows on a few images
     what they give. Give one yourself to overrule the guess; '' means none.
     """
-    from curate import setup
-    from curate.layout import Layout
+    from curate.admin import setup
+    from curate.admin.layout import Layout
 
     layout = Layout(template, stratum, group)
     planned = setup.plan(name, format, data, labels, fully_labelled, kind, option or [], layout)
@@ -131,7 +131,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Draw a demo plant (steel strips, six defect kinds, two of them rare) and make its project."""
-    from curate import setup
+    from curate.admin import setup
 
     with bars() as step:
         made, summary = setup.demo(folder, images, seed, lambda done: step("draw", done, images))
@@ -145,7 +145,7 @@ def demo(
 
 def doctor(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Check database, disk, GPU, Label Studio, Ray and weights; say what to do where something is missing."""
-    from curate import doctor as checks
+    from curate.admin import doctor as checks
 
     found = checks.run(project)
     if json:

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curate import setup
+from curate.admin import setup
 from curate.index import database, sync
 from curate.index.dataset import Index
 from curate.project import Project

@@ -87,7 +87,7 @@ def measure(side: str, data: Path, work: Path) -> Result:
 
 
 def _ours(data: Path, work: Path) -> Result:
-    from curate import setup
+    from curate.admin import setup
     from curate.index import database, sync
 
     source = {"name": "drawn", "format": "coco", "data": data / "data", "labels": data / "labels.json"}

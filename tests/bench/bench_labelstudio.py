@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import setup
+from curate.admin import setup
 from curate.index import database, predictions, sync
 from curate.index.dataset import Index, chunks
 from curate.index.predictions import Prediction

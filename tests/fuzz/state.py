@@ -180,7 +180,7 @@ def _check_config(case: Any, root: Path) -> str:
 
 
 def _prepare_archive() -> None:
-    from curate import archive  # noqa: F401
+    from curate.admin import backup  # noqa: F401
 
     line = {"id": IDS[0], "origin": "import", "who": "x", "at": "2026-01-01T00:00:00Z", "path": "library:a.png"}
     line |= {"digest": "x", "status": "labelled"}
@@ -264,15 +264,15 @@ def _check_archive(case: dict[str, Any], root: Path) -> str:
     """All of a restore but the loading of the index, for which `archive_index` has a database."""
     import inspect
 
-    from curate import archive
+    from curate.admin import backup
 
-    real, archive._load_index = archive._load_index, lambda *given, **more: 1
-    more = {"trust": True} if "trust" in inspect.signature(archive.restore).parameters else {}
+    real, backup._load_index = backup._load_index, lambda *given, **more: 1
+    more = {"trust": True} if "trust" in inspect.signature(backup.restore).parameters else {}
     folder = root / "to" / "plant"
     try:
-        archive.restore(root / "b.tar.gz", folder, case["data"], False, **more)
+        backup.restore(root / "b.tar.gz", folder, case["data"], False, **more)
     finally:
-        archive._load_index = real
+        backup._load_index = real
         rest = sorted(path.name for path in root.iterdir() if path.name not in ("to", "b.tar.gz"))
         rest += [path.name for path in (root / "to").glob("*") if path.name != "plant"]
         if rest:

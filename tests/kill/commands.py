@@ -59,7 +59,7 @@ def draw(home: Path) -> None:
 
 
 def configure(home: Path) -> None:
-    from curate import setup
+    from curate.admin import setup
     from tests.conftest import LIBRARY, LINE
 
     sources = [LIBRARY | {"data": home / "data" / "library"}, LINE | {"data": home / "data" / "line"}]

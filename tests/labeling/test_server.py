@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.errors import CurateError
 from curate.project import Project
 from labeling import client, server

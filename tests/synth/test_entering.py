@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from curate import archive, files, garbage, status
+from curate import files
+from curate.admin import backup, gc, status
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_views, sync
@@ -68,7 +69,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert not made.keys() & {one.id for one in dataset.collect(index).val}
     assert all(one.barred for id, one in seen_images(index).items() if id in made)
     assert status.summarise(mill)["by_source"]["synthetic"] == 5
-    assert not garbage.find(mill)
+    assert not gc.find(mill)
     dropped = entering.drop(mill, batch.key[:8])
     assert (dropped.dropped, dropped.files) == (5, False)
     assert dump(mill) == before
@@ -133,13 +134,13 @@ def test_a_backup_holds_what_was_let_in(mill: Project, batch: Batch, tmp_path: P
     other = making.generate(mill, "paste", Wish(count=1, window=48, seed=9))
     entering.accept(mill, batch.key, forced=True)
     before = dump(mill)
-    archive.backup(mill, tmp_path / "a.tar.gz")
+    backup.backup(mill, tmp_path / "a.tar.gz")
     names = {name for name in _names(tmp_path / "a.tar.gz") if name.startswith("work/synth/")}
     assert {f"work/synth/{batch.key}/{one.file}" for one in batch.made()} <= names
     assert not any(other.key in name for name in names)
     Index(mill).dataset.delete()
     files.remove(mill.folder)
-    archive.restore(tmp_path / "a.tar.gz", mill.folder, {}, force=False, trust=True)
+    backup.restore(tmp_path / "a.tar.gz", mill.folder, {}, force=False, trust=True)
     assert dump(mill) == before
     sync.run(mill)
     assert dump(mill) == before
@@ -319,7 +320,7 @@ def test_a_kill_while_files_go_leaves_no_half_batch(
         with pytest.raises(KeyboardInterrupt):
             entering.drop(mill, batch.key, with_files=True)
     assert not making.every(mill)
-    assert [one.path.name for one in garbage.find(mill)] == [f".{batch.key}.part"]
+    assert [one.path.name for one in gc.find(mill)] == [f".{batch.key}.part"]
     again = making.generate(mill, "paste", SMALL)
     assert again.fresh
     assert all((again.folder / one.file).is_file() for one in again.made())

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from curate import cli, setup
+from curate import cli
+from curate.admin import setup
 from curate.data import Item
 from curate.errors import CurateError
 from curate.index import app_views, database, sync

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from curate import cli, setup
+from curate import cli
+from curate.admin import setup
 from curate.data import Item, Label
 from curate.errors import CurateError
 from curate.index import database, sync

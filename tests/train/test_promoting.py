@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.errors import CurateError
 from curate.project import Project
 from tests.train.conftest import TINY

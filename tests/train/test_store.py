@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from curate import setup
+from curate.admin import setup
 from curate.errors import CurateError
 from curate.project import Project
 from train import architectures, checkpoint, loop, predicting, recipe, store

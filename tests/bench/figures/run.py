@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curate import files, setup
+from curate import files
+from curate.admin import setup
 from curate.cli._common import bars
 from curate.formats import neu_det
 from curate.index import sync

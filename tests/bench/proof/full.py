@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from curate import files, setup
+from curate import files
+from curate.admin import setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.index import sync

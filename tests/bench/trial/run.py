@@ -14,7 +14,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from curate import files, setup
+from curate import files
+from curate.admin import setup
 from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.index import sync

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from curate import formats
+from curate.admin.status import summarise
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.masks import rle
 from curate.masks.shapes import mask_of
 from curate.project import Project
-from curate.status import summarise
 from tests.conftest import Make
 from tests.fakes import real_data
 

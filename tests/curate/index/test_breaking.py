@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import archive, setup, state
+from curate import state
+from curate.admin import backup, setup
+from curate.admin.status import summarise
 from curate.errors import CurateError
 from curate.files import writer_lock
 from curate.index import app_edits, classes, conflicts, sync
 from curate.index.dataset import Index
 from curate.labels.log import Book
 from curate.project import Project, load
-from curate.status import summarise
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump
 from tests.curate.index.test_dataset import by_name, draw_in_app, quarantine, sample
@@ -321,7 +322,7 @@ def test_every_command_refuses_newer_state(indexed: Project, tmp_path: Path) -> 
     state.record(indexed, schema=99)
     for command in (
         lambda: classes.rename(indexed, "crack", "x"),
-        lambda: archive.backup(indexed, tmp_path / "b.tar.gz"),
+        lambda: backup.backup(indexed, tmp_path / "b.tar.gz"),
         lambda: summarise(indexed),
     ):
         with pytest.raises(CurateError, match="newer curate"):
@@ -332,8 +333,8 @@ def test_restore_leaves_data_beside_the_project_where_they_are(make: Make, tmp_p
     folder = tmp_path / "projects" / "demo"
     project, _ = setup.demo(folder, 60, 0, lambda done: None)
     sync.run(project)
-    archive.backup(project, tmp_path / "b.tar.gz")
-    report = archive.restore(tmp_path / "b.tar.gz", folder, {}, force=True, trust=True)
+    backup.backup(project, tmp_path / "b.tar.gz")
+    report = backup.restore(tmp_path / "b.tar.gz", folder, {}, force=True, trust=True)
     back = load(folder)
     assert report["unreachable"] == []
     assert all(item.path.exists() for item in Index(back).items())
@@ -341,12 +342,12 @@ def test_restore_leaves_data_beside_the_project_where_they_are(make: Make, tmp_p
 
 
 def test_restore_waits_for_no_writer(indexed: Project, tmp_path: Path) -> None:
-    archive.backup(indexed, tmp_path / "b.tar.gz")
+    backup.backup(indexed, tmp_path / "b.tar.gz")
     with (
         writer_lock(indexed.work, "curate index"),
         pytest.raises(CurateError, match=r"'curate index' .*is writing to this project"),
     ):
-        archive.restore(tmp_path / "b.tar.gz", indexed.folder, {}, force=True, trust=True)
+        backup.restore(tmp_path / "b.tar.gz", indexed.folder, {}, force=True, trust=True)
 
 
 def test_demo_data_are_its_own_wherever_you_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

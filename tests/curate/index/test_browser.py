@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.index import app_views, database, sync
 from curate.index.dataset import Index
 from curate.project import Project, load

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from curate.admin.status import summarise
 from curate.errors import CurateError
 from curate.index import classes, sync
 from curate.index.dataset import Index
 from curate.labels.log import Book
 from curate.project import Project, load
-from curate.status import summarise
 from tests import fakes
 from tests.conftest import dump
 

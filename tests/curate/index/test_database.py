@@ -14,7 +14,7 @@ import psutil
 import pymongo
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.errors import CurateError
 from curate.index import database
 from tests import fakes

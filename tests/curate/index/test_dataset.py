@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import setup, state
+from curate import state
+from curate.admin import setup
+from curate.admin.status import summarise
 from curate.data import Item
 from curate.errors import CurateError
 from curate.files import writer_lock
@@ -26,7 +28,6 @@ from curate.labels.log import Book
 from curate.masks import rle
 from curate.masks.shapes import mask_of
 from curate.project import Project, load
-from curate.status import summarise
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump
 

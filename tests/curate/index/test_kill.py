@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from curate import setup
+from curate.admin import setup
 from curate.index import database
 from tests.fakes import REPOSITORY
 

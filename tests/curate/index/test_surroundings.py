@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from curate import files, garbage, setup
+from curate import files
+from curate.admin import gc, setup
 from curate.index import database, rounds, sync
 from curate.index.dataset import Index
 from curate.labels import log as label_log
@@ -84,7 +85,7 @@ def test_the_newest_round_and_result_are_so_by_order_and_not_by_the_clock(plant:
     newest = rounds.latest(plant.work)
     assert newest is not None
     assert newest.number == 2
-    found = {item.path.name: item.why for item in garbage.find(plant)}
+    found = {item.path.name: item.why for item in gc.find(plant)}
     assert found.keys() == {"early", "001"}
     with files.writer_lock(plant.work, "curate index"):
         holder = json.loads((plant.work / ".lock").read_text())
@@ -98,7 +99,7 @@ def test_a_training_that_was_begun_after_the_clock_went_back_is_not_given_up(pla
     for name in ("done", ".key.training"):
         (models / name).mkdir(parents=True)
     os.utime(models / "done", (time.time() + 1e6,) * 2)
-    assert not garbage.find(plant)
+    assert not gc.find(plant)
 
 
 # --- moved, copied, linked ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import garbage
+from curate.admin import gc
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
@@ -122,7 +122,7 @@ def test_a_round_that_was_labelled_in_the_app_is_kept_and_gc_leaves_it(ready: Pr
     history = list(Book(ready.work / "labels", ready.class_names).history(chosen.picks[0]["id"]))
     assert history[-1].origin == "app"  # what was drawn in the App went to the log before the choice
     selecting.run(ready, Wish("9"))
-    assert [path.path.name for path in garbage.find(ready)] == []
+    assert [path.path.name for path in gc.find(ready)] == []
 
 
 def test_what_may_not_be_picked_is_not(ready: Project) -> None:
@@ -493,7 +493,7 @@ def test_shares_are_checked(ready: Project, run: Run, given: str) -> None:  # no
 def test_a_table_that_was_just_begun_is_not_the_newest(ready: Project) -> None:
     Vectors.create(ready.work / "vectors" / "drawn-9999.lance", "9999", DIM)
     assert len(selecting.run(ready, Wish("5"), dry=True).picks) == 5
-    assert "drawn-0000.lance" not in {one.path.name for one in garbage.find(ready)}
+    assert "drawn-0000.lance" not in {one.path.name for one in gc.find(ready)}
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import typer
 
-from curate import cli, files, status
+from curate import cli, files
+from curate.admin import status
+from curate.admin.status import Facts, next_steps, summarise
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.select import run as selecting
 from curate.select.run import Wish
-from curate.status import Facts, next_steps, summarise
 from tests.conftest import LINE, Make
 from tests.curate.select.test_run import embedded
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curate import setup
+from curate.admin import setup
+from curate.admin.layout import Layout
 from curate.errors import CurateError
-from curate.layout import Layout
 from curate.project import ENV_PROJECT, load
 from tests.fakes import save_image, save_text, voc_xml
 

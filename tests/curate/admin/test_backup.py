@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from curate import archive, files, setup
+from curate import files
+from curate.admin import backup, setup
+from curate.admin.status import summarise
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import database, rounds, sync
@@ -25,7 +27,6 @@ from curate.index.documents import NewSample
 from curate.index.intake import Picture
 from curate.labels.log import State
 from curate.project import Project, load
-from curate.status import summarise
 from tests import fakes
 from tests.conftest import Make, dump
 from tests.curate.index.test_dataset import draw_in_app
@@ -39,7 +40,7 @@ def archived(tmp_path_factory: pytest.TempPathFactory, server: str) -> bytes:
         fakes.save_image(folder / "line" / f"coil{number}.png", 32, 24, seed=number)
     project = setup.write(folder / "plant", [{"name": "line", "format": "images", "data": folder / "line"}], ["crack"])
     sync.run(project)
-    archive.backup(project, folder / "plant.tar.gz")
+    backup.backup(project, folder / "plant.tar.gz")
     Index(project).dataset.delete()
     return (folder / "plant.tar.gz").read_bytes()
 
@@ -59,12 +60,12 @@ def saved(indexed: Project, tmp_path: Path) -> Path:
     pick = {"rank": 1, "id": id, "path": "x.png", "slot": "audit", "score": 1.0, "reason": "drawn"}
     rounds.write(indexed.work, {"round": 1, "pushed": "2026-11-21T00:00:00Z"}, [pick])
     rounds.show(Index(indexed))
-    archive.backup(indexed, file)
+    backup.backup(indexed, file)
     return file
 
 
 def test_round_trip(indexed: Project, saved: Path, tmp_path: Path) -> None:
-    report = archive.restore(saved, tmp_path / "elsewhere" / "plant", {}, force=False, trust=True)
+    report = backup.restore(saved, tmp_path / "elsewhere" / "plant", {}, force=False, trust=True)
     back = load(tmp_path / "elsewhere" / "plant")
     assert report["samples"] == 26
     assert dump(back) == dump(indexed)
@@ -81,7 +82,7 @@ def test_round_trip(indexed: Project, saved: Path, tmp_path: Path) -> None:
 
 
 def test_edits_in_the_app_are_in_the_backup(indexed: Project, saved: Path, tmp_path: Path) -> None:
-    archive.restore(saved, tmp_path / "back", {}, force=False, trust=True)
+    backup.restore(saved, tmp_path / "back", {}, force=False, trust=True)
     back = load(tmp_path / "back")
     assert sum(item.label.present == {"hole"} and item.source == "production" for item in Index(back).items()) == 1
     Index(back).dataset.delete()
@@ -91,7 +92,7 @@ def test_images_may_lie_elsewhere(indexed: Project, saved: Path, library: Path, 
     moved = tmp_path / "new-disk" / "library"
     moved.parent.mkdir()
     shutil.move(library, moved)
-    archive.restore(saved, tmp_path / "back", {"library": str(moved)}, force=False, trust=True)
+    backup.restore(saved, tmp_path / "back", {"library": str(moved)}, force=False, trust=True)
     back = load(tmp_path / "back")
     assert all(item.path.exists() for item in Index(back).items()), "also the source whose relative path broke"
     Index(back).dataset.delete()
@@ -99,9 +100,9 @@ def test_images_may_lie_elsewhere(indexed: Project, saved: Path, library: Path, 
 
 def test_an_existing_project_is_only_set_aside_when_told(indexed: Project, saved: Path) -> None:
     with pytest.raises(CurateError, match="exists; give another folder with --to, or --force"):
-        archive.restore(saved, indexed.folder, {}, force=False, trust=True)
+        backup.restore(saved, indexed.folder, {}, force=False, trust=True)
     before = dump(indexed)
-    report = archive.restore(saved, indexed.folder, {}, force=True, trust=True)
+    report = backup.restore(saved, indexed.folder, {}, force=True, trust=True)
     assert [Path(kept).name.split(".before")[0] for kept in report["set_aside"]] == ["project.toml", "work"]
     assert dump(load(indexed.folder)) == before
 
@@ -109,7 +110,7 @@ def test_an_existing_project_is_only_set_aside_when_told(indexed: Project, saved
 def test_an_older_backup_is_never_overwritten(indexed: Project, saved: Path) -> None:
     content = saved.read_bytes()
     with pytest.raises(CurateError, match="exists already"):
-        archive.backup(indexed, saved)
+        backup.backup(indexed, saved)
     assert saved.read_bytes() == content
 
 
@@ -159,7 +160,7 @@ def test_a_bad_archive_changes_nothing(indexed: Project, saved: Path, tmp_path: 
     before = dump(indexed)
     files = sorted(path for path in tmp_path.rglob("*") if "changed" not in path.name)
     with pytest.raises(CurateError, match=reason):
-        archive.restore(repacked(saved, change), indexed.folder, {}, force=True, trust=True)
+        backup.restore(repacked(saved, change), indexed.folder, {}, force=True, trust=True)
     assert sorted(path for path in tmp_path.rglob("*") if "changed" not in path.name) == files
     assert dump(indexed) == before
 
@@ -167,19 +168,19 @@ def test_a_bad_archive_changes_nothing(indexed: Project, saved: Path, tmp_path: 
 def test_a_cut_off_archive_is_refused(saved: Path, tmp_path: Path) -> None:
     saved.write_bytes(saved.read_bytes()[:-200])
     with pytest.raises(CurateError, match=r"damaged|cannot be read"):
-        archive.restore(saved, tmp_path / "back", {}, force=False, trust=True)
+        backup.restore(saved, tmp_path / "back", {}, force=False, trust=True)
     assert not (tmp_path / "back").exists()
 
 
 def test_any_other_file_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_text("hello")
     with pytest.raises(CurateError, match="cannot be read as a backup"):
-        archive.restore(tmp_path / "x.tar.gz", tmp_path / "back", {}, force=False, trust=True)
+        backup.restore(tmp_path / "x.tar.gz", tmp_path / "back", {}, force=False, trust=True)
 
 
 def test_an_unknown_source_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"unknown source 'libary'.*did you mean 'library'"):
-        archive.restore(saved, tmp_path / "back", {"libary": "/x"}, force=False, trust=True)
+        backup.restore(saved, tmp_path / "back", {"libary": "/x"}, force=False, trust=True)
     assert not (tmp_path / "back").exists()
 
 
@@ -289,7 +290,7 @@ def test_a_hostile_archive_is_one_line_and_changes_nothing(foreign: Path, tmp_pa
     wrong = []
     for name, (change, reason) in HOSTILE.items():
         with pytest.raises(CurateError) as refused:
-            archive.restore(forged(foreign, change), tmp_path / "back", {}, force=False, trust=True)
+            backup.restore(forged(foreign, change), tmp_path / "back", {}, force=False, trust=True)
         said = str(refused.value)
         inside = "restoring.part" in said
         left = sorted(path.name for path in tmp_path.iterdir()) != ["foreign.tar.gz", "forged.tar.gz"]
@@ -306,13 +307,13 @@ def test_folders_outside_the_project_are_shown_and_agreed_to(
     asked: list[list[str]] = []
     for ask in (None, lambda named: bool(asked.append(list(named)))):  # type: ignore[func-returns-value]
         with pytest.raises(CurateError, match=r"outside the project .*line: images in /root.*--trust"):
-            archive.restore(foreign, tmp_path / "back", {}, force=False, ask=ask)
+            backup.restore(foreign, tmp_path / "back", {}, force=False, ask=ask)
     assert asked == [[f"library: images in {library}", "line: images in /root"]]
     assert not (tmp_path / "back").exists()
     given = {"library": str(library), "line": str(line)}
-    archive.restore(foreign, tmp_path / "back", given, force=False)
+    backup.restore(foreign, tmp_path / "back", given, force=False)
     Index(load(tmp_path / "back")).dataset.delete()
-    archive.restore(foreign, tmp_path / "again", {}, force=False, ask=lambda named: True)
+    backup.restore(foreign, tmp_path / "again", {}, force=False, ask=lambda named: True)
     assert load(tmp_path / "again").config.sources[1].data == Path("/root")
     Index(load(tmp_path / "again")).dataset.delete()
 
@@ -325,26 +326,26 @@ def test_files_that_samples_name_outside_the_project_are_shown(foreign: Path, tm
     ):
         asked: list[str] = []
         with pytest.raises(CurateError, match="outside the project"):
-            archive.restore(forged(foreign, change), tmp_path / "back", {}, force=False, ask=asked.extend)  # type: ignore[arg-type]
+            backup.restore(forged(foreign, change), tmp_path / "back", {}, force=False, ask=asked.extend)  # type: ignore[arg-type]
         assert shown in asked
 
 
 def test_an_image_that_somebody_added_by_hand_comes_back(indexed: Project, saved: Path, tmp_path: Path) -> None:
     index = Index(indexed)
     index.dataset.add_sample(index.fo.Sample(filepath=str(tmp_path / "by-hand.png")))
-    archive.backup(indexed, tmp_path / "more.tar.gz")
-    assert archive.restore(tmp_path / "more.tar.gz", tmp_path / "back", {}, force=False, trust=True)["samples"] == 27
+    backup.backup(indexed, tmp_path / "more.tar.gz")
+    assert backup.restore(tmp_path / "more.tar.gz", tmp_path / "back", {}, force=False, trust=True)["samples"] == 27
     Index(load(tmp_path / "back")).dataset.delete()
 
 
 def test_bombs_are_bounded(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
+    monkeypatch.setattr(backup, "ALWAYS", 1 << 20)
     bomb = forged(foreign, written("work/rounds/001/zeros", bytes(1 << 24)))
     with pytest.raises(CurateError, match="unpacks to more than 100 times its size"):
-        archive.restore(bomb, tmp_path / "back", {}, force=False)
-    monkeypatch.setattr(archive, "MEMBERS", 3)
+        backup.restore(bomb, tmp_path / "back", {}, force=False)
+    monkeypatch.setattr(backup, "MEMBERS", 3)
     with pytest.raises(CurateError, match=r"its manifest names \d+ files; allowed: 3"):
-        archive.restore(foreign, tmp_path / "back", {}, force=False)
+        backup.restore(foreign, tmp_path / "back", {}, force=False)
     assert not (tmp_path / "back").exists()
 
 
@@ -356,7 +357,7 @@ def test_a_header_without_end_is_not_read(foreign: Path, tmp_path: Path, where: 
         return content
 
     with pytest.raises(CurateError, match="header is longer"):
-        archive.restore(repacked(foreign, long), tmp_path / "back", {}, force=False)
+        backup.restore(repacked(foreign, long), tmp_path / "back", {}, force=False)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
@@ -368,7 +369,7 @@ def test_only_plain_files_are_unpacked(foreign: Path, tmp_path: Path, kind: byte
         return content
 
     with pytest.raises(CurateError, match=r"its member project\.toml is no file that its manifest names"):
-        archive.restore(repacked(foreign, changed), tmp_path / "back", {}, force=False)
+        backup.restore(repacked(foreign, changed), tmp_path / "back", {}, force=False)
 
 
 def test_a_member_that_comes_twice_is_refused(foreign: Path, tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_a_member_that_comes_twice_is_refused(foreign: Path, tmp_path: Path) -> 
         for member in [*old.getmembers(), old.getmember("project.toml")]:
             new.addfile(member, old.extractfile(member))
     with pytest.raises(CurateError, match=r"its member project\.toml is no file"):
-        archive.restore(tmp_path / "twice.tar.gz", tmp_path / "back", {}, force=False)
+        backup.restore(tmp_path / "twice.tar.gz", tmp_path / "back", {}, force=False)
 
 
 def test_the_second_of_two_restores_into_one_folder_says_so(foreign: Path, tmp_path: Path) -> None:
@@ -384,12 +385,12 @@ def test_the_second_of_two_restores_into_one_folder_says_so(foreign: Path, tmp_p
 
     def meanwhile(named: object) -> bool:
         with pytest.raises(files.Busy, match=r"another restore to .*back is under way"):
-            archive.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
+            backup.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
         return True
 
-    archive.restore(foreign, tmp_path / "back", {}, force=False, ask=meanwhile)
+    backup.restore(foreign, tmp_path / "back", {}, force=False, ask=meanwhile)
     with pytest.raises(CurateError, match="back exists; give another folder"):
-        archive.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
+        backup.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
     Index(load(tmp_path / "back")).dataset.delete()
 
 
@@ -397,13 +398,13 @@ def test_a_killed_restore_and_a_killed_backup_leave_nothing_behind(
     indexed: Project, saved: Path, tmp_path: Path
 ) -> None:
     files.write_text(tmp_path / ".back.restoring.part" / "work" / "labels" / "000009.jsonl", "x")
-    archive.restore(saved, tmp_path / "back", {}, force=False, trust=True)
+    backup.restore(saved, tmp_path / "back", {}, force=False, trust=True)
     assert not (tmp_path / "back" / "work" / "labels" / "000009.jsonl").exists()
     Index(load(tmp_path / "back")).dataset.delete()
     files.write_text(indexed.work / ".backup.999999.part" / "index" / "samples.json", "x")
     (tmp_path / ".new.tar.gz.999999.part").write_text("x")
     (tmp_path / ".other.tar.gz.999999.part").write_text("x")
-    archive.backup(indexed, tmp_path / "new.tar.gz")
+    backup.backup(indexed, tmp_path / "new.tar.gz")
     assert [path.name for path in (*tmp_path.glob(".*.part"), *indexed.work.glob(".*.part"))] == [
         ".other.tar.gz.999999.part"
     ]
@@ -420,7 +421,7 @@ def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -
         pictures = [Picture(f"{number:064x}", 32, 24, 1, 900, "image/png", None) for number in numbers]
         place = {"source": "public", "format": "images", "stratum": None, "state": state, "key": ""}
         index.add([NewSample(one, tmp_path / one.id, f"line:{one.id}.png", group=one.id, **place) for one in pictures])
-    archive.backup(project, tmp_path / "big.tar.gz")
-    report = archive.restore(tmp_path / "big.tar.gz", tmp_path / "back", {}, force=False, ask=lambda named: True)
+    backup.backup(project, tmp_path / "big.tar.gz")
+    report = backup.restore(tmp_path / "big.tar.gz", tmp_path / "back", {}, force=False, ask=lambda named: True)
     assert report["samples"] == 10_000
     Index(load(tmp_path / "back")).dataset.delete()

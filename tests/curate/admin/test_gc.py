@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from curate import files, garbage
+from curate import files
+from curate.admin import gc
 from curate.errors import CurateError
 from curate.project import Project, ProjectConfig, SourceConfig
 from tests.fakes import save_text
@@ -29,11 +30,11 @@ def folder(project: Project, name: str, age: int = 0) -> Path:
 
 
 def found(project: Project) -> dict[str, str]:
-    return {path.relative_to(project.work).as_posix(): why for path, _, why in garbage.find(project)}
+    return {path.relative_to(project.work).as_posix(): why for path, _, why in gc.find(project)}
 
 
 def test_an_empty_or_missing_work_has_nothing(project: Project) -> None:
-    assert garbage.find(project) == []
+    assert gc.find(project) == []
 
 
 def test_labels_splits_rounds_and_the_database_are_never_candidates(project: Project) -> None:
@@ -46,10 +47,10 @@ def test_what_a_killed_command_left_goes_and_nothing_else(project: Project) -> N
     folder(project, "rounds/.002.77.part")
     save_text(project.work / ".state.json.77.part", "{}")
     save_text(project.work / "rounds" / "001" / "keep.part", "{}")
-    candidates = garbage.find(project)
+    candidates = gc.find(project)
     assert [(item.path.name, item.bytes) for item in candidates] == [(".state.json.77.part", 2), (".002.77.part", 5)]
-    garbage.remove(project, candidates)
-    assert garbage.find(project) == []
+    gc.remove(project, candidates)
+    assert gc.find(project) == []
     assert (project.work / "rounds" / "001" / "keep.part").exists()
 
 
@@ -89,7 +90,7 @@ def test_a_damaged_manifest_stops_before_anything_is_judged(project: Project) ->
         folder(project, f"models/{name}", age)
     save_text(project.work / "rounds" / "001" / "manifest.json", "{")
     with pytest.raises(CurateError, match=r"001/manifest\.json is damaged"):
-        garbage.find(project)
+        gc.find(project)
 
 
 def test_rounds_that_were_never_pushed_go_save_the_newest(project: Project) -> None:
@@ -206,13 +207,13 @@ def test_what_is_found_is_removed_whole(project: Project) -> None:
     folder(project, "evaluations/old/test-aa")
     for age, name in enumerate(("newest", "old")):
         folder(project, f"models/{name}", age)
-    listed = garbage.find(project)
+    listed = gc.find(project)
     assert {one.path.relative_to(project.work).as_posix(): one.bytes for one in listed} == {
         "models/old": 10,
         "evaluations/old": 5,
     }
-    assert garbage.remove(project, listed) == listed
-    assert garbage.find(project) == []
+    assert gc.remove(project, listed) == listed
+    assert gc.find(project) == []
     assert (project.work / "models" / "newest").is_dir()
 
 
@@ -227,11 +228,11 @@ def test_half_made_batches_go_once_a_later_one_is_finished(project: Project) -> 
 def test_where_somebody_began_to_work_meanwhile_nothing_goes(project: Project) -> None:
     for name, age in (("rounds/.002.77.part", 1), ("simulations/plays/worlds/aa", 1), ("simulations/plays/curves", 1)):
         folder(project, name, age)
-    listed = garbage.find(project)
+    listed = gc.find(project)
     assert {one.path.name: one.why for one in listed} == {
         ".002.77.part": "left by a killed command",
         "worlds": "left by a killed simulation",
     }
     with files.writer_lock(project.work / "simulations", "curate simulate"):
-        assert [one.path.name for one in garbage.remove(project, listed)] == [".002.77.part"]
-    assert [one.path.name for one in garbage.find(project)] == ["worlds"]
+        assert [one.path.name for one in gc.remove(project, listed)] == [".002.77.part"]
+    assert [one.path.name for one in gc.find(project)] == ["worlds"]

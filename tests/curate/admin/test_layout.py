@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curate.admin.layout import Layout, guess
 from curate.index.intake import Rules, group_of, stratum_of, template_pattern
-from curate.layout import Layout, guess
 from curate.project import LimitsConfig, SourceConfig
 
 SHIFTS = [
