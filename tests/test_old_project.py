@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from curate import demo
 from curate.admin import backup, status
+from curate.demo import plant
 from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
@@ -32,7 +32,7 @@ EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text(enco
 def old(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project, restored from its archive; its images are drawn again."""
     home = tmp_path_factory.mktemp("old")
-    demo.draw(home / "data", 60, 0)
+    plant.draw(home / "data", 60, 0)
     roots = {name: str(home / "data" / name) for name in ("library", "plant")}
     backup.restore(FIXTURE / "backup.tar.gz", home / "demo", roots, force=False)
     project = load(home / "demo")

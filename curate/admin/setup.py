@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curate import demo as plant
 from curate import files, formats
 from curate.admin.layout import Layout, guess
 from curate.data import SOURCES, Record, Reject
+from curate.demo import plant
 from curate.errors import CurateError, unknown
 from curate.index.intake import Rules, group_of, stratum_of, template_pattern
 from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load

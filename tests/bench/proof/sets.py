@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import demo, embed
+from curate import embed
 from curate.data import Box, MaskFile, Record
+from curate.demo import plant
+from curate.demo.steel import SHAPE
 from curate.embed import _base
 from curate.embed._base import Encoder
 from curate.files import written_aside
@@ -23,7 +25,6 @@ from curate.formats import magnetic_tile, neu_det
 from curate.masks import rle
 from curate.masks.shapes import grey_file
 from curate.select.pool import WHOLE
-from curate.steel import SHAPE
 from curate.vectors import run as embedding
 from tests.fakes import REAL, REPOSITORY
 
@@ -96,7 +97,7 @@ def _embedded(name: str, made: Encoder) -> Images:
     if name != "plant":
         return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), made, classes(name))
     with tempfile.TemporaryDirectory() as folder:
-        return _images(list(_plant(Path(folder) / "plant")), made, demo.CLASSES)
+        return _images(list(_plant(Path(folder) / "plant")), made, plant.CLASSES)
 
 
 def classes(name: str) -> tuple[str, ...]:
@@ -141,13 +142,13 @@ def _records(found: Iterable[object]) -> list[Record]:
 
 
 def _plant(folder: Path) -> Iterator[Seen]:
-    demo.draw(folder, PLANT_IMAGES, PLANT_SEED)
+    plant.draw(folder, PLANT_IMAGES, PLANT_SEED)
     masks: dict[str, dict[str, str]] = {}
     with (folder / "truth.csv").open(newline="") as lines:
         for row in DictReader(lines):
             if row["class"]:
                 masks.setdefault(row["image"], {})[row["class"]] = row["rle"]
-    for coil in demo.plan(PLANT_IMAGES, PLANT_SEED).coils:
+    for coil in plant.plan(PLANT_IMAGES, PLANT_SEED).coils:
         for view in coil.views:
             boxes = {name: _rle_box(text) for name, text in masks.get(view.path, {}).items()}
             yield Seen(view.path, folder / view.path, str(coil.index), boxes, coil.library)

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from curate import demo, embed
+from curate import embed
+from curate.demo import plant as demo
+from curate.demo.steel import SHAPE
 from curate.masks import rle
 from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.select.rules import BARE, Rules, choose
-from curate.steel import SHAPE
 from curate.vectors import nearest
 from curate.vectors import run as embedding
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from curate.demo import Coil, View
+    from curate.demo.plant import Coil, View
 
 CLASSES = ("scratches", "patches", "inclusion", "rolled_in_scale", "blister", "edge_crack")
 SIZE = (512, 128)

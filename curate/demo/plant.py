@@ -23,10 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curate import files, steel
+from curate import files
+from curate.demo import steel
+from curate.demo.steel import Rng, paint
 from curate.errors import CurateError
 from curate.masks.rle import mask_to_kaggle
-from curate.steel import Rng, paint
 from curate.workers import cores
 from curate.workers import pool as worker_pool
 

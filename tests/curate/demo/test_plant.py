@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from curate import demo, steel
-from curate.demo import CLASSES, RARE, Coil, Plan, Summary
+from curate.demo import plant, steel
+from curate.demo.plant import CLASSES, RARE, Coil, Plan, Summary
+from curate.demo.steel import SIZE
 from curate.errors import CurateError
 from curate.masks.rle import kaggle_to_mask
-from curate.steel import SIZE
 
 WIDTH, HEIGHT = SIZE
 
@@ -29,7 +29,7 @@ WIDTH, HEIGHT = SIZE
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     folder = tmp_path_factory.mktemp("demo") / "plant"
-    return folder, demo.draw(folder, images=120, seed=3, workers=1)
+    return folder, plant.draw(folder, images=120, seed=3, workers=1)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -54,9 +54,9 @@ def runs(coil: Coil, label: str) -> int:
 @pytest.mark.parametrize("images", [60, 61, 75, 99, 200, 2000, 20000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_quotas_are_exact(images: int, seed: int) -> None:
-    plan = demo.plan(images, seed)
+    plan = plant.plan(images, seed)
     counts = {label: sum(label in view.classes for view in plan.views) for label in CLASSES}
-    assert counts == {label: demo.quota(label, images) for label in CLASSES}
+    assert counts == {label: plant.quota(label, images) for label in CLASSES}
     assert [view.index for view in plan.views] == list(range(images))
     assert all(3 <= len(coil.views) <= 8 for coil in plan.coils)
 
@@ -64,13 +64,13 @@ def test_quotas_are_exact(images: int, seed: int) -> None:
 @pytest.mark.parametrize("images", [60, 200, 2000])
 @pytest.mark.parametrize("library", [True, False])
 def test_library_and_plant_both_show_every_class(images: int, library: bool) -> None:
-    views = [view for coil in demo.plan(images).coils if coil.library is library for view in coil.views]
+    views = [view for coil in plant.plan(images).coils if coil.library is library for view in coil.views]
     assert {label for view in views for label in view.classes} == set(CLASSES)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rare_classes_are_spread_over_coils(seed: int) -> None:
-    small, large = (demo._summary(demo.plan(images, seed)) for images in (2000, 20000))
+    small, large = (plant._summary(plant.plan(images, seed)) for images in (2000, 20000))
     assert small.by_class["edge_crack"] == 6
     assert small.by_class["blister"] == 20
     assert small.coils_by_class["edge_crack"] >= 3
@@ -81,33 +81,33 @@ def test_rare_classes_are_spread_over_coils(seed: int) -> None:
 
 def test_most_images_are_clean_and_the_library_is_a_small_share() -> None:
     for images in (2000, 20000):
-        summary = demo._summary(demo.plan(images))
+        summary = plant._summary(plant.plan(images))
         assert 0.70 <= summary.clean / images <= 0.77
         assert summary.library == round(0.15 * images)
 
 
 def test_a_defect_goes_on_over_neighbouring_views() -> None:
-    plan = demo.plan(2000)
+    plan = plant.plan(2000)
     assert all(runs(coil, label) <= 1 for coil in plan.coils for label in CLASSES)
     assert max(sum("scratches" in view.classes for view in coil.views) for coil in plan.coils) > 2
 
 
 def test_second_kinds_do_not_gather_on_rare_images() -> None:
-    views = [view for view in demo.plan(20000).views if view.classes]
+    views = [view for view in plant.plan(20000).views if view.classes]
     rare = [view for view in views if set(view.classes) & set(RARE)]
     assert sum(len(view.classes) > 1 for view in rare) < 0.3 * len(rare)
     assert 0.05 < sum(len(view.classes) > 1 for view in views) / len(views) < 0.25
 
 
 def test_edge_cracks_need_an_edge_and_edges_are_mostly_harmless() -> None:
-    edges = [coil for coil in demo.plan(2000).coils if coil.edge]
-    cracked = [coil for coil in demo.plan(2000).coils if any("edge_crack" in view.classes for view in coil.views)]
+    edges = [coil for coil in plant.plan(2000).coils if coil.edge]
+    cracked = [coil for coil in plant.plan(2000).coils if any("edge_crack" in view.classes for view in coil.views)]
     assert all(coil.edge for coil in cracked)
     assert len(edges) > 20 * len(cracked)
 
 
 def test_coils_and_paths_are_disjoint() -> None:
-    plan = demo.plan(2000)
+    plan = plant.plan(2000)
     assert len({coil.name for coil in plan.coils}) == len(plan.coils)
     added = [fault.path for fault in plan.faults if fault.kind != "png_in_jpg"]
     paths = [view.path for view in plan.views] + added
@@ -115,28 +115,28 @@ def test_coils_and_paths_are_disjoint() -> None:
 
 
 def test_the_library_lacks_one_stratum_and_the_plant_has_all() -> None:
-    strata = {flag: {(c.line, c.camera) for c in demo.plan(200).coils if c.library is flag} for flag in (True, False)}
-    assert strata[False] == set(demo.STRATA)
-    assert strata[True] == set(demo.STRATA) - {("B", "bottom")}
+    strata = {flag: {(c.line, c.camera) for c in plant.plan(200).coils if c.library is flag} for flag in (True, False)}
+    assert strata[False] == set(plant.STRATA)
+    assert strata[True] == set(plant.STRATA) - {("B", "bottom")}
 
 
 def test_faults_grow_with_the_plant_and_spare_rare_images() -> None:
-    plan = demo.plan(2000)
-    assert {k: sum(f.kind == k for f in plan.faults) for k in demo.FAULTS_PER_2000} == demo.FAULTS_PER_2000
+    plan = plant.plan(2000)
+    assert {k: sum(f.kind == k for f in plan.faults) for k in plant.FAULTS_PER_2000} == plant.FAULTS_PER_2000
     classes = {view.path: set(view.classes) for view in plan.views}
     assert not any(classes[fault.source] & set(RARE) for fault in plan.faults)
-    assert len(demo.plan(20000).faults) == 10 * len(plan.faults)
+    assert len(plant.plan(20000).faults) == 10 * len(plan.faults)
 
 
 def test_the_plan_depends_on_its_seed_alone() -> None:
-    assert demo.plan(200, 1) == demo.plan(200, 1)
-    assert demo.plan(200, 1) != demo.plan(200, 2)
+    assert plant.plan(200, 1) == plant.plan(200, 1)
+    assert plant.plan(200, 1) != plant.plan(200, 2)
 
 
 @pytest.mark.parametrize(("images", "seed"), [(59, 0), (0, 0), (60, -1)])
 def test_refuses_arguments_that_cannot_be_drawn(tmp_path: Path, images: int, seed: int) -> None:
     with pytest.raises(CurateError):
-        demo.draw(tmp_path / "plant", images, seed)
+        plant.draw(tmp_path / "plant", images, seed)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,7 +149,7 @@ def unharmed(plan: Plan, coil: Coil) -> Coil:
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_a_mask_holds_what_its_defect_changed(label: str) -> None:
-    plan = demo.plan(120, 3)
+    plan = plant.plan(120, 3)
     changed, elsewhere = [], []
     for coil in (coil for coil in plan.coils if any(label in view.classes for view in coil.views)):
         for view, (pixels, masks), (clean, _) in zip(
@@ -167,7 +167,7 @@ def test_a_mask_holds_what_its_defect_changed(label: str) -> None:
 
 def test_masks_are_small_for_rare_kinds_and_never_empty() -> None:
     areas: dict[str, list[int]] = {label: [] for label in CLASSES}
-    for coil in demo.plan(120, 3).coils:
+    for coil in plant.plan(120, 3).coils:
         for pixels, masks in steel.paint(coil, 3):
             assert pixels.shape == (HEIGHT, WIDTH)
             assert pixels.dtype == np.uint8
@@ -178,7 +178,7 @@ def test_masks_are_small_for_rare_kinds_and_never_empty() -> None:
 
 
 def test_lines_look_different_and_coils_hang_together() -> None:
-    plan, means = demo.plan(120, 3), {}
+    plan, means = plant.plan(120, 3), {}
     for coil in plan.coils:
         means[coil] = [float(pixels.mean()) for pixels, _ in steel.paint(coil, 3)]
     levels = {line: np.mean([np.mean(m) for coil, m in means.items() if coil.line == line]) for line in "AB"}
@@ -192,7 +192,7 @@ def test_lines_look_different_and_coils_hang_together() -> None:
 
 def test_the_same_bytes_with_one_and_with_two_workers(drawn: tuple[Path, Summary], tmp_path: Path) -> None:
     folder, summary = drawn
-    assert demo.draw(tmp_path / "again", images=120, seed=3, workers=2) == summary
+    assert plant.draw(tmp_path / "again", images=120, seed=3, workers=2) == summary
     assert digests(tmp_path / "again") == digests(folder)
 
 
@@ -210,7 +210,7 @@ def test_truth_covers_every_image_that_opens(drawn: tuple[Path, Summary]) -> Non
 def test_truth_has_the_masks_that_were_painted(drawn: tuple[Path, Summary]) -> None:
     folder, _ = drawn
     truth = {(row["image"], row["class"]): row["rle"] for row in rows(folder / "truth.csv")}
-    for coil in demo.plan(120, 3).coils:
+    for coil in plant.plan(120, 3).coils:
         for view, (_, masks) in zip(coil.views, steel.paint(coil, 3), strict=True):
             for label, mask in masks.items():
                 assert (kaggle_to_mask(truth[view.path, label], HEIGHT, WIDTH).astype(bool) == mask).all()
@@ -245,7 +245,7 @@ def test_faults_are_what_the_summary_says(drawn: tuple[Path, Summary]) -> None:
 def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, Summary]) -> None:
     folder, summary = drawn
     kinds = {}
-    for view in demo.plan(120, 3).views:
+    for view in plant.plan(120, 3).views:
         with Image.open(folder / view.path) as image:
             image.load()
             assert (image.size, image.mode) == (SIZE, "L")
@@ -259,10 +259,10 @@ def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, Summary]) 
 def test_drawing_again_changes_nothing(drawn: tuple[Path, Summary]) -> None:
     folder, summary = drawn
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert demo.draw(folder, images=120, seed=3) == summary
+    assert plant.draw(folder, images=120, seed=3) == summary
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     stored = json.loads((folder / "plant.json").read_text())
-    assert (stored["version"], stored["seed"], stored["images"]) == (demo.VERSION, 3, 120)
+    assert (stored["version"], stored["seed"], stored["images"]) == (plant.VERSION, 3, 120)
 
 
 def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(drawn: tuple[Path, Summary]) -> None:
@@ -270,16 +270,16 @@ def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(draw
     dead = 2**22 + 1  # no process has this number
     for name in (f"{dead}.part", f"{dead}.gone.part", f"{os.getpid()}.part"):
         (folder.parent / f".{folder.name}.{name}" / "library").mkdir(parents=True)
-    demo.draw(folder, images=120, seed=3)
+    plant.draw(folder, images=120, seed=3)
     assert [path.name for path in folder.parent.glob(".*")] == [f".{folder.name}.{os.getpid()}.part"]
     shutil.rmtree(folder.parent / f".{folder.name}.{os.getpid()}.part")
 
 
 def test_another_seed_replaces_a_plant(tmp_path: Path) -> None:
     folder = tmp_path / "plant"
-    demo.draw(folder, 60, seed=0, workers=1)
+    plant.draw(folder, 60, seed=0, workers=1)
     before = digests(folder)
-    assert demo.draw(folder, 60, seed=1, workers=1).seed == 1
+    assert plant.draw(folder, 60, seed=1, workers=1).seed == 1
     assert digests(folder) != before
     assert [path.name for path in tmp_path.iterdir()] == ["plant"]
 
@@ -287,10 +287,10 @@ def test_another_seed_replaces_a_plant(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", ["notes.txt", "project.toml"])
 def test_refuses_a_folder_with_anything_else_in_it(tmp_path: Path, extra: str) -> None:
     folder = tmp_path / "plant"
-    demo.draw(folder, 60, workers=1)
+    plant.draw(folder, 60, workers=1)
     (folder / extra).write_text("mine")
     with pytest.raises(CurateError, match="not a demo plant"):
-        demo.draw(folder, 61, workers=1)
+        plant.draw(folder, 61, workers=1)
     assert (folder / extra).read_text() == "mine"
 
 
@@ -300,19 +300,19 @@ def test_refuses_a_foreign_folder_a_file_and_the_current_folder(
     (tmp_path / "plant").mkdir()
     (tmp_path / "plant" / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(CurateError, match="not a demo plant"):
-        demo.draw(tmp_path / "plant", 60)
+        plant.draw(tmp_path / "plant", 60)
     with pytest.raises(CurateError, match="is a file"):
-        demo.draw(tmp_path / "plant" / "photo.jpg", 60)
+        plant.draw(tmp_path / "plant" / "photo.jpg", 60)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CurateError, match="current folder"):
-        demo.draw(Path("."), 60)
+        plant.draw(Path("."), 60)
 
 
 def test_draws_into_an_empty_folder_and_reports_progress(tmp_path: Path) -> None:
     (tmp_path / "plant").mkdir()
     steps: list[int] = []
-    demo.draw(tmp_path / "plant", 60, workers=1, progress=steps.append)
+    plant.draw(tmp_path / "plant", 60, workers=1, progress=steps.append)
     assert steps == sorted(set(steps))
     assert steps[-1] == 60
 
@@ -323,7 +323,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, workers: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.draw(tmp_path / "plant", 60, workers=workers, progress=interrupt)
+        plant.draw(tmp_path / "plant", 60, workers=workers, progress=interrupt)
     assert not list(tmp_path.iterdir())
 
 
@@ -334,7 +334,7 @@ def test_a_kill_leaves_no_folder_and_the_next_draw_succeeds(tmp_path: Path) -> N
         "die = lambda done: os.kill(os.getpid(), signal.SIGKILL) if done > 20 else None\n"
         "demo.draw(Path(sys.argv[1]), 60, workers=1, progress=die)"
     )
-    root = Path(demo.__file__).parents[1]
+    root = Path(plant.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", script, str(folder)], cwd=root).returncode == -9
     assert not folder.exists()
-    assert demo.draw(folder, 60, workers=1).images == 60
+    assert plant.draw(folder, 60, workers=1).images == 60
