@@ -27,7 +27,7 @@ from labeling.listening import Routes, listening
 from labeling.push import REVIEW
 
 if TYPE_CHECKING:
-    from train.predicting import Predictor
+    from train.predict.run import Predictor
 
 TITLE = "curate"  # of the connection in Label Studio; distinct from every model's version
 USER = "label-studio"
@@ -36,7 +36,7 @@ LARGEST = 64 << 20  # bytes of a request
 
 def opened(project: Project, wanted: str | None = None, device: str = "cpu") -> Backend:
     """With this model, else the current one."""
-    from train import predicting
+    from train.predict import run as predicting
 
     return Backend(Index(project), predicting.load(project, wanted, device))
 

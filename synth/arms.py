@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from curate.data import Item
 from curate.labels.splits import Group, draw, folds
-from train import sampling
+from train.data import sampling
 
 REAL, BALANCED, AUGMENTED = "real", "balanced", "augmented"
 BASELINES = (REAL, BALANCED, AUGMENTED)

@@ -9,7 +9,7 @@ from typing import Any
 
 from curate import files
 from synth.verdict import MAIN, Line, above, below
-from train.intervals import Figure
+from train.evaluate.intervals import Figure
 
 ROW, LEFT, WIDE, HEAD = 18, 190, 360, 44
 GREY, GREEN, RED = (110, 110, 110), (30, 130, 60), (190, 40, 40)

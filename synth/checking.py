@@ -26,9 +26,9 @@ from curate.project import Project
 from synth import gates, masks, sheet
 from synth.data import Bank, Donor, Mask, Pixels
 from synth.gates import Floats, Limits, Span
-from train.dataset import masks_of
-from train.pixels import with_channels
-from train.predicting import Predictor
+from train.data.dataset import masks_of
+from train.data.pixels import with_channels
+from train.predict.run import Predictor
 
 STEP = 1  # raise it when the same images come to another end
 CHECKED, SHEET, REPORT = "checked.parquet", "sheet.png", "checked.json"
@@ -169,14 +169,15 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
     name = embed.plain(name)
     if name != "model":
         return embed.build(name, options)
-    from train import embed as trained
+    from train.predict import encoder as trained
 
     return embed.build(name, options, handle=trained.handle(project, device))
 
 
 def segmenter_of(index: Index, bank: Bank, wanted: str | None, device: str) -> Predictor:
     """The project's newest segmenter, or the one that is wanted; it must have learnt from train alone."""
-    from train import predicting, store
+    from train import store
+    from train.predict import run as predicting
 
     project = index.project
     found = [one for one in store.every(project) if one.manifest["task"] == "segmentation"]

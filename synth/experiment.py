@@ -22,7 +22,8 @@ from curate.index.dataset import Index
 from curate.project import Project
 from synth import arms, making, smaller
 from synth.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
-from train import pretrained, recipe
+from train import recipe
+from train.fit import pretrained
 from train.recipe import Augmentation, Recipe, Sampler, Schedule
 
 ARMS = ("real", "balanced", "augmented", "paste", "poisson", "diffusion", "gan")

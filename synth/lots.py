@@ -29,9 +29,9 @@ from curate.paths import safe_join
 from synth import checking, making, masks
 from synth.checking import Look
 from synth.data import Bank, Scene, Site
-from train.dataset import masks_of
-from train.pixels import with_channels
-from train.predicting import Predictor
+from train.data.dataset import masks_of
+from train.data.pixels import with_channels
+from train.predict.run import Predictor
 
 STEP = 2  # raise it when the same bank gives another lot than before
 TRIES = 10  # draws for each image that is wanted: a defect that finds no place gives way to another

@@ -29,7 +29,7 @@ from curate.project import Project
 from synth import masks
 from synth.data import Bank, Made, Mask, Pixels, Scene, Site
 from synth.masks import Place
-from train.pixels import read, with_channels
+from train.data.pixels import read, with_channels
 
 if TYPE_CHECKING:
     from synth.checking import Look

@@ -25,8 +25,8 @@ from curate.index.dataset import Index
 from curate.index.rounds import key_of
 from curate.masks import shapes
 from synth.data import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
-from train.dataset import masks_of
-from train.pixels import read, with_channels
+from train.data.dataset import masks_of
+from train.data.pixels import read, with_channels
 
 STEP = 1  # raise it when the same images and seed give other scenes than before
 

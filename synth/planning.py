@@ -12,7 +12,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from synth import making, masks
 from synth.data import Bank
-from train import evaluating
+from train.evaluate import run as evaluating
 
 FEW_DONORS, FEW_GROUNDS = 5, 20
 SHARE = 0.5  # of the commonest class's defects; with fewer a class is scarce

@@ -18,7 +18,7 @@ from curate.data import Defect, Item, Label
 from curate.errors import LabelProblem
 from curate.index.rounds import key_of
 from curate.masks.shapes import defect_from_mask, mask_of
-from train.pixels import read
+from train.data.pixels import read
 
 HALF = 0.5  # a pixel is defective where at least half of it was
 Progress = Callable[[str, int, int], None]

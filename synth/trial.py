@@ -34,10 +34,13 @@ from synth.experiment import Plot, Progress, Wish, planned, real_of, recipe_of
 from synth.lots import Judge, Order, Sample
 from synth.making import Batch
 from synth.verdict import Line
-from train import checkpoint, figures, judging, loop, training
-from train.dataset import Data, Plan
-from train.figures import Judged, Pixels
-from train.predicting import Predictor
+from train import checkpoint
+from train.data.dataset import Data, Plan
+from train.evaluate import metrics, per_image
+from train.evaluate.metrics import Judged, Pixels
+from train.fit import loop
+from train.fit import run as training
+from train.predict.run import Predictor
 
 STEP = 1  # raise it when the same run comes to another end
 SEEDS = 5  # at least, for a verdict that counts
@@ -274,7 +277,7 @@ def judged(
     predictor: Predictor, items: Sequence[Item], classes: Sequence[str], max_pixels: int
 ) -> dict[str, NDArray[Any]]:
     """Each test image once: what figures need of it."""
-    judge = judging.Judge(predictor, tuple(classes), max_pixels)
+    judge = per_image.Judge(predictor, tuple(classes), max_pixels)
     rows, seen = [], []
     for item in items:
         try:
@@ -293,10 +296,10 @@ def judged(
 def read(file: Path, classes: Sequence[str]) -> Judged:
     with np.load(file, allow_pickle=False) as of:
         count, n = len(classes), len(of["ids"])
-        shape = (n, count, len(figures.THRESHOLDS))
+        shape = (n, count, len(metrics.THRESHOLDS))
         pixels = Pixels(
             of["counts"].reshape(n, count, 3).astype(np.int64),
-            of["histogram"].reshape(n, count, 2, figures.BINS).astype(np.int64),
+            of["histogram"].reshape(n, count, 2, metrics.BINS).astype(np.int64),
             np.zeros(shape, np.int64),
         )
         ids, groups = (tuple(of[name].tolist()) for name in ("ids", "groups"))

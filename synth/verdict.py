@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.arms import BALANCED, BASELINES, BLENDS, Arm, worth
-from train import figures, intervals
-from train.figures import Judged, Pixels
-from train.intervals import Draws, Figure, Measure
+from train.evaluate import intervals
+from train.evaluate import metrics as figures
+from train.evaluate.intervals import Draws, Figure, Measure
+from train.evaluate.metrics import Judged, Pixels
 
 BY_CLASS = ("iou", "dice", "pixel_ap", "recall")
 OVERALL = ("iou", "dice", "clean_false_alarms")

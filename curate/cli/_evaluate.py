@@ -25,9 +25,9 @@ from curate.errors import CurateError
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from train.comparing import Comparison
-    from train.evaluating import Evaluation
-    from train.folds import Validation
+    from train.evaluate.compare import Comparison
+    from train.evaluate.cross_validate import Validation
+    from train.evaluate.run import Evaluation
 
 SplitOption = Annotated[str, typer.Option(help="test or val.")]
 LeakOption = Annotated[
@@ -69,7 +69,7 @@ def evaluate(
     """How good a model is on labelled images that it has not learnt from, with intervals, and where it fails."""
     from curate.files import writer_lock
     from curate.index import app_views
-    from train import evaluating
+    from train.evaluate import run as evaluating
 
     made = open_project(project)
     if folds is not None:
@@ -102,7 +102,7 @@ def _targets(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _folds(made: Project, wish: tuple[Any, ...], json: bool) -> None:
-    from train import folds
+    from train.evaluate import cross_validate as folds
 
     task = folds.prepared(made, folds.Wish(*wish))
     if task.todo:
@@ -157,7 +157,7 @@ def _evaluated(found: Evaluation, project: Project) -> None:
 
 
 def _overall(values: Mapping[str, Any]) -> None:
-    from train.report import TITLES
+    from train.evaluate.html_report import TITLES
 
     base = values["baselines"]
     head = ("all classes", "", "95 % interval", f"always {', '.join(base['majority']['said'])}")
@@ -219,8 +219,8 @@ def compare(
 ) -> None:
     """Whether model B is better than A, on the same images: differences with intervals, and a verdict in words."""
     from curate.files import writer_lock
-    from train import comparing
-    from train.evaluating import Wish
+    from train.evaluate import compare as comparing
+    from train.evaluate.run import Wish
 
     made = open_project(project)
     with writer_lock(made.work, "curate compare"), bars() as step:

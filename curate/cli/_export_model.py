@@ -12,7 +12,7 @@ from curate.errors import CurateError
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from train.exporting import Export
+    from train.export.run import Export
 
 WORTH = 0.67  # of ONNX's time
 NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX INT8"}
@@ -42,7 +42,7 @@ def export_model(
     json: JsonOption = False,
 ) -> None:
     """Write a model as ONNX and as INT8 ONNX, checked on val: what that costs in accuracy, and gains in speed."""
-    from train import exporting
+    from train.export import run as exporting
 
     made = open_project(project)
     with bars() as step:

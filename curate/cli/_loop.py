@@ -112,7 +112,7 @@ class Turn:
 
     def train(self) -> Done:
         from curate.index.dataset import Index
-        from train import training
+        from train.fit import run as training
 
         if not Index(self.made).count(status="labelled", split="train"):
             return Done("train", "no image of the train split is labelled yet", did=False)
@@ -124,7 +124,8 @@ class Turn:
     def predict(self) -> Done:
         from curate.files import writer_lock
         from curate.index import app_views
-        from train import predicting, store
+        from train import store
+        from train.predict import run as predicting
 
         if store.current(self.made) is None:
             return Done("predict", "there is no model yet", did=False)
@@ -136,7 +137,8 @@ class Turn:
     def evaluate(self) -> Done:
         from curate.files import writer_lock
         from curate.index import app_views
-        from train import evaluating, store
+        from train import store
+        from train.evaluate import run as evaluating
 
         if store.current(self.made) is None:
             return Done("evaluate", "there is no model yet", did=False)

@@ -25,8 +25,8 @@ from curate.cli._evaluate import LeakOption, SplitOption
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from train.explaining import Explanation
-    from train.robustness import Robustness
+    from train.evaluate.explain import Explanation
+    from train.evaluate.robustness import Robustness
 
 ModelOption = Annotated[
     str | None, typer.Option(help=r"A model's key, candidate or production \[default: production, else candidate].")
@@ -51,8 +51,8 @@ def robustness(
     json: JsonOption = False,
 ) -> None:
     """What a model loses to exposure, glare, blur, noise and haze, or on an exposure that it has never seen."""
-    from train import robustness as shaken
-    from train.evaluating import Wish
+    from train.evaluate import robustness as shaken
+    from train.evaluate.run import Wish
 
     made = open_project(project)
     wish = Wish(model, split, {}, allow_leak, device_named(device))
@@ -65,7 +65,7 @@ def robustness(
 
 
 def _leave_out(made: Project, wish: Any, by: str, json: bool) -> None:
-    from train import leaving
+    from train.evaluate import leave_out as leaving
 
     task = leaving.prepared(made, wish, by)
     warn(leaving.cost(task))
@@ -166,7 +166,7 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Where a model looks (Grad-CAM): overlays on a sheet, and how much of the heat lies on the labelled defect."""
-    from train import explaining
+    from train.evaluate import explain as explaining
 
     made = open_project(project)
     wish = explaining.Wish(model, view, images, device_named(device))

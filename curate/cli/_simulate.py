@@ -21,7 +21,7 @@ from curate.cli._common import (
 )
 
 if TYPE_CHECKING:
-    from train.simulate import Simulated
+    from train.simulate.run import Simulated
 
 
 def register(app: typer.Typer) -> None:
@@ -63,8 +63,8 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Does it beat random on my data? Hides the labels there are, buys them back round by round, and says."""
-    from train import simulate as simulating
-    from train.simulating.play import Setting
+    from train.simulate import run as simulating
+    from train.simulate.one_run import Setting
 
     setting = Setting(
         start=start,

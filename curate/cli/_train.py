@@ -25,8 +25,8 @@ from curate.errors import CurateError
 from curate.units import duration, rate
 
 if TYPE_CHECKING:
-    from train.predicting import Report
-    from train.training import Trained
+    from train.fit.run import Trained
+    from train.predict.run import Report
 
 SHOWN = 5  # failed images that are printed; --json has them all
 
@@ -72,7 +72,7 @@ def train(
         _list(json)
         return
     from train import processes as team
-    from train import training
+    from train.fit import run as training
 
     overrides = [*(set_ or []), *([f"model.weights={weights}"] if weights else [])]
     overrides += ["allow_double_prior=true"] if allow_double_prior else []
@@ -140,7 +140,7 @@ def predict(
     """What the model says of the images that it has not seen yet: scores for select, regions for people and the App."""
     from curate.files import writer_lock
     from curate.index import app_views
-    from train import predicting
+    from train.predict import run as predicting
 
     if view is not None and everything:
         raise CurateError("--view and --all contradict each other; give one")
@@ -227,11 +227,11 @@ def models_promote(
     A first model is compared with nothing, and false alarms alone refuse none: see curate evaluate and curate compare.
     """
     from curate.files import writer_lock
-    from train import promoting
+    from train.evaluate import promote
 
     made = open_project(project)
     with writer_lock(made.work, "curate models promote"), bars() as step:
-        found = promoting.run(made, model, force, device_named(device), step)
+        found = promote.run(made, model, force, device_named(device), step)
     if json:
         emit({"production": found.key, "forced": found.forced, "notes": found.notes, "warnings": found.warnings})
         return

@@ -24,7 +24,7 @@ from curate.cli._common import (
 from curate.cli._train import _trained
 
 if TYPE_CHECKING:
-    from train.tuning import Trial, Tuned
+    from train.fit.tune import Trial, Tuned
 
 SHOWN = 10  # trials in the table; --json has them all
 
@@ -62,7 +62,8 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Search a recipe's learning rate, batch, freezing and schedule, judged by val; killed, it goes on where it was."""
-    from train import training, tuning
+    from train.fit import run as training
+    from train.fit import tune as tuning
 
     overrides = (*(set_ or []), *([f"model.weights={weights}"] if weights else []))
     wish = training.Wish(task, recipe, overrides, device_named(device), workers)

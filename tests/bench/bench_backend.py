@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="unet-resnet")
     parser.add_argument("--questions", type=int, default=40)
     wanted = parser.parse_args()
-    from train import training
+    from train.fit import run as training
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench._measure import interleaved, print_table
-from train import architectures, quantising, recipe
+from train import architectures, recipe
+from train.export import onnx_int8
 
 CASES = {"unet-resnet": (256, 1600, 3), "mobilenetv2-fast": (224, 224, 3)}
 OUTPUTS = 4
@@ -27,16 +28,16 @@ def seconds(name: str, folder: Path, repetitions: int) -> dict[str, float]:
     torch.manual_seed(0)
     shape, wanted = CASES[name], recipe.load(name, ["model.weights=none"])
     network = architectures.build(wanted.task, wanted.model, shape[2], OUTPUTS).eval()
-    module = quantising.whole(network.to(memory_format=torch.channels_last), wanted, single=False)
+    module = onnx_int8.whole(network.to(memory_format=torch.channels_last), wanted, single=False)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (1, *shape), np.uint8) for _ in range(3)]
     source = folder / "model.onnx"
-    quantising.write(module, source, shape, name, wanted.task == "segmentation")
-    runs = {"torch": quantising.by_torch(module), "onnx": quantising.by_onnx(source, 1)}
-    for activations in quantising.ACTIVATIONS:
+    onnx_int8.write(module, source, shape, name, wanted.task == "segmentation")
+    runs = {"torch": onnx_int8.by_torch(module), "onnx": onnx_int8.by_onnx(source, 1)}
+    for activations in onnx_int8.ACTIVATIONS:
         target = folder / f"{activations}.onnx"
-        quantising.quantise(source, target, images, activations)
-        runs[activations] = quantising.by_onnx(target, 1)
+        onnx_int8.quantise(source, target, images, activations)
+        runs[activations] = onnx_int8.by_onnx(target, 1)
     return interleaved({name: lambda run=run: run(images[0]) for name, run in runs.items()}, repetitions)
 
 
@@ -47,7 +48,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    quantising.check_installed()
+    onnx_int8.check_installed()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (high, wide, _) in CASES.items():

@@ -25,10 +25,11 @@ from PIL import Image
 from curate.data import Item, Label, make_defect
 from tests import fakes
 from tests.bench._measure import interleaved, print_table
-from train import loop, training
-from train.dataset import Batches, Data, Examples, Plan, loader
-from train.loop import Setting
-from train.pixels import normalised
+from train.data.dataset import Batches, Data, Examples, Plan, loader
+from train.data.pixels import normalised
+from train.fit import loop
+from train.fit import run as training
+from train.fit.loop import Setting
 from train.recipe import Recipe, load
 
 CASES = (("unet-resnet", 256, 512, (1600, 256)), ("mobilenetv2-fast", 224, 224, (640, 480)))

@@ -468,7 +468,8 @@ def _scores(table: Any, ids: list[str]) -> None:
 def _prepare_models() -> None:
     import torch
 
-    from train import architectures, checkpoint, predicting, recipe, store  # noqa: F401
+    from train import architectures, checkpoint, recipe, store
+    from train.predict import run as predicting  # noqa: F401
 
     torch.set_num_threads(1)
     made = recipe.validated(
@@ -492,7 +493,8 @@ def _prepare_models() -> None:
 
 
 def _check_models(case: Any, root: Path) -> str:
-    from train import predicting, store
+    from train import store
+    from train.predict import run as predicting
 
     project = _project(root)
     assert all(one.key and one.folder.parent == store.home(project) for one in store.every(project))

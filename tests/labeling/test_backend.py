@@ -29,7 +29,7 @@ TINY = [
 
 @pytest.fixture
 def asked(indexed: Project) -> Backend:
-    from train import training
+    from train.fit import run as training
 
     training.run(indexed, training.Wish("segmentation", None, TINY, "cpu"))
     return backend.opened(indexed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tests.train.conftest import CLASSES
-from train import figures
-from train.figures import Judged, Pixels
+from train.evaluate import metrics
+from train.evaluate.metrics import Judged, Pixels
 
 
 def judged(
@@ -22,7 +22,7 @@ def judged(
             present[row, row % 3], counts[row, row % 3] = True, (found, 0, 1000 - found)
     decided = present | (~present.any(axis=1, keepdims=True) & (random.random((n, 1)) < alarms))
     decided[:, [CLASSES.index(name) for name in missed]] = False
-    histogram = np.ones((n, count, 2, figures.BINS), np.int64)
-    pixels = Pixels(counts, histogram, np.zeros((n, count, len(figures.THRESHOLDS)), np.int64))
+    histogram = np.ones((n, count, 2, metrics.BINS), np.int64)
+    pixels = Pixels(counts, histogram, np.zeros((n, count, len(metrics.THRESHOLDS)), np.int64))
     names = tuple(f"g{row // 3}" for row in range(n))
     return Judged(CLASSES, tuple(map(str, range(n))), names, present, decided * 1.0, decided, False, pixels)

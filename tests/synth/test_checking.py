@@ -22,7 +22,7 @@ from synth.checking import Look, Standard
 from synth.data import Bank
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, drawn, item
-from train.predicting import Predictor
+from train.predict.run import Predictor
 from train.recipe import load
 
 

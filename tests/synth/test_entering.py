@@ -26,7 +26,7 @@ from curate.select.build_pool import seen_images
 from synth import entering, making
 from synth.making import Batch, Wish
 from tests.conftest import dump
-from train import dataset
+from train.data import dataset
 
 SMALL = Wish(count=3, window=48)
 

@@ -25,7 +25,7 @@ from synth.making import Batch, Wish
 from synth.synthesisers._parts import FEATHER
 from tests.fakes import REPOSITORY
 from tests.synth.conftest import CLASSES, items
-from train import evaluating
+from train.evaluate import run as evaluating
 
 SMALL = Wish(count=3, window=48)
 

@@ -16,7 +16,7 @@ from curate.masks.shapes import defect_from_mask
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from train.dataset import Data
+from train.data.dataset import Data
 from train.recipe import Recipe, load
 
 CLASSES = ("crack", "hole")

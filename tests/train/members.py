@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from curate.errors import CurateError
 from tests.train.conftest import data
-from tests.train.test_loop import CNN, network, setting
-from train import loop, processes, recipe
-from train.dataset import Data
+from tests.train.fit.test_loop import CNN, network, setting
+from train import processes, recipe
+from train.data.dataset import Data
+from train.fit import loop
 from train.processes import Team
 from train.recipe import Recipe
 

@@ -18,8 +18,11 @@ from curate.errors import CurateError
 from curate.project import Project
 from tests.train import members
 from tests.train.conftest import data
-from tests.train.test_loop import CNN, network, setting
-from train import checkpoint, loop, processes, sampling, store, training
+from tests.train.fit.test_loop import CNN, network, setting
+from train import checkpoint, processes, store
+from train.data import sampling
+from train.fit import loop
+from train.fit import run as training
 from train.processes import Team
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}

@@ -10,7 +10,9 @@ import torch
 
 from curate.errors import CurateError
 from tests.train.conftest import data, tiny
-from train import architectures, dataset, loop, losses, recipe
+from train import architectures, losses, recipe
+from train.data import dataset
+from train.fit import loop
 from train.recipe import Recipe
 
 PARAMETERS = {  # of two outputs, by the published sizes of their parts

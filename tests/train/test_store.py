@@ -15,7 +15,9 @@ import torch
 from curate.admin import setup
 from curate.errors import CurateError
 from curate.project import Project
-from train import architectures, checkpoint, loop, predicting, recipe, store
+from train import architectures, checkpoint, recipe, store
+from train.fit import loop
+from train.predict import run as predicting
 from train.store import Stored
 
 KEY = "a" * 24

@@ -15,8 +15,8 @@ import numpy as np
 from curate import files
 from curate.index.dataset import Index
 from tests.bench.figures.plans import DATA, Plan, plans
-from train import intervals
-from train.intervals import Draws, exact
+from train.evaluate import intervals
+from train.evaluate.intervals import Draws, exact
 
 FILE = Path(__file__).parent / "RESULTS.md"
 TITLES = {"neu": "NEU-DET, six classes", "tile": "Magnetic tile, by tiles"}

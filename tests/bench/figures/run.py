@@ -74,7 +74,8 @@ def sorted_by_class(target: Path) -> Path:
 
 def run_one(project: Project, plan: Plan, out: Path, full: bool) -> None:
     """Train and judge, or find that it is done."""
-    from train import evaluating, training
+    from train.evaluate import run as evaluating
+    from train.fit import run as training
 
     overrides = plan.overrides(str(WEIGHTS), full)
     with bars() as step:
@@ -94,7 +95,8 @@ def file_of(folder: Path, plan: Plan, full: bool) -> Path:
 
 def compare_starts(project: Project, chosen: Sequence[Plan], out: Path, full: bool) -> None:
     """What ImageNet's weights are worth: the same recipe from both starts, on the same images of test."""
-    from train import comparing, evaluating
+    from train.evaluate import compare
+    from train.evaluate import run as evaluating
 
     for plan in chosen:
         other = replace(plan, start=NONE)
@@ -102,13 +104,14 @@ def compare_starts(project: Project, chosen: Sequence[Plan], out: Path, full: bo
             continue
         keys = [json.loads(file_of(out / "results", one, full).read_text())["trained"]["key"] for one in (other, plan)]
         with files.writer_lock(project.work, "figures: compare"):
-            found = comparing.run(project, keys[0], keys[1], evaluating.Wish())
+            found = compare.run(project, keys[0], keys[1], evaluating.Wish())
         files.write_json(file_of(out / "compared", plan, full), {"plan": vars(plan)} | found.to_json())
 
 
 def look_into(project: Project, plan: Plan, out: Path, full: bool) -> None:
     """Where one model looks, what it loses to bad light, and on an exposure that it never saw."""
-    from train import evaluating, training
+    from train.evaluate import run as evaluating
+    from train.fit import run as training
 
     found: dict[str, Any] = {"plan": vars(plan)}
     with bars() as step:
@@ -122,12 +125,12 @@ def look_into(project: Project, plan: Plan, out: Path, full: bool) -> None:
 
 
 def looks(project: Project, wish: Any, step: Any) -> dict[str, Callable[[], Any]]:
-    from train import explaining, leaving, robustness
+    from train.evaluate import explain, leave_out, robustness
 
     return {
-        "explain": lambda: explaining.run(project, explaining.Wish(wish.model), step),
+        "explain": lambda: explain.run(project, explain.Wish(wish.model), step),
         "robustness": lambda: robustness.run(project, wish, step),
-        "leave_out": lambda: leaving.run(leaving.prepared(project, wish, "exposure"), step),
+        "leave_out": lambda: leave_out.run(leave_out.prepared(project, wish, "exposure"), step),
     }
 
 

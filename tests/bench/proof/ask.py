@@ -21,7 +21,7 @@ from curate.select.pool import Floats, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from tests.bench.proof import sets
 from tests.bench.proof.worlds import PEERS
-from train.simulating.play import NotYet, Picker, Setting
+from train.simulate.one_run import NotYet, Picker, Setting
 
 PATIENCE = 60.0  # seconds that a peer has for one batch
 AHEAD = 3  # times the missing picks, where groups are: what the shared layer puts back must not cost another batch

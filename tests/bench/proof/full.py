@@ -18,8 +18,8 @@ from curate.project import FILE, Project, load
 from curate.vectors import run as embedding
 from tests.bench.proof.sets import CACHE, WEIGHTS
 from tests.fakes import REAL, need_real
-from train import simulate
-from train.simulating.play import Setting
+from train.simulate import run as simulating
+from train.simulate.one_run import Setting
 
 STRATEGIES = ("portfolio", "random", "entropy", "maxherding")
 SEEDS, ROUNDS, BUDGET = 3, 5, "4%"
@@ -47,9 +47,9 @@ def main() -> None:
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
         setting = Setting(start="none", rounds=asked.rounds, budget=BUDGET, learner="segmenter")
-        wish = simulate.Wish(tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set))
+        wish = simulating.Wish(tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set))
         with bars() as step:
-            done = simulate.run(project, wish, step)
+            done = simulating.run(project, wish, step)
         print(f"{name}: {done.folder}")
 
 

@@ -21,8 +21,8 @@ from tests.bench.proof.ask import pickers
 from tests.bench.proof.sets import CACHE
 from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, settings, world
 from tests.fakes import need_real
-from train.simulating import many
-from train.simulating.play import Curve, Setting
+from train.simulate import grid
+from train.simulate.one_run import Curve, Setting
 
 Row = dict[str, Any]
 ENCODERS = {"main": MAIN, "second": SECOND}
@@ -77,7 +77,7 @@ def _played(data: str, table: str, wanted: Sequence[Setting], jobs: int) -> list
     here = world(data, ENCODERS[table][data])
     with Progress() as bar:
         task = bar.add_task(f"{data} ({ENCODERS[table][data]})", total=len(wanted))
-        return many.play_all(
+        return grid.play_all(
             [(here, one) for one in wanted],
             CACHE / "simulations",
             jobs,
@@ -89,7 +89,7 @@ def _played(data: str, table: str, wanted: Sequence[Setting], jobs: int) -> list
 def _rows(table: str, plays: Sequence[tuple[Case, Setting]], curves: Sequence[Curve]) -> Iterator[Row]:
     for (case, setting), curve in zip(plays, curves, strict=True):
         row: Row = {"table": table, **case._asdict(), "dev": case.dev, "strategy": setting.label, "seed": setting.seed}
-        yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": many.code()}
+        yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": grid.code()}
 
 
 def _figures(curve: Curve, rare: str) -> Row:
@@ -114,7 +114,7 @@ def _plain(value: float) -> float | None:
 def _kept() -> dict[str, Row]:
     """What was played with the code as it is now."""
     known = json.loads(ROWS.read_text()) if ROWS.is_file() else {}
-    return {key: row for key, row in known.items() if row["code"] == many.code()}
+    return {key: row for key, row in known.items() if row["code"] == grid.code()}
 
 
 def _keep(rows: Iterator[Row]) -> None:

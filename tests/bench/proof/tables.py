@@ -16,7 +16,7 @@ from typing import Any
 from curate.files import write_text
 from tests.bench.proof.sets import REPOSITORY, SETS
 from tests.bench.proof.worlds import BASELINES, PEERS, ROUNDS, SEEDS, SLOW, cases, settings
-from train.simulating.figures import crossing, gap_closed, ranks, sign_flip
+from train.simulate.curve_stats import crossing, gap_closed, ranks, sign_flip
 
 Row = Mapping[str, Any]
 Place = tuple[str, str, float, str]

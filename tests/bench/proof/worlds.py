@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from curate.select.pool import WHOLE, Windows
 from tests.bench.proof import sets
-from train.simulating.play import Setting
-from train.simulating.world import World
+from train.simulate.one_run import Setting
+from train.simulate.oracle_dataset import World
 
 EXEMPLARS, ROUNDS, LONG = 5, {"exemplars": 5, "none": 8}, 20  # LONG: the rounds of random, to see when it gets there
 SHARE = {

@@ -13,8 +13,8 @@ from synth.arms import BALANCED, BLENDS, Arm
 from synth.experiment import Plot
 from synth.verdict import MAIN, Line
 from tests.bench.figures.results import machine
-from train.figures import Judged
-from train.intervals import Figure
+from train.evaluate.intervals import Figure
+from train.evaluate.metrics import Judged
 
 HERE = Path(__file__).parent
 PLACES = {"": "mean IoU"}

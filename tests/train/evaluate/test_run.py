@@ -1,0 +1,455 @@
+"""From trained models to figures, mistakes in the index and a verdict: on drawn steel, against what is counted anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from curate import cli
+from curate.admin import setup
+from curate.data import Item
+from curate.errors import CurateError
+from curate.index import app_views, database, sync
+from curate.index.dataset import Index
+from curate.project import Project, load
+from curate.select import uncertainty
+from curate.tables import Table
+from labeling import push
+from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
+from train import store
+from train.data import dataset, pixels
+from train.evaluate import compare
+from train.evaluate import per_image as judging
+from train.evaluate import run as evaluating
+from train.evaluate.run import Evaluation, Wish
+from train.fit import run as training
+from train.predict import run as predicting
+
+QUICK = [*TINY, "augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=3e-3", "steps=8"]
+WHOLE = ["input.height=64", "input.width=64", "epochs=1", "steps=4"]
+CPU = Wish(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Project]:
+    """60 pieces in two views each; every eleventh label is wrong. Two segmenters and a classifier."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    root = folder / "steel"
+    for made in (root / "images", *(root / "masks" / name for name in CLASSES)):
+        made.mkdir(parents=True)
+    for number in range(120):
+        image, masks = drawn(number)
+        file = root / "images" / f"{number // 2:03d}_{number % 2}.png"
+        Image.fromarray(image).save(file)
+        for name, mask in ({} if number % 11 == 0 else masks).items():
+            Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
+    project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
+    sync.run(project)
+    torch.set_num_threads(2)
+    training.run(project, training.Wish(recipe="simple-cnn", overrides=WHOLE, device="cpu"))
+    for epochs in (1, 4):
+        training.run(project, training.Wish(recipe="unet-resnet", overrides=(*QUICK, f"epochs={epochs}"), device="cpu"))
+    yield project
+    fo = database.connect(folder)
+    fo.delete_dataset(project.dataset_name)
+
+
+def models(project: Project) -> dict[str, str]:
+    """The better segmenter, the worse one, the classifier."""
+    found = {
+        len(one.manifest["history"]): one.key for one in store.every(project) if one.manifest["task"] == "segmentation"
+    }
+    whole = next(one.key for one in store.every(project) if one.manifest["task"] == "classification")
+    return {"good": found[4], "poor": found[1], "whole": whole}
+
+
+@pytest.fixture(scope="module")
+def found(plant: Project) -> Evaluation:
+    return evaluating.run(plant, Wish(models(plant)["good"], targets={"crack": 0.9}, device="cpu"))
+
+
+def items(project: Project, split: str = "test") -> list[Item]:
+    index = Index(project)
+    return sorted(index.items([id for id, where in index.rows("split") if where == split]), key=lambda one: one.id)
+
+
+def test_figures_are_those_that_are_counted_anew(plant: Project, found: Evaluation) -> None:
+    predictor = predicting.load(plant, found.model, "cpu")
+    counts, shown, said = np.zeros((2, 3)), [], []
+    for item in items(plant):
+        seen = predictor.predict_image(pixels.read(item.id, item.path, 10**9))
+        truth = dataset.masks_of(item, CLASSES).astype(bool)
+        mine = np.zeros_like(truth)
+        for defect, _ in seen.defects:
+            mine[CLASSES.index(defect.label)] |= dataset.masks_of(
+                Item(item.id, item.path, 64, 64, type(item.label)("labelled", (defect,))), [defect.label]
+            )[0].astype(bool)
+        for c in range(2):
+            counts[c] += [(truth[c] & mine[c]).sum(), (~truth[c] & mine[c]).sum(), (truth[c] & ~mine[c]).sum()]
+        shown.append([name in item.label.present for name in CLASSES])
+        said.append([any(defect.label == name for defect, _ in seen.defects) for name in CLASSES])
+    truth, decided = np.array(shown), np.array(said)
+    for c, name in enumerate(CLASSES):
+        ours = found.figures["classes"][name]
+        assert np.isclose(ours["iou"]["value"], counts[c, 0] / counts[c].sum(), atol=1e-6)
+        assert np.isclose(ours["recall"]["value"], decided[truth[:, c], c].mean(), atol=1e-6)
+        assert np.isclose(ours["false_alarms"]["value"], decided[~truth[:, c], c].mean(), atol=1e-6)
+        assert ours["recall"]["n"] == found.figures["support"][name]["images"] == truth[:, c].sum()
+    assert found.figures["images"] == len(truth)
+    assert np.isclose(
+        found.figures["overall"]["exact_match"]["value"], (truth == decided).all(axis=1).mean(), atol=1e-6
+    )
+
+
+def test_every_figure_lies_in_its_interval(plant: Project, found: Evaluation) -> None:
+    def walk(value: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            yield value
+        elif isinstance(value, dict):
+            for inner in value.values():
+                yield from walk(inner)
+
+    every = list(walk(found.to_json()))
+    assert len(every) > 60
+    for one in every:
+        assert {"n", "groups", "few", "silent"} <= one.keys()
+        assert one["value"] is None or 0 <= one["low"] <= one["value"] <= one["high"] <= 1
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_everything_is_kept(plant: Project, found: Evaluation) -> None:
+    assert sorted(file.name for file in found.folder.iterdir()) == [
+        *("figures.json", "manifest.json", "per_image.parquet", "report.html")
+    ]
+    assert found.folder.parent == plant.work / "evaluations" / found.model
+    rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [item.id for item in items(plant)]
+    for row, item in zip(rows, items(plant), strict=True):
+        assert set(row["present"]) == item.label.present
+        assert row["missed"] == [name for name in CLASSES if name in row["present"] and name not in row["decided"]]
+        assert (row["confidence"] is None) == (row["present"] == row["decided"])
+
+
+def test_an_operating_point_is_fitted_on_val_alone(plant: Project, found: Evaluation) -> None:
+    point = found.figures["operating"]["crack"]
+    assert point["reached"] == (point["val"]["recall"]["value"] >= 0.9)
+    assert found.manifest["targets"] == {"crack": 0.9}
+    table = judging.table_of(plant, store.find(plant, found.model), CLASSES)
+    largest = {}
+    for split in ("val", "test"):
+        of = items(plant, split)
+        values = table.read([one.id for one in of], ["largest"])["largest"].reshape(len(of), 2, -1)
+        level = int(np.argmin(np.abs(np.array(evaluating.figures.THRESHOLDS) - point["threshold"])))
+        truth = np.array(["crack" in one.label.present for one in of])
+        largest[split] = (values[:, 0, level] >= point["min_area"])[truth].mean()
+    assert np.isclose(point["val"]["recall"]["value"], largest["val"], atol=1e-6)
+    assert np.isclose(point["split"]["recall"]["value"], largest["test"], atol=1e-6)
+
+
+def test_the_same_model_and_labels_are_done_already(plant: Project, found: Evaluation) -> None:
+    before = {file: file.stat().st_mtime_ns for file in found.folder.iterdir()}
+    again = evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    assert not again.fresh
+    assert again.figures == found.figures
+    assert {file: file.stat().st_mtime_ns for file in found.folder.iterdir()} == before
+    asked = evaluating.run(plant, Wish(found.model, targets={"crack": 0.5}, device="cpu"))
+    assert asked.fresh
+    assert asked.figures["overall"] == found.figures["overall"]  # nothing was looked at anew
+
+
+def test_a_corrected_label_costs_one_image(plant: Project, found: Evaluation) -> None:
+    table = judging.table_of(plant, store.find(plant, found.model), CLASSES)
+    before = len(table)
+    index = Index(plant)
+    id = next(item.id for item in items(plant) if item.label.defects)
+    sample = index.dataset.one(index.fo.ViewField("content_id") == id)
+    kept = sample["defects"].copy()
+    sample["defects"] = index.fo.Detections()
+    sample.save()
+    corrected = evaluating.run(plant, Wish(found.model, device="cpu"))
+    assert corrected.fresh
+    assert corrected.figures["support"]["clean"]["images"] == found.figures["support"]["clean"]["images"] + 1
+    assert len(Table(table.path)) == before + 1
+    sample["defects"] = kept
+    sample.save()
+    assert evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu")).figures == found.figures
+    assert len(Table(table.path)) == before + 2
+
+
+def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = models(plant)["poor"]
+    monkeypatch.setattr(judging, "CHUNK", 8)
+    looked: list[str] = []
+    look = judging.Judge.look
+
+    def counting(self: judging.Judge, item: Item) -> Any:
+        looked.append(item.id)
+        return look(self, item)
+
+    def killed(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judging.Judge, "look", counting)
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.run(plant, Wish(key, device="cpu"), killed)
+    assert not list((plant.work / "evaluations" / key).glob("test-*"))
+    first = len(looked)
+    done = evaluating.run(plant, Wish(key, device="cpu"))
+    assert done.fresh
+    total = len(items(plant)) + len(items(plant, "val"))
+    assert 8 <= first < total
+    assert len(looked) - first == total - 8
+
+
+# --- mistakes in the index ------------------------------------------------------------------------------------------
+
+
+def test_the_app_shows_the_mistakes(plant: Project) -> None:
+    keys = models(plant)
+    evaluating.run(plant, Wish(keys["poor"], device="cpu"))
+    found = evaluating.run(plant, Wish(keys["good"], device="cpu"))
+    app_views.arrange(plant)
+    index = Index(plant)
+    rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
+    fields = {id: values for id, *values in index.rows(*app_views.MISTAKES, *app_views.CHANGED)}
+    before = {row["id"]: row for row in pyarrow.parquet.read_table(per_image(plant, keys["poor"])).to_pylist()}
+    for row in rows:
+        missed, alarm, sure, _, dice, _, fixed, broken = fields[row["id"]]
+        assert (missed or []) == row["missed"]
+        assert (alarm or []) == row["false_alarm"]
+        assert (sure, dice or 0) == (row["confidence"], row["dice"] or 0)
+        wrong_before = {*before[row["id"]]["missed"], *before[row["id"]]["false_alarm"]}
+        assert set(fixed or []) == wrong_before - {*row["missed"], *row["false_alarm"]}
+        assert set(broken or []) == {*row["missed"], *row["false_alarm"]} - wrong_before
+    elsewhere = {id for id, split in index.rows("split") if split != "test"}
+    assert not any(fields[id][0] or fields[id][2] for id in elsewhere)
+    scores_group = next(one for one in index.dataset.app_config.sidebar_groups if one.name == "scores")
+    assert {"eval_missed", "eval_false_alarm", "mistakenness"} <= set(scores_group.paths)
+    views = set(index.dataset.list_saved_views())
+    assert {app_views.CONFIDENT, "label suspects"} <= views
+    assert index.dataset.get_run_info("evaluation_test").config.model == found.model
+    surest = index.dataset.load_saved_view(app_views.CONFIDENT).values("eval_confidence")
+    assert surest == sorted(surest, reverse=True)
+    assert len(surest) <= 20
+    assert app_views.opens_on(index) == app_views.CONFIDENT
+
+
+def per_image(project: Project, key: str) -> Path:
+    return next((project.work / "evaluations" / key).glob("test-*")) / "per_image.parquet"
+
+
+def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, found: Evaluation) -> None:
+    evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    predicting.run(plant, found.model, everything=True, device="cpu")
+    evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    app_views.arrange(plant)
+    index = Index(plant)
+    view = index.dataset.load_saved_view("label suspects")
+    shown = dict(zip(view.values("content_id"), view.values("mistakenness"), strict=True))
+    assert set(view.values("split")) == {"train", "val", "test"}  # train's, too, after predict --all
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    table = Table(plant.work / "scores" / f"model-{found.model}.lance")
+    labels = {item.id: item.label.present for split in ("train", "val", "test") for item in items(plant, split)}
+    for id, value in shown.items():
+        p = table.read([id], ["probability"])["probability"]
+        expected = uncertainty.mistakenness(p, [[name in labels[id] for name in CLASSES]])[0][0]
+        assert np.isclose(value, expected, atol=0.01)
+    wrong = {id for id, path in index.rows("filepath") if _number(path) % 11 == 0 and _number(path) % 4 != 3}
+    best = set(list(shown)[: len(wrong)])
+    assert len(best & wrong) / len(wrong) > 3 * len(wrong) / len(labels)  # far better than chance
+    assert {row["id"] for row in push._review(index, "label suspects").rows} == set(shown)
+
+
+def _number(path: str) -> int:
+    piece, view = Path(path).stem.split("_")
+    return 2 * int(piece) + int(view)
+
+
+def test_predictions_of_the_split_are_shown(plant: Project, found: Evaluation) -> None:
+    evaluating.run(plant, Wish(models(plant)["whole"], device="cpu"))
+    index = Index(plant)
+    by = dict(index.rows("predicted_by"))
+    assert all(by[item.id] == f"model-{models(plant)['whole']}" for item in items(plant))
+
+
+# --- a classifier, val, comparing -----------------------------------------------------------------------------------
+
+
+def test_a_classifier(plant: Project) -> None:
+    done = evaluating.run(plant, Wish(models(plant)["whole"], device="cpu"))
+    assert "iou" not in done.figures["classes"]["crack"]
+    assert done.figures["baselines"]["majority"]["exact_match"]["value"] > 0
+    predictor = predicting.load(plant, done.model, "cpu")
+    of = items(plant)
+    p = [predictor.predict_image(pixels.read(one.id, one.path, 10**9)).probability for one in of]
+    rows = pyarrow.parquet.read_table(done.folder / "per_image.parquet").to_pylist()
+    assert np.allclose([row["p"] for row in rows], p, atol=1e-5)
+
+
+def test_val_is_said_to_flatter(plant: Project, found: Evaluation) -> None:
+    done = evaluating.run(plant, Wish(found.model, "val", device="cpu"))
+    assert done.figures["images"] == len(items(plant, "val"))
+    assert any("flatter" in note for note in done.manifest["notes"])
+    assert done.folder.name.startswith("val-")
+
+
+def test_few_groups_are_pointed_out(plant: Project, found: Evaluation) -> None:
+    few = [name for name in CLASSES if found.figures["support"][name]["groups"] < 10]
+    assert few
+    notes = [note for note in found.manifest["notes"] if "fewer than 10 groups" in note]
+    assert few[0] in notes[0]
+    assert notes[0].endswith("curate evaluate --folds 5")
+    assert all(found.figures["classes"][name]["recall"]["few"] for name in few)
+
+
+def test_comparing_two_models(plant: Project, found: Evaluation) -> None:
+    keys = models(plant)
+    there = compare.run(plant, keys["poor"], keys["good"], CPU)
+    back = compare.run(plant, keys["good"], keys["poor"], CPU)
+    assert there.images == found.figures["images"]
+    assert there.fixed == back.broken
+    for name, one in there.overall.items():
+        other = back.overall[name]
+        assert np.isclose(one.value, -other.value, equal_nan=True), name
+        assert np.allclose([one.low, one.high], [-other.high, -other.low], equal_nan=True), name
+    mine, theirs = (evaluating.run(plant, Wish(keys[name], device="cpu")).figures for name in ("good", "poor"))
+    expected = mine["classes"]["crack"]["dice"]["value"] - theirs["classes"]["crack"]["dice"]["value"]
+    assert np.isclose(there.classes["crack"]["dice"].value, expected, atol=1e-5)
+    with pytest.raises(CurateError, match="are the same model"):
+        compare.run(plant, keys["good"], keys["good"][:10], CPU)
+
+
+# --- what can go wrong ----------------------------------------------------------------------------------------------
+
+
+def test_no_model(make: Callable[..., Project], library: Path) -> None:
+    project = make([{"name": "library", "format": "mask_folder", "fully_labelled": True, "data": library}])
+    sync.run(project)
+    with pytest.raises(CurateError, match="no trained model yet"):
+        evaluating.run(project, CPU)
+
+
+def test_train_is_no_test(plant: Project) -> None:
+    with pytest.raises(CurateError, match=r"unknown split 'train'.*allowed: test, val.*by heart"):
+        evaluating.run(plant, Wish(split="train"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"dent": 0.9}, "unknown class 'dent'"),
+        ({"crack": 1.5}, "target recall 1.5 of crack"),
+        ({"crack": 0.0}, "recall 0 "),
+    ],
+)
+def test_targets_that_cannot_be(plant: Project, targets: dict[str, float], message: str) -> None:
+    with pytest.raises(CurateError, match=message):
+        evaluating.run(plant, Wish(targets=targets, device="cpu"))
+
+
+@pytest.fixture
+def changed(plant: Project, found: Evaluation) -> Iterator[Callable[..., str]]:
+    """Changes the good model's manifest, for one test; returns its key."""
+    file = store.find(plant, found.model).folder / store.MANIFEST
+    before = file.read_text()
+
+    def change(**values: Any) -> str:
+        file.write_text(json.dumps(json.loads(before) | values))
+        return found.model
+
+    yield change
+    file.write_text(before)
+
+
+def test_a_model_that_has_learnt_the_test_is_refused(plant: Project, changed: Callable[..., str]) -> None:
+    mine, others = items(plant), items(plant, "train")
+    key = changed(images={"train": [one.id for one in others[:5]], "val": []})
+    evaluating.run(plant, Wish(key, device="cpu"))
+    key = changed(images={"train": [others[0].id, mine[0].id], "val": [mine[-1].id]})
+    with pytest.raises(CurateError, match=r"has learnt from .* images of test.*--allow-leak") as error:
+        evaluating.run(plant, Wish(key, device="cpu"))
+    assert mine[0].path.name in str(error.value)
+    notes = evaluating.prepared(Index(plant), Wish(key, allow_leak=True)).notes
+    assert any("flatter" in note for note in notes)
+    assert any("1 images of test were val" in note for note in notes)
+    groups = [one for one in mine if one.group == mine[0].group]
+    assert any(f"learnt from {len(groups)} of" in note for note in notes)  # the other view of the same piece, too
+
+
+def test_a_model_from_before_says_so(plant: Project, changed: Callable[..., str]) -> None:
+    notes = evaluating.prepared(Index(plant), Wish(changed(images=None))).notes
+    assert any("cannot be ruled out" in note for note in notes)
+
+
+def test_a_model_of_other_classes_is_refused(plant: Project, changed: Callable[..., str]) -> None:
+    key = changed(classes=["crack", "dent"])
+    with pytest.raises(CurateError, match=r"knows dent, which this project does not look for.*curate train"):
+        evaluating.run(plant, Wish(key, device="cpu"))
+
+
+def test_a_class_that_the_model_does_not_know_is_missed(plant: Project, found: Evaluation) -> None:
+    classes = [{"name": name} for name in ("scale", *CLASSES)]
+    more = load(plant.folder, {"classes": classes})
+    done = evaluating.run(more, Wish(found.model, device="cpu"))
+    assert any("no labelled image of test shows scale" in note for note in done.manifest["notes"])
+    assert done.figures["classes"]["scale"]["recall"]["value"] is None
+    assert done.figures["classes"]["crack"] == found.figures["classes"]["crack"]
+    assert done.figures["overall"]["macro_f1"]["value"] == found.figures["overall"]["macro_f1"]["value"]
+
+
+def test_nothing_labelled_in_the_split(plant: Project, found: Evaluation) -> None:
+    index = Index(plant)
+    test = [item.id for item in items(plant)]
+    index.set({"status": dict.fromkeys(test, "unlabelled")})
+    with pytest.raises(CurateError, match="no labelled image in test"):
+        evaluating.run(plant, Wish(found.model, device="cpu"))
+    index.set({"status": dict.fromkeys(test, "labelled")})
+
+
+def test_a_file_that_is_gone_is_counted_and_named(plant: Project, found: Evaluation) -> None:
+    victim = items(plant)[0]
+    content = victim.path.read_bytes()
+    table = Path(judging.table_of(plant, store.find(plant, models(plant)["whole"]), CLASSES).path)
+    table.rename(table.with_name("aside"))
+    victim.path.write_bytes(b"no image")
+    done = evaluating.run(plant, Wish(models(plant)["whole"], targets={"hole": 0.5}, device="cpu"))
+    victim.path.write_bytes(content)
+    assert done.figures["images"] == len(items(plant)) - 1
+    assert any("could not be read" in note and victim.path.name in note for note in done.manifest["notes"])
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_commands(plant: Project, found: Evaluation) -> None:
+    run = CliRunner()
+    arguments = ["-p", str(plant.folder), "--device", "cpu"]
+    shown = run.invoke(
+        cli.app, ["evaluate", *arguments, "--model", found.model, "--target-recall", "crack=0.9", "--json"]
+    )
+    assert shown.exit_code == 0, shown.output
+    value = json.loads(shown.stdout)
+    assert value["model"] == found.model
+    assert value["fresh"] is False
+    assert value["classes"]["crack"]["recall"]["low"] <= value["classes"]["crack"]["recall"]["value"]
+    plain = run.invoke(cli.app, ["evaluate", *arguments, "--model", found.model, "--target-recall", "crack=0.9"])
+    assert "nothing to do" in plain.output
+    assert "macro F1" in plain.output
+    keys = models(plant)
+    both = run.invoke(cli.app, ["compare", keys["poor"], keys["good"], *arguments, "--json"])
+    assert json.loads(both.stdout)["b"] == keys["good"]
+    words = run.invoke(cli.app, ["compare", keys["poor"], keys["good"], *arguments])
+    assert "B puts" in words.output
+    for wrong in ("crack", "=0.9", "crack=much"):
+        refused = run.invoke(cli.app, ["evaluate", *arguments, "--target-recall", wrong])
+        assert isinstance(refused.exception, CurateError)
+        assert "is not CLASS=RECALL" in str(refused.exception)
