@@ -21,9 +21,9 @@ from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import pull, tasks
 from labeling.client import NotFound, Studio
-from labeling.desk import Desk
+from labeling.consensus import Known
 from labeling.pull import PAGE, Report
-from labeling.settling import Known
+from labeling.remote_project import Desk
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of what was uploaded
 LARGEST = 1 << 30  # bytes of an image that are hashed

@@ -21,10 +21,10 @@ from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.vectors.run import pixels_of
-from labeling import wire
-from labeling.desk import MODEL_VERSION, Desk
-from labeling.listening import Routes, listening
+from labeling import results as wire
+from labeling.http_server import Routes, listening
 from labeling.push import REVIEW
+from labeling.remote_project import MODEL_VERSION, Desk
 
 if TYPE_CHECKING:
     from train.predict.run import Predictor

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from curate.errors import CurateError
 from curate.project import Project
-from labeling.wire import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
+from labeling.results import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
 
 OLD_COLOR = "#9aa0a6"
 DIGITS = "1234567890"

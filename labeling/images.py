@@ -20,9 +20,9 @@ from curate.index.dataset import Index
 from curate.paths import IMAGE_SUFFIXES
 from curate.project import Project
 from labeling import client, server, tasks
-from labeling import desk as desks
+from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.desk import Desk
+from labeling.remote_project import Desk
 
 ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own variable; for us, that of an external one
 MEDIA = "media"  # the folder below the document root that holds the copies, and the one that Label Studio serves

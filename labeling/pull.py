@@ -16,12 +16,12 @@ from curate.index.rounds import Round
 from curate.labels.log import Book
 from curate.labels.splits import Decisions
 from curate.project import Project
-from labeling import desk as desks
-from labeling import settling, tasks, wire
+from labeling import consensus, results, tasks
+from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.desk import Desk
+from labeling.consensus import EDITED_IN_APP, Known, Settled, Task, Word
 from labeling.push import QUEUED, UNLABELLED
-from labeling.settling import EDITED_IN_APP, Known, Settled, Task, Word
+from labeling.remote_project import Desk
 
 OVERLAP = timedelta(minutes=2)  # asked for again: a change may be stored later than its own time says
 PAGE = 250
@@ -128,7 +128,7 @@ def settle_all(index: Index, book: Book, known: Known, found: list[Task], report
     for task in found:
         book.writer.push()  # so that a word and the dispute that it raises get to the disk together
         least = index.project.config.labelstudio.agreement
-        settled = settling.settle(book, known, task, least, deserted.get(task.id, ()))
+        settled = consensus.settle(book, known, task, least, deserted.get(task.id, ()))
         if settled is not None:
             report.add(settled)
             touched.add(task.id)
@@ -196,7 +196,7 @@ def _word(
     people: Mapping[int, str],
     names: Mapping[str, str],
 ) -> Word:
-    label = wire.label_in(one["result"], size, bool(one["was_cancelled"]), names, desk.project.class_names)
+    label = results.label_in(one["result"], size, bool(one["was_cancelled"]), names, desk.project.class_names)
     extra = {"origin": _origin(one, label, data.get("suggested")), "config": desk.config}
     extra |= {name: value for name in ("round", "suggested_by") if (value := data.get(name))}
     extra |= {"lead_time": one["lead_time"]} if one.get("lead_time") is not None else {}

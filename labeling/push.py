@@ -20,11 +20,12 @@ from curate.labels import splits
 from curate.labels.log import Book
 from curate.labels.splits import Decisions
 from curate.project import Project
-from labeling import desk as desks
-from labeling import images, tabs, tasks, wire
+from labeling import images, tabs, tasks
+from labeling import remote_project as desks
+from labeling import results as wire
 from labeling.client import Studio, Unanswered
-from labeling.desk import MODEL_VERSION, Desk
 from labeling.images import Address
+from labeling.remote_project import MODEL_VERSION, Desk
 from labeling.tasks import Held, Task
 
 BATCH = 250  # tasks sent in one request, which the server stores whole or not at all

@@ -6,7 +6,7 @@ from typing import Any
 
 from curate.data import AUDIT
 from labeling import tasks
-from labeling.desk import Desk
+from labeling.remote_project import Desk
 
 # What serves us and not the people who label: of a task's data, and of what the server tells by itself.
 OURS: tuple[str, ...] = (

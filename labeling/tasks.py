@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.index.dataset import chunks
-from labeling.desk import Desk
+from labeling.remote_project import Desk
 
 PAGE = 1000
 LOOKED_UP = 500  # ids in one filter

@@ -13,12 +13,12 @@ from curate.errors import CurateError
 from curate.files import Busy, writer_lock
 from curate.index import app_views, database
 from curate.project import Project
-from labeling import desk as desks
 from labeling import pull, tasks
+from labeling import remote_project as desks
 from labeling.client import Studio, Unanswered, Unreachable
-from labeling.desk import Desk
-from labeling.listening import Routes, listening
+from labeling.http_server import Routes, listening
 from labeling.pull import Report
+from labeling.remote_project import Desk
 
 WHOLE = 600.0  # seconds after which a pull is made even if nothing seems to have changed
 HEADER = "X-Curate-Secret"

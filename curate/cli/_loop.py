@@ -98,9 +98,9 @@ class Turn:
     def pull(self) -> Done:
         from curate.files import writer_lock
         from curate.index import app_views
-        from labeling import desk, pull
+        from labeling import pull, remote_project
 
-        if desk.find(self.made, self.studio) is None:
+        if remote_project.find(self.made, self.studio) is None:
             return Done("pull", "nothing was pushed yet", did=False)
         with writer_lock(self.made.work, "curate loop: pull"):
             report = pull.run(self.made, self.studio, progress=self.step)

@@ -114,7 +114,7 @@ def labelstudio_backend(
 
     from labeling import backend as backends
     from labeling import client
-    from labeling import desk as desks
+    from labeling import remote_project as desks
 
     made = open_project(project)
     studio = client.connect(made)

@@ -179,7 +179,7 @@ def watch(
     from contextlib import nullcontext
 
     from labeling import client
-    from labeling import desk as desks
+    from labeling import remote_project as desks
     from labeling import watch as watching
 
     made = open_project(project)
@@ -200,7 +200,7 @@ def annotators(
     json: JsonOption = False,
 ) -> None:
     """How far annotators agree, how fast each works, and who may be confirming without looking."""
-    from labeling import words
+    from labeling import annotations as words
 
     made = open_project(project)
     found = words.report(made, number)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from curate.data import Item
 from curate.exports._common import placed
 from curate.project import ClassConfig, LabelStudioConfig, Project, ProjectConfig, SourceConfig
-from labeling import config, wire
+from labeling import config, results
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
 def _task(item: Item, path: str) -> dict[str, Any]:
     data: dict[str, Any] = {"image": f"/data/local-files/?d={path}", "content_id": item.id, "title": item.path.name}
     data |= {"split": item.split, "group": item.group, "stratum": item.stratum}
-    return {"data": data, "annotations": [{"result": wire.of_label(item.label, (item.width, item.height))}]}
+    return {"data": data, "annotations": [{"result": results.of_label(item.label, (item.width, item.height))}]}
 
 
 def _config(folder: Path, classes: Sequence[str], degrees: Sequence[str]) -> str:

@@ -319,7 +319,7 @@ def _prepare_log() -> None:
 def _check_log(case: Any, root: Path) -> str:
     from curate.labels.log import Book, lead_times
     from curate.labels.splits import Decisions
-    from labeling.settling import Known
+    from labeling.consensus import Known
 
     book = Book(root / "labels", ("fissure", "hole"))
     for id in list(book.ids()):

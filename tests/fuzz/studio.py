@@ -20,7 +20,8 @@ _bases: list[list[dict[str, Any]]] = []
 
 
 def prepare() -> None:
-    from labeling import agreement, brush, wire  # noqa: F401
+    from labeling import brush
+    from labeling import results as wire  # noqa: F401
 
     kernels()
     if _bases:
@@ -61,7 +62,8 @@ def make(random: Random, root: Path) -> dict[str, Any]:
 
 def check(case: dict[str, Any], root: Path) -> str:
     from curate.data import Label
-    from labeling import agreement, wire
+    from labeling import agreement
+    from labeling import results as wire
 
     labels = []
     for results in case["results"]:

@@ -100,8 +100,8 @@ def annotate(home: Path) -> None:
     from curate.data import Label
     from curate.masks.shapes import defect_from_mask
     from curate.project import load
-    from labeling import client, tasks, wire
-    from labeling import desk as desks
+    from labeling import client, results, tasks
+    from labeling import remote_project as desks
     from tests.labeling import studio as people
 
     project = load(home / "projects" / "plant")
@@ -113,7 +113,7 @@ def annotate(home: Path) -> None:
     mask[20:30, 10:50] = 1
     defect = defect_from_mask("crack", mask)
     assert defect is not None
-    people.annotate(studio, first.id, wire.of_label(Label("labelled", (defect,)), (96, 80)))
+    people.annotate(studio, first.id, results.of_label(Label("labelled", (defect,)), (96, 80)))
     people.annotate(studio, second.id, [], cancelled=True)
 
 

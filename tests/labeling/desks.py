@@ -12,10 +12,10 @@ from curate.index.dataset import Index
 from curate.index.rounds import Round
 from curate.labels.log import Book, Entry
 from curate.project import Project
-from labeling import desk as desks
 from labeling import push, tasks
+from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.desk import Desk
+from labeling.remote_project import Desk
 
 
 def round_of(project: Project, ids: Sequence[str], slots: Sequence[str] = (), number: int = 1) -> Round:

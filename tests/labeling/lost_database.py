@@ -20,7 +20,7 @@ from pymongo.errors import ConnectionFailure
 from curate.cli import _explained
 from curate.index import sync
 from curate.project import Project, load
-from labeling import client, pull, push, tasks, wire
+from labeling import client, pull, push, results, tasks
 from tests.labeling import studio as people
 from tests.labeling.desks import history, labels, on_desk, round_of, task_of, unlabelled
 from tests.labeling.mongod import Mongod
@@ -66,7 +66,7 @@ def main(project: Project, mongod: Mongod) -> None:
     for seed, place in enumerate(PULL):
         part = ids[2 * seed : 2 * seed + 2]
         for id in part:
-            people.annotate(studio, task_of(project, studio, id), wire.of_label(drawn("hole", seed), SIZE))
+            people.annotate(studio, task_of(project, studio, id), results.of_label(drawn("hole", seed), SIZE))
         losing(mongod, place, lambda: pull.run(project, studio))
         pull.run(project, studio)
         for id in part:

@@ -13,7 +13,7 @@ from curate.data import Label
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.vectors.run import pixels_of
-from labeling import backend, push, tasks, wire
+from labeling import backend, push, results, tasks
 from labeling.backend import Backend
 from labeling.client import Studio
 from tests.labeling import studio as play
@@ -56,7 +56,7 @@ def test_label_studio_shows_what_the_model_says_of_a_task(asked: Backend, studio
         assert said.defects
         (suggestion,) = shown
         meant = Label("labelled", tuple(defect for defect, _ in said.defects))
-        assert wire.label_in(suggestion["result"], SIZE).digest == meant.digest
+        assert results.label_in(suggestion["result"], SIZE).digest == meant.digest
         for id, expected in ((audit, []), (review, [index])):
             studio.get(f"/api/tasks/{of[id]}/")
             answer = asked.suggest(play.task(studio, of[id]))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from curate.data import Label
 from curate.errors import CurateError
 from curate.project import ClassConfig, LabelStudioConfig, Project, ProjectConfig, SourceConfig
-from labeling import config, wire
+from labeling import config, results
 from labeling.client import Studio
-from labeling.wire import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
+from labeling.results import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
 from tests.labeling import studio as play
 
 SIZE = (32, 24)
@@ -154,12 +154,12 @@ def test_instructions_escape_what_they_show() -> None:
 def test_a_class_that_is_called_like_a_verdict_is_a_class() -> None:
     classes = (CLEAN, UNSURE)
     for names in ((CLEAN,), (UNSURE,), classes):
-        said = wire.of_label(Label("labelled", (), names), SIZE)
+        said = results.of_label(Label("labelled", (), names), SIZE)
         assert [one["from_name"] for one in said] == [PRESENT]
-        assert wire.label_in(said, SIZE, classes=classes) == Label("labelled", (), names)
-    assert wire.label_in(wire.of_label(Label("labelled"), SIZE), SIZE, classes=classes).clean
+        assert results.label_in(said, SIZE, classes=classes) == Label("labelled", (), names)
+    assert results.label_in(results.of_label(Label("labelled"), SIZE), SIZE, classes=classes).clean
     unsure = Label("skipped", reason="glare")
-    assert wire.label_in(wire.of_label(unsure, SIZE), SIZE, classes=classes) == unsure
+    assert results.label_in(results.of_label(unsure, SIZE), SIZE, classes=classes) == unsure
 
 
 # --- as the real server reads it --------------------------------------------------------------------------------------
@@ -186,9 +186,9 @@ def test_every_name_comes_back_from_an_annotation(studio: Studio) -> None:
     (task,) = play.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
     boxes = tuple(make_defect(name, (at % 16, at // 16, 4, 5)) for at, name in enumerate(HOSTILE))
     label = Label("labelled", boxes, tuple(HOSTILE))
-    play.annotate(studio, task, wire.of_label(label, SIZE))
+    play.annotate(studio, task, results.of_label(label, SIZE))
     (back,) = play.task(studio, task)["annotations"]
-    assert wire.label_in(back["result"], SIZE, classes=HOSTILE).digest == label.digest
+    assert results.label_in(back["result"], SIZE, classes=HOSTILE).digest == label.digest
 
 
 def test_names_that_annotations_bear_may_go_to_the_end(studio: Studio) -> None:
@@ -197,6 +197,6 @@ def test_names_that_annotations_bear_may_go_to_the_end(studio: Studio) -> None:
     number = play.project(studio, "renamed", config.build(project(["crack", "$hole"])))
     (task,) = play.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
     label = Label("labelled", (make_defect("$hole", (1, 1, 4, 5)),), ("crack",))
-    play.annotate(studio, task, wire.of_label(label, SIZE))
+    play.annotate(studio, task, results.of_label(label, SIZE))
     text = config.build(project(["pit"]), ["$hole", "crack"])
     assert studio.ask("PATCH", f"/api/projects/{number}", json={"label_config": text})["label_config"] == text

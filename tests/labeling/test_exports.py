@@ -7,7 +7,7 @@ from pathlib import Path
 
 from curate.index.dataset import Index
 from curate.project import Project
-from labeling import wire
+from labeling import results
 from labeling.client import Studio
 from tests.curate.cli.test_cli import Run, ok, run
 from tests.labeling import studio as play
@@ -26,6 +26,6 @@ def test_a_server_imports_what_is_exported(indexed: Project, studio: Studio, tmp
         task = play.task(studio, id)
         item = items[task["data"]["content_id"]]
         (annotation,) = task["annotations"]
-        assert wire.label_in(annotation["result"], (item.width, item.height)).digest == item.label.digest
+        assert results.label_in(annotation["result"], (item.width, item.height)).digest == item.label.digest
         assert task["data"]["image"].startswith("/data/local-files/?d=images/")
         assert (to / "images" / item.path.name).is_file()

@@ -33,8 +33,8 @@ from curate.index.predictions import Prediction
 from curate.labels.log import Segments
 from curate.masks import shapes
 from curate.project import Project, load
-from labeling import client, images, pull, push, server, settling, tasks, wire
-from labeling import desk as desks
+from labeling import client, consensus, images, pull, push, results, server, tasks
+from labeling import remote_project as desks
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.server import Served
 from tests import fakes
@@ -59,7 +59,7 @@ def drawn(name: str = "crack", seed: int = 1) -> Label:
 
 def answer(project: Project, studio: Studio, id: str, label: Label) -> dict[str, Any]:
     """Somebody submits this label."""
-    return play.annotate(studio, task_of(project, studio, id), wire.of_label(label, SIZE))
+    return play.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
 
 
 def one_task_each(project: Project, studio: Studio, ids: Sequence[str]) -> None:
@@ -340,7 +340,7 @@ def killed(project: Project, place: str, turn: int, when: str, *arguments: str) 
 
 
 PUSH_DIES = [
-    ("labeling.desk:_made", "after"),
+    ("labeling.remote_project:_made", "after"),
     ("labeling.push:_send", "before"),
     ("labeling.push:_store", "after"),
     ("labeling.push:_overlap", "before"),
@@ -401,7 +401,7 @@ def test_suggestions_that_a_kill_cut_short_are_completed(indexed: Project, studi
     for id in ids:
         held = play.task(studio, task_of(indexed, studio, id))
         (one,) = held["predictions"]
-        assert wire.label_in(one["result"], SIZE).digest == held["data"]["suggested"] == drawn("hole", 3).digest
+        assert results.label_in(one["result"], SIZE).digest == held["data"]["suggested"] == drawn("hole", 3).digest
 
 
 def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
@@ -410,13 +410,13 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 
 
 PULL_DIES = [
-    ("labeling.settling:settle", 2, "after"),
+    ("labeling.consensus:settle", 2, "after"),
     ("curate.labels.log:Book.flush", 2, "after"),
     ("curate.index.app_edits:show", 2, "before"),
     ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
     ("curate.index.sync:give_splits", 1, "before"),
-    ("labeling.desk:Desk.save", 1, "before"),
+    ("labeling.remote_project:Desk.save", 1, "before"),
 ]
 
 
@@ -469,7 +469,7 @@ def test_a_word_and_the_dispute_that_it_raises_get_to_the_disk_together(
         return open(*arguments, **(more | ({"buffering": 2000} if "buffering" in more else {})))
 
     monkeypatch.setattr("curate.labels.log.open", small, raising=False)
-    log = settling._log
+    log = consensus._log
 
     def watched(*arguments: Any) -> None:
         log(*arguments)
@@ -477,7 +477,7 @@ def test_a_word_and_the_dispute_that_it_raises_get_to_the_disk_together(
         words = {line["id"] for line in stored if "updated" in line["extra"]}
         assert words == {line["id"] for line in stored if "of" in line["extra"]}
 
-    monkeypatch.setattr(settling, "_log", watched)
+    monkeypatch.setattr(consensus, "_log", watched)
     assert pull.run(indexed, studio).edited_in_app == len(ids)
 
 
@@ -594,8 +594,8 @@ def test_a_pull_while_people_submit_misses_nothing(
 
     def work(part: Sequence[str]) -> None:
         for seed, id in enumerate(part):
-            made = play.annotate(studio, numbers[id], wire.of_label(drawn("crack", seed), SIZE))
-            play.change(studio, made["id"], wire.of_label(drawn("hole", 7), SIZE))
+            made = play.annotate(studio, numbers[id], results.of_label(drawn("crack", seed), SIZE))
+            play.change(studio, made["id"], results.of_label(drawn("hole", 7), SIZE))
 
     people = [threading.Thread(target=work, args=(ids[n::3],)) for n in range(3)]
     for one in people:
@@ -824,7 +824,7 @@ def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -
     assert pull.run(again, studio, full=True).annotations == 0
     push.run(again, studio, push.Wish())
     (old,) = play.task(studio, task_of(again, studio, before))["annotations"]
-    play.change(studio, old["id"], wire.of_label(drawn("crack", 5), SIZE))
+    play.change(studio, old["id"], results.of_label(drawn("crack", 5), SIZE))
     pull.run(again, studio)
     assert labels(again)[before].digest == drawn("crack", 5).digest
 
@@ -848,7 +848,7 @@ def _deep(levels: int) -> Any:
     return found
 
 
-GOOD = wire.of_label(drawn(), SIZE)
+GOOD = results.of_label(drawn(), SIZE)
 BOX = {"id": "b", "type": "rectanglelabels", "from_name": "box", "to_name": "image"}
 
 
@@ -859,7 +859,7 @@ def box_of(*places: Any) -> dict[str, Any]:
 
 
 STORED = {  # the server takes all of it
-    "another image's mask": [brush_of(wire.of_label(drawn(), SIZE)[0]["value"]["rle"]) | {"original_width": 64}],
+    "another image's mask": [brush_of(results.of_label(drawn(), SIZE)[0]["value"]["rle"]) | {"original_width": 64}],
     "a mask of another size": [brush_of([0, 0, 0, 64, *GOOD[0]["value"]["rle"][4:]])],
     "cut off": [brush_of(GOOD[0]["value"]["rle"][:20])],
     "empty": [brush_of([])],
@@ -947,7 +947,7 @@ def test_tasks_that_others_put_into_our_project(indexed: Project, studio: Studio
     for task in play.import_tasks(studio, number, [{"data": one} for one in data]):
         play.annotate(studio, task, GOOD)
     (theirs,) = play.import_tasks(studio, number, [{"data": {"image": "/c.png", "content_id": other, "base": [1]}}])
-    play.annotate(studio, theirs, wire.of_label(drawn("hole", 2), SIZE))
+    play.annotate(studio, theirs, results.of_label(drawn("hole", 2), SIZE))
     report = pull.run(indexed, studio)
     assert (report.strangers, report.annotations) == (len(data), 1)
     assert labels(indexed)[other].digest == drawn("hole", 2).digest
@@ -985,7 +985,7 @@ def test_one_of_two_annotators_takes_theirs_back_and_one_is_edited_by_another(in
     pull.run(indexed, studio)
     assert labels(indexed)[shared].status == "disputed"
     play.withdraw(studio, first["id"])
-    play.change(ben, theirs["id"], wire.of_label(drawn("hole", 6), SIZE))
+    play.change(ben, theirs["id"], results.of_label(drawn("hole", 6), SIZE))
     report = pull.run(indexed, studio)
     assert (report.annotations, report.deleted) == (1, 1)
     assert labels(indexed)[shared].digest == drawn("hole", 5).digest
@@ -1015,7 +1015,7 @@ def test_hostile_names_reach_the_annotators_whole(make: Callable[..., Project], 
     for id in ids:
         assert studio.hash_of(held[id].data["image"], 1 << 20) == id, held[id].data["image"]
     for id, name in zip(ids, strange, strict=False):
-        play.annotate(studio, held[id].id, wire.of_label(drawn(name), SIZE))
+        play.annotate(studio, held[id].id, results.of_label(drawn(name), SIZE))
     pull.run(project, studio)
     shown = labels(project)
     assert [shown[id].digest for id in ids[: len(strange)]] == [drawn(name).digest for name in strange]

@@ -13,7 +13,7 @@ import pytest
 
 from curate.index.dataset import Index
 from curate.project import Project, load
-from labeling import client, images, pull, push, tasks, wire
+from labeling import client, images, pull, push, results, tasks
 from labeling.client import Studio
 from labeling.images import LOCAL, MEDIA
 from labeling.server import Served
@@ -142,7 +142,7 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
 ) -> None:
     open_, done, gone = ids = unlabelled(indexed)[:3]
     old = as_before(indexed, studio, studio_server, ids)
-    people.annotate(studio, task_of(indexed, studio, done), wire.of_label(drawn(), SIZE))
+    people.annotate(studio, task_of(indexed, studio, done), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     file_of(indexed, gone).unlink()
     ask, patched = Studio.ask, []
@@ -179,7 +179,7 @@ def test_copies_that_wait_for_nobody_go_after_a_while(indexed: Project, studio: 
     waiting, done, lately = ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
     for id in (done, lately):
-        people.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn(), SIZE))
+        people.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     long_ago = time.time() - (images.KEPT_DAYS + 1) * 86400
     for path in media(indexed, studio_server).iterdir():

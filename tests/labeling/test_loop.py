@@ -10,7 +10,7 @@ from typing import Any
 from curate.data import Label
 from curate.index.dataset import Index
 from curate.project import Project
-from labeling import tasks, wire
+from labeling import results, tasks
 from labeling.client import Studio
 from tests.curate.cli.test_cli import Run, ok, run
 from tests.labeling import studio as play
@@ -31,7 +31,7 @@ def annotate_all(project: Project, studio: Studio) -> int:
     """Every open task gets a mask in its upper left corner."""
     from curate.data import make_defect
 
-    drawn = wire.of_label(Label("labelled", (make_defect("crack", (1, 1, 9, 7)),)), SIZE)
+    drawn = results.of_label(Label("labelled", (make_defect("crack", (1, 1, 9, 7)),)), SIZE)
     desk = on_desk(project, studio)
     found = tasks.untouched(desk, [one.id for one in tasks.held(desk)])
     for id in found:

@@ -16,8 +16,8 @@ from curate.index.predictions import Prediction
 from curate.labels.log import lead_times
 from curate.masks import shapes
 from curate.project import Project, load
-from labeling import desk as desks
-from labeling import pull, push, tasks, wire
+from labeling import pull, push, results, tasks
+from labeling import remote_project as desks
 from labeling.client import Studio
 from tests import fakes
 from tests.conftest import LINE, Make
@@ -82,9 +82,9 @@ def test_what_is_submitted_is_what_the_index_shows(indexed: Project, studio: Stu
     pushed(indexed, studio, ids)
     box = make_defect("hole", (1.25, 2, 3.5, 4))
     both = Label("labelled", (*drawn().defects, box), ("hole",))
-    play.annotate(studio, task_of(indexed, studio, first), wire.of_label(both, SIZE), lead_time=12.5)
-    play.annotate(studio, task_of(indexed, studio, second), wire.of_label(Label("labelled"), SIZE))
-    unsure = wire.of_label(Label("skipped", reason="blurred, too dark"), SIZE)
+    play.annotate(studio, task_of(indexed, studio, first), results.of_label(both, SIZE), lead_time=12.5)
+    play.annotate(studio, task_of(indexed, studio, second), results.of_label(Label("labelled"), SIZE))
+    unsure = results.of_label(Label("skipped", reason="blurred, too dark"), SIZE)
     play.annotate(studio, task_of(indexed, studio, third), unsure)
     play.annotate(studio, task_of(indexed, studio, fourth), [], cancelled=True)
     report = pull.run(indexed, studio)
@@ -108,9 +108,11 @@ def test_what_is_submitted_is_what_the_index_shows(indexed: Project, studio: Stu
 def test_changed_and_deleted_annotations_follow(indexed: Project, studio: Studio) -> None:
     first, second = unlabelled(indexed)[:2]
     pushed(indexed, studio, [first, second])
-    made = [play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn(), SIZE)) for id in (first, second)]
+    made = [
+        play.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn(), SIZE)) for id in (first, second)
+    ]
     pull.run(indexed, studio)
-    play.change(studio, made[0]["id"], wire.of_label(drawn("hole", 2), SIZE))
+    play.change(studio, made[0]["id"], results.of_label(drawn("hole", 2), SIZE))
     play.withdraw(studio, made[1]["id"])
     report = pull.run(indexed, studio)
     assert (report.annotations, report.deleted) == (1, 1)
@@ -124,7 +126,7 @@ def test_deleting_every_annotation_of_a_review_brings_back_what_was_there(indexe
     id = labelled(indexed)[0]
     before = labels(indexed)[id]
     _reviewed(indexed, studio, [id])
-    made = play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn("hole", 5), SIZE))
+    made = play.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn("hole", 5), SIZE))
     pull.run(indexed, studio)
     assert labels(indexed)[id].digest == drawn("hole", 5).digest
     (name,) = before.present
@@ -149,7 +151,7 @@ def test_a_review_carries_the_label_of_today_and_is_not_asked_twice(indexed: Pro
     held = {one.data["content_id"]: one for one in tasks.held(on_desk(indexed, studio))}
     for id in ids:
         (suggestion,) = play.task(studio, held[id].id)["predictions"]
-        assert wire.label_in(suggestion["result"], SIZE).digest == before[id].digest
+        assert results.label_in(suggestion["result"], SIZE).digest == before[id].digest
         parent = {"parent_prediction": suggestion["id"]}
         play.annotate(studio, held[id].id, suggestion["result"], **parent)
     pull.run(indexed, studio)
@@ -167,7 +169,7 @@ def test_an_edit_in_the_app_is_never_overwritten(indexed: Project, studio: Studi
     sample = index.dataset.match({"content_id": id}).first()
     sample.defects = index.fo.Detections(detections=[index.fo.Detection(label="hole", bounding_box=[0, 0, 0.5, 0.5])])
     sample.save()
-    play.annotate(studio, task_of(indexed, studio, id), wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn(), SIZE))
     report = pull.run(indexed, studio)
     assert (report.captured, report.edited_in_app, report.disputed) == (1, 1, 1)
     shown = labels(indexed)[id]
@@ -177,9 +179,9 @@ def test_an_edit_in_the_app_is_never_overwritten(indexed: Project, studio: Studi
     index.dataset.save_view("both", index.dataset.select_by("content_id", [id]))
     push.run(indexed, studio, push.Wish(view="both"))
     (task,) = (one for one in tasks.held(on_desk(indexed, studio)) if one.data["slot"] == push.REVIEW)
-    said = [wire.label_in(one["result"], SIZE).present for one in play.task(studio, task.id)["predictions"]]
+    said = [results.label_in(one["result"], SIZE).present for one in play.task(studio, task.id)["predictions"]]
     assert sorted(map(sorted, said)) == [["crack"], ["hole"]], "both masks are there to choose from"
-    play.annotate(studio, task.id, wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task.id, results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     assert labels(indexed)[id].digest == drawn().digest
 
@@ -189,9 +191,9 @@ def test_two_annotators_are_both_kept_and_settled(indexed: Project, studio: Stud
     pushed(indexed, studio, [same, other])
     anna, ben = play.annotator(studio, "anna"), play.annotator(studio, "ben")
     for who, seed in ((anna, 1), (ben, 2)):
-        play.annotate(who, task_of(indexed, studio, same), wire.of_label(drawn(), SIZE))
+        play.annotate(who, task_of(indexed, studio, same), results.of_label(drawn(), SIZE))
         play.annotate(
-            who, task_of(indexed, studio, other), wire.of_label(drawn(("crack", "hole")[seed - 1], seed), SIZE)
+            who, task_of(indexed, studio, other), results.of_label(drawn(("crack", "hole")[seed - 1], seed), SIZE)
         )
     report = pull.run(indexed, studio)
     assert (report.annotations, report.disputed) == (4, 1)
@@ -210,7 +212,7 @@ def test_two_annotators_are_both_kept_and_settled(indexed: Project, studio: Stud
 def test_withdrawing_takes_back_what_nobody_touched(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:4]
     pushed(indexed, studio, ids)
-    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
     studio.post(f"/api/tasks/{task_of(indexed, studio, ids[1])}/drafts", {"result": [], "lead_time": 1})
     found = push.withdraw(indexed, studio, push.Wish())
     assert (found["withdrawn"], found["kept"]) == (2, 2)
@@ -227,7 +229,7 @@ def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio
     held = list(tasks.held(desk))
     play.import_tasks(studio, desk.id, [{"data": dict(one.data)} for one in held[:2] for _ in range(2)])
     doubled = [one for one in tasks.held(desk) if one.key == held[1].key]
-    play.annotate(studio, doubled[-1].id, wire.of_label(drawn(), SIZE))
+    play.annotate(studio, doubled[-1].id, results.of_label(drawn(), SIZE))
     report = push.run(indexed, studio, push.Wish())
     assert (report.created, report.doubles) == (0, 4)
     left = {one.key: one.id for one in tasks.held(desk)}
@@ -241,7 +243,7 @@ def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio
 def test_a_deleted_project_loses_no_label_and_is_made_again(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
-    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     old = on_desk(indexed, studio).id
     studio.ask("DELETE", f"/api/projects/{old}/")
@@ -254,7 +256,7 @@ def test_a_deleted_project_loses_no_label_and_is_made_again(indexed: Project, st
 def test_a_lost_state_file_doubles_nothing(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
-    play.annotate(studio, task_of(indexed, studio, ids[0]), wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     number = on_desk(indexed, studio).id
     (indexed.work / "labelstudio" / "desk.json").unlink()
@@ -272,7 +274,7 @@ def test_a_share_of_the_round_is_given_to_several_people(indexed: Project, studi
     shared = next(id for id, overlap in wanted.items() if overlap == 3)
     for name in ("anna", "ben", "carl"):
         assert not play.task(studio, shared)["is_labeled"]
-        play.annotate(play.annotator(studio, name), shared, wire.of_label(drawn(), SIZE))
+        play.annotate(play.annotator(studio, name), shared, results.of_label(drawn(), SIZE))
     assert play.task(studio, shared)["is_labeled"]
 
 
@@ -297,12 +299,12 @@ def test_new_suggestions_reach_only_tasks_that_nobody_began(indexed: Project, st
     index = Index(indexed)
     predictions.store(index, "m1", {id: Prediction(tuple((d, 0.5) for d in drawn().defects)) for id in ids})
     pushed(indexed, studio, ids)
-    play.annotate(studio, task_of(indexed, studio, first), wire.of_label(drawn(), SIZE))
+    play.annotate(studio, task_of(indexed, studio, first), results.of_label(drawn(), SIZE))
     predictions.store(index, "m2", {id: Prediction(tuple((d, 0.7) for d in drawn("hole", 4).defects)) for id in ids})
     assert push.run(indexed, studio, push.Wish()).updated == 1
     old, new = _listed(indexed, studio)
-    assert wire.label_in(old["predictions"][0]["result"], SIZE).present == {"crack"}
+    assert results.label_in(old["predictions"][0]["result"], SIZE).present == {"crack"}
     (suggestion,) = new["predictions"]
-    assert (wire.label_in(suggestion["result"], SIZE).present, suggestion["score"]) == ({"hole"}, 0.7)
+    assert (results.label_in(suggestion["result"], SIZE).present, suggestion["score"]) == ({"hole"}, 0.7)
     assert (new["data"]["suggested_by"], new["id"]) == ("m2", task_of(indexed, studio, second))
     assert push.run(indexed, studio, push.Wish()).updated == 0

@@ -14,7 +14,7 @@ from curate.index import sync
 from curate.index.dataset import Index
 from curate.masks import shapes
 from curate.project import Project
-from labeling import pull, push, tasks, wire
+from labeling import pull, push, results, tasks
 from labeling.client import Studio
 from tests import fakes
 from tests.conftest import Make
@@ -119,7 +119,7 @@ def test_boxes_degrees_and_classes_without_a_place(make: Make, studio: Studio, t
     wanted = {id: spoken(np.random.default_rng(number)) for number, id in enumerate(unlabelled(project))}
     pushed(project, studio, list(wanted))
     for id, label in wanted.items():
-        play.annotate(studio, task_of(project, studio, id), wire.of_label(label, SIZE))
+        play.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
     pull.run(project, studio)
     shown = labels(project)
     assert {id: shown[id].digest for id in wanted} == {id: label.digest for id, label in wanted.items()}

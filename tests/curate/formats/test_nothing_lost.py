@@ -20,7 +20,7 @@ from curate.errors import LabelProblem
 from curate.index import intake
 from curate.index.intake import Rules
 from curate.project import LimitsConfig
-from labeling import wire
+from labeling import results as wire
 from tests.fakes import coco, save_image, save_text, voc_xml
 
 WIDTH, HEIGHT = 16, 12

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from labeling import listening
-from labeling.listening import Routes
+from labeling import http_server
+from labeling.http_server import Routes
 
 SECRET = "the secret"
 LARGEST = 1000
@@ -31,9 +31,9 @@ class Echo(Routes):
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    monkeypatch.setattr(listening, "SECONDS", 1.0)
+    monkeypatch.setattr(http_server, "SECONDS", 1.0)
     monkeypatch.setattr(Routes, "timeout", 1.0)
-    with listening.listening("127.0.0.1", 0, Echo) as url:
+    with http_server.listening("127.0.0.1", 0, Echo) as url:
         parts = urlsplit(url)
         yield str(parts.hostname), int(parts.port or 0)
 
@@ -121,12 +121,12 @@ def test_silent_and_slow_callers_are_hung_up_on(address: tuple[str, int], capfd:
 
 def test_idle_callers_hold_a_bounded_number_of_threads(address: tuple[str, int]) -> None:
     before = threading.active_count()
-    idle = [socket.create_connection(address, timeout=30) for _ in range(4 * listening.CALLERS)]
+    idle = [socket.create_connection(address, timeout=30) for _ in range(4 * http_server.CALLERS)]
     try:
-        for one in idle[listening.CALLERS :]:
+        for one in idle[http_server.CALLERS :]:
             assert one.recv(100) == b"", "turned away"
-        assert threading.active_count() - before <= listening.CALLERS
-        for one in idle[: listening.CALLERS]:
+        assert threading.active_count() - before <= http_server.CALLERS
+        for one in idle[: http_server.CALLERS]:
             assert one.recv(100) == b"", "hung up on, and the place is free again"
         assert answer(address, post(1, body=b"1")) == (200, {"bytes": 1})
     finally:

@@ -21,7 +21,7 @@ from curate.data import Defect, Label, make_defect
 from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import LabelStudioConfig
-from labeling import wire
+from labeling import results as wire
 from tests import fakes
 
 Mask = NDArray[np.uint8]

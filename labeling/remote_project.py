@@ -19,7 +19,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from labeling import config, examples
 from labeling.client import NotFound, Studio, Unanswered
-from labeling.wire import BOX, BRUSH, PRESENT
+from labeling.results import BOX, BRUSH, PRESENT
 
 STRIP = 1.7  # times as wide as high, and wider
 TITLE = 50  # letters that Label Studio allows

@@ -11,7 +11,7 @@ from curate.labels.log import Book, Entry
 from curate.project import Project
 from labeling import annotators
 from labeling.agreement import Annotation
-from labeling.settling import ORIGIN, Known
+from labeling.consensus import ORIGIN, Known
 
 
 def report(project: Project, number: int | None = None) -> dict[str, Any]:
