@@ -24,7 +24,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
 from curate.masks import shapes
-from synth.data import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
+from synth.nouns import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
 from train.data.dataset import masks_of
 from train.data.pixels import read, with_channels
 

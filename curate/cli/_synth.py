@@ -25,7 +25,7 @@ from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from synth.planning import Plan
+    from synth.plan import Plan
 
 _synth = typer.Typer(help="Make more of scarce defects, with exact masks, and let in what a trial finds to help.")
 
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 @_synth.command("plan")
 def plan(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Which classes are scarce, how many defects to make, from how many real ones, and what stands in the way."""
-    from synth import planning
+    from synth import plan as planning
 
     made = open_project(project)
     with bars() as step:
@@ -85,7 +85,7 @@ def fit(
     json: JsonOption = False,
 ) -> None:
     """Let a synthesiser learn from the defects and the clean steel of the train split. Resumes what a kill left."""
-    from synth import making
+    from synth import generate as making
 
     made = open_project(project)
     options = making.options_of(making.FIT, synthesiser, set or [])
@@ -121,7 +121,7 @@ def generate(
     json: JsonOption = False,
 ) -> None:
     """Make images with masks of scarce classes on clean images of the train split. Resumes what a kill left."""
-    from synth import making
+    from synth import generate as making
 
     made = open_project(project)
     options = making.options_of(making.MAKE, synthesiser, set or [])
@@ -168,7 +168,7 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Hold every image of a batch against the real defects of train; what fails says why. Draws a contact sheet."""
-    from synth import checking
+    from synth import check as checking
 
     made = open_project(project)
     wanted: dict[str, Any] = {"encoder": encoder, "model": model, "without": tuple(without or ())}
@@ -220,8 +220,8 @@ def trial(
     json: JsonOption = False,
 ) -> None:
     """Whether synthetic defects help: paired trainings with and without them, on the same real images. Takes long."""
-    from synth import experiment
-    from synth import trial as trials
+    from synth.trial import design
+    from synth.trial import run as trials
 
     made = open_project(project)
     lists = {"arms": arm, "classes": classes, "budgets": budget, "ratios": ratio}
@@ -239,10 +239,10 @@ def trial(
         "window": window,
         "recipe": recipe,
         "overrides": tuple(set or ()),
-        "options": experiment.options_of(option or []),
+        "options": design.options_of(option or []),
     }
     given |= {name: value for name, value in numbers.items() if value is not None}
-    wish = experiment.Wish(stage=stage, device=device_named(device), dry_run=dry_run, **given)
+    wish = design.Wish(stage=stage, device=device_named(device), dry_run=dry_run, **given)
     with bars() as step:
         report = trials.run(made, wish, step)
     if json:
@@ -269,7 +269,7 @@ def accept(
     json: JsonOption = False,
 ) -> None:
     """Let a checked batch into the train split: only classes that a trial found helped, only images that passed."""
-    from synth import entering
+    from synth import accept as entering
 
     made = open_project(project)
     found = entering.accept(made, key, force)
@@ -292,7 +292,7 @@ def drop(
     json: JsonOption = False,
 ) -> None:
     """Take a batch out of the index again, with its tag and view."""
-    from synth import entering
+    from synth import accept as entering
 
     found = entering.drop(open_project(project), key, with_files)
     emit(found.to_json()) if json else say(f"{found.dropped} images taken out", f"batch {found.key[:8]}", "green")

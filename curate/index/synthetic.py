@@ -1,4 +1,4 @@
-"""Synthetic images in the index: which are there, as the label log has it. `synth/entering.py` decides; this follows.
+"""Synthetic images in the index: which are there, as the label log has it. `synth/accept.py` decides; this follows.
 
 An entry of the log says that an image of a batch came in, or went. So a lost database gets them back (`curate index`),
 and what was dropped stays away.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError, unknown
 from curate.files import remove, write_json, written_aside
-from synth.data import FEATHER, Example, Examples, Mask, Pixels, Scene
+from synth.nouns import FEATHER, Example, Examples, Mask, Pixels, Scene
 from train import checkpoint
 
 WEIGHTS, FITTED = "weights.safetensors", "fitted.json"

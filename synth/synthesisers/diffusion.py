@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from synth.data import Examples, Pixels, Scene
+from synth.nouns import Examples, Pixels, Scene
 from synth.synthesisers import _parts as parts
 from synth.synthesisers._parts import Deck, Progress
 

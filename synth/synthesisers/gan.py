@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from synth.data import Examples, Pixels, Scene
+from synth.nouns import Examples, Pixels, Scene
 from synth.synthesisers import _parts as parts
 from synth.synthesisers._parts import Deck, Progress
 

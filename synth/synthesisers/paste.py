@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from synth.data import Examples, Mask, Pixels, Scene
+from synth.nouns import Examples, Mask, Pixels, Scene
 from synth.synthesisers._parts import Progress, composite
 
 STEP = 1

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.data import FEATHER, Examples, Mask, Pixels, Scene
+from synth.nouns import FEATHER, Examples, Mask, Pixels, Scene
 from synth.synthesisers import paste
 from synth.synthesisers._parts import Progress, composite, nearness
 

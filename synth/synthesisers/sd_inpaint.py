@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.errors import CurateError
-from synth.data import Examples, Mask, Pixels, Scene
+from synth.nouns import Examples, Mask, Pixels, Scene
 from synth.synthesisers import _parts as parts
 from synth.synthesisers._parts import Progress
 

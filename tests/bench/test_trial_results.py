@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from synth import arms, verdict
-from synth.arms import Arm, Run
-from synth.experiment import Wish
+from synth.trial import arms, verdict
+from synth.trial.arms import Arm, Run
+from synth.trial.design import Wish
 from tests.bench.trial import results, run
 from tests.synth.answers import judged
 

@@ -12,7 +12,7 @@ import pytest
 from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from synth import masks
-from synth.data import Bank, Scene, extent_of
+from synth.nouns import Bank, Scene, extent_of
 from synth.synthesisers import paste, poisson
 from synth.synthesisers._parts import FEATHER
 from tests.synth.conftest import CLASSES, drawn, items

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from synth.data import Example
+from synth.nouns import Example
 from synth.synthesisers import _parts, sd_inpaint
 from tests.synth.windows import CLASSES, examples, scene, window
 

@@ -12,7 +12,9 @@ import pytest
 
 from curate import cli
 from curate.project import Project
-from synth import experiment, making, trial
+from synth import generate
+from synth.trial import design
+from synth.trial import run as trial
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -46,7 +48,7 @@ def test_from_the_plan_to_train_and_out_again(run: Run, mill: Project) -> None:
     code, out, err = run("accept", key)
     assert (code, out) == (1, "")
     assert f"not checked yet. Run: curate synth check {key}" in err
-    batch = making.opened(mill, key)
+    batch = generate.opened(mill, key)
     rows = [{"id": one.id, "passed": True} for one in batch.made()]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": ""})
     pyarrow.parquet.write_table(table, batch.folder / "checked.parquet")
@@ -54,7 +56,7 @@ def test_from_the_plan_to_train_and_out_again(run: Run, mill: Project) -> None:
     assert code == 0, err
     assert (json.loads(out)["entered"], json.loads(out)["tag"]) == (2, f"synthetic-{key}")
     assert json.loads(run("drop", key, "--files", "--json")[1]) == {"key": made["key"], "dropped": 2, "files": True}
-    assert not making.every(mill)
+    assert not generate.every(mill)
 
 
 def test_people_get_words(run: Run) -> None:
@@ -91,9 +93,9 @@ def test_mistakes_are_one_line(run: Run) -> None:
 
 
 def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[experiment.Wish] = []
+    given: list[design.Wish] = []
 
-    def noted(project: Project, wish: experiment.Wish, *_: object) -> trial.Report:
+    def noted(project: Project, wish: design.Wish, *_: object) -> trial.Report:
         given.append(wish)
         return trial.Report(wish.stage, 0, 0, 0, 0.0, [])
 
@@ -103,7 +105,7 @@ def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.Monkey
     code, _, err = run("trial", *words.split(), *more.split(), "--option", "diffusion.steps=3")
     assert code == 0, err
     assert given == [
-        experiment.Wish(
+        design.Wish(
             "full", ("balanced", "paste"), ("hole",), (5,), (0.5,), 2, 3, 2, "r", ("a=1",), 7, 32, 48, 0.5, 9,
             options={"diffusion": {"steps": 3}}, device="cpu", dry_run=True,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synth.data import Example, Scene
+from synth.nouns import Example, Scene
 from tests import fakes
 
 CLASSES = ("crack", "hole")

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from curate import files
-from synth import trial, verdict
-from synth.arms import BALANCED, BLENDS, Arm
-from synth.experiment import Plot
-from synth.verdict import MAIN, Line
+from synth.trial import run as trial
+from synth.trial import verdict
+from synth.trial.arms import BALANCED, BLENDS, Arm
+from synth.trial.design import Plot
+from synth.trial.verdict import MAIN, Line
 from tests.bench.figures.results import machine
 from train.evaluate.intervals import Figure
 from train.evaluate.metrics import Judged

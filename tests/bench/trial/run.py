@@ -20,10 +20,11 @@ from curate.cli._common import bars
 from curate.formats import magnetic_tile
 from curate.index import sync
 from curate.project import FILE, Project, load
-from synth import experiment, trial
-from synth.arms import BALANCED
-from synth.experiment import Plot, Wish
-from synth.trial import Report
+from synth.trial import design
+from synth.trial import run as trial
+from synth.trial.arms import BALANCED
+from synth.trial.design import Plot, Wish
+from synth.trial.run import Report
 from tests.bench.trial import results
 from tests.fakes import REAL, REPOSITORY, need_real
 
@@ -31,7 +32,7 @@ WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
 SYNTHETIC = ("paste", "poisson", "diffusion", "gan")
 CLASSES = ("Blowhole", "Break", "Crack", "Fray")
 SCREEN = Wish(
-    arms=experiment.ARMS,
+    arms=design.ARMS,
     classes=CLASSES,
     budgets=(10,),
     ratios=(1.0,),
@@ -87,7 +88,7 @@ def played(project: Project, wish: Wish) -> Report:
 
 def whole(project: Project, wish: Wish) -> Plot:
     """With those seeds alone of which every arm is trained in every fold."""
-    plot = experiment.planned(project, wish)
+    plot = design.planned(project, wish)
     lacking = {one.seed for one in plot.runs if not trial.file_of(plot, one).is_file()}
     return replace(plot, runs=tuple(one for one in plot.runs if one.seed not in lacking))
 

@@ -10,8 +10,8 @@ from typing import Any
 from curate.data import Item
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import making, masks
-from synth.data import Bank
+from synth import generate, masks
+from synth.nouns import Bank
 from train.evaluate import run as evaluating
 
 FEW_DONORS, FEW_GROUNDS = 5, 20
@@ -129,7 +129,7 @@ def _line(
     recall, iou = figures.get("recall"), figures.get("iou")
     scarce = defects < SHARE * most or (recall is not None and recall < WEAK)
     make = round(defects * min(max((most - defects) / defects, LEAST), MOST)) if scarce and defects else 0
-    window = making.window_of("paste", None)
+    window = generate.window_of("paste", None)
     donors = sum(masks.holds(window, one) for one in bank.of(name))
     notes = [
         *_warnings(bank, name, shown, groups),

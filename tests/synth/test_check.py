@@ -17,9 +17,9 @@ from curate.errors import CurateError
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import checking, entering, making, masks
-from synth.checking import Look, Standard
-from synth.data import Bank
+from synth import accept, check, generate, masks
+from synth.check import Look, Standard
+from synth.nouns import Bank
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, drawn, item
 from train.predict.run import Predictor
@@ -36,7 +36,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 
 @pytest.fixture(scope="module")
 def standard(bank: Bank) -> Standard:
-    return checking.standard_of(bank, embed.build("texture"))
+    return check.standard_of(bank, embed.build("texture"))
 
 
 def look(number: int, name: str = "crack") -> Look:
@@ -61,7 +61,7 @@ def brightness() -> Predictor:
 
 
 def reasons(standard: Standard, one: Look, *without: str) -> set[str]:
-    (row,) = checking.inspected([one], standard, None, without).rows
+    (row,) = check.inspected([one], standard, None, without).rows
     return {reason.partition(":")[0] for reason in row.reasons}
 
 
@@ -83,7 +83,7 @@ def test_a_new_defect_like_the_real_ones_passes(standard: Standard) -> None:
 def test_a_copy_is_refused_and_the_donor_itself_is_nearest(standard: Standard) -> None:
     same = look(0)  # image 0 is in the bank
     assert "copy" in reasons(standard, same)
-    (row,) = checking.inspected([same], standard, None).rows
+    (row,) = check.inspected([same], standard, None).rows
     assert row.figures["near"] == pytest.approx(0, abs=1e-3)
     assert "copy" not in reasons(standard, same, "copy")
 
@@ -131,29 +131,29 @@ def test_a_hard_seam_is_refused(standard: Standard) -> None:
 def test_resegmentation_wants_the_defect_where_the_label_is(standard: Standard) -> None:
     fair, plain = moved(standard, low=0.0, high=9.0), look(100)
     shifted = replace(plain, mask=np.roll(plain.mask, 12, axis=1))
-    found = checking.inspected([plain, shifted], fair, brightness()).rows
+    found = check.inspected([plain, shifted], fair, brightness()).rows
     assert found[0].figures["iou"] > 0.8
     assert [row.passed for row in found] == [True, False]
     assert found[1].reasons[0].startswith("resegmentation: IoU 0.")
     with pytest.raises(CurateError, match=r"does not know class crack.*--without resegmentation"):
-        checking.inspected([plain], fair, replace(brightness(), classes=("hole",)))
+        check.inspected([plain], fair, replace(brightness(), classes=("hole",)))
 
 
 def test_a_segmenter_is_tried_on_the_real_defects_first(bank: Bank, standard: Standard) -> None:
     looks = [look(100), look(101, "hole")]
-    report = checking._report("key", checking.inspected(looks, standard, None), standard, brightness(), ())
-    checking._add_reference(report, bank, brightness())
+    report = check._report("key", check.inspected(looks, standard, None), standard, brightness(), ())
+    check._add_reference(report, bank, brightness())
     assert report.classes["crack"]["resegmented_real"] > 0.8
     assert report.notes == []
     blind = replace(brightness(), classes=CLASSES[::-1])
-    checking._add_reference(report, bank, blind)
+    check._add_reference(report, bank, blind)
     assert [note.partition(":")[0] for note in report.notes] == ["crack", "hole"]
     assert "IoU 0.00 (median)" in report.notes[0]
 
 
 def test_a_class_from_one_group_is_judged_by_all_of_them(bank: Bank) -> None:
     donors = [replace(one, group="one") if one.name == "crack" else one for one in bank.donors]
-    found = checking.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
+    found = check.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
     assert found.limits["crack"].near != found.limits["hole"].near
     assert np.isfinite(found.limits["crack"].near).all()
 
@@ -180,23 +180,23 @@ def works(make: Make, tmp_path: Path) -> Project:
 def test_a_batch_is_judged_and_shown(
     works: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = making.generate(works, "paste", making.Wish(count=3, window=64), device="cpu")
+    batch = generate.generate(works, "paste", generate.Wish(count=3, window=64), device="cpu")
     with pytest.raises(CurateError, match=r"curate train --task segmentation.*--without resegmentation"):
-        checking.check(works, batch.key)
+        check.check(works, batch.key)
     with pytest.raises(CurateError, match="unknown gate 'resegment'"):
-        checking.check(works, batch.key, without=["resegment"])
+        check.check(works, batch.key, without=["resegment"])
     told: list[tuple[str, int, int]] = []
-    report = checking.check(works, batch.key, without=["resegmentation"], progress=lambda *step: told.append(step))
-    table = pq.read_table(batch.folder / checking.CHECKED).to_pydict()
+    report = check.check(works, batch.key, without=["resegmentation"], progress=lambda *step: told.append(step))
+    table = pq.read_table(batch.folder / check.CHECKED).to_pydict()
     assert table["id"] == [one.id for one in batch.made()]
     assert sum(table["passed"]) == report.passed
-    assert entering.checked_of(batch)[1] == "resegmentation"
+    assert accept.checked_of(batch)[1] == "resegmentation"
     assert [bool(reasons) for reasons in table["reasons"]] == [not passed for passed in table["passed"]]
     assert sum(done for stage, done, _ in told if stage == "check") == report.images == 6
     for name, row in report.classes.items():
         assert row["made"]["n"] == 3, name
         assert {"kernel_distance", "precision", "recall", "density", "coverage"} <= set(row["floor"])
-    with Image.open(batch.folder / checking.SHEET) as sheet:
+    with Image.open(batch.folder / check.SHEET) as sheet:
         assert sheet.format == "PNG"
         assert sheet.height > 2 * 96
     assert [row[1] for row in report.table[1:4]] == ["synthetic", "that passed", "real val"]
@@ -217,7 +217,7 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
     train, val = ([id for id, split in splits.items() if split == wanted] for wanted in ("train", "val"))
     index.set({"group": {train[0]: dict(index.rows("group"))[val[0]]}})  # as a piece of val, found later
     about = {"key": "m", "task": "segmentation", "images": {"train": train[1:3], "val": val}}
-    assert not checking._leaked(index, bank, about)
+    assert not check._leaked(index, bank, about)
     for learnt, guests in ((val[:1], []), (train[:1], []), (train[1:3], val[:1]), (train[1:3], train[:1])):
         told = about | {"images": {"train": learnt, "val": []}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
         told |= {"made": "2026-01-01", "classes": ["crack"], "outputs": ["crack"], "history": [], "single": False}
@@ -226,19 +226,19 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
         (works.work / "models" / "m").mkdir(parents=True, exist_ok=True)
         (works.work / "models" / "m" / "manifest.json").write_text(json.dumps(told))
         with pytest.raises(CurateError, match="model m learnt from 1 images of val or test"):
-            checking.segmenter_of(index, bank, None, "cpu")
+            check.segmenter_of(index, bank, None, "cpu")
 
 
 def test_val_decides_nothing(works: Project) -> None:
     """Other val images, the same decisions: only the floor may move."""
-    batch = making.generate(works, "paste", making.Wish(count=2, window=64), device="cpu")
-    before = checking.check(works, batch.key, without=["resegmentation"])
-    rows = (batch.folder / checking.CHECKED).read_bytes()
+    batch = generate.generate(works, "paste", generate.Wish(count=2, window=64), device="cpu")
+    before = check.check(works, batch.key, without=["resegmentation"])
+    rows = (batch.folder / check.CHECKED).read_bytes()
     index = Index(works)
     gone = [id for id, split in index.rows("split") if split == "val"]
     assert gone
     index.set({"status": dict.fromkeys(gone, "unlabelled")})
-    after = checking.check(works, batch.key, without=["resegmentation"])
-    assert (batch.folder / checking.CHECKED).read_bytes() == rows
+    after = check.check(works, batch.key, without=["resegmentation"])
+    assert (batch.folder / check.CHECKED).read_bytes() == rows
     assert {row["floor"]["n"] for row in after.classes.values()} == {0}
     assert sum(row["floor"]["n"] for row in before.classes.values()) > 0

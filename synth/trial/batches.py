@@ -26,9 +26,9 @@ from curate.index.rounds import key_of
 from curate.labels.splits import draw
 from curate.masks.shapes import defect_from_mask
 from curate.paths import safe_join
-from synth import checking, making, masks
-from synth.checking import Look
-from synth.data import Bank, Scene, Site
+from synth import check, generate, masks
+from synth.check import Look
+from synth.nouns import Bank, Scene, Site
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor
@@ -53,13 +53,13 @@ class Order:
 
     def of(self, function: str) -> dict[str, Any]:
         """The options that this function of the synthesiser knows."""
-        known = inspect.signature(getattr(making.MAKE.load(self.synthesiser), function)).parameters
+        known = inspect.signature(getattr(generate.MAKE.load(self.synthesiser), function)).parameters
         return {name: value for name, value in self.options if name in known}
 
 
 def mark(order: Order) -> str:
     """Changes with all but the bank that makes other images."""
-    module = making.MAKE.load(order.synthesiser)
+    module = generate.MAKE.load(order.synthesiser)
     steps = [STEP, masks.STEP, module.STEP]
     return key_of([order.synthesiser, dict(order.counts), order.size, order.seed, list(order.options), steps])
 
@@ -96,12 +96,12 @@ def made(home: Path, bank: Bank, order: Order, progress: Progress) -> list[Sampl
 
 def fitted(home: Path, bank: Bank, order: Order, progress: Progress) -> Path:
     """The generator's folder; a killed fit goes on."""
-    module = making.MAKE.load(order.synthesiser)
+    module = generate.MAKE.load(order.synthesiser)
     options = order.of("fit")
     folder = home / MODELS / key_of([order.synthesiser, bank.digest, order.size, order.seed, options, module.STEP])
     if not (folder / "done.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        learns = making.learns(order.synthesiser)
+        learns = generate.learns(order.synthesiser)
         windows = masks.examples(bank, order.size, np.random.default_rng(order.seed), WINDOWS) if learns else []
         about = module.fit(
             windows, bank.classes, folder, progress=progress, device=order.device, seed=order.seed, **options
@@ -115,7 +115,7 @@ def fitted(home: Path, bank: Bank, order: Order, progress: Progress) -> Path:
 
 def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progress) -> None:
     (folder / "images").mkdir(parents=True)
-    module, rows = making.MAKE.load(order.synthesiser), []
+    module, rows = generate.MAKE.load(order.synthesiser), []
     for name, count in order.counts.items():
         asked = _scenes(bank, name, count, order)
         windows = (
@@ -144,8 +144,8 @@ def _saved(folder: Path, file: str, bank: Bank, scene: Scene, site: Site, window
     """The whole ground with the window put back."""
     from PIL import Image
 
-    image = making.put_back(bank, site, window)
-    whole = making.whole_mask(site, scene.mask).view(np.uint8)
+    image = generate.put_back(bank, site, window)
+    whole = generate.whole_mask(site, scene.mask).view(np.uint8)
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(folder / file)
     defect = defect_from_mask(scene.name, whole)
     assert defect is not None
@@ -188,10 +188,10 @@ def judged(home: Path, bank: Bank, order: Order, judge: Judge, progress: Progres
     """What the gates say of each image of a lot (`id`, `name`, `reasons`), kept beside it."""
     lot = made(home, bank, order, progress)
     folder = home / LOTS / key_of([bank.digest, mark(order)])
-    file = folder / f"gates-{key_of([judge.key, judge.encoder.key, checking.STEP])}.json"
+    file = folder / f"gates-{key_of([judge.key, judge.encoder.key, check.STEP])}.json"
     if not file.is_file():
-        standard = checking.standard_of(bank, judge.encoder)
-        found = checking.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
+        standard = check.standard_of(bank, judge.encoder)
+        found = check.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
         files.write_json(file, [{"id": one.id, "name": one.name, "reasons": one.reasons} for one in found.rows])
     rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return rows

@@ -25,10 +25,10 @@ from curate.labels.log import Book
 from curate.labels.splits import Decisions
 from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from synth import making, masks
-from synth.checking import CHECKED, WITHOUT
-from synth.data import Made
-from synth.making import Batch
+from synth import generate, masks
+from synth.check import CHECKED, WITHOUT
+from synth.generate import Batch
+from synth.nouns import Made
 
 VERDICT, ACCEPTED = "verdict.json", "accepted.json"
 
@@ -53,7 +53,7 @@ class Entered:
 def accept(project: Project, key: str, forced: bool = False) -> Entered:
     """Let a checked batch into training, as far as a trial has found that it helps; `forced` asks no trial, and takes
     what was checked by some gates only."""
-    batch = making.opened(project, key)
+    batch = generate.opened(project, key)
     return enter(project, batch, forced, verdict_of(batch))
 
 
@@ -187,7 +187,7 @@ def _refuse_leaks(index: Index, batch: Batch, made: Sequence[Made]) -> None:
 
 def _label(batch: Batch, one: Made) -> Label:
     """The mask that was asked for is the label; the image must still be the one that was made."""
-    _, mask = making.both_of(batch, one)
+    _, mask = generate.both_of(batch, one)
     defect = defect_from_mask(one.name, mask.astype("uint8"))
     if defect is None or int(mask.sum()) != one.area:
         raise CurateError(f"{batch.folder / one.mask_file} is not the mask that was made. {batch.again}")
@@ -222,7 +222,7 @@ def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
     with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as book:
         index = Index(project)
         placings = synthetic.entered(book)
-        whole = _whole_key(key, {one.batch for one in placings.values()} | {one.key for one in making.every(project)})
+        whole = _whole_key(key, {one.batch for one in placings.values()} | {one.key for one in generate.every(project)})
         app_edits.capture(index, book, project.class_names)  # the log keeps what somebody drew, whatever goes
         mine = {id: one for id, one in placings.items() if one.batch == whole}
         for id, one in mine.items():
@@ -231,9 +231,9 @@ def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
         synthetic.remove_others(index, {id: one for id, one in placings.items() if id not in mine})
         app_views.arrange(project)
         if with_files:
-            _remove(making.home(project) / whole)
+            _remove(generate.home(project) / whole)
         else:
-            (making.home(project) / whole / ACCEPTED).unlink(missing_ok=True)
+            (generate.home(project) / whole / ACCEPTED).unlink(missing_ok=True)
     return Dropped(whole, len(mine), with_files)
 
 

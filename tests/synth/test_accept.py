@@ -23,8 +23,8 @@ from curate.labels.log import Book
 from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.select.build_pool import seen_images
-from synth import entering, making
-from synth.making import Batch, Wish
+from synth import accept, generate
+from synth.generate import Batch, Wish
 from tests.conftest import dump
 from train.data import dataset
 
@@ -36,13 +36,13 @@ def checked(batch: Batch, failing: int = 0, without: str = "") -> Batch:
     made = batch.made()
     rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": without})
-    pyarrow.parquet.write_table(table, batch.folder / entering.CHECKED)
+    pyarrow.parquet.write_table(table, batch.folder / accept.CHECKED)
     return batch
 
 
 @pytest.fixture
 def batch(mill: Project) -> Batch:
-    return checked(making.generate(mill, "paste", SMALL))
+    return checked(generate.generate(mill, "paste", SMALL))
 
 
 def synthetic(project: Project) -> dict[str, tuple[object, ...]]:
@@ -51,8 +51,8 @@ def synthetic(project: Project) -> dict[str, tuple[object, ...]]:
 
 
 def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(mill: Project) -> None:
-    before, batch = dump(mill), checked(making.generate(mill, "paste", SMALL), failing=1)
-    found = entering.accept(mill, batch.key[:8], forced=True)
+    before, batch = dump(mill), checked(generate.generate(mill, "paste", SMALL), failing=1)
+    found = accept.accept(mill, batch.key[:8], forced=True)
     assert (found.entered, found.refused, found.classes) == (5, 1, {"crack": 2, "hole": 3})
     made = {one.id: one for one in batch.made()[1:]}
     shown = synthetic(mill)
@@ -62,7 +62,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
         assert Path(str(path)) == batch.folder / made[id].file
     for item in Index(mill).items(sorted(made)):
         mask = dataset.masks_of(item, [made[item.id].name])[0].astype(bool)
-        assert (mask == making.mask_of(batch, made[item.id])).all()
+        assert (mask == generate.mask_of(batch, made[item.id])).all()
     index = Index(mill)
     assert index.dataset.load_saved_view(found.tag).count() == 5
     assert made.keys() <= {one.id for one in dataset.collect(index).train}
@@ -70,7 +70,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert all(one.barred for id, one in seen_images(index).items() if id in made)
     assert status.summarise(mill)["by_source"]["synthetic"] == 5
     assert not gc.find(mill)
-    dropped = entering.drop(mill, batch.key[:8])
+    dropped = accept.drop(mill, batch.key[:8])
     assert (dropped.dropped, dropped.files) == (5, False)
     assert dump(mill) == before
     assert found.tag not in Index(mill).dataset.list_saved_views()
@@ -81,25 +81,25 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
 
 
 def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batch: Batch) -> None:
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
-    again = entering.accept(mill, batch.key, forced=True)
+    again = accept.accept(mill, batch.key, forced=True)
     assert (again.entered, again.already) == (0, 6)
     assert dump(mill) == before
-    entering.drop(mill, batch.key)
+    accept.drop(mill, batch.key)
     assert not synthetic(mill)
-    assert entering.accept(mill, batch.key, forced=True).entered == 6
+    assert accept.accept(mill, batch.key, forced=True).entered == 6
     assert {id: row[0] for id, row in dump(mill).items()} == {id: row[0] for id, row in before.items()}
-    assert entering.drop(mill, batch.key, with_files=True).files
+    assert accept.drop(mill, batch.key, with_files=True).files
     assert not batch.folder.exists()
     with pytest.raises(CurateError, match="unknown batch"):
-        entering.drop(mill, batch.key)
+        accept.drop(mill, batch.key)
 
 
 def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_are_completed(
     mill: Project, batch: Batch
 ) -> None:
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
     index = Index(mill)
     index.remove(sorted(synthetic(mill))[:2])  # as a kill between log and index leaves it
@@ -116,7 +116,7 @@ def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_ar
 
 
 def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch) -> None:
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     index = Index(mill)
     id = sorted(synthetic(mill))[0]
     sample = index.dataset.match(index.fo.ViewField("content_id") == id).first()
@@ -126,13 +126,13 @@ def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch
     (item,) = Index(mill).items([id])
     assert item.label.clean
     assert item.source == "synthetic"
-    entering.drop(mill, batch.key)
+    accept.drop(mill, batch.key)
     assert id not in Index(mill).ids()
 
 
 def test_a_backup_holds_what_was_let_in(mill: Project, batch: Batch, tmp_path: Path) -> None:
-    other = making.generate(mill, "paste", Wish(count=1, window=48, seed=9))
-    entering.accept(mill, batch.key, forced=True)
+    other = generate.generate(mill, "paste", Wish(count=1, window=48, seed=9))
+    accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
     backup.backup(mill, tmp_path / "a.tar.gz")
     names = {name for name in _names(tmp_path / "a.tar.gz") if name.startswith("work/synth/")}
@@ -154,7 +154,7 @@ def _names(file: Path) -> list[str]:
 
 
 def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: Batch) -> None:
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     made = {one.id: one for one in batch.made()}
     donor = next(one.donor_group for one in made.values() if one.donor_group != one.ground_group)
     held = next(str(group) for _, split, group in Index(mill).rows("split", "group") if split == "val")
@@ -176,8 +176,8 @@ def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teac
     parents = {group for one in made.values() for group in (one.donor_group, one.ground_group)}
     rows = [(str(group), split) for group, split in (row[1:] for row in index.rows("group", "split"))]
     learnt = next(group for group, split in rows if split == "train" and group not in parents)
-    files.write_json(batch.folder / making.MANIFEST, batch.manifest | {"learnt": [learnt]})
-    entering.accept(mill, batch.key, forced=True)
+    files.write_json(batch.folder / generate.MANIFEST, batch.manifest | {"learnt": [learnt]})
+    accept.accept(mill, batch.key, forced=True)
     sync.run(mill)
     assert made.keys() <= {one.id for one in dataset.collect(Index(mill)).train}
     Decisions(mill.work / "splits").join([(next(group for group, split in rows if split == "val"), learnt)])
@@ -191,34 +191,34 @@ def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teac
 
 
 def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
-    batch = making.generate(mill, "paste", SMALL)
+    batch = generate.generate(mill, "paste", SMALL)
     with pytest.raises(CurateError, match=f"not checked yet. Run: curate synth check {batch.key[:8]}"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
     checked(batch)
     with pytest.raises(CurateError, match="no full trial has said yet whether crack, hole"):
-        entering.accept(mill, batch.key)
-    files.write_json(batch.folder / entering.VERDICT, {"conclusive": True, "positive": {"crack": False, "hole": False}})
+        accept.accept(mill, batch.key)
+    files.write_json(batch.folder / accept.VERDICT, {"conclusive": True, "positive": {"crack": False, "hole": False}})
     with pytest.raises(CurateError, match="the trial found no help in synthetic crack, hole"):
-        entering.accept(mill, batch.key)
+        accept.accept(mill, batch.key)
     said = {"positive": {"crack": False, "hole": True}}
-    files.write_json(batch.folder / entering.VERDICT, said | {"conclusive": False})
+    files.write_json(batch.folder / accept.VERDICT, said | {"conclusive": False})
     with pytest.raises(CurateError, match=r"no full trial has said yet .* Run: curate synth trial --stage full"):
-        entering.accept(mill, batch.key)
-    files.write_json(batch.folder / entering.VERDICT, said | {"conclusive": True})
+        accept.accept(mill, batch.key)
+    files.write_json(batch.folder / accept.VERDICT, said | {"conclusive": True})
     checked(batch, without="copy seam")
     with pytest.raises(CurateError, match=r"checked without copy, seam, .* Run: curate synth check .*; or --force"):
-        entering.accept(mill, batch.key)
+        accept.accept(mill, batch.key)
     checked(batch)
-    found = entering.accept(mill, batch.key)
+    found = accept.accept(mill, batch.key)
     assert (found.classes, found.left, found.forced) == ({"hole": 3}, {"crack": 3}, False)
     assert len(synthetic(mill)) == 3
-    (batch.folder / entering.VERDICT).write_text("[]")
+    (batch.folder / accept.VERDICT).write_text("[]")
     with pytest.raises(CurateError, match=r"is damaged\. Run the trial again"):
-        entering.accept(mill, batch.key)
-    (batch.folder / entering.VERDICT).unlink()
+        accept.accept(mill, batch.key)
+    (batch.folder / accept.VERDICT).unlink()
     checked(batch, failing=6)
     with pytest.raises(CurateError, match=r"no image of batch .* passed its check"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
 
 
 def test_whatever_leaks_is_refused(mill: Project, batch: Batch) -> None:
@@ -227,20 +227,20 @@ def test_whatever_leaks_is_refused(mill: Project, batch: Batch) -> None:
     for id in (made.ground, made.donor.split(":")[0]):
         index.set({"split": {id: "test"}})
         with pytest.raises(CurateError, match=r"are in val or test now .* it would leak"):
-            entering.accept(mill, batch.key, forced=True)
+            accept.accept(mill, batch.key, forced=True)
         index.set({"split": {id: ground}})
     val = next(id for id, split in index.rows("split") if split == "val")
     old = dict(index.rows("group"))[val]
     index.set({"group": {val: made.donor_group}})  # the same piece, as it turns out
     with pytest.raises(CurateError, match=f"first: {made.donor_group}.: it would leak"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
     index.set({"group": {val: "new"}})
     with pytest.raises(CurateError, match="does not have 1 ids and groups of today's val and test on its block-list"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
     index.set({"group": {val: old}})
-    files.write_json(batch.folder / making.MANIFEST, batch.manifest | {"project": "elsewhere"})
+    files.write_json(batch.folder / generate.MANIFEST, batch.manifest | {"project": "elsewhere"})
     with pytest.raises(CurateError, match="made for project 'elsewhere', this is 'plant'"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
 
 
@@ -248,18 +248,18 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -
     one = batch.made()[-1]
     (batch.folder / one.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
     with pytest.raises(CurateError, match="Generate it again"):
-        entering.accept(mill, batch.key, forced=True)
+        accept.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
     assert not sync.run(mill).added
 
 
 def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
     one = batch.made()[-1]
-    mask = making.mask_of(batch, one).astype("uint8") * 255
+    mask = generate.mask_of(batch, one).astype("uint8") * 255
     for changed, words in ((mask[:-1], "is not of its image's size"), (mask | 255, "is not the mask that was made")):
         Image.fromarray(changed).save(batch.folder / one.mask_file)
         with pytest.raises(CurateError, match=f"{words}. Generate it again, after: curate synth drop {batch.key[:8]}"):
-            entering.accept(mill, batch.key, forced=True)
+            accept.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
 
 
@@ -267,23 +267,23 @@ def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: Batch, tm
     """A manifest that names another folder as its batch, one that says too little, a class that is not ours."""
     made, manifest = batch.made(), batch.manifest
     (tmp_path / "mine").mkdir()
-    files.write_json(batch.folder / making.MANIFEST, manifest | {"key": f"{batch.key}/../../../../mine"})
-    assert making.opened(mill, batch.key).key == batch.key
-    assert entering.accept(mill, batch.key, forced=True).key == batch.key
+    files.write_json(batch.folder / generate.MANIFEST, manifest | {"key": f"{batch.key}/../../../../mine"})
+    assert generate.opened(mill, batch.key).key == batch.key
+    assert accept.accept(mill, batch.key, forced=True).key == batch.key
     assert {Path(str(row[6])).parent.parent for row in synthetic(mill).values()} == {batch.folder}
-    entering.drop(mill, batch.key)
-    making._write_table(batch.folder / making.TABLE, [replace(one, name="rust") for one in made])
+    accept.drop(mill, batch.key)
+    generate._write_table(batch.folder / generate.TABLE, [replace(one, name="rust") for one in made])
     with pytest.raises(CurateError, match=r"unknown class 'rust'; allowed: crack, hole\. Batch .* is of other classes"):
-        entering.accept(mill, batch.key, forced=True)
-    making._write_table(batch.folder / making.TABLE, [replace(one, file="../../project.toml") for one in made])
+        accept.accept(mill, batch.key, forced=True)
+    generate._write_table(batch.folder / generate.TABLE, [replace(one, file="../../project.toml") for one in made])
     with pytest.raises(CurateError, match="leaves the data root"):
-        entering.accept(mill, batch.key, forced=True)
-    (batch.folder / entering.CHECKED).write_bytes(b"PAR1")
+        accept.accept(mill, batch.key, forced=True)
+    (batch.folder / accept.CHECKED).write_bytes(b"PAR1")
     with pytest.raises(CurateError, match=r"checked\.parquet is damaged .* Run: curate synth check"):
-        entering.accept(mill, batch.key, forced=True)
-    files.write_json(batch.folder / making.MANIFEST, {"key": batch.key})
+        accept.accept(mill, batch.key, forced=True)
+    files.write_json(batch.folder / generate.MANIFEST, {"key": batch.key})
     with pytest.raises(CurateError, match=r"manifest\.json is damaged: remove"):
-        making.opened(mill, batch.key)
+        generate.opened(mill, batch.key)
     assert not synthetic(mill)
 
 
@@ -300,7 +300,7 @@ def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(mill: Project, 
             book, "0" * 64, follower.Placing("a", ground, follower.reference("a", name[2:])), Label("labelled")
         )
         assert not follower.entered(book)
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     with closing(Book(mill.work / "labels")) as book:
         said = [one.extra["synthetic"] for id in sorted(synthetic(mill)) for one in book.history(id)]
     assert [(one["in"], one["forced"]) for one in said] == [(True, True)] * 6
@@ -318,16 +318,16 @@ def test_a_kill_while_files_go_leaves_no_half_batch(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            entering.drop(mill, batch.key, with_files=True)
-    assert not making.every(mill)
+            accept.drop(mill, batch.key, with_files=True)
+    assert not generate.every(mill)
     assert [one.path.name for one in gc.find(mill)] == [f".{batch.key}.part"]
-    again = making.generate(mill, "paste", SMALL)
+    again = generate.generate(mill, "paste", SMALL)
     assert again.fresh
     assert all((again.folder / one.file).is_file() for one in again.made())
 
 
 def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: Batch) -> None:
-    entering.accept(mill, batch.key, forced=True)
+    accept.accept(mill, batch.key, forced=True)
     (batch.folder / batch.made()[0].file).write_bytes(b"")
     Index(mill).dataset.delete()
     sync.run(mill)

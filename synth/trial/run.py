@@ -27,13 +27,15 @@ from curate.data import Item
 from curate.errors import LabelProblem
 from curate.index.rounds import key_of
 from curate.project import Project
-from synth import arms, chart, checking, lots, making, masks, verdict
-from synth.arms import BALANCED, BLENDS, Arm, Run
-from synth.data import Bank
-from synth.experiment import Plot, Progress, Wish, planned, real_of, recipe_of
-from synth.lots import Judge, Order, Sample
-from synth.making import Batch
-from synth.verdict import Line
+from synth import check, generate, masks
+from synth.generate import Batch
+from synth.nouns import Bank
+from synth.trial import arms, chart, verdict
+from synth.trial import batches as lots
+from synth.trial.arms import BALANCED, BLENDS, Arm, Run
+from synth.trial.batches import Judge, Order, Sample
+from synth.trial.design import Plot, Progress, Wish, planned, real_of, recipe_of
+from synth.trial.verdict import Line
 from train import checkpoint
 from train.data.dataset import Data, Plan
 from train.evaluate import metrics, per_image
@@ -164,7 +166,7 @@ def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[li
     judge = Judge(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
     rows = lots.judged(plot.home, bank, order, judge, progress)
     passed = {row["id"] for row in rows if not row["reasons"]}
-    about = {"made": len(rows), "passed": len(passed)} | checking.by_gate(row["reasons"] for row in rows)
+    about = {"made": len(rows), "passed": len(passed)} | check.by_gate(row["reasons"] for row in rows)
     kept = [one for one in lot if one.item.id in passed]
     return [one.item for one in chosen(kept, real, run.arm.ratio)], about, each
 
@@ -191,7 +193,7 @@ def key_of_run(plot: Plot, run: Run) -> str:
         mode="json", exclude={"summary": True, "model": {"weights"}}
     )
     made: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
-    made += [checking.STEP] if run.arm.gated else []
+    made += [check.STEP] if run.arm.gated else []
     return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.wish.steps, made])
 
 
@@ -366,7 +368,7 @@ def _write(project: Project, plot: Plot, report: Report) -> None:
     png = plot.home / f"{report.stage}.png"
     chart.write(png, report.lines, plot.classes, f"{report.stage}: IoU against {BALANCED}")
     report.files = {"report": str(plot.home / f"{report.stage}.json"), "plot": str(png)}
-    for batch in making.every(project):
+    for batch in generate.every(project):
         if said := _verdict(plot, report, batch):
             report.batches[batch.key] = said
             _spoken(batch.folder / VERDICT, said)

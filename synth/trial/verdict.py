@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.arms import BALANCED, BASELINES, BLENDS, Arm, worth
+from synth.trial.arms import BALANCED, BASELINES, BLENDS, Arm, worth
 from train.evaluate import intervals
 from train.evaluate import metrics as figures
 from train.evaluate.intervals import Draws, Figure, Measure

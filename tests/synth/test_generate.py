@@ -20,8 +20,9 @@ from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.masks.shapes import defect_from_mask
 from curate.project import Project
-from synth import making, masks, planning
-from synth.making import Batch, Wish
+from synth import generate, masks
+from synth import plan as planning
+from synth.generate import Batch, Wish
 from synth.synthesisers._parts import FEATHER
 from tests.fakes import REPOSITORY
 from tests.synth.conftest import CLASSES, items
@@ -36,7 +37,7 @@ def content(batch: Batch) -> dict[str, str]:
 
 
 def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project) -> None:
-    batch = making.generate(mill, "paste", SMALL)
+    batch = generate.generate(mill, "paste", SMALL)
     rows = {id: row for id, *row in Index(mill).rows("split", "group", "status")}
     held_out = {id for id, row in rows.items() if row[0] != "train"}
     assert batch.fresh
@@ -48,7 +49,7 @@ def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project)
     assert [one.name for one in made] == ["crack"] * 3 + ["hole"] * 3
     grounds = {one.id: one for one in Index(mill).items(sorted({one.ground for one in made}))}
     for one in made:
-        pixels, mask = making.pixels_of(batch, one), making.mask_of(batch, one)
+        pixels, mask = generate.pixels_of(batch, one), generate.mask_of(batch, one)
         ground = np.asarray(Image.open(grounds[one.ground].path))
         assert grounds[one.ground].label.clean
         assert {rows[one.ground][0], rows[one.donor.split(":")[0]][0]} == {"train"}
@@ -61,24 +62,24 @@ def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project)
         outside = mask.copy()
         outside[top : top + height, left : left + width] = False
         assert not outside.any()
-    assert [one.id for one in making.looks(batch)] == [one.id for one in made]
+    assert [one.id for one in generate.looks(batch)] == [one.id for one in made]
 
 
 def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Project) -> None:
-    first = making.generate(mill, "poisson", SMALL)
-    again = making.generate(mill, "poisson", SMALL)
+    first = generate.generate(mill, "poisson", SMALL)
+    again = generate.generate(mill, "poisson", SMALL)
     assert not again.fresh
     assert again == first
     before = content(first)
-    making.files.remove(first.folder)
-    assert content(making.generate(mill, "poisson", SMALL)) == before
-    other = making.generate(mill, "poisson", replace(SMALL, seed=1))
+    generate.files.remove(first.folder)
+    assert content(generate.generate(mill, "poisson", SMALL)) == before
+    other = generate.generate(mill, "poisson", replace(SMALL, seed=1))
     assert other.key != first.key
     assert not set(content(other).values()) & {before[name] for name in before if name.startswith("images")}
-    assert [one.key for one in making.every(mill)] == [
-        one.key for one in sorted(making.every(mill), key=lambda one: (one.manifest["made"], one.key), reverse=True)
+    assert [one.key for one in generate.every(mill)] == [
+        one.key for one in sorted(generate.every(mill), key=lambda one: (one.manifest["made"], one.key), reverse=True)
     ]
-    assert making.opened(mill, first.key[:6]).key == first.key
+    assert generate.opened(mill, first.key[:6]).key == first.key
 
 
 def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
@@ -90,7 +91,7 @@ def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
         stderr=subprocess.DEVNULL,
         env=dict(os.environ),
     )
-    home = making.home(mill)
+    home = generate.home(mill)
     while process.poll() is None and not sum(
         len(file.read_bytes()) > 2000 for file in home.glob(".*.making/rows.jsonl")
     ):
@@ -98,33 +99,33 @@ def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     (left,) = home.glob(".*.making")
-    assert not making.every(mill)
+    assert not generate.every(mill)
     lines = (left / "rows.jsonl").read_bytes().splitlines(keepends=True)
     done = [json.loads(line)["made"]["file"] for line in lines if line.endswith(b"\n")]
     assert done
     before = {name: (left / name).stat().st_mtime_ns for name in done}
     with (left / "rows.jsonl").open("ab") as handle:
         handle.write(b'{"number": 1')  # as a kill cuts it off
-    batch = making.generate(mill, "paste", Wish(count=100, window=48))
+    batch = generate.generate(mill, "paste", Wish(count=100, window=48))
     assert {name: (batch.folder / name).stat().st_mtime_ns for name in done} == before
     assert len(batch.made()) == batch.manifest["images"] == 200
     assert len({one.file for one in batch.made()}) == 200
     assert not list(home.glob(".*.making"))
     for one in batch.made()[::50]:
-        making.pixels_of(batch, one)
+        generate.pixels_of(batch, one)
 
 
 def test_the_block_list_is_renewed_and_new_labels_make_another_batch(mill: Project) -> None:
-    batch = making.generate(mill, "paste", SMALL)
+    batch = generate.generate(mill, "paste", SMALL)
     index = Index(mill)
     piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
     val = next(id for id, split in index.rows("split") if split == "val")
     index.set({"group": {val: "renamed"}})
-    renewed = making.generate(mill, "paste", SMALL)
+    renewed = generate.generate(mill, "paste", SMALL)
     assert renewed.key == batch.key
     assert "renamed" in renewed.manifest["blocked"]["groups"]
     index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
-    assert making.generate(mill, "paste", SMALL).key != batch.key
+    assert generate.generate(mill, "paste", SMALL).key != batch.key
 
 
 IMPOSSIBLE = [
@@ -142,57 +143,57 @@ IMPOSSIBLE = [
 def test_a_wish_that_cannot_be_is_one_line(mill: Project) -> None:
     for wish, words in IMPOSSIBLE:
         with pytest.raises(CurateError, match=words) as caught:
-            making.generate(mill, "paste", wish)
+            generate.generate(mill, "paste", wish)
         assert "\n" not in str(caught.value)
-    assert not list(making.home(mill).glob(".*.making"))
-    assert not making.every(mill)
+    assert not list(generate.home(mill).glob(".*.making"))
+    assert not generate.every(mill)
 
 
 def test_what_must_learn_first_says_so_and_damage_is_told(mill: Project) -> None:
     with pytest.raises(CurateError, match=r"unknown synthesiser 'past'.*did you mean 'paste'"):
-        making.generate(mill, "past", SMALL)
+        generate.generate(mill, "past", SMALL)
     with pytest.raises(CurateError, match=r"diffusion is not fitted yet\. Run: curate synth fit diffusion"):
-        making.generate(mill, "diffusion", SMALL)
+        generate.generate(mill, "diffusion", SMALL)
     with pytest.raises(CurateError, match="unknown option of synthesiser diffusion 'device'"):
-        making.options_of(making.MAKE, "diffusion", ["device=1"])
-    batch = making.generate(mill, "paste", SMALL)
+        generate.options_of(generate.MAKE, "diffusion", ["device=1"])
+    batch = generate.generate(mill, "paste", SMALL)
     (batch.folder / batch.made()[0].file).write_bytes(b"other")
     with pytest.raises(CurateError, match="Generate it again"):
-        making.pixels_of(batch, batch.made()[0])
+        generate.pixels_of(batch, batch.made()[0])
     (batch.folder / "manifest.parquet").write_bytes(b"other")
     with pytest.raises(CurateError, match="is damaged"):
         batch.made()
     (batch.folder / "manifest.json").write_text("{")
     with pytest.raises(CurateError, match="is damaged"):
-        making.opened(mill, batch.key)
+        generate.opened(mill, batch.key)
 
 
 def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "EXAMPLES", 24)
+    monkeypatch.setattr(generate, "EXAMPLES", 24)
     options = {"steps": 2, "batch": 2}
-    fitted = making.fit(mill, "diffusion", options, "cpu", window=32)
+    fitted = generate.fit(mill, "diffusion", options, "cpu", window=32)
     assert fitted.fresh
-    assert not making.fit(mill, "diffusion", options, "cpu", window=32).fresh
+    assert not generate.fit(mill, "diffusion", options, "cpu", window=32).fresh
     held_out = {group for _, split, group in Index(mill).rows("split", "group") if split != "train"}
     index = Index(mill)
     clean = {one.group for one in index.items(list(index.ids())) if one.label.clean}
     assert not held_out & set(fitted.manifest["groups"])
     assert clean & set(fitted.manifest["groups"])  # windows of clean steel teach, too
-    batch = making.generate(mill, "diffusion", Wish(("hole",), count=1), {"steps": 1}, "cpu")
+    batch = generate.generate(mill, "diffusion", Wish(("hole",), count=1), {"steps": 1}, "cpu")
     assert batch.made()[0].window[2:] == (32, 32)
     assert batch.made()[0].synthesiser == fitted.key
     assert batch.manifest["learnt"] == fitted.manifest["groups"]
     with pytest.raises(CurateError, match=r"fitted to windows of \[32\], not 64"):
-        making.generate(mill, "diffusion", Wish(window=64))
+        generate.generate(mill, "diffusion", Wish(window=64))
     piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
     index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
     with pytest.raises(CurateError, match="labels or splits of train changed since diffusion was fitted"):
-        making.generate(mill, "diffusion", Wish(window=32))
+        generate.generate(mill, "diffusion", Wish(window=32))
 
 
 def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
     names = ["crack", "../x", "a/b", "a_b", ".", "裂纹", "rolled in"]
-    folders = [making.folder_of(name) for name in names]
+    folders = [generate.folder_of(name) for name in names]
     assert len(set(folders)) == len(names)
     assert folders[0] == "crack"
     assert not any(set(name) & set("/\\.") for name in folders)
@@ -257,10 +258,10 @@ def test_defects_that_a_window_cannot_hold_are_named(tmp_path: Path) -> None:
     label = replace(crack.label, defects=(defect_from_mask("crack", large),))
     real = [replace(one, label=label) if one.id == crack.id else one for one in real]
     bank = masks.bank_of(real, [], CLASSES, 10**6)
-    about = making.donors_of(bank, "crack", asdict(making.Wish(window=64)))
+    about = generate.donors_of(bank, "crack", asdict(generate.Wish(window=64)))
     assert (about["used"], about["there"]) == (3, 4)
     assert "1 are too large for a window of 64 px (up to 86 px long)" in about["left_out"]
     assert "--window 71 holds all" in about["left_out"]
-    assert making.donors_of(bank, "crack", asdict(making.Wish(window=71)))["left_out"] is None
-    whole = making.donors_of(bank, "crack", asdict(making.Wish(window=64, severity="high")))
+    assert generate.donors_of(bank, "crack", asdict(generate.Wish(window=71)))["left_out"] is None
+    whole = generate.donors_of(bank, "crack", asdict(generate.Wish(window=64, severity="high")))
     assert whole == {"there": 0, "used": 0, "left_out": None}

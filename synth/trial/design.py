@@ -20,8 +20,9 @@ from curate.embed._base import Encoder
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import arms, making, smaller
-from synth.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
+from synth import generate
+from synth.trial import arms, downscale
+from synth.trial.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
 from train import recipe
 from train.fit import pretrained
 from train.recipe import Augmentation, Recipe, Sampler, Schedule
@@ -101,9 +102,9 @@ def planned(project: Project, wish: Wish, progress: Progress = lambda stage, don
     items = [one for one in items if one.label.present <= set(classes)]
     limit = project.config.limits.max_pixels
     if wish.scale < 1:
-        items = smaller.shrunk(items, wish.scale, home, limit, progress)
+        items = downscale.shrunk(items, wish.scale, home, limit, progress)
     parts = arms.parts(items, wish.folds, wish.cleans)
-    names = tuple(making.plain(name) for name in wish.arms or _of_stage(home, wish))
+    names = tuple(generate.plain(name) for name in wish.arms or _of_stage(home, wish))
     _check_arms(names, wish)
     full = wish.stage == "full"
     runs = arms.runs(
@@ -162,7 +163,7 @@ def _checked(wish: Wish, items: Sequence[Item], classes: Sequence[str], known: S
 
 def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
     """All arms that are there; in full only the best two generative ones, if there was a screening."""
-    there = [name for name in ARMS if name in arms.BASELINES or name in making.MAKE.names()]
+    there = [name for name in ARMS if name in arms.BASELINES or name in generate.MAKE.names()]
     file = home / "screen.json"
     if wish.stage == "screen" or not file.is_file():
         return tuple(there)
@@ -171,12 +172,12 @@ def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
 
 
 def _check_arms(names: Sequence[str], wish: Wish) -> None:
-    known = (*arms.BASELINES, *making.MAKE.names())
+    known = (*arms.BASELINES, *generate.MAKE.names())
     for name in (*names, *wish.options):
         if name not in known:
             raise unknown("arm", name, known)
     for name, given in wish.options.items():
-        options = [*making.FIT.options(name), *making.MAKE.options(name)]
+        options = [*generate.FIT.options(name), *generate.MAKE.options(name)]
         for key in given:
             if key not in options:
                 raise unknown(f"option of synthesiser {name}", key, options)
@@ -189,9 +190,9 @@ def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         name, _, rest = text.partition(".")
-        name = making.plain(name)
-        sides = [one for one in (making.FIT, making.MAKE) if rest.partition("=")[0] in one.options(name)]
-        found.setdefault(name, {}).update(making.options_of(sides[0] if sides else making.FIT, name, [rest]))
+        name = generate.plain(name)
+        sides = [one for one in (generate.FIT, generate.MAKE) if rest.partition("=")[0] in one.options(name)]
+        found.setdefault(name, {}).update(generate.options_of(sides[0] if sides else generate.FIT, name, [rest]))
     return found
 
 

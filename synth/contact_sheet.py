@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from curate import files
-from synth.data import Mask, Pixels
+from synth.nouns import Mask, Pixels
 
 SIDE = 96  # pixels of a picture
 ACROSS = 10

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import files
-from synth.verdict import MAIN, Line, above, below
+from synth.trial.verdict import MAIN, Line, above, below
 from train.evaluate.intervals import Figure
 
 ROW, LEFT, WIDE, HEAD = 18, 190, 360, 44

@@ -20,9 +20,11 @@ from curate.errors import CurateError
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import arms, experiment, lots, making, masks, smaller, trial, verdict
-from synth.arms import Arm, Run
-from synth.experiment import Wish
+from synth import generate, masks
+from synth.trial import arms, batches, design, downscale, verdict
+from synth.trial import run as trial
+from synth.trial.arms import Arm, Run
+from synth.trial.design import Wish
 from tests.conftest import Make
 from tests.synth import conftest as steel
 from tests.synth.answers import judged
@@ -261,13 +263,13 @@ def test_images_shrink_with_their_masks(tmp_path: Path) -> None:
     from tests.train.conftest import item
 
     items = [item(tmp_path, number) for number in range(4)]
-    found = smaller.shrunk(items, 0.5, tmp_path / "home", 1 << 20, lambda *step: None)
+    found = downscale.shrunk(items, 0.5, tmp_path / "home", 1 << 20, lambda *step: None)
     assert [(one.width, one.height, one.group) for one in found] == [(32, 32, one.group) for one in items]
     for before, after in zip(items, found, strict=True):
         assert after.label.present == before.label.present
         for old, new in zip(before.label.defects, after.label.defects, strict=True):
             assert np.array(new.box) == pytest.approx(np.array(old.box) / 2, abs=1)
-    again = smaller.shrunk(items, 0.5, tmp_path / "home", 1 << 20, lambda *step: None)
+    again = downscale.shrunk(items, 0.5, tmp_path / "home", 1 << 20, lambda *step: None)
     assert again == found
 
 
@@ -280,11 +282,11 @@ def test_a_defect_that_finds_no_place_gives_way_to_another(tmp_path: Path, monke
     real = [one for one in steel.items(tmp_path, 8) if one.label.present]
     clean = [one for one in steel.items(tmp_path, 12) if one.label.clean]
     narrow = [_comb(tmp_path, number) for number in range(2 * len(clean))]
-    order = lots.Order("paste", {}, 48)
-    found = lots._scenes(masks.bank_of([*real, *clean, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order)
+    order = batches.Order("paste", {}, 48)
+    found = batches._scenes(masks.bank_of([*real, *clean, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order)
     assert len(found) == len({scene.seed for scene, _ in found}) == 6
     assert not {site.ground.id for _, site in found} & {one.id for one in narrow}
-    assert lots._scenes(masks.bank_of([*real, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order) == []
+    assert batches._scenes(masks.bank_of([*real, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order) == []
 
 
 def _comb(folder: Path, number: int) -> Item:
@@ -326,7 +328,7 @@ def works(make: Make, tmp_path: Path) -> Project:
 def test_a_trial_from_end_to_end(
     works: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = making.generate(works, "paste", making.Wish(count=2, window=64), device="cpu")
+    batch = generate.generate(works, "paste", generate.Wish(count=2, window=64), device="cpu")
     dry = trial.run(works, replace(SMALL, dry_run=True))
     assert (dry.trainings, dry.done, dry.lines) == (6, 0, [])
     assert dry.seconds_each > 0
@@ -363,8 +365,8 @@ def test_a_trial_from_end_to_end(
 
     # Killed when it was trained, before it was judged: the network is the trained one, not a new one.
     _as_people_call_it(works, monkeypatch, capsys)
-    plot = experiment.planned(works, SMALL)
-    run, real = Run(0, 4, BALANCED, 1), experiment.real_of(plot, 0, 4)
+    plot = design.planned(works, SMALL)
+    run, real = Run(0, 4, BALANCED, 1), design.real_of(plot, 0, 4)
     once, twice = (trial.trained(plot, run, real).module.state_dict() for _ in range(2))
     assert all((once[name] == twice[name]).all() for name in once)
 
@@ -385,7 +387,7 @@ def _as_people_call_it(project: Project, monkeypatch: pytest.MonkeyPatch, capsys
 
 def _no_leak(project: Project, wish: Wish) -> None:
     """Nothing of a fold's test part, and nothing of val or test, is a parent of its synthetic images."""
-    plot = experiment.planned(project, wish)
+    plot = design.planned(project, wish)
     rows = list(Index(project).rows("split", "group"))
     barred = {(id, group) for id, split, group in rows if split in ("val", "test")}
     used = {one.id for part in plot.parts for one in (*part.train, *part.test)}
@@ -395,7 +397,7 @@ def _no_leak(project: Project, wish: Wish) -> None:
         groups = {one.group for one in part.test} | {group for _, group in barred}
         bank = trial.bank_of(plot, fold, 4)
         order = trial.order_of(plot, Run(fold, 4, Arm("paste", 1), 0))
-        parents = {group for one in lots.made(plot.home, bank, order, lambda *step: None) for group in one.parents}
+        parents = {group for one in batches.made(plot.home, bank, order, lambda *step: None) for group in one.parents}
         assert parents
         assert not groups & {one.group for one in (*bank.donors, *bank.grounds)}
         assert not groups & parents
@@ -417,7 +419,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
         (replace(SMALL, recipe="simple-cnn", overrides=()), "a trial needs one for segmentation"),
     ):
         with pytest.raises(CurateError, match=words):
-            experiment.planned(works, wish)
+            design.planned(works, wish)
 
 
 def test_a_damaged_verdict_is_written_anew_and_a_firm_one_outlives_a_screening(tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ from curate.masks.shapes import grey_file
 from curate.paths import safe_join
 from curate.project import Project
 from synth import masks
-from synth.data import Bank, Made, Mask, Pixels, Scene, Site
 from synth.masks import Place
+from synth.nouns import Bank, Made, Mask, Pixels, Scene, Site
 from train.data.pixels import read, with_channels
 
 if TYPE_CHECKING:
-    from synth.checking import Look
+    from synth.check import Look
 
 STEP = 1  # raise it when the same wish and bank give another batch than before
 FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
@@ -510,7 +510,7 @@ def every(project: Project) -> list[Batch]:
 
 def looks(batch: Batch) -> Iterator[Look]:
     """Every image of a batch with its mask, as gates see them."""
-    from synth.checking import Look
+    from synth.check import Look
 
     for one in batch.made():
         pixels, mask = both_of(batch, one)

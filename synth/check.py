@@ -23,9 +23,9 @@ from curate.embed._base import Encoder, prepare_image, whole
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import gates, masks, sheet
-from synth.data import Bank, Donor, Mask, Pixels
+from synth import contact_sheet, gates, masks
 from synth.gates import Floats, Limits, Span
+from synth.nouns import Bank, Donor, Mask, Pixels
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor
@@ -126,20 +126,20 @@ def check(
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Judge a batch; writes `checked.parquet`, `checked.json` and `sheet.png` beside it."""
-    from synth import making
+    from synth import generate
 
     _known(without)
-    batch = making.opened(project, key)
+    batch = generate.opened(project, key)
     index = Index(project)
     bank = masks.bank(index)
     for name in {one.name for one in batch.made()} - set(bank.classes):
         raise unknown("class", name, bank.classes, f"Batch {batch.key} is of other classes")
     segmenter = None if "resegmentation" in without else segmenter_of(index, bank, model, device)
     standard = standard_of(bank, encoder_of(project, encoder, options, device))
-    looks = making.looks(batch)
+    looks = generate.looks(batch)
     found = inspected(looks, standard, segmenter, without, progress)
     _write_rows(batch.folder / CHECKED, found.rows, without)
-    _write_sheet(batch.folder / SHEET, bank, making.looks(batch), found.rows, f"batch {batch.key}")
+    _write_sheet(batch.folder / SHEET, bank, generate.looks(batch), found.rows, f"batch {batch.key}")
     report = _report(batch.key, found, standard, segmenter, without)
     report.files = {"checked": str(batch.folder / CHECKED), "sheet": str(batch.folder / SHEET)}
     if segmenter:
@@ -425,8 +425,8 @@ def _write_rows(target: Path, rows: Sequence[Row], without: Sequence[str]) -> No
 
 
 def _write_sheet(target: Path, bank: Bank, looks: Iterable[Look], rows: Sequence[Row], title: str) -> None:
-    shown: dict[str, dict[str, list[sheet.Crop]]] = {}
+    shown: dict[str, dict[str, list[contact_sheet.Crop]]] = {}
     for look, row in zip(looks, rows, strict=True):
         of = shown.setdefault(look.name, {"real": [(one.pixels, one.mask) for one in bank.of(look.name)]})
         of.setdefault("passed" if row.passed else "refused", []).append(cropped(look.pixels, look.mask))
-    sheet.write(target, shown, title)
+    contact_sheet.write(target, shown, title)
