@@ -158,7 +158,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class Busy(CurateError):
+class ProjectBusy(CurateError):
     """Another command writes to the project."""
 
 
@@ -177,7 +177,7 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(_busy(lock)) from None
+            raise ProjectBusy(_busy(lock)) from None
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
         with room_for(lock):
             handle.truncate(0)

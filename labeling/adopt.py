@@ -16,14 +16,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from curate.errors import CurateError, unknown
 from curate.index import app_edits, sync
 from curate.index.dataset import Index, chunks
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import pull, tasks
 from labeling.client import NotFound, Studio
-from labeling.consensus import Known
-from labeling.pull import PAGE, Report
-from labeling.remote_project import Desk
+from labeling.consensus import LoggedAnnotations
+from labeling.pull import PAGE, PullReport
+from labeling.remote_project import LabelStudioProject
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of what was uploaded
 LARGEST = 1 << 30  # bytes of an image that are hashed
@@ -31,21 +31,21 @@ LARGEST = 1 << 30  # bytes of an image that are hashed
 
 def run(
     project: Project, studio: Studio, number: int, names: Mapping[str, str], progress: Any = pull.NO_PROGRESS
-) -> Report:
+) -> PullReport:
     """Bring what people did in that project into log and index. The caller holds the writer lock.
 
     Args:
         names: what a class of theirs is called here.
     """
     _check(project, names)
-    desk = Desk(project, studio, number, f"adopted {number}")
+    desk = LabelStudioProject(project, studio, number, f"adopted {number}")
     title = _title(studio, number)
     index = Index(project)
-    report = Report(desk.url, notes=[f"adopted from '{title}' (project {number})"])
+    report = PullReport(desk.url, notes=[f"adopted from '{title}' (project {number})"])
     finder = _Finder(index, studio)
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         report.captured = len(app_edits.capture(index, book, project.class_names))
-        known = Known.of(book)
+        known = LoggedAnnotations.of(book)
         people = pull.people_on(desk)
         for page in chunks(tasks.listed(desk, [], "all", pull.FIELDS, PAGE), PAGE):
             progress("adopting", len(page), 0)
@@ -72,7 +72,7 @@ def _title(studio: Studio, number: int) -> str:
 
 
 def _ours(
-    page: Iterable[Mapping[str, Any]], finder: _Finder, report: Report
+    page: Iterable[Mapping[str, Any]], finder: _Finder, report: PullReport
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Annotated tasks that show an image of the index, with its id put where ours have it."""
     for task in page:

@@ -73,7 +73,7 @@ def majority(values: Sequence[Value]) -> Value | None:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-class Area(NamedTuple):
+class CroppedMask(NamedTuple):
     """Pixels as a crop (0 and 1) and where in the image it lies; much less to count than the whole image."""
 
     left: int
@@ -89,7 +89,7 @@ class Area(NamedTuple):
         return self.top + self.mask.shape[0]
 
 
-Areas = Mapping[str, Area | None]
+Areas = Mapping[str, CroppedMask | None]
 
 
 class Overlap(NamedTuple):
@@ -115,11 +115,11 @@ def pixel_agreement(first: Label, second: Label, size: Size) -> dict[str, Overla
     return overlaps(areas(first, size), areas(second, size))
 
 
-def areas(label: Label, size: Size) -> dict[str, Area | None]:
+def areas(label: Label, size: Size) -> dict[str, CroppedMask | None]:
     """The pixels of each class that a label shows; None where it names the class for the whole image only."""
     if label.status != "labelled":
         return {}
-    drawn: dict[str, list[Area]] = {}
+    drawn: dict[str, list[CroppedMask]] = {}
     for defect in label.defects:
         drawn.setdefault(defect.label, []).append(_area(defect, size))
     return {name: _united(drawn[name]) if name in drawn else None for name in sorted(label.present)}
@@ -135,24 +135,24 @@ def overlaps(first: Areas, second: Areas) -> dict[str, Overlap]:
     return found
 
 
-def _area(defect: Defect, size: Size) -> Area:
+def _area(defect: Defect, size: Size) -> CroppedMask:
     x, y, w, h = defect.box
     if (crop := crop_of(defect)) is not None:
-        return Area(int(x), int(y), crop)
+        return CroppedMask(int(x), int(y), crop)
     # A box's columns do not depend on its rows: two strips tell what a whole image would.
     columns = np.flatnonzero(mask_of(replace(defect, box=(x, 0.0, w, 1.0)), size[0], 1))
     rows = np.flatnonzero(mask_of(replace(defect, box=(0.0, y, 1.0, h)), 1, size[1]))
-    return Area(int(columns[0]), int(rows[0]), np.ones((len(rows), len(columns)), np.uint8))
+    return CroppedMask(int(columns[0]), int(rows[0]), np.ones((len(rows), len(columns)), np.uint8))
 
 
-def _united(parts: Sequence[Area]) -> Area:
+def _united(parts: Sequence[CroppedMask]) -> CroppedMask:
     if len(parts) == 1:
         return parts[0]
     left, top, counts = _counted(parts)
-    return Area(left, top, (counts > 0).view(np.uint8))
+    return CroppedMask(left, top, (counts > 0).view(np.uint8))
 
 
-def _counted(parts: Sequence[Area]) -> tuple[int, int, NDArray[np.uint16]]:
+def _counted(parts: Sequence[CroppedMask]) -> tuple[int, int, NDArray[np.uint16]]:
     """How many of the areas hold each pixel of the box around them all: its left, its top, the counts."""
     left, top = min(a.left for a in parts), min(a.top for a in parts)
     counts = np.zeros((max(a.bottom for a in parts) - top, max(a.right for a in parts) - left), np.uint16)
@@ -161,11 +161,11 @@ def _counted(parts: Sequence[Area]) -> tuple[int, int, NDArray[np.uint16]]:
     return left, top, counts
 
 
-def _count(area: Area | None) -> int:
+def _count(area: CroppedMask | None) -> int:
     return 0 if area is None else int(np.count_nonzero(area.mask))
 
 
-def _shared(first: Area, second: Area) -> int:
+def _shared(first: CroppedMask, second: CroppedMask) -> int:
     left, right = max(first.left, second.left), min(first.right, second.right)
     top, bottom = max(first.top, second.top), min(first.bottom, second.bottom)
     if left >= right or top >= bottom:
@@ -191,7 +191,7 @@ class Consensus:
 
 
 @dataclass(frozen=True, slots=True)
-class _Word:
+class _AnnotatedPixels:
     """A label with its pixels."""
 
     label: Label
@@ -213,7 +213,7 @@ def consensus(labels: Sequence[Label], size: Size, least: float = LEAST) -> Cons
         raise ValueError("a consensus needs at least one label")
     if (label := _only(labels)) is not None:
         return Consensus(label, 1.0 if len(labels) > 1 else None)
-    words = [_Word(label, areas(label, size)) for label in labels]
+    words = [_AnnotatedPixels(label, areas(label, size)) for label in labels]
     status, agreement = majority([label.status for label in labels]), _alike(words)
     if status == "skipped":
         return Consensus(Label("skipped", reason=_reasons(labels)), agreement)
@@ -234,7 +234,7 @@ def _reasons(labels: Sequence[Label]) -> str | None:
     return "; ".join(sorted({label.reason for label in labels if label.status == "skipped" and label.reason})) or None
 
 
-def _alike(words: Sequence[_Word]) -> float:
+def _alike(words: Sequence[_AnnotatedPixels]) -> float:
     pairs = list(combinations(words, 2))
     names = sorted({name for word in words for name in word.areas})
     if not names:
@@ -242,7 +242,7 @@ def _alike(words: Sequence[_Word]) -> float:
     return fmean(fmean(_match(a, b, name) for a, b in pairs if name in a.areas or name in b.areas) for name in names)
 
 
-def _match(first: _Word, second: _Word, name: str) -> float:
+def _match(first: _AnnotatedPixels, second: _AnnotatedPixels, name: str) -> float:
     """Dice of a class; where pixels are unknown, whether both show it."""
     if name not in first.areas or name not in second.areas:
         return 0.0
@@ -250,7 +250,7 @@ def _match(first: _Word, second: _Word, name: str) -> float:
     return 1.0 if a is None or b is None else Overlap(_shared(a, b), _count(a), _count(b)).dice
 
 
-def _merged(words: Sequence[_Word], size: Size, least: float) -> tuple[Label, set[str]]:
+def _merged(words: Sequence[_AnnotatedPixels], size: Size, least: float) -> tuple[Label, set[str]]:
     """The majority's label, and the classes on which there is none."""
     if (label := _only([word.label for word in words])) is not None:
         return label, set()
@@ -268,21 +268,21 @@ def _merged(words: Sequence[_Word], size: Size, least: float) -> tuple[Label, se
     return Label("labelled", tuple(sorted(defects, key=lambda d: (d.label, d.box))), tuple(whole)), doubtful
 
 
-def _whole(name: str, words: Sequence[_Word], drawn: bool) -> bool:
+def _whole(name: str, words: Sequence[_AnnotatedPixels], drawn: bool) -> bool:
     """Whether the class holds for the whole image: most say so, or most show it and its pixels stay unknown."""
     said = sum(name in word.label.classes for word in words)
     shown = sum(name in word.areas for word in words)
     return 2 * said > len(words) or (2 * shown > len(words) and said > 0 and not drawn)
 
 
-def _doubtful(name: str, words: Sequence[_Word], least: float, found: bool) -> bool:
+def _doubtful(name: str, words: Sequence[_AnnotatedPixels], least: float, found: bool) -> bool:
     showing = [word for word in words if name in word.areas]
     if 2 * len(showing) <= len(words):
         return 2 * len(showing) == len(words)
     return not found or fmean([_match(a, b, name) for a, b in combinations(showing, 2)] or [1.0]) < least
 
 
-def _regions(name: str, words: Sequence[_Word], size: Size) -> list[Defect]:
+def _regions(name: str, words: Sequence[_AnnotatedPixels], size: Size) -> list[Defect]:
     """The class's regions by majority of those who know its pixels: who does not show it knows that there are none."""
     own = [(who, d) for who, word in enumerate(words) for d in word.label.defects if d.label == name]
     painted = [area for word in words if (area := word.areas.get(name)) is not None]
@@ -302,7 +302,7 @@ def _severity(regions: Owned) -> str | None:
     return majority([degree for _, degree in sorted({(who, d.severity or "") for who, d in regions})]) or None
 
 
-def _common_pixels(name: str, own: Owned, painted: Sequence[Area], knowing: int, size: Size) -> list[Defect]:
+def _common_pixels(name: str, own: Owned, painted: Sequence[CroppedMask], knowing: int, size: Size) -> list[Defect]:
     import cv2
 
     left, top, counts = _counted(painted)
@@ -313,13 +313,13 @@ def _common_pixels(name: str, own: Owned, painted: Sequence[Area], knowing: int,
     for number in range(1, total):
         x, y, w, h = (int(value) for value in stats[number, :4])
         crop = (numbers[y : y + h, x : x + w] == number).view(np.uint8)
-        area = Area(left + x, top + y, crop)
+        area = CroppedMask(left + x, top + y, crop)
         touching = [(who, d) for who, d, other in drawn if _shared(area, other)]
         found.append(_placed(name, area, _severity(touching)))
     return found
 
 
-def _placed(name: str, area: Area, severity: str | None) -> Defect:
+def _placed(name: str, area: CroppedMask, severity: str | None) -> Defect:
     defect = defect_from_mask(name, area.mask)
     assert defect is not None
     x, y, w, h = defect.box

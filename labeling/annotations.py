@@ -7,11 +7,11 @@ from typing import Any
 
 from curate.data import Label
 from curate.index.dataset import Index
-from curate.labels.log import Book, Entry
+from curate.labels.log import Entry, LabelLog
 from curate.project import Project
 from labeling import annotators
 from labeling.agreement import Annotation
-from labeling.consensus import ORIGIN, Known
+from labeling.consensus import ORIGIN, LoggedAnnotations
 
 
 def report(project: Project, number: int | None = None) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def report(project: Project, number: int | None = None) -> dict[str, Any]:
 def read(project: Project, number: int | None = None) -> list[Annotation]:
     """The annotations of the log; those that were changed or deleted later stand there, too, and do not count."""
     sizes = {id: (width, height) for id, width, height in Index(project).rows("width", "height")}
-    with closing(Book(project.work / "labels", project.class_names)) as book:
-        standing = {uid for stamps in Known.of(book).settled.values() for uid in stamps}
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
+        standing = {uid for stamps in LoggedAnnotations.of(book).settled.values() for uid in stamps}
         newest = {entry.extra["annotation"]: entry for entry in book.entries() if _is_word(entry)}
     kept = (entry for uid, entry in newest.items() if uid in standing and entry.id in sizes)
     return [_annotation(entry, sizes[entry.id]) for entry in kept if number in (None, entry.extra.get("round"))]

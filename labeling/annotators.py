@@ -31,14 +31,14 @@ Units = Sequence[Sequence[Hashable]]
 # --- agreement beyond chance ------------------------------------------------------------------------------------------
 
 
-class Figure(NamedTuple):
+class AgreementScore(NamedTuple):
     """A measure, and the number of images it rests on."""
 
     value: float | None
     images: int
 
 
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Figure:
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> AgreementScore:
     """Two people's words on the same images, in the same order."""
     n = len(first)
     if n != len(second):
@@ -46,30 +46,30 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Figure
     same = sum(a == b for a, b in zip(first, second, strict=True))
     ours, theirs = Counter(first), Counter(second)
     chance = sum(count * theirs[value] for value, count in ours.items())  # n * n times the expected share
-    return Figure((n * same - chance) / (n * n - chance) if n * n > chance else None, n)
+    return AgreementScore((n * same - chance) / (n * n - chance) if n * n > chance else None, n)
 
 
-def fleiss_kappa(units: Units) -> Figure:
+def fleiss_kappa(units: Units) -> AgreementScore:
     """Each image's ratings; only images with the most frequent number of them (of at least two) are used."""
     sizes = Counter(len(ratings) for ratings in units if len(ratings) > 1)
     if not sizes:
-        return Figure(None, 0)
+        return AgreementScore(None, 0)
     m = max(sizes, key=lambda size: (sizes[size], size))
     used = [Counter(ratings) for ratings in units if len(ratings) == m]
     n, totals = len(used), sum(used, Counter[Hashable]())
     observed = sum(c * (c - 1) for counts in used for c in counts.values()) / (n * m * (m - 1))
     chance = sum(total**2 for total in totals.values()) / (n * m) ** 2
-    return Figure((observed - chance) / (1 - chance) if len(totals) > 1 else None, n)
+    return AgreementScore((observed - chance) / (1 - chance) if len(totals) > 1 else None, n)
 
 
-def krippendorff_alpha(units: Units) -> Figure:
+def krippendorff_alpha(units: Units) -> AgreementScore:
     """Each image's ratings, nominal, any number of them; an image with a single one says nothing."""
     used = [Counter(ratings) for ratings in units if len(ratings) > 1]
     totals = sum(used, Counter[Hashable]())
     n = totals.total()
     differing = sum((c.total() ** 2 - sum(k * k for k in c.values())) / (c.total() - 1) for c in used)
     expected = n * n - sum(total**2 for total in totals.values())
-    return Figure(1 - (n - 1) * differing / expected if expected else None, len(used))
+    return AgreementScore(1 - (n - 1) * differing / expected if expected else None, len(used))
 
 
 # --- who said what of the same image ----------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def report(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[st
     }
 
 
-def _keyed(name: str, figure: Figure) -> dict[str, Any]:
+def _keyed(name: str, figure: AgreementScore) -> dict[str, Any]:
     return {name: figure.value, f"{name}_images": figure.images}
 
 
@@ -168,7 +168,7 @@ def _class(
     }
 
 
-def _pair_kappa(name: str, labels: Sequence[tuple[Label, Label]]) -> Figure:
+def _pair_kappa(name: str, labels: Sequence[tuple[Label, Label]]) -> AgreementScore:
     both = [(a, b) for a, b in labels if a.status == b.status == "labelled"]
     return cohen_kappa([name in a.present for a, _ in both], [name in b.present for _, b in both])
 

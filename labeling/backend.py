@@ -24,7 +24,7 @@ from curate.vectors.run import pixels_of
 from labeling import results as wire
 from labeling.http_server import Routes, listening
 from labeling.push import REVIEW
-from labeling.remote_project import MODEL_VERSION, Desk
+from labeling.remote_project import MODEL_VERSION, LabelStudioProject
 
 if TYPE_CHECKING:
     from train.predict.run import Predictor
@@ -88,7 +88,7 @@ def served(backend: Backend, host: str, port: int) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def connected(desk: Desk, url: str, password: str) -> Iterator[None]:
+def connected(desk: LabelStudioProject, url: str, password: str) -> Iterator[None]:
     """Label Studio asks us from now on, and no longer afterwards."""
     studio = desk.studio
     for old in studio.get("/api/ml/", project=desk.id):  # of a backend that was killed

@@ -33,7 +33,7 @@ STYLE = """
 LETTERS = "asdfgqtyij"  # of the second row of classes; none that Label Studio gives to any of its tools
 
 
-class Example(NamedTuple):
+class ExampleCrop(NamedTuple):
     """A crop that shows a class, at an address on the server."""
 
     name: str
@@ -161,7 +161,7 @@ def _present(project: Project, old: Sequence[str]) -> Element:
 # --- instructions -----------------------------------------------------------------------------------------------------
 
 
-def instructions(project: Project, examples: Sequence[Example]) -> str:
+def instructions(project: Project, examples: Sequence[ExampleCrop]) -> str:
     """HTML for Label Studio's instructions: what each class is, and what it looks like."""
     parts = [_HOW, "<h3>Classes</h3>", *(_class(project, name, examples) for name in project.active_classes)]
     return "\n".join(parts)
@@ -176,7 +176,7 @@ A defect that cannot be outlined: choose it under <b>{SEEN}</b>.<br/>
 Size of the brush: keys [ and ]. Eraser: e. To see the steel beneath all masks: Ctrl+h.</p>"""
 
 
-def _class(project: Project, name: str, examples: Sequence[Example]) -> str:
+def _class(project: Project, name: str, examples: Sequence[ExampleCrop]) -> str:
     about = next(one.description for one in project.config.classes if one.name == name)
     # Label Studio strips every style and every data: address; what stands in these attributes, it keeps.
     shown = "".join(

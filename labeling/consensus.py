@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from curate.data import Label, Origin
-from curate.labels.log import Book, Entry, State
+from curate.labels.log import Entry, LabelLog, LabelState
 from labeling import agreement
 
 ORIGIN: Origin = "label-studio"
@@ -20,7 +20,7 @@ Stamps = dict[str, Stamp]  # by annotation
 
 
 @dataclass(frozen=True)
-class Word:
+class ReturnedAnnotation:
     """One annotation as the server has it. `uid` holds its time of making: Label Studio uses ids again."""
 
     uid: str
@@ -44,13 +44,13 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Task:
+class ReturnedTask:
     """A task as the server has it: `base` is the digest of the label that stood there when it was made."""
 
     uid: str
     id: str
     size: tuple[int, int]
-    words: Sequence[Word]
+    words: Sequence[ReturnedAnnotation]
     base: str | None = None
 
     @property
@@ -59,7 +59,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Settled:
+class SettledTask:
     """What became of a task: the label that follows, and how many words were new or are gone."""
 
     label: Label
@@ -68,14 +68,14 @@ class Settled:
 
 
 @dataclass
-class Known:
+class LoggedAnnotations:
     """What the log holds of Label Studio: each annotation, and what the label of each task rests on."""
 
     words: Stamps = field(default_factory=dict)
     settled: dict[str, Stamps] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, book: Book) -> Known:
+    def of(cls, book: LabelLog) -> LoggedAnnotations:
         known = cls()
         book.writer.push()
         for line in book.segments.holding(f'"{ORIGIN}"'.encode()):
@@ -91,12 +91,12 @@ class Known:
             self.words[extra["annotation"]] = stamp
             self.settled[extra["task"]] = {extra["annotation"]: stamp}
 
-    def holds(self, task: Task) -> bool:
+    def holds(self, task: ReturnedTask) -> bool:
         """Whether the label of the task rests on just these annotations already."""
         before, now = self.settled.get(task.uid, {}), task.stamps
         return before.keys() == now.keys() and all(_same(before[uid], stamp) for uid, stamp in now.items())
 
-    def deserted(self, task: Task) -> bool:
+    def deserted(self, task: ReturnedTask) -> bool:
         """Whether all annotations that the label rests on are gone."""
         return not task.words and bool(self.settled.get(task.uid))
 
@@ -106,7 +106,9 @@ def _same(one: Stamp, other: Stamp) -> bool:
     return one[0] == other[0] or one[1] == other[1]
 
 
-def settle(book: Book, known: Known, task: Task, least: float, history: Iterable[Entry] = ()) -> Settled | None:
+def settle(
+    book: LabelLog, known: LoggedAnnotations, task: ReturnedTask, least: float, history: Iterable[Entry] = ()
+) -> SettledTask | None:
     """Log the new words on a task and what follows from all of them; None where nothing is new.
 
     Args:
@@ -127,7 +129,7 @@ def settle(book: Book, known: Known, task: Task, least: float, history: Iterable
     if result.extra or known.settled.get(task.uid) != now:
         about = {"task": task.uid, "of": {uid: list(stamp) for uid, stamp in now.items()}}
         _log(book, known, replace(result, extra={**result.extra, **about}))
-    return Settled(book.state(task.id).label, len(fresh), len(gone))
+    return SettledTask(book.state(task.id).label, len(fresh), len(gone))
 
 
 def difference(before: Label, after: Label) -> dict[str, Any]:
@@ -148,12 +150,12 @@ def _of_class(label: Label, name: str) -> list[str]:
     )
 
 
-def _log(book: Book, known: Known, entry: Entry) -> None:
+def _log(book: LabelLog, known: LoggedAnnotations, entry: Entry) -> None:
     book.append(entry)
     known.note(entry.extra, entry.label.digest)
 
 
-def _resolved(task: Task, least: float) -> Entry:
+def _resolved(task: ReturnedTask, least: float) -> Entry:
     """The newest word of each annotator; of several annotators their consensus, or their dispute."""
     newest = {word.who: word for word in sorted(task.words, key=lambda word: word.moment)}
     last = max(newest.values(), key=lambda word: word.moment)
@@ -166,7 +168,7 @@ def _resolved(task: Task, least: float) -> Entry:
     return Entry(task.id, found.label, ORIGIN, CONSENSUS, last.at, extra=extra)
 
 
-def _without(book: Book, task: Task, history: Iterable[Entry]) -> Entry:
+def _without(book: LabelLog, task: ReturnedTask, history: Iterable[Entry]) -> Entry:
     """What held before anybody annotated the task."""
     entries = list(history)
     others = [one for one in entries if one.origin != "import" and one.extra.get("task") != task.uid]
@@ -174,7 +176,7 @@ def _without(book: Book, task: Task, history: Iterable[Entry]) -> Entry:
     return Entry(task.id, label, ORIGIN, CURATE, max((one.at for one in entries), default=""))
 
 
-def _beside_the_app(task: Task, before: State, result: Entry) -> Entry:
+def _beside_the_app(task: ReturnedTask, before: LabelState, result: Entry) -> Entry:
     """A label that a curator made since the task was pushed is not overwritten: a person has to decide."""
     theirs = before.entry is not None and before.entry.origin in ("app", "decision")
     open_dispute = before.label.reason == EDITED_IN_APP

@@ -18,7 +18,7 @@ from curate.masks import shapes
 from curate.project import Project
 from curate.vectors.run import pixels_of
 from labeling.client import Studio
-from labeling.config import Example
+from labeling.config import ExampleCrop
 
 EACH = 3
 SIDE = 120  # pixels of a crop
@@ -38,10 +38,10 @@ def key(project: Project) -> str:
     return rounds.key_of([classes, sorted(held & set(project.active_classes))])
 
 
-def crops(project: Project, keep: Keep) -> list[Example]:
+def crops(project: Project, keep: Keep) -> list[ExampleCrop]:
     """A few crops of each class, each with the defect in the middle and its outline drawn."""
     index = Index(project)
-    return [Example(name, keep(png)) for name in project.active_classes for png in _of_class(index, name)]
+    return [ExampleCrop(name, keep(png)) for name in project.active_classes for png in _of_class(index, name)]
 
 
 def on_server(studio: Studio, desk: int) -> Keep:

@@ -22,7 +22,7 @@ from curate.project import Project
 from labeling import client, server, tasks
 from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.remote_project import Desk
+from labeling.remote_project import LabelStudioProject
 
 ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own variable; for us, that of an external one
 MEDIA = "media"  # the folder below the document root that holds the copies, and the one that Label Studio serves
@@ -34,7 +34,7 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 Address = Callable[[str, str], str]  # content id, `source:path` -> URL
 
 
-def addresser(index: Index, desk: Desk, progress: Any = NO_PROGRESS) -> Address:
+def addresser(index: Index, desk: LabelStudioProject, progress: Any = NO_PROGRESS) -> Address:
     """Gives each image its address, in the way that project.toml asks for."""
     wanted = index.project.config.labelstudio.images
     if wanted == "url":
@@ -58,7 +58,7 @@ def _check_bytes(id: str, reference: str, digest: str) -> None:
 # --- local files ------------------------------------------------------------------------------------------------------
 
 
-def _local(index: Index, desk: Desk, progress: Any) -> Address:
+def _local(index: Index, desk: LabelStudioProject, progress: Any) -> Address:
     """Label Studio serves one folder of ours: copies of just the images that were pushed, named by their content ids.
 
     Copies, because Label Studio follows links, and because a file that is overwritten in place changes its hard links.
@@ -128,7 +128,7 @@ def renew(project: Project, studio: Studio, progress: Any = NO_PROGRESS) -> None
         _local(Index(project), desk, progress)
 
 
-def _move(index: Index, desk: Desk, address: Address, progress: Any) -> None:
+def _move(index: Index, desk: LabelStudioProject, address: Address, progress: Any) -> None:
     """New addresses for all tasks, the finished ones too; annotations and suggestions stay as they are."""
     references = {id: paths[0] for id, paths in index.rows("paths") if paths}
     for one in list(tasks.held(desk)):
@@ -143,7 +143,7 @@ def _move(index: Index, desk: Desk, address: Address, progress: Any) -> None:
                 desk.studio.ask("PATCH", f"/api/tasks/{one.id}", json={"data": {**one.data, "image": new}})
 
 
-def sweep(index: Index, desk: Desk) -> None:
+def sweep(index: Index, desk: LabelStudioProject) -> None:
     """Remove copies of images that have waited for nobody for a while; a push of theirs makes them anew."""
     if index.project.config.labelstudio.images != "local":
         return

@@ -13,15 +13,15 @@ from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import Round
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import consensus, results, tasks
 from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.consensus import EDITED_IN_APP, Known, Settled, Task, Word
+from labeling.consensus import EDITED_IN_APP, LoggedAnnotations, ReturnedAnnotation, ReturnedTask, SettledTask
 from labeling.push import QUEUED, UNLABELLED
-from labeling.remote_project import Desk
+from labeling.remote_project import LabelStudioProject
 
 OVERLAP = timedelta(minutes=2)  # asked for again: a change may be stored later than its own time says
 PAGE = 250
@@ -31,7 +31,7 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 
 
 @dataclass
-class Report:
+class PullReport:
     """What came. `annotations`: new words of people; `images`: those whose label they settle."""
 
     url: str
@@ -50,7 +50,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def add(self, found: Settled) -> None:
+    def add(self, found: SettledTask) -> None:
         self.annotations += found.fresh
         self.deleted += found.gone
         self.images += 1
@@ -60,7 +60,7 @@ class Report:
         self.edited_in_app += found.label.reason == EDITED_IN_APP
 
 
-def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO_PROGRESS) -> Report:
+def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO_PROGRESS) -> PullReport:
     """Fetch what changed since the last pull, or with `full` everything. The caller holds the writer lock."""
     desk = desks.find(project, studio)
     if desk is None:
@@ -69,8 +69,8 @@ def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO
             "pulled are safe). To make it: curate push"
         )
     index = Index(project)
-    report = Report(desk.url)
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    report = PullReport(desk.url)
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         report.captured = len(app_edits.capture(index, book, project.class_names))
         cursor = _pull(index, book, desk, None if full else desk.cursor, report, progress)
     sync.give_splits(index, Decisions(project.work / "splits"))
@@ -85,7 +85,7 @@ def rebuild(project: Project) -> dict[str, int]:
     index = Index(project)
     ids = index.ids()
     before = {one.id: one.label.digest for one in index.shown(ids)}
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         captured = app_edits.show(index, book, ids, project.class_names)
         known = sum(1 for _ in book.ids())
     after = {one.id: one.label.digest for one in index.shown(ids)}
@@ -99,13 +99,15 @@ def _sent(one: Round) -> set[str]:
     return {str(row["id"]) for row in one.picks()} - set(one.withdrawn)
 
 
-def _pull(index: Index, book: Book, desk: Desk, cursor: str | None, report: Report, progress: Any) -> str | None:
+def _pull(
+    index: Index, book: LabelLog, desk: LabelStudioProject, cursor: str | None, report: PullReport, progress: Any
+) -> str | None:
     """Page by page into log and index; returns how far the server's clock was before the first page was read.
 
     What is submitted on a page that was read already comes next time, however long the other pages take.
     """
     newest = tasks.newest(desk)
-    known, sizes = Known.of(book), _sizes(index)
+    known, sizes = LoggedAnnotations.of(book), _sizes(index)
     people: dict[int, str] = {}
     for page in chunks(_changed(desk, cursor), PAGE):
         progress("pulling", len(page), 0)
@@ -121,7 +123,9 @@ def _image_of(task: Mapping[str, Any]) -> str:
     return str(task["data"].get("content_id"))
 
 
-def settle_all(index: Index, book: Book, known: Known, found: list[Task], report: Report) -> None:
+def settle_all(
+    index: Index, book: LabelLog, known: LoggedAnnotations, found: list[ReturnedTask], report: PullReport
+) -> None:
     """Log what is new and show it; the log is on disk before the index is touched."""
     deserted = book.histories({task.id for task in found if known.deserted(task)})
     touched: set[str] = set()
@@ -137,7 +141,7 @@ def settle_all(index: Index, book: Book, known: Known, found: list[Task], report
     _queue(index, [task.id for task in found if not task.words])
 
 
-def _behind(index: Index, book: Book, found: Iterable[Task]) -> set[str]:
+def _behind(index: Index, book: LabelLog, found: Iterable[ReturnedTask]) -> set[str]:
     """Images whose label is in the log alone: a pull was killed before it could show them."""
     shown = index.documents([task.id for task in found], ("content_id", "state_key"))
     return {one["content_id"] for one in shown if (one.get("state_key") or "") != book.key(one["content_id"])}
@@ -149,7 +153,7 @@ def _queue(index: Index, ids: Sequence[str]) -> None:
     index.set({"status": {one["content_id"]: QUEUED for one in shown if one.get("status") in (None, UNLABELLED)}})
 
 
-def _changed(desk: Desk, cursor: str | None) -> Iterator[dict[str, Any]]:
+def _changed(desk: LabelStudioProject, cursor: str | None) -> Iterator[dict[str, Any]]:
     since = [tasks.after("updated_at", _earlier(cursor))] if cursor else []
     return tasks.listed(desk, since, "all", FIELDS, PAGE)
 
@@ -166,7 +170,7 @@ def _all_known(page: Iterable[Mapping[str, Any]], people: Mapping[int, str]) -> 
     return all(one["completed_by"] in people for task in page for one in task["annotations"])
 
 
-def people_on(desk: Desk) -> dict[int, str]:
+def people_on(desk: LabelStudioProject) -> dict[int, str]:
     return {int(one["id"]): str(one["email"]) for one in desk.studio.get("/api/users")}
 
 
@@ -174,34 +178,34 @@ def people_on(desk: Desk) -> dict[int, str]:
 
 
 def task_of(
-    desk: Desk,
+    desk: LabelStudioProject,
     task: Mapping[str, Any],
     size: tuple[int, int],
     people: Mapping[int, str],
     names: Mapping[str, str] | None = None,
-) -> Task:
+) -> ReturnedTask:
     """`names`: what a class of theirs is called here; ours may have been renamed."""
     known = desk.project.class_names
     called = {old: new for old, new in desk.project.config.aliases.items() if old not in known} | {**(names or {})}
     words = [_word(desk, task["data"], one, size, people, called) for one in task["annotations"]]
     uid = f"{task['id']}@{task['created_at']}"
-    return Task(uid, task["data"]["content_id"], size, words, task["data"].get("base"))
+    return ReturnedTask(uid, task["data"]["content_id"], size, words, task["data"].get("base"))
 
 
 def _word(
-    desk: Desk,
+    desk: LabelStudioProject,
     data: Mapping[str, Any],
     one: Mapping[str, Any],
     size: tuple[int, int],
     people: Mapping[int, str],
     names: Mapping[str, str],
-) -> Word:
+) -> ReturnedAnnotation:
     label = results.label_in(one["result"], size, bool(one["was_cancelled"]), names, desk.project.class_names)
     extra = {"origin": _origin(one, label, data.get("suggested")), "config": desk.config}
     extra |= {name: value for name in ("round", "suggested_by") if (value := data.get(name))}
     extra |= {"lead_time": one["lead_time"]} if one.get("lead_time") is not None else {}
     who = people.get(one["completed_by"], f"user {one['completed_by']}")
-    return Word(f"{one['id']}@{one['created_at']}", one["updated_at"], who, label, extra)
+    return ReturnedAnnotation(f"{one['id']}@{one['created_at']}", one["updated_at"], who, label, extra)
 
 
 def _origin(one: Mapping[str, Any], label: Label, suggested: str | None) -> str:

@@ -12,12 +12,12 @@ from curate.data import AUDIT, Label
 from curate.errors import CurateError, LabelProblem, unknown
 from curate.index import app_edits, predictions, rounds, sync
 from curate.index.dataset import Index
-from curate.index.documents import Shown
+from curate.index.documents import ShownLabel
 from curate.index.predictions import Prediction
 from curate.index.rounds import Round
 from curate.labels import log as label_log
 from curate.labels import splits
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import images, tabs, tasks
@@ -25,8 +25,8 @@ from labeling import remote_project as desks
 from labeling import results as wire
 from labeling.client import Studio, Unanswered
 from labeling.images import Address
-from labeling.remote_project import MODEL_VERSION, Desk
-from labeling.tasks import Held, Task
+from labeling.remote_project import MODEL_VERSION, LabelStudioProject
+from labeling.tasks import LabelTask, ServerTask
 
 BATCH = 250  # tasks sent in one request, which the server stores whole or not at all
 ATTEMPTS = 3
@@ -36,7 +36,7 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 
 
 @dataclass(frozen=True)
-class Wish:
+class PushRequest:
     """What to push: a round (the newest unless numbered), or the images of a view for a second look."""
 
     round: int | None = None
@@ -47,7 +47,7 @@ class Wish:
 
 
 @dataclass
-class Report:
+class PushReport:
     """What became of each image. `labelled`: needs nobody any more.
 
     `refused`: images that were not sent, `dropped`: those that were sent without a suggestion, each with the reason.
@@ -68,18 +68,18 @@ class Report:
         return asdict(self) | {"refused": len(self.refused), "refusals": self.refused}
 
 
-def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRESS) -> Report:
+def run(project: Project, studio: Studio, wish: PushRequest, progress: Any = NO_PROGRESS) -> PushReport:
     """Make the server hold exactly one task for each image of the batch. The caller holds the writer lock."""
     if not project.active_classes:
         told = f"project '{project.name}' has no classes, so annotators would have nothing to choose"
         raise CurateError(f"{told}. Run: curate classes add NAME")
     index = Index(project)
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         app_edits.capture(index, book, project.class_names)
     sync.give_splits(index, Decisions(project.work / "splits"))
     batch = _review(index, wish.view) if wish.view else _picked(index, wish.round)
     desk = desks.opened(project, studio, wish.reset_config)
-    report = Report(batch.name, desk.url, labelled=batch.labelled, notes=list(desk.notes))
+    report = PushReport(batch.name, desk.url, labelled=batch.labelled, notes=list(desk.notes))
     made = _made(index, desk, batch, wish, report, progress)
     _hold(batch, made)  # before anything is sent: from now on no `select` may replace the round
     _send(desk, batch.name, made, report, progress)
@@ -93,7 +93,7 @@ def run(project: Project, studio: Studio, wish: Wish, progress: Any = NO_PROGRES
 
 
 @dataclass(frozen=True)
-class Batch:
+class PushBatch:
     """The images to push, in order. `rows` hold id, rank, slot, score, reason and stratum.
 
     `blind`: nobody is told why an image was picked, so that audit picks look like all others.
@@ -106,7 +106,7 @@ class Batch:
     blind: bool = False
 
 
-def _picked(index: Index, number: int | None) -> Batch:
+def _picked(index: Index, number: int | None) -> PushBatch:
     one = rounds.find(index.project.work, number)
     status = dict(index.rows("status"))
     picks = [row for row in one.picks() if row["id"] in status]
@@ -114,10 +114,10 @@ def _picked(index: Index, number: int | None) -> Batch:
     if not picks:
         raise CurateError(f"none of the picks of {one.name} is in the index. Run: curate index")
     blind = any(row["slot"] == AUDIT for row in picks)
-    return Batch(one.name, waiting, one, len(picks) - len(waiting), blind)
+    return PushBatch(one.name, waiting, one, len(picks) - len(waiting), blind)
 
 
-def _review(index: Index, view: str) -> Batch:
+def _review(index: Index, view: str) -> PushBatch:
     """Labelled and disputed images of a saved view, for a second look at what stands there."""
     if view not in index.dataset.list_saved_views():
         raise unknown("view", view, index.dataset.list_saved_views())
@@ -128,13 +128,15 @@ def _review(index: Index, view: str) -> Batch:
         raise CurateError(f"view '{view}' shows no labelled or disputed image, so there is nothing to look at again")
     blank = {"slot": REVIEW, "score": None, "reason": f"second look: {view}"}
     rows = [blank | {"id": id, "rank": rank, "stratum": strata[id]} for rank, id in enumerate(ids, start=1)]
-    return Batch(f"{REVIEW} {view}", rows)
+    return PushBatch(f"{REVIEW} {view}", rows)
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def _made(index: Index, desk: Desk, batch: Batch, wish: Wish, report: Report, progress: Any) -> list[Task]:
+def _made(
+    index: Index, desk: LabelStudioProject, batch: PushBatch, wish: PushRequest, report: PushReport, progress: Any
+) -> list[LabelTask]:
     """The batch as tasks; what cannot be sent is told in the report."""
     ids = [row["id"] for row in batch.rows]
     shown = {one.id: one for one in index.shown(ids)}
@@ -155,12 +157,12 @@ def _made(index: Index, desk: Desk, batch: Batch, wish: Wish, report: Report, pr
             found = _reviewed(one, book) if batch.round is None else _predicted(one, row, said, index.project)
         except LabelProblem as error:
             report.dropped.append({"id": one.id, "reason": str(error)})
-            found = Suggested()
+            found = TaskSuggestions()
         made.append(_task(batch, row, one, url, found))
     return made
 
 
-def _said(index: Index, ids: Sequence[str], wish: Wish, report: Report) -> dict[str, Prediction]:
+def _said(index: Index, ids: Sequence[str], wish: PushRequest, report: PushReport) -> dict[str, Prediction]:
     if wish.field != predictions.DEFECTS and index.dataset.get_field(wish.field) is None:
         regions = index.dataset.get_field_schema(embedded_doc_type=index.fo.Detections)
         raise unknown("field", wish.field, regions, "It must hold regions (fo.Detections)")
@@ -178,11 +180,11 @@ def _url(address: Address, id: str, paths: Sequence[str] | None, missing: bool) 
 
 def _versions(project: Project) -> dict[str, tuple[tuple[str, Label], ...]]:
     """Of disputed images: what else was said of them, and by whom."""
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         return {id: found for id in book.ids() if (found := book.state(id).others)}
 
 
-class Suggested(NamedTuple):
+class TaskSuggestions(NamedTuple):
     """What a task starts from; `meaning` is the digest of the label that the first suggestion means."""
 
     suggestions: tuple[dict[str, Any], ...] = ()
@@ -190,25 +192,27 @@ class Suggested(NamedTuple):
     by: str = ""
 
 
-def _reviewed(one: Shown, versions: Mapping[str, tuple[tuple[str, Label], ...]]) -> Suggested:
+def _reviewed(one: ShownLabel, versions: Mapping[str, tuple[tuple[str, Label], ...]]) -> TaskSuggestions:
     """The label of today, and what else was said of a disputed image."""
     size = one.width, one.height
     labels_of_it = [one.label, *(label for _, label in versions.get(one.id, ()))]
     made = tuple(_suggestion(wire.of_label(label, size), None) for label in labels_of_it)
-    return Suggested(made, _meant(made[0]["result"], size), "label")
+    return TaskSuggestions(made, _meant(made[0]["result"], size), "label")
 
 
-def _predicted(one: Shown, row: Mapping[str, Any], said: Mapping[str, Prediction], project: Project) -> Suggested:
+def _predicted(
+    one: ShownLabel, row: Mapping[str, Any], said: Mapping[str, Prediction], project: Project
+) -> TaskSuggestions:
     """What the model says; of an audit pick nobody is told."""
     found = None if row["slot"] == AUDIT else said.get(one.id)
     if found is None:
-        return Suggested()
+        return TaskSuggestions()
     _check(found, one, project.class_names)
     size = one.width, one.height
     results = wire.of_prediction(found, size)
     if not results:
-        return Suggested(by=found.by)
-    return Suggested((_suggestion(results, found.score),), _meant(results, size), found.by)
+        return TaskSuggestions(by=found.by)
+    return TaskSuggestions((_suggestion(results, found.score),), _meant(results, size), found.by)
 
 
 def _suggestion(results: list[dict[str, Any]], score: float | None) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def _meant(results: list[dict[str, Any]], size: tuple[int, int]) -> str:
     return wire.label_in(results, size).digest
 
 
-def _check(said: Prediction, one: Shown, classes: Sequence[str]) -> None:
+def _check(said: Prediction, one: ShownLabel, classes: Sequence[str]) -> None:
     """Label Studio takes any prediction, and its page breaks on a wrong one."""
     for name, sure in [(defect.label, sure) for defect, sure in said.defects] + list(said.classes):
         if name not in classes:
@@ -233,7 +237,7 @@ def _check(said: Prediction, one: Shown, classes: Sequence[str]) -> None:
             raise LabelProblem(f"the model's region of '{defect.label}' leaves the image: {defect.box}")
 
 
-def _task(batch: Batch, row: Mapping[str, Any], one: Shown, url: str, found: Suggested) -> Task:
+def _task(batch: PushBatch, row: Mapping[str, Any], one: ShownLabel, url: str, found: TaskSuggestions) -> LabelTask:
     slot, reason, score = ("", "", None) if batch.blind else (row["slot"], row["reason"], row["score"])
     key = one.id if batch.round else f"{one.id}:{one.label.digest}"
     title = f"{batch.name}, {row['rank']} of {len(batch.rows) + batch.labelled}"
@@ -254,7 +258,7 @@ def _task(batch: Batch, row: Mapping[str, Any], one: Shown, url: str, found: Sug
         "suggested": found.meaning,
         "suggested_by": found.by,
     }
-    return Task(key, data, found.suggestions)
+    return LabelTask(key, data, found.suggestions)
 
 
 def base_of(label: Label) -> str:
@@ -265,7 +269,7 @@ def base_of(label: Label) -> str:
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
-def _send(desk: Desk, batch: str, made: Sequence[Task], report: Report, progress: Any) -> None:
+def _send(desk: LabelStudioProject, batch: str, made: Sequence[LabelTask], report: PushReport, progress: Any) -> None:
     """Only what the server lacks. Whatever happens on the way, this may be run again."""
     wanted = {task.key: task for task in made}
     before = {one.key: one for one in tasks.held(desk, batch)}
@@ -280,12 +284,12 @@ def _send(desk: Desk, batch: str, made: Sequence[Task], report: Report, progress
     _overlap(desk, batch, wanted.keys())
 
 
-def _parts(made: Sequence[Task]) -> Iterator[list[Task]]:
+def _parts(made: Sequence[LabelTask]) -> Iterator[list[LabelTask]]:
     for start in range(0, len(made), BATCH):
         yield list(made[start : start + BATCH])
 
 
-def _store(desk: Desk, batch: str, part: Sequence[Task]) -> None:
+def _store(desk: LabelStudioProject, batch: str, part: Sequence[LabelTask]) -> None:
     """Sent once; where no answer comes, the server is asked what it holds before anything is sent again."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -300,7 +304,7 @@ def _store(desk: Desk, batch: str, part: Sequence[Task]) -> None:
                 raise
 
 
-def _settled(desk: Desk, batch: str) -> set[str]:
+def _settled(desk: LabelStudioProject, batch: str) -> set[str]:
     """What the server holds, once that no longer grows."""
     until, known = time.monotonic() + PATIENCE, -1
     while True:
@@ -311,7 +315,7 @@ def _settled(desk: Desk, batch: str) -> set[str]:
         time.sleep(CALM)
 
 
-def repair(desk: Desk, batch: str | None = None) -> int:
+def repair(desk: LabelStudioProject, batch: str | None = None) -> int:
     """Delete doubles. Whoever is annotated stays, else the oldest; how many went."""
     by_key: dict[str, list[int]] = {}
     for one in tasks.held(desk, batch):
@@ -330,7 +334,7 @@ def _spare(ids: Sequence[int], free: set[int]) -> list[int]:
     return [id for id in ids if id in free and (worked_on or id != ids[0])]
 
 
-def _update(desk: Desk, pairs: Iterable[tuple[Held, Task]]) -> int:
+def _update(desk: LabelStudioProject, pairs: Iterable[tuple[ServerTask, LabelTask]]) -> int:
     """New reasons, addresses or suggestions for tasks that nobody has begun; their place in the queue stays."""
     stale = {one.id: (one, task) for one, task in pairs if _stands(one.data) != _stands(task.data)}
     free = tasks.untouched(desk, stale)
@@ -352,7 +356,7 @@ def _stands(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _overlap(desk: Desk, batch: str, keys: Collection[str]) -> None:
+def _overlap(desk: LabelStudioProject, batch: str, keys: Collection[str]) -> None:
     """A share of the round, drawn by content id, is labelled by several people."""
     wish = desk.project.config.labelstudio
     chosen = {key for key in keys if splits.draw(0, "overlap", key) < wish.overlap * 2**64} if wish.overlap else set()
@@ -364,14 +368,14 @@ def _overlap(desk: Desk, batch: str, keys: Collection[str]) -> None:
 # --- what the index shows ---------------------------------------------------------------------------------------------
 
 
-def _hold(batch: Batch, made: Sequence[Task]) -> None:
+def _hold(batch: PushBatch, made: Sequence[LabelTask]) -> None:
     if batch.round is not None and made:
         ids = {str(task.data["content_id"]) for task in made}
         kept = [id for id in batch.round.withdrawn if id not in ids]
         rounds.mark(batch.round, pushed=batch.round.manifest.get("pushed") or label_log.now(), withdrawn=kept)
 
 
-def _mark(index: Index, batch: Batch, made: Sequence[Task]) -> None:
+def _mark(index: Index, batch: PushBatch, made: Sequence[LabelTask]) -> None:
     ids = {str(task.data["content_id"]) for task in made}
     waiting = [id for id, status in index.rows("status") if id in ids and status in ("unlabelled", None)]
     index.set({"status": dict.fromkeys(waiting, QUEUED)})
@@ -382,7 +386,7 @@ def _mark(index: Index, batch: Batch, made: Sequence[Task]) -> None:
 # --- withdrawing ------------------------------------------------------------------------------------------------------
 
 
-def withdraw(project: Project, studio: Studio, wish: Wish) -> dict[str, Any]:
+def withdraw(project: Project, studio: Studio, wish: PushRequest) -> dict[str, Any]:
     """Take back the tasks of a batch that nobody has touched; their images may be picked again."""
     desk = desks.find(project, studio)
     if desk is None:

@@ -37,7 +37,7 @@ MODEL_VERSION = "curate"  # of all our suggestions, so that each one is shown; t
 
 
 @dataclass(frozen=True)
-class Desk:
+class LabelStudioProject:
     """`config` is the version of the label config on the server, `cursor` how far the annotations are pulled."""
 
     project: Project
@@ -53,7 +53,7 @@ class Desk:
     def url(self) -> str:
         return f"{self.studio.url}/projects/{self.id}/data"
 
-    def save(self, **values: Any) -> Desk:
+    def save(self, **values: Any) -> LabelStudioProject:
         """Remember what became of it; what is remembered of another desk does not hold for this one."""
         about = {"url": self.studio.url, "project": self.id, "born": self.born}
         known = _recorded(self.project)
@@ -62,20 +62,24 @@ class Desk:
         return replace(self, **{name: value for name, value in values.items() if name in ("config", "cursor")})
 
 
-def find(project: Project, studio: Studio) -> Desk | None:
+def find(project: Project, studio: Studio) -> LabelStudioProject | None:
     """The desk, if there is one on this server."""
     known = _recorded(project)
     born = _born(studio, known.get("project")) if known.get("url") == studio.url else None
     if born and known.get("born") in (None, born):
-        return Desk(project, studio, int(known["project"]), known.get("config", ""), known.get("cursor"), born=born)
+        return LabelStudioProject(
+            project, studio, int(known["project"]), known.get("config", ""), known.get("cursor"), born=born
+        )
     found = _marked(project, studio)
     if found is None:
         return None
     number, born = found
-    return Desk(project, studio, number, born=born)  # no cursor: everything is pulled again, and nothing doubled
+    return LabelStudioProject(
+        project, studio, number, born=born
+    )  # no cursor: everything is pulled again, and nothing doubled
 
 
-def opened(project: Project, studio: Studio, reset: bool = False) -> Desk:
+def opened(project: Project, studio: Studio, reset: bool = False) -> LabelStudioProject:
     """The desk, made if there is none, with config and instructions as the project wants them today."""
     desk = find(project, studio)
     if desk is None:
@@ -135,7 +139,7 @@ def _whole(studio: Studio, id: int) -> bool:
     return True
 
 
-def _made(project: Project, studio: Studio) -> Desk:
+def _made(project: Project, studio: Studio) -> LabelStudioProject:
     """A new project, or the one that another folder of this project made at the same moment.
 
     A server on SQLite that finds its database locked does the whole request again: one call may leave two projects,
@@ -148,12 +152,12 @@ def _made(project: Project, studio: Studio) -> Desk:
         mine, trouble = _posted(studio, about | SETTINGS)
         first, notes = _settled(project, studio)
         if first and first[0] == mine:
-            desk = Desk(project, studio, first[0], fresh=True, born=first[1], notes=notes)
+            desk = LabelStudioProject(project, studio, first[0], fresh=True, born=first[1], notes=notes)
             return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
         if mine:
             studio.ask("DELETE", f"/api/projects/{mine}/")
         if first:
-            return _kept_up(Desk(project, studio, first[0], born=first[1], notes=notes), reset=False)
+            return _kept_up(LabelStudioProject(project, studio, first[0], born=first[1], notes=notes), reset=False)
     again = "Start it again (curate labelstudio down, up), then run the command again"
     raise trouble or Unanswered(f"Label Studio at {studio.url} makes projects by halves. {again}")
 
@@ -178,7 +182,7 @@ def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, 
     return _marked(project, studio), ((left,) if half else ())
 
 
-def _kept_up(desk: Desk, reset: bool) -> Desk:
+def _kept_up(desk: LabelStudioProject, reset: bool) -> LabelStudioProject:
     there = desk.studio.get(f"/api/projects/{desk.id}")["label_config"]
     wanted = config.build(desk.project, _old_names(desk), _beside(desk.project))
     sent = desk.config or config.version(wanted)
@@ -191,7 +195,7 @@ def _kept_up(desk: Desk, reset: bool) -> Desk:
     return _instructed(replace(kept, config=config.version(there)))
 
 
-def _replaced(desk: Desk, there: str, wanted: str, reset: bool) -> tuple[str, list[str]]:
+def _replaced(desk: LabelStudioProject, there: str, wanted: str, reset: bool) -> tuple[str, list[str]]:
     """The config that holds now. The server keeps the old one where annotations use a tag that the new one lacks."""
     try:
         _write(desk, label_config=wanted)
@@ -210,7 +214,7 @@ def _beside(project: Project) -> bool:
     return bool(ratios) and statistics.median(ratios) < STRIP
 
 
-def _old_names(desk: Desk) -> list[str]:
+def _old_names(desk: LabelStudioProject) -> list[str]:
     """Names that annotations on the server may bear and the project no longer offers: kept, or they lose their class.
 
     The server's own summary of them is not complete, hence also every name that the project ever gave up.
@@ -223,7 +227,7 @@ def _old_names(desk: Desk) -> list[str]:
     return sorted((names | given_up) - set(desk.project.active_classes))
 
 
-def _kept_by_hand(desk: Desk, there: str) -> str:
+def _kept_by_hand(desk: LabelStudioProject, there: str) -> str:
     lacking = config.lacking(there, desk.project)
     if not lacking:
         return "the label config was changed by hand in Label Studio and is kept; --reset-config writes ours"
@@ -237,11 +241,11 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _write(desk: Desk, **values: Any) -> None:
+def _write(desk: LabelStudioProject, **values: Any) -> None:
     desk.studio.ask("PATCH", f"/api/projects/{desk.id}", json=values)
 
 
-def _instructed(desk: Desk) -> Desk:
+def _instructed(desk: LabelStudioProject) -> LabelStudioProject:
     """Instructions are written when they change, not at every push: the examples in them cost something."""
     key = examples.key(desk.project)
     if _recorded(desk.project).get("instructions") == key:

@@ -87,7 +87,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServer:
     """A server that runs. `started`: by this call."""
 
     url: str
@@ -131,7 +131,9 @@ def files_of(project: Project) -> Path:
     return project.work / "labelstudio" / "files"
 
 
-def up(project: Project, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress) -> Served:
+def up(
+    project: Project, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress
+) -> RunningServer:
     """The project's server, started if it does not run. A server that runs is left as it is."""
     remove_links(files_of(project))
     return launch(folder_of(project), files_of(project), port, host, progress)
@@ -142,7 +144,7 @@ def down(project: Project) -> bool:
     return stop(folder_of(project))
 
 
-def find(project: Project) -> Served | None:
+def find(project: Project) -> RunningServer | None:
     """The project's server, if it runs."""
     return running(folder_of(project))
 
@@ -178,7 +180,7 @@ def remove_links(root: Path) -> None:
 
 def launch(
     folder: Path, root: Path, port: int | None = None, host: str = LOOPBACK, progress: Progress = no_progress
-) -> Served:
+) -> RunningServer:
     """The server on `folder` that serves the files below `root`, started if none runs; returns once it answers."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -191,7 +193,7 @@ def launch(
             return _start(folder, root, port, host, progress)
 
 
-def running(folder: Path) -> Served | None:
+def running(folder: Path) -> RunningServer | None:
     """The server on `folder`, if its own process listens on its port and answers."""
     found = _known(folder)
     return found if found and found.port in _ports(found.pid) and _healthy(found.url) else None
@@ -231,11 +233,11 @@ def executable() -> Path:
 # --- starting ---------------------------------------------------------------------------------------------------------
 
 
-def _start(folder: Path, root: Path, port: int | None, host: str, progress: Progress) -> Served:
+def _start(folder: Path, root: Path, port: int | None, host: str, progress: Progress) -> RunningServer:
     program = executable()
     chosen = _free_port(host, port)
     known = _make_credentials(folder)
-    served = Served(_url(host, chosen), host, chosen, 0, folder, root.resolve(), started=True)
+    served = RunningServer(_url(host, chosen), host, chosen, 0, folder, root.resolve(), started=True)
     begun = _trimmed(served.log)
     command = [str(program), "start", "--no-browser", "--internal-host", host, "--port", str(chosen)]
     with open(os.open(served.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
@@ -256,20 +258,20 @@ def _start(folder: Path, root: Path, port: int | None, host: str, progress: Prog
         raise
 
 
-def _recorded(served: Served, pid: int) -> Served:
+def _recorded(served: RunningServer, pid: int) -> RunningServer:
     state = {"pid": pid, "born": _born(pid), "port": served.port, "host": served.host, "files": str(served.files)}
     files.write_json(served.folder / "server.json", state)
     return replace(served, pid=pid)
 
 
-def _settled(served: Served, begun: int, known: Credentials, progress: Progress) -> Served:
+def _settled(served: RunningServer, begun: int, known: Credentials, progress: Progress) -> RunningServer:
     _await(served, begun, progress)
     if not _accepts(served.url, known.token):
         _mend(served, known)
     return served
 
 
-def _await(served: Served, begun: int, progress: Progress) -> None:
+def _await(served: RunningServer, begun: int, progress: Progress) -> None:
     deadline = time.monotonic() + START_SECONDS
     tick = 0.0
     while time.monotonic() < deadline:
@@ -318,7 +320,7 @@ def _make_credentials(folder: Path) -> Credentials:
     return made
 
 
-def _mend(served: Served, known: Credentials) -> None:
+def _mend(served: RunningServer, known: Credentials) -> None:
     """The server knows another token: a first start was cut short, the token was reset, or our file was lost."""
     environment = _environment(served.folder, served.files, known)
     python = executable().parent / "python"
@@ -448,16 +450,16 @@ def _state(folder: Path) -> dict[str, Any] | None:
     return state if same else None
 
 
-def _known(folder: Path) -> Served | None:
+def _known(folder: Path) -> RunningServer | None:
     """The process that `server.json` names, whether it answers yet or not."""
     state = _state(folder)
     if state is None:
         return None
     host, port = state["host"], state["port"]
-    return Served(_url(host, port), host, port, state["pid"], folder, Path(state["files"]))
+    return RunningServer(_url(host, port), host, port, state["pid"], folder, Path(state["files"]))
 
 
-def _unrecorded(folder: Path) -> Served | None:
+def _unrecorded(folder: Path) -> RunningServer | None:
     """A server on `folder` that `server.json` does not name: the command that started it was killed, or the file lost.
 
     Two servers must never share a database, so it is recorded and used like any other. The caller holds the lock.
@@ -471,7 +473,7 @@ def _unrecorded(folder: Path) -> Served | None:
             if variables.get("LABEL_STUDIO_BASE_DATA_DIR") == wanted and {"--internal-host", "--port"} <= {*words}:
                 host, port = (words[words.index(name) + 1] for name in ("--internal-host", "--port"))
                 root = Path(variables["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"])
-                return _recorded(Served(_url(host, int(port)), host, int(port), 0, folder, root), process.pid)
+                return _recorded(RunningServer(_url(host, int(port)), host, int(port), 0, folder, root), process.pid)
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from curate.data import AUDIT
 from labeling import tasks
-from labeling.remote_project import Desk
+from labeling.remote_project import LabelStudioProject
 
 # What serves us and not the people who label: of a task's data, and of what the server tells by itself.
 OURS: tuple[str, ...] = (
@@ -36,7 +36,7 @@ HIDDEN = (*(f"tasks:data.{name}" for name in OURS), *(f"tasks:{name}" for name i
 BESIDE = ("tasks:id", "tasks:annotators", "tasks:cancelled_annotations", "tasks:data.score", "tasks:data.stratum")
 
 
-def show(desk: Desk, batch: str) -> None:
+def show(desk: LabelStudioProject, batch: str) -> None:
     """Make the tab of this batch, unless it is there. Earlier versions showed its audit picks in a tab of their own."""
     there = desk.studio.get("/api/dm/views", project=desk.id)
     if batch not in {view["data"].get("title") for view in there}:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.index.dataset import chunks
-from labeling.remote_project import Desk
+from labeling.remote_project import LabelStudioProject
 
 PAGE = 1000
 LOOKED_UP = 500  # ids in one filter
@@ -20,7 +20,7 @@ FIELDS = "id,data,total_annotations,cancelled_annotations,draft_exists"
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTask:
     """One task as we want it on the server. `suggestions`: Label Studio predictions, none for an audit pick."""
 
     key: str
@@ -32,7 +32,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Held:
+class ServerTask:
     """A task that the server holds."""
 
     id: int
@@ -44,26 +44,26 @@ class Held:
         return str(self.data.get("key"))
 
 
-def held(desk: Desk, batch: str | None = None) -> Iterator[Held]:
+def held(desk: LabelStudioProject, batch: str | None = None) -> Iterator[ServerTask]:
     """The tasks of a batch, or all, oldest first."""
     only = [equal("data.batch", batch)] if batch is not None else []
     for one in listed(desk, only, "task_only", "id,data,overlap"):
         if batch is None or one["data"].get("batch") == batch:  # a filter that the server misreads gives everything
-            yield Held(int(one["id"]), one["data"], one["overlap"])
+            yield ServerTask(int(one["id"]), one["data"], one["overlap"])
 
 
-def unfinished(desk: Desk) -> Iterator[Held]:
+def unfinished(desk: LabelStudioProject) -> Iterator[ServerTask]:
     """The tasks of all batches that wait for somebody."""
     for one in listed(desk, [_number("total_annotations", 0)], "task_only", "id,data"):
-        yield Held(int(one["id"]), one["data"])
+        yield ServerTask(int(one["id"]), one["data"])
 
 
-def count(desk: Desk, batch: str) -> int:
+def count(desk: LabelStudioProject, batch: str) -> int:
     """How many tasks of a batch there are, doubles too."""
     return int(_page(desk, [equal("data.batch", batch)], "task_only", "id", 1)["total"])
 
 
-def untouched(desk: Desk, ids: Iterable[int]) -> set[int]:
+def untouched(desk: LabelStudioProject, ids: Iterable[int]) -> set[int]:
     """Those that nobody has annotated, skipped or begun."""
     found: set[int] = set()
     for chunk in chunks(ids, LOOKED_UP):
@@ -74,7 +74,7 @@ def untouched(desk: Desk, ids: Iterable[int]) -> set[int]:
     return found & set(ids)
 
 
-def delete(desk: Desk, ids: Sequence[int]) -> set[int]:
+def delete(desk: LabelStudioProject, ids: Sequence[int]) -> set[int]:
     """Delete those that are untouched; the server looks once more while it does so. What it deleted."""
     gone: set[int] = set()
     for chunk in chunks(sorted(untouched(desk, list(ids))), LOOKED_UP):
@@ -84,40 +84,40 @@ def delete(desk: Desk, ids: Sequence[int]) -> set[int]:
     return gone
 
 
-def drop_suggestions(desk: Desk, ids: Sequence[int]) -> None:
+def drop_suggestions(desk: LabelStudioProject, ids: Sequence[int]) -> None:
     for chunk in chunks(ids, LOOKED_UP):
         _act(desk, "delete_tasks_predictions", [among(chunk)])
 
 
-def changed(desk: Desk, since: str) -> bool:
+def changed(desk: LabelStudioProject, since: str) -> bool:
     """Whether any task was touched after that moment."""
     return int(_page(desk, [after("updated_at", since)], "task_only", "id", 1)["total"]) > 0
 
 
-def newest(desk: Desk) -> str | None:
+def newest(desk: LabelStudioProject) -> str | None:
     """When a task was last touched, by the server's clock."""
     found = _page(desk, [], "task_only", "id,updated_at", 1, "-tasks:updated_at")["tasks"]
     return str(found[0]["updated_at"]) if found else None
 
 
-def drafts(desk: Desk) -> int:
+def drafts(desk: LabelStudioProject) -> int:
     """How many tasks somebody has begun and not submitted."""
     answer = _page(desk, [_drafts(True)], "task_only", "id", 1)
     return int(answer["total"])
 
 
-def _still(desk: Desk, ids: Sequence[int]) -> Iterator[Held]:
+def _still(desk: LabelStudioProject, ids: Sequence[int]) -> Iterator[ServerTask]:
     wanted = set(ids)
     for one in listed(desk, [among(ids)], "task_only", "id,data"):
         if int(one["id"]) in wanted:
-            yield Held(int(one["id"]), one["data"])
+            yield ServerTask(int(one["id"]), one["data"])
 
 
 # --- the server's filters ---------------------------------------------------------------------------------------------
 
 
 def listed(
-    desk: Desk, filters: Sequence[Mapping[str, Any]], fields: str, include: str, page: int = PAGE
+    desk: LabelStudioProject, filters: Sequence[Mapping[str, Any]], fields: str, include: str, page: int = PAGE
 ) -> Iterator[dict[str, Any]]:
     """Tasks by rising id. Each page asks for what comes after the last id: tasks may come and go meanwhile."""
     last = 0
@@ -131,7 +131,7 @@ def listed(
 
 
 def _page(
-    desk: Desk,
+    desk: LabelStudioProject,
     filters: Sequence[Mapping[str, Any]],
     fields: str,
     include: str,
@@ -144,7 +144,7 @@ def _page(
     return answer
 
 
-def _act(desk: Desk, action: str, filters: Sequence[Mapping[str, Any]]) -> None:
+def _act(desk: LabelStudioProject, action: str, filters: Sequence[Mapping[str, Any]]) -> None:
     chosen = {"all": True, "excluded": []}
     query = {"filters": {"conjunction": "and", "items": [*filters]}, "selectedItems": chosen}
     desk.studio.post(f"/api/dm/actions?id={action}&project={desk.id}", query)

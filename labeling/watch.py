@@ -10,21 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 
 from curate.errors import CurateError
-from curate.files import Busy, writer_lock
+from curate.files import ProjectBusy, writer_lock
 from curate.index import app_views, database
 from curate.project import Project
 from labeling import pull, tasks
 from labeling import remote_project as desks
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.http_server import Routes, listening
-from labeling.pull import Report
-from labeling.remote_project import Desk
+from labeling.pull import PullReport
+from labeling.remote_project import LabelStudioProject
 
 WHOLE = 600.0  # seconds after which a pull is made even if nothing seems to have changed
 HEADER = "X-Curate-Secret"
 ACTIONS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"]
 LARGEST = 1 << 20  # bytes of a webhook's body, which nobody reads
-Tell = Callable[[Report], None]
+Tell = Callable[[PullReport], None]
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
         try:
             if time.monotonic() - last > WHOLE or _changed(project, studio):
                 last = _pulled(project, studio, tell, last)
-        except (Unreachable, Unanswered, Busy) as error:
+        except (Unreachable, Unanswered, ProjectBusy) as error:
             warn(f"{error}; trying again in {every:g} s")
         except ConnectionFailure as error:
             if database.embedded():  # nobody starts it again on the same port
@@ -74,7 +74,7 @@ def _pulled(project: Project, studio: Studio, tell: Tell, last: float) -> float:
 
 
 @contextlib.contextmanager
-def webhook(desk: Desk, host: str, port: int, wake: threading.Event) -> Iterator[str]:
+def webhook(desk: LabelStudioProject, host: str, port: int, wake: threading.Event) -> Iterator[str]:
     """Label Studio calls us as soon as somebody submits. The address, once both sides know it; undone afterwards."""
     secret = secrets.token_urlsafe(24)
     with listening(host, port, _listener(secret, wake)) as url:

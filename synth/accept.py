@@ -20,21 +20,21 @@ from curate.data import Label
 from curate.errors import CurateError, unknown
 from curate.index import app_edits, app_views, synthetic
 from curate.index.dataset import Index
-from curate.index.synthetic import Placing
-from curate.labels.log import Book
+from curate.index.synthetic import SyntheticOrigin
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.masks.shapes import defect_from_mask
 from curate.project import Project
 from synth import generate, masks
 from synth.check import CHECKED, WITHOUT
-from synth.generate import Batch
-from synth.nouns import Made
+from synth.generate import SyntheticBatch
+from synth.nouns import SyntheticImage
 
 VERDICT, ACCEPTED = "verdict.json", "accepted.json"
 
 
 @dataclass
-class Entered:
+class AcceptResult:
     """What came of it, in images; `left` by class, without a positive verdict."""
 
     key: str
@@ -50,14 +50,14 @@ class Entered:
         return asdict(self)
 
 
-def accept(project: Project, key: str, forced: bool = False) -> Entered:
+def accept(project: Project, key: str, forced: bool = False) -> AcceptResult:
     """Let a checked batch into training, as far as a trial has found that it helps; `forced` asks no trial, and takes
     what was checked by some gates only."""
     batch = generate.opened(project, key)
     return enter(project, batch, forced, verdict_of(batch))
 
 
-def verdict_of(batch: Batch) -> dict[str, bool]:
+def verdict_of(batch: SyntheticBatch) -> dict[str, bool]:
     """What a full trial says of each class: whether such images help. Empty where there was none."""
     file = batch.folder / VERDICT
     if not file.is_file():
@@ -70,7 +70,7 @@ def verdict_of(batch: Batch) -> dict[str, bool]:
         raise CurateError(f"{file} is damaged. Run the trial again: curate synth trial") from None
 
 
-def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bool]) -> Entered:
+def enter(project: Project, batch: SyntheticBatch, forced: bool, verdict: Mapping[str, bool]) -> AcceptResult:
     """Log first, then the index: what a kill leaves out, `curate index` or the same command completes."""
     _same_project(project, batch)
     made, (passed, without) = batch.made(), checked_of(batch)
@@ -100,7 +100,7 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
     counts = Counter(one.name for one in chosen)
     left = Counter(one.name for one in made if one.id in passed)
     left.subtract(counts)
-    return Entered(
+    return AcceptResult(
         batch.key,
         synthetic.tag_of(batch.key),
         len(labels),
@@ -112,11 +112,11 @@ def enter(project: Project, batch: Batch, forced: bool, verdict: Mapping[str, bo
     )
 
 
-def _book(project: Project) -> Book:
-    return Book(project.work / "labels", project.class_names)
+def _book(project: Project) -> LabelLog:
+    return LabelLog(project.work / "labels", project.class_names)
 
 
-def checked_of(batch: Batch) -> tuple[set[str], str]:
+def checked_of(batch: SyntheticBatch) -> tuple[set[str], str]:
     """The images that went through the gates, and which of these were left out."""
     import pyarrow.parquet
 
@@ -131,7 +131,9 @@ def checked_of(batch: Batch) -> tuple[set[str], str]:
     return {row["id"] for row in table.to_pylist() if row["passed"]}, without
 
 
-def _chosen(batch: Batch, made: Sequence[Made], forced: bool, verdict: Mapping[str, bool]) -> list[Made]:
+def _chosen(
+    batch: SyntheticBatch, made: Sequence[SyntheticImage], forced: bool, verdict: Mapping[str, bool]
+) -> list[SyntheticImage]:
     if not made:
         raise CurateError(f"no image of batch {batch.key} passed its check; see why: {batch.folder / CHECKED}")
     chosen = [one for one in made if forced or verdict.get(one.name)]
@@ -151,7 +153,7 @@ def _chosen(batch: Batch, made: Sequence[Made], forced: bool, verdict: Mapping[s
 # --- leaks ----------------------------------------------------------------------------------------------------------
 
 
-def _same_project(project: Project, batch: Batch) -> None:
+def _same_project(project: Project, batch: SyntheticBatch) -> None:
     other = batch.manifest.get("project")
     if other != project.name:
         raise CurateError(
@@ -159,7 +161,7 @@ def _same_project(project: Project, batch: Batch) -> None:
         )
 
 
-def _refuse_leaks(index: Index, batch: Batch, made: Sequence[Made]) -> None:
+def _refuse_leaks(index: Index, batch: SyntheticBatch, made: Sequence[SyntheticImage]) -> None:
     """Against val and test as they are now."""
     ids, groups = masks.blocked(index)
     known = batch.manifest.get("blocked", {})
@@ -185,7 +187,7 @@ def _refuse_leaks(index: Index, batch: Batch, made: Sequence[Made]) -> None:
 # --- the index ------------------------------------------------------------------------------------------------------
 
 
-def _label(batch: Batch, one: Made) -> Label:
+def _label(batch: SyntheticBatch, one: SyntheticImage) -> Label:
     """The mask that was asked for is the label; the image must still be the one that was made."""
     _, mask = generate.both_of(batch, one)
     defect = defect_from_mask(one.name, mask.astype("uint8"))
@@ -194,11 +196,11 @@ def _label(batch: Batch, one: Made) -> Label:
     return Label("labelled", (replace(defect, severity=one.severity),))
 
 
-def _placing(batch: Batch, one: Made) -> Placing:
-    return Placing(batch.key, one.ground, synthetic.reference(batch.key, one.file), one.donor_group)
+def _placing(batch: SyntheticBatch, one: SyntheticImage) -> SyntheticOrigin:
+    return SyntheticOrigin(batch.key, one.ground, synthetic.reference(batch.key, one.file), one.donor_group)
 
 
-def _show(index: Index, book: Book, wanted: Mapping[str, Placing]) -> None:
+def _show(index: Index, book: LabelLog, wanted: Mapping[str, SyntheticOrigin]) -> None:
     there, groups = set(index.ids()), {id: group or id for id, group in index.rows("group")}
     new = synthetic.add(index, book, {id: one for id, one in wanted.items() if id not in there}, groups)
     decisions = Decisions(index.project.work / "splits")
@@ -206,7 +208,7 @@ def _show(index: Index, book: Book, wanted: Mapping[str, Placing]) -> None:
 
 
 @dataclass
-class Dropped:
+class DropResult:
     """What went: images of the index, and whether the batch's folder did."""
 
     key: str
@@ -217,7 +219,7 @@ class Dropped:
         return asdict(self)
 
 
-def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
+def drop(project: Project, key: str, with_files: bool = False) -> DropResult:
     """Take a batch out of the index, its tag and view with it; its folder stays unless `with_files`."""
     with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as book:
         index = Index(project)
@@ -234,7 +236,7 @@ def drop(project: Project, key: str, with_files: bool = False) -> Dropped:
             _remove(generate.home(project) / whole)
         else:
             (generate.home(project) / whole / ACCEPTED).unlink(missing_ok=True)
-    return Dropped(whole, len(mine), with_files)
+    return DropResult(whole, len(mine), with_files)
 
 
 def _remove(folder: Path) -> None:

@@ -24,8 +24,8 @@ from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
 from synth import contact_sheet, gates, masks
-from synth.gates import Floats, Limits, Span
-from synth.nouns import Bank, Donor, Mask, Pixels
+from synth.gates import Floats, Limits, ValueRange
+from synth.nouns import Donor, Mask, MaskBank, Pixels
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor
@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Look:
+class CandidateImage:
     """A synthetic image as gates see it; `told`: pixels of its mask, as the manifest has it."""
 
     id: str
@@ -55,7 +55,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Standard:
+class RealReference:
     """The real defects of train: what is usual in each class, and where they are for the encoder."""
 
     encoder: Encoder
@@ -64,7 +64,7 @@ class Standard:
 
 
 @dataclass(frozen=True)
-class Row:
+class GateResult:
     """What was found of one image. `reasons`: gate and words; without any it passed."""
 
     id: str
@@ -78,15 +78,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Inspected:
+class CheckedBatch:
     """All rows in order, and where the encoder sees the images (a row each)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[GateResult, ...]
     features: Floats
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What a check found. `refused`: images by gate; one may fail several."""
 
     key: str
@@ -124,7 +124,7 @@ def check(
     without: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = lambda stage, done, total: None,
-) -> Report:
+) -> CheckReport:
     """Judge a batch; writes `checked.parquet`, `checked.json` and `sheet.png` beside it."""
     from synth import generate
 
@@ -174,7 +174,7 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
     return embed.build(name, options, handle=trained.handle(project, device))
 
 
-def segmenter_of(index: Index, bank: Bank, wanted: str | None, device: str) -> Predictor:
+def segmenter_of(index: Index, bank: MaskBank, wanted: str | None, device: str) -> Predictor:
     """The project's newest segmenter, or the one that is wanted; it must have learnt from train alone."""
     from train import store
     from train.predict import run as predicting
@@ -195,14 +195,14 @@ def segmenter_of(index: Index, bank: Bank, wanted: str | None, device: str) -> P
     return predicting.load(project, key, device)
 
 
-def _leaked(index: Index, bank: Bank, manifest: Mapping[str, Any]) -> set[str]:
+def _leaked(index: Index, bank: MaskBank, manifest: Mapping[str, Any]) -> set[str]:
     """What a model learnt from, pseudo-labelled images too, that is in val or test now, or in a group of theirs."""
     groups = {id: group or id for id, group in index.rows("group")}
     learnt = {*manifest["images"]["train"], *(manifest.get("pseudo") or {"labels": ()})["labels"]}
     return {id for id in learnt if id in bank.blocked_ids or groups.get(id) in bank.blocked_groups}
 
 
-def standard_of(bank: Bank, encoder: Encoder) -> Standard:
+def standard_of(bank: MaskBank, encoder: Encoder) -> RealReference:
     """Learnt from the bank's donors; a class that comes from one group alone is as near and far as all classes are."""
     features = _encoded(encoder, [(one.pixels, one.mask) for one in bank.donors])
     groups, names = ([getattr(one, field) for one in bank.donors] for field in ("group", "name"))
@@ -212,10 +212,10 @@ def standard_of(bank: Bank, encoder: Encoder) -> Standard:
     for name, mine in rows.items():
         near = gates.nearness(features[mine], [groups[row] for row in mine]) if mine else everywhere
         limits[name] = _limits([bank.donors[row] for row in mine], near if near.low == near.low else everywhere)
-    return Standard(encoder, limits, {name: features[mine] for name, mine in rows.items()})
+    return RealReference(encoder, limits, {name: features[mine] for name, mine in rows.items()})
 
 
-def _limits(donors: Sequence[Any], near: Span) -> Limits:
+def _limits(donors: Sequence[Any], near: ValueRange) -> Limits:
     of = {
         "area": [float(one.area) for one in donors],
         "aspect": [gates.elongation(one.mask) for one in donors],
@@ -253,12 +253,12 @@ def cropped(pixels: Pixels, mask: Mask) -> tuple[Pixels, Mask]:
 
 
 def inspected(
-    looks: Sequence[Look] | Iterable[Look],
-    standard: Standard,
+    looks: Sequence[CandidateImage] | Iterable[CandidateImage],
+    standard: RealReference,
     segmenter: Predictor | None,
     without: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
-) -> Inspected:
+) -> CheckedBatch:
     """Figures of every image, and the reasons that follow from them."""
     total = len(looks) if isinstance(looks, Sequence) else 0
     names, ids, figures, features = [], [], [], []
@@ -274,11 +274,13 @@ def inspected(
         if figures
         else []
     )
-    rows = [Row(*row) for row in zip(ids, names, reasons, figures, strict=True)]
-    return Inspected(tuple(rows), np.array(features).reshape(len(rows), -1))
+    rows = [GateResult(*row) for row in zip(ids, names, reasons, figures, strict=True)]
+    return CheckedBatch(tuple(rows), np.array(features).reshape(len(rows), -1))
 
 
-def _figures(look: Look, feature: Floats, standard: Standard, segmenter: Predictor | None) -> dict[str, float]:
+def _figures(
+    look: CandidateImage, feature: Floats, standard: RealReference, segmenter: Predictor | None
+) -> dict[str, float]:
     real = standard.features[look.name]
     left, top, width, height = look.window
     outside = look.mask.copy()
@@ -297,7 +299,7 @@ def _figures(look: Look, feature: Floats, standard: Standard, segmenter: Predict
     }
 
 
-def _resegmented(look: Look, segmenter: Predictor) -> float:
+def _resegmented(look: CandidateImage, segmenter: Predictor) -> float:
     """IoU of the label with what the segmenter finds of that class in and around the window."""
     if look.name not in segmenter.classes:
         raise CurateError(
@@ -312,7 +314,7 @@ def _resegmented(look: Look, segmenter: Predictor) -> float:
 
 
 def _reasons(
-    figures: Mapping[str, Floats], names: Sequence[str], standard: Standard, without: Sequence[str]
+    figures: Mapping[str, Floats], names: Sequence[str], standard: RealReference, without: Sequence[str]
 ) -> list[tuple[str, ...]]:
     """Each image's reasons, with the gate's name first."""
     limits = [standard.limits[name] for name in names]
@@ -336,8 +338,8 @@ def _reasons(
 
 
 def _report(
-    key: str, found: Inspected, standard: Standard, segmenter: Predictor | None, without: Sequence[str]
-) -> Report:
+    key: str, found: CheckedBatch, standard: RealReference, segmenter: Predictor | None, without: Sequence[str]
+) -> CheckReport:
     refused = by_gate(row.reasons for row in found.rows)
     passed = np.array([row.passed for row in found.rows], bool)
     names = np.array([row.name for row in found.rows])
@@ -346,7 +348,7 @@ def _report(
         for name, real in standard.features.items()
         if (names == name).any()
     }
-    return Report(
+    return CheckReport(
         key,
         len(found.rows),
         int(passed.sum()),
@@ -372,7 +374,7 @@ def compared(real: Floats, made: Floats, passed: Floats) -> dict[str, Any]:
     }
 
 
-def _add_reference(report: Report, bank: Bank, segmenter: Predictor) -> None:
+def _add_reference(report: CheckReport, bank: MaskBank, segmenter: Predictor) -> None:
     """How well the segmenter outlines the real defects that it learnt from: where it cannot, its gate says little."""
     for name, row in report.classes.items():
         found = [_resegmented(_real(one, bank), segmenter) for one in bank.of(name)[:REFERENCE]]
@@ -385,15 +387,15 @@ def _add_reference(report: Report, bank: Bank, segmenter: Predictor) -> None:
             )
 
 
-def _real(donor: Donor, bank: Bank) -> Look:
+def _real(donor: Donor, bank: MaskBank) -> CandidateImage:
     """A real defect as if it were a synthetic one."""
     pixels = with_channels(masks.pixels_of(donor.item, bank.max_pixels), bank.channels)
     (left, top), (height, width) = donor.corner, donor.mask.shape
     mask = masks_of(donor.item, [donor.name])[0].astype(bool)
-    return Look(donor.key, donor.name, pixels, mask, (left, top, width, height), donor.area)
+    return CandidateImage(donor.key, donor.name, pixels, mask, (left, top, width, height), donor.area)
 
 
-def _add_floor(report: Report, index: Index, bank: Bank, standard: Standard) -> None:
+def _add_floor(report: CheckReport, index: Index, bank: MaskBank, standard: RealReference) -> None:
     """Real val against real train, by the same figures: no synthetic image can be expected to come nearer."""
     ids = [id for id, split, status in index.rows("split", "status") if split == "val" and status == "labelled"]
     seen = masks.bank_of(list(index.items(ids)), (), bank.classes, bank.max_pixels).donors if ids else ()
@@ -406,7 +408,7 @@ def _add_floor(report: Report, index: Index, bank: Bank, standard: Standard) -> 
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _write_rows(target: Path, rows: Sequence[Row], without: Sequence[str]) -> None:
+def _write_rows(target: Path, rows: Sequence[GateResult], without: Sequence[str]) -> None:
     """With the gates that were left out, so that nobody takes it for a whole check."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -424,7 +426,9 @@ def _write_rows(target: Path, rows: Sequence[Row], without: Sequence[str]) -> No
         pq.write_table(pa.table(columns).replace_schema_metadata(about), aside)  # type: ignore[no-untyped-call]
 
 
-def _write_sheet(target: Path, bank: Bank, looks: Iterable[Look], rows: Sequence[Row], title: str) -> None:
+def _write_sheet(
+    target: Path, bank: MaskBank, looks: Iterable[CandidateImage], rows: Sequence[GateResult], title: str
+) -> None:
     shown: dict[str, dict[str, list[contact_sheet.Crop]]] = {}
     for look, row in zip(looks, rows, strict=True):
         of = shown.setdefault(look.name, {"real": [(one.pixels, one.mask) for one in bank.of(look.name)]})

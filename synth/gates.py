@@ -28,7 +28,7 @@ RIM = 2  # pixels on either side of a mask's border
 NEIGHBOURS = 5
 
 
-class Span(NamedTuple):
+class ValueRange(NamedTuple):
     """What real defects are like, with some room. NaN: nobody knows, so nothing is refused."""
 
     low: float
@@ -39,10 +39,10 @@ class Span(NamedTuple):
 class Limits:
     """Of one class. `near`: distance to the nearest real defect."""
 
-    near: Span
-    area: Span
-    aspect: Span
-    seam: Span
+    near: ValueRange
+    area: ValueRange
+    aspect: ValueRange
+    seam: ValueRange
 
 
 # --- gates ----------------------------------------------------------------------------------------------------------
@@ -61,19 +61,19 @@ def agreed(iou: Floats, least: float = AGREEMENT) -> Reasons:
     return [f"IoU {one:.2f}, at least {least:g} is needed" if one < least else "" for one in iou]
 
 
-def new(near: Floats, spans: Sequence[Span]) -> Reasons:
+def new(near: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """No copy: not nearer to a real defect than real ones of different groups are to each other."""
     text = "{:.3f} from a real defect; real ones of different groups are at least {:.3f} apart"
     return [text.format(one, span.low) if one < span.low else "" for one, span in zip(near, spans, strict=True)]
 
 
-def likely(near: Floats, spans: Sequence[Span]) -> Reasons:
+def likely(near: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """No nonsense: not further from all real defects than these are from each other."""
     text = "{:.3f} from the nearest real defect; these have another within {:.3f}"
     return [text.format(one, span.high) if one > span.high else "" for one, span in zip(near, spans, strict=True)]
 
 
-def usual(values: Floats, spans: Sequence[Span]) -> Reasons:
+def usual(values: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """A size, a shape or a seam within what real defects show."""
     text = "{:.4g} is outside {:.4g} to {:.4g}"
     return [text.format(one, *span) if _off(one, span) else "" for one, span in zip(values, spans, strict=True)]
@@ -88,7 +88,7 @@ def gathered(*gates: Reasons) -> list[tuple[str, ...]]:
     return [tuple(reason for reason in of_one if reason) for of_one in zip(*gates, strict=True)]
 
 
-def _off(value: float, span: Span) -> bool:
+def _off(value: float, span: ValueRange) -> bool:
     return value < span.low or value > span.high
 
 
@@ -98,22 +98,22 @@ def _pairs(a: Floats, b: Floats) -> list[tuple[float, float]]:
 
 # --- what is usual --------------------------------------------------------------------------------------------------
 
-UNKNOWN = Span(float("nan"), float("nan"))
+UNKNOWN = ValueRange(float("nan"), float("nan"))
 
 
-def nearness(features: Floats, groups: Sequence[str]) -> Span:
+def nearness(features: Floats, groups: Sequence[str]) -> ValueRange:
     """How near real defects of different groups ever come, and how far the loneliest ones are. Needs two groups."""
     other = np.asarray(groups)[:, None] != np.asarray(groups)
     if not other.any():
         return UNKNOWN
     apart = np.where(other, distances(features, features), np.inf)
     nearest = apart.min(axis=1)
-    return Span(float(apart.min()), float(np.quantile(nearest[np.isfinite(nearest)], FAR)))
+    return ValueRange(float(apart.min()), float(np.quantile(nearest[np.isfinite(nearest)], FAR)))
 
 
-def span(values: Floats) -> Span:
+def span(values: Floats) -> ValueRange:
     known = values[np.isfinite(values)]
-    return Span(float(known.min()) / SLACK, float(known.max()) * SLACK) if len(known) else UNKNOWN
+    return ValueRange(float(known.min()) / SLACK, float(known.max()) * SLACK) if len(known) else UNKNOWN
 
 
 def distances(a: Floats, b: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """`curate synth fit` and `generate`: batches of synthetic images with their masks, in `work/synth/<key>/`.
 
-`images/`, `masks/<class>/`, `manifest.parquet` (a `Made` a row) and `manifest.json`. A batch in the making lies in
-`.<key>.making/`: an image is there whole or not at all, and what is there is not made again.
+`images/`, `masks/<class>/`, `manifest.parquet` (a `SyntheticImage` a row) and `manifest.json`. A batch in the making
+lies in `.<key>.making/`: an image is there whole or not at all, and what is there is not made again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from curate.paths import safe_join
 from curate.project import Project
 from synth import masks
 from synth.masks import Place
-from synth.nouns import Bank, Made, Mask, Pixels, Scene, Site
+from synth.nouns import Mask, MaskBank, Pixels, Scene, Site, SyntheticImage
 from train.data.pixels import read, with_channels
 
 if TYPE_CHECKING:
-    from synth.check import Look
+    from synth.check import CandidateImage
 
 STEP = 1  # raise it when the same wish and bank give another batch than before
 FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
@@ -53,7 +53,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerateRequest:
     """What to make: of which classes (all that have masks), how many of each (or how many times the real ones), and
     what is set by hand instead of drawn as train has it."""
 
@@ -74,7 +74,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedSynthesiser:
     """A synthesiser that has learnt what it needs."""
 
     name: str
@@ -85,7 +85,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Batch:
+class SyntheticBatch:
     """A finished batch."""
 
     folder: Path
@@ -101,13 +101,13 @@ class Batch:
     def again(self) -> str:
         return f"Generate it again, after: curate synth drop {self.key[:8]} --files"
 
-    def made(self) -> list[Made]:
+    def made(self) -> list[SyntheticImage]:
         import pyarrow.parquet
 
         parquet: Any = pyarrow.parquet
         try:
             rows = parquet.read_table(self.folder / TABLE).to_pylist()
-            return [Made(**row | {"window": tuple(row["window"])}) for row in rows]
+            return [SyntheticImage(**row | {"window": tuple(row["window"])}) for row in rows]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CurateError(f"{self.folder / TABLE} is damaged ({error}). {self.again}") from None
 
@@ -153,7 +153,7 @@ def fit(
     *,
     window: int | None = None,
     seed: int = 0,
-) -> Fitted:
+) -> FittedSynthesiser:
     """Let a synthesiser learn from the train split, or find that it has; what a kill left goes on."""
     name, given = plain(name), dict(options or {})
     FIT.check(name, given)
@@ -167,14 +167,14 @@ def fit(
 
 def _fit(
     project: Project,
-    bank: Bank,
+    bank: MaskBank,
     name: str,
     options: Mapping[str, Any],
     device: str,
     progress: Progress,
     window: int,
     seed: int,
-) -> Fitted:
+) -> FittedSynthesiser:
     size = window if learns(name) else None  # what learns nothing is the same for every window
     values = {"synthesiser": name, "options": dict(options), "window": size, "seed": seed, "bank": bank.digest}
     key = f"{name}-{key_of([values, bank.classes, FIT.load(name).STEP, masks.STEP, STEP])}"
@@ -182,11 +182,11 @@ def _fit(
     if not (target / MANIFEST).is_file():
         with files.writer_lock(home(project), "curate synth fit"):
             _learn(target, bank, values | {"classes": list(bank.classes)}, device, progress)
-        return Fitted(name, key, target, _json(target / MANIFEST), True)
-    return Fitted(name, key, target, _json(target / MANIFEST))
+        return FittedSynthesiser(name, key, target, _json(target / MANIFEST), True)
+    return FittedSynthesiser(name, key, target, _json(target / MANIFEST))
 
 
-def _learn(target: Path, bank: Bank, values: dict[str, Any], device: str, progress: Progress) -> None:
+def _learn(target: Path, bank: MaskBank, values: dict[str, Any], device: str, progress: Progress) -> None:
     from curate.embed._network import device_of
 
     name, size, begun = values["synthesiser"], values["window"], time.perf_counter()
@@ -204,14 +204,14 @@ def _learn(target: Path, bank: Bank, values: dict[str, Any], device: str, progre
     files.sync_folder(target.parent)
 
 
-def fits(project: Project) -> list[Fitted]:
+def fits(project: Project) -> list[FittedSynthesiser]:
     """All that were fitted, the newest first."""
     found = sorted((home(project) / "models").glob(f"[!.]*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True)
     made = [(file.parent, _json(file)) for file in found]
-    return [Fitted(about["synthesiser"], folder.name, folder, about) for folder, about in made]
+    return [FittedSynthesiser(about["synthesiser"], folder.name, folder, about) for folder, about in made]
 
 
-def _fitted(project: Project, bank: Bank, name: str, wanted: str | None, window: int | None) -> Fitted:
+def _fitted(project: Project, bank: MaskBank, name: str, wanted: str | None, window: int | None) -> FittedSynthesiser:
     """The newest that learnt from the train split as it is now; what need not learn is there at once."""
     if wanted and not learns(name):
         raise CurateError(f"{name} learns nothing, so there is no '{wanted}' to choose: leave --fitted out")
@@ -237,13 +237,13 @@ def _fitted(project: Project, bank: Bank, name: str, wanted: str | None, window:
 def generate(
     project: Project,
     name: str,
-    wish: Wish,
+    wish: GenerateRequest,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: Progress = silent,
     *,
     fitted: str | None = None,
-) -> Batch:
+) -> SyntheticBatch:
     """Make a batch, or find that it is made; the same wish and train split give the same images on a CPU."""
     name, given = plain(name), dict(options or {})
     MAKE.check(name, given)
@@ -256,13 +256,13 @@ def generate(
     target = home(project) / key
     with files.writer_lock(home(project), "curate synth generate"):
         if (target / MANIFEST).is_file():
-            return _renewed(Batch(target, _json(target / MANIFEST)), bank)
+            return _renewed(SyntheticBatch(target, _json(target / MANIFEST)), bank)
         about = {"key": key, "project": project.name, "synthesiser": name, "bank": bank.digest} | values
         _make(target, bank, about, model, device, progress)
-    return Batch(target, _json(target / MANIFEST), True)
+    return SyntheticBatch(target, _json(target / MANIFEST), True)
 
 
-def counts_of(bank: Bank, wish: Wish) -> dict[str, int]:
+def counts_of(bank: MaskBank, wish: GenerateRequest) -> dict[str, int]:
     """Images of each class. Raises CurateError where a class has no mask to work with."""
     if wish.count is not None and wish.ratio is not None:
         raise CurateError("give a count or a ratio, not both")
@@ -281,7 +281,7 @@ def counts_of(bank: Bank, wish: Wish) -> dict[str, int]:
     return {name: wish.count or max(1, round(ratio * len(bank.of(name)))) for name in names}
 
 
-def donors_of(bank: Bank, name: str, wish: Mapping[str, Any]) -> dict[str, Any]:
+def donors_of(bank: MaskBank, name: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     """Count the real defects of a class (of the wished severity) and those that can be used; say why not all."""
     donors = [one for one in bank.of(name) if wish["severity"] in (None, one.severity)]
     if wish["area"] is not None:  # by hand: each is shrunk as far as it takes
@@ -290,25 +290,27 @@ def donors_of(bank: Bank, name: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     return {"there": len(donors), "used": used, "left_out": masks.left_out(donors, bank.grounds, wish["window"])}
 
 
-def _renewed(batch: Batch, bank: Bank) -> Batch:
+def _renewed(batch: SyntheticBatch, bank: MaskBank) -> SyntheticBatch:
     """The same bank as then: it holds none of those that are in val or test today, so the batch knows none of them."""
     blocked = blocked_of(bank)
     if batch.manifest["blocked"] == blocked:
         return batch
     files.write_json(batch.folder / MANIFEST, batch.manifest | {"blocked": blocked})
-    return Batch(batch.folder, _json(batch.folder / MANIFEST))
+    return SyntheticBatch(batch.folder, _json(batch.folder / MANIFEST))
 
 
-def blocked_of(bank: Bank) -> dict[str, list[str]]:
+def blocked_of(bank: MaskBank) -> dict[str, list[str]]:
     return {"ids": sorted(bank.blocked_ids), "groups": sorted(bank.blocked_groups)}
 
 
-def _groups(bank: Bank) -> list[str]:
+def _groups(bank: MaskBank) -> list[str]:
     """All groups that the synthesiser may have seen: should one go to val later, the batch must not be used."""
     return sorted({one.group for one in bank.donors} | {one.group for one in bank.grounds})
 
 
-def _make(target: Path, bank: Bank, about: dict[str, Any], model: Fitted, device: str, progress: Progress) -> None:
+def _make(
+    target: Path, bank: MaskBank, about: dict[str, Any], model: FittedSynthesiser, device: str, progress: Progress
+) -> None:
     from curate.embed._network import device_of
 
     begun = time.perf_counter()
@@ -321,7 +323,9 @@ def _make(target: Path, bank: Bank, about: dict[str, Any], model: Fitted, device
     for some in chunks(todo, TOGETHER):
         _add(rows, bank, some, about, model, device)
         progress("synthesise", len(some), total)
-    made = [Made(**row["made"] | {"window": tuple(row["made"]["window"])}) for row in rows.all() if "made" in row]
+    made = [
+        SyntheticImage(**row["made"] | {"window": tuple(row["made"]["window"])}) for row in rows.all() if "made" in row
+    ]
     skipped = [row["skipped"] for row in rows.all() if "skipped" in row]
     if not made:
         files.remove(aside)
@@ -390,14 +394,14 @@ class _Rows:
 
 def _add(
     rows: _Rows,
-    bank: Bank,
+    bank: MaskBank,
     asked: Sequence[tuple[int, str, int]],
     about: Mapping[str, Any],
-    model: Fitted,
+    model: FittedSynthesiser,
     device: str,
 ) -> None:
     placed: list[tuple[int, Scene, Site]] = []
-    hand = {name: about["wish"][name] for name in Wish().by_hand}
+    hand = {name: about["wish"][name] for name in GenerateRequest().by_hand}
     for number, name, seed in asked:
         try:
             placed.append((number, *masks.scene(bank, name, about["wish"]["window"], seed, **hand)))
@@ -410,7 +414,7 @@ def _add(
         rows.add({"number": number, "made": asdict(made)})
 
 
-def put_back(bank: Bank, site: Site, window: Pixels) -> Pixels:
+def put_back(bank: MaskBank, site: Site, window: Pixels) -> Pixels:
     """The whole ground with this window in its place; all other pixels are the ground's own."""
     left, top, width, height = site.window
     whole = with_channels(masks.pixels_of(site.ground.item, bank.max_pixels), bank.channels).copy()
@@ -426,12 +430,12 @@ def whole_mask(site: Site, mask: Mask) -> Mask:
     return whole
 
 
-def _save(folder: Path, number: int, scene: Scene, site: Site, pixels: Pixels, synthesiser: str) -> Made:
+def _save(folder: Path, number: int, scene: Scene, site: Site, pixels: Pixels, synthesiser: str) -> SyntheticImage:
     file, mask_file = f"images/{number:06d}.png", f"masks/{folder_of(scene.name)}/{number:06d}.png"
     content = _png(pixels if pixels.shape[2] == 3 else pixels[..., 0])
     _write(folder / mask_file, _png(whole_mask(site, scene.mask).astype(np.uint8) * 255))
     _write(folder / file, content)
-    return Made(
+    return SyntheticImage(
         hashlib.sha256(content).hexdigest(),
         file,
         mask_file,
@@ -470,7 +474,7 @@ def _write(file: Path, content: bytes) -> None:
     aside.replace(file)
 
 
-def _write_table(file: Path, made: Sequence[Made]) -> None:
+def _write_table(file: Path, made: Sequence[SyntheticImage]) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -491,7 +495,7 @@ def _versions() -> dict[str, Any]:
 # --- finished batches -----------------------------------------------------------------------------------------------
 
 
-def opened(project: Project, key: str) -> Batch:
+def opened(project: Project, key: str) -> SyntheticBatch:
     """The batch of this key; its first characters will do."""
     known = {one.key: one for one in every(project)}
     fitting = [one for one in known if key and one.startswith(key)]
@@ -502,29 +506,29 @@ def opened(project: Project, key: str) -> Batch:
     raise unknown("batch", key, known, "Make one: curate synth generate")
 
 
-def every(project: Project) -> list[Batch]:
+def every(project: Project) -> list[SyntheticBatch]:
     """All finished batches, the newest first."""
-    found = [Batch(file.parent, _json(file, ABOUT)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
+    found = [SyntheticBatch(file.parent, _json(file, ABOUT)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
     return sorted(found, key=lambda one: (str(one.manifest.get("made")), one.key), reverse=True)
 
 
-def looks(batch: Batch) -> Iterator[Look]:
+def looks(batch: SyntheticBatch) -> Iterator[CandidateImage]:
     """Every image of a batch with its mask, as gates see them."""
-    from synth.check import Look
+    from synth.check import CandidateImage
 
     for one in batch.made():
         pixels, mask = both_of(batch, one)
-        yield Look(one.id, one.name, pixels, mask, one.window, one.area)
+        yield CandidateImage(one.id, one.name, pixels, mask, one.window, one.area)
 
 
-def both_of(batch: Batch, one: Made) -> tuple[Pixels, Mask]:
+def both_of(batch: SyntheticBatch, one: SyntheticImage) -> tuple[Pixels, Mask]:
     pixels, mask = pixels_of(batch, one), mask_of(batch, one)
     if pixels.shape[:2] != mask.shape:
         raise CurateError(f"{batch.folder / one.mask_file} is not of its image's size. {batch.again}")
     return pixels, mask
 
 
-def pixels_of(batch: Batch, one: Made) -> Pixels:
+def pixels_of(batch: SyntheticBatch, one: SyntheticImage) -> Pixels:
     """Raises CurateError where the file is not the one that was made."""
     try:
         pixels = read(one.id, safe_join(batch.folder, one.file), 1 << 40)
@@ -533,7 +537,7 @@ def pixels_of(batch: Batch, one: Made) -> Pixels:
     return with_channels(pixels, 3 if pixels.ndim == 3 and pixels.shape[2] == 3 else 1)
 
 
-def mask_of(batch: Batch, one: Made) -> Mask:
+def mask_of(batch: SyntheticBatch, one: SyntheticImage) -> Mask:
     try:
         return np.asarray(grey_file(safe_join(batch.folder, one.mask_file)) > 127, bool)
     except (OSError, LabelProblem) as problem:

@@ -24,7 +24,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
 from curate.masks import shapes
-from synth.nouns import FEATHER, Bank, Donor, Example, Ground, Mask, Pixels, Scene, Site, extent_of
+from synth.nouns import FEATHER, Donor, Ground, Mask, MaskBank, Pixels, Scene, Site, TrainingWindow, extent_of
 from train.data.dataset import masks_of
 from train.data.pixels import read, with_channels
 
@@ -54,7 +54,7 @@ N = TypeVar("N", np.uint8, np.bool_)
 # --- the bank -------------------------------------------------------------------------------------------------------
 
 
-def bank(index: Index, progress: Progress = lambda stage, done, total: None) -> Bank:
+def bank(index: Index, progress: Progress = lambda stage, done, total: None) -> MaskBank:
     """The bank of a project: labelled real images of train, and all ids and groups of val and test as forbidden."""
     rows = list(index.rows("status", "split", "source", "missing"))
     train = [id for id, *row in rows if row[0] == "labelled" and row[1] == "train" and _is_real(row[2], row[3])]
@@ -71,7 +71,7 @@ def blocked(index: Index) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(id for id, _ in judged), frozenset(group for _, group in judged)
 
 
-def bank_of(items: Sequence[Item], blocked: Sequence[Item], classes: Sequence[str], max_pixels: int) -> Bank:
+def bank_of(items: Sequence[Item], blocked: Sequence[Item], classes: Sequence[str], max_pixels: int) -> MaskBank:
     """The same from images alone: `items` may be learnt from, `blocked` never."""
     ids = frozenset(one.id for one in blocked)
     return _bank(items, ids, frozenset(one.group or one.id for one in blocked), classes, max_pixels)
@@ -88,7 +88,7 @@ def _bank(
     classes: Sequence[str],
     max_pixels: int,
     progress: Progress = lambda stage, done, total: None,
-) -> Bank:
+) -> MaskBank:
     leaks = [one.id for one in items if one.id in ids or (one.group or one.id) in groups]
     if leaks:
         raise CurateError(f"{len(leaks)} images to learn from are in val or test, by id or group (first: {leaks[0]})")
@@ -101,7 +101,7 @@ def _bank(
     rows = sorted((one.id, one.group, one.label.digest) for one in ordered)
     digest = key_of([rows, list(classes), STEP])
     same = tuple(_with(one, channels) for one in donors)
-    return Bank(
+    return MaskBank(
         tuple(classes), same, grounds, channels, digest, max_pixels, frozenset(ids), frozenset(groups), tuple(notes)
     )
 
@@ -208,7 +208,7 @@ def region_of(pixels: Pixels) -> Mask:
 # --- what networks learn from ---------------------------------------------------------------------------------------
 
 
-def examples(bank: Bank, size: int, rng: Rng, count: int, clean: float = 0.25) -> list[Example]:
+def examples(bank: MaskBank, size: int, rng: Rng, count: int, clean: float = 0.25) -> list[TrainingWindow]:
     """`count` windows of `size` pixels: around donors (every class alike, shifted, mirrored), and of clean steel."""
     names = [name for name in bank.classes if bank.of(name)]
     grounds, donors = _grounds(bank, size), {name: _windowed(bank, name, size) for name in names}
@@ -218,7 +218,7 @@ def examples(bank: Bank, size: int, rng: Rng, count: int, clean: float = 0.25) -
             f"no image of train with a drawn defect is {size}x{size} pixels or larger: choose a smaller size"
         )
     chosen = [rng.random() < clean and len(grounds) > 0 for _ in range(count)]
-    made: list[Example] = []
+    made: list[TrainingWindow] = []
     for place, is_clean in enumerate(chosen):
         name = names[place % len(names)]
         one = _clean(bank, grounds, size, rng) if is_clean else _around(_pick(donors[name], rng), bank, size, rng)
@@ -226,11 +226,11 @@ def examples(bank: Bank, size: int, rng: Rng, count: int, clean: float = 0.25) -
     return made
 
 
-def _windowed(bank: Bank, name: str, size: int) -> list[Donor]:
+def _windowed(bank: MaskBank, name: str, size: int) -> list[Donor]:
     return [one for one in bank.of(name) if min(one.item.width, one.item.height) >= size]
 
 
-def _around(donor: Donor, bank: Bank, size: int, rng: Rng) -> Example:
+def _around(donor: Donor, bank: MaskBank, size: int, rng: Rng) -> TrainingWindow:
     """A window that holds the defect, or the part of it around one of its pixels where it is larger."""
     pixels = with_channels(pixels_of(donor.item, bank.max_pixels), bank.channels)
     left, top, width, height = _box(donor.mask)
@@ -242,14 +242,14 @@ def _around(donor: Donor, bank: Bank, size: int, rng: Rng) -> Example:
     y = _start(top + donor.corner[1], height, size, pixels.shape[0], rng)
     mask = masks_of(donor.item, [donor.name])[0].astype(bool)
     cut = np.s_[y : y + size, x : x + size]
-    return _mirrored(Example(pixels[cut], mask[cut], donor.name, donor.group), rng)
+    return _mirrored(TrainingWindow(pixels[cut], mask[cut], donor.name, donor.group), rng)
 
 
-def _clean(bank: Bank, grounds: Sequence[Ground], size: int, rng: Rng) -> Example:
+def _clean(bank: MaskBank, grounds: Sequence[Ground], size: int, rng: Rng) -> TrainingWindow:
     ground, pixels = _opened(bank, grounds, rng)
     y, x = (int(rng.integers(side - size + 1)) for side in pixels.shape[:2])
     window = pixels[y : y + size, x : x + size]
-    return _mirrored(Example(window, np.zeros((size, size), bool), "", ground.group), rng)
+    return _mirrored(TrainingWindow(window, np.zeros((size, size), bool), "", ground.group), rng)
 
 
 def _start(first: int, length: int, size: int, whole: int, rng: Rng) -> int:
@@ -259,10 +259,10 @@ def _start(first: int, length: int, size: int, whole: int, rng: Rng) -> int:
     return min(max(first - int(rng.integers(rim, spare - rim + 1)), 0), whole - size)
 
 
-def _mirrored(example: Example, rng: Rng) -> Example:
+def _mirrored(example: TrainingWindow, rng: Rng) -> TrainingWindow:
     flips = _flips(rng)
     pixels, mask = np.ascontiguousarray(example.pixels[flips]), np.ascontiguousarray(example.mask[flips])
-    return Example(pixels, mask, example.name, example.group)
+    return TrainingWindow(pixels, mask, example.name, example.group)
 
 
 def _flips(rng: Rng) -> tuple[slice, slice]:
@@ -344,7 +344,7 @@ def _sized(donor: Donor, warp: Warp, area: float) -> Warp:
 
 
 def scene(
-    bank: Bank,
+    bank: MaskBank,
     name: str,
     size: int,
     seed: int,
@@ -381,7 +381,7 @@ def scene(
     raise CurateError(_no_place(name, size, area, place))
 
 
-def _fitting(bank: Bank, name: str, size: int, severity: str | None, area: float | None) -> Sequence[Donor]:
+def _fitting(bank: MaskBank, name: str, size: int, severity: str | None, area: float | None) -> Sequence[Donor]:
     """The donors that a window of this size can hold, shrunk within bounds."""
     require(bank, name)
     room = size - 2 * RIM
@@ -428,7 +428,7 @@ def left_out(donors: Sequence[Donor], grounds: Sequence[Ground], size: int) -> s
     )
 
 
-def require(bank: Bank, name: str) -> None:
+def require(bank: MaskBank, name: str) -> None:
     """The class has donors, or the reason why not."""
     if name not in bank.classes:
         raise CurateError(f"unknown class '{name}'; allowed: {', '.join(bank.classes)}")
@@ -438,11 +438,11 @@ def require(bank: Bank, name: str) -> None:
         )
 
 
-def _grounds(bank: Bank, size: int) -> list[Ground]:
+def _grounds(bank: MaskBank, size: int) -> list[Ground]:
     return [one for one in bank.grounds if min(one.item.width, one.item.height) >= size]
 
 
-def _no_ground(bank: Bank, size: int) -> str:
+def _no_ground(bank: MaskBank, size: int) -> str:
     if not bank.grounds:
         return "no clean labelled image in the train split to put defects on: label some as clean (no defects)"
     largest = max((one.item for one in bank.grounds), key=lambda one: min(one.width, one.height))
@@ -479,7 +479,7 @@ def _within(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _opened(bank: Bank, grounds: Sequence[Ground], rng: Rng) -> tuple[Ground, Pixels]:
+def _opened(bank: MaskBank, grounds: Sequence[Ground], rng: Rng) -> tuple[Ground, Pixels]:
     """A clean image that can be read and has no more channels than the bank."""
     for _ in range(DRAWS):
         ground = _pick(grounds, rng)

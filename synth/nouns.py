@@ -1,4 +1,4 @@
-"""The nouns of synthesis: what is real (`Donor`, `Ground`, `Bank`), what to make (`Scene`), what was made (`Made`).
+"""The nouns of synthesis: real defects and steel (`Donor`, `Ground`, `MaskBank`), a `Scene`, a `SyntheticImage`.
 
 A synthesiser paints one window of a good image. The mask that it is asked to fill *is* the label of the result, so
 pixels away from that mask stay as they were.
@@ -64,7 +64,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Bank:
+class MaskBank:
     """All that synthesis may see of a project: nothing of val or test is in it. `blocked` are their ids and groups."""
 
     classes: tuple[str, ...]
@@ -110,7 +110,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingWindow:
     """What a network learns from: a window around a real defect, or of clean steel (empty mask, `name` is '')."""
 
     pixels: Pixels
@@ -120,7 +120,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticImage:
     """One row of `manifest.parquet`: a synthetic image and its parents."""
 
     id: str
@@ -138,4 +138,4 @@ class Made:
     severity: str | None = None
 
 
-Examples = Sequence[Example]
+Examples = Sequence[TrainingWindow]

@@ -11,7 +11,7 @@ from curate.data import Item
 from curate.index.dataset import Index
 from curate.project import Project
 from synth import generate, masks
-from synth.nouns import Bank
+from synth.nouns import MaskBank
 from train.evaluate import run as evaluating
 
 FEW_DONORS, FEW_GROUNDS = 5, 20
@@ -22,7 +22,7 @@ LEAST, MOST = 0.5, 5.0  # times the real defects
 
 
 @dataclass(frozen=True)
-class Line:
+class PlanRow:
     """A class in train: labelled images that show it, their groups, defects with a mask; and what to make.
 
     `donors`: the defects that the default window can hold. `recall` and `iou` are val's; None where nobody knows them.
@@ -53,10 +53,10 @@ class Line:
 
 
 @dataclass
-class Plan:
+class SynthesisPlan:
     """The classes, the rarest first; `grounds`: clean images, and their groups."""
 
-    lines: list[Line]
+    lines: list[PlanRow]
     grounds: int
     ground_groups: int
     evaluation: str | None
@@ -76,7 +76,9 @@ class Plan:
         return asdict(self) | {"lines": lines, "command": self.command}
 
 
-def plan(project: Project, progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> Plan:
+def plan(
+    project: Project, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+) -> SynthesisPlan:
     index = Index(project)
     rows = index.rows("status", "split", "source")
     ids = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic"]
@@ -101,8 +103,8 @@ def _value(figure: Any) -> float | None:
 
 
 def planned(
-    bank: Bank, items: Sequence[Item], figures: dict[str, dict[str, float | None]], evaluation: str | None
-) -> Plan:
+    bank: MaskBank, items: Sequence[Item], figures: dict[str, dict[str, float | None]], evaluation: str | None
+) -> SynthesisPlan:
     """From counts and figures alone."""
     defects = Counter(one.name for one in bank.donors)
     most = max(defects.values(), default=0)
@@ -118,12 +120,12 @@ def planned(
             "no model is evaluated on val, so recall and IoU are not known, and a frequent class that a model misses "
             f"is not noticed. Run: curate evaluate --split {SPLIT}"
         )
-    return Plan(lines, len(bank.grounds), groups, evaluation, notes)
+    return SynthesisPlan(lines, len(bank.grounds), groups, evaluation, notes)
 
 
 def _line(
-    name: str, bank: Bank, items: Sequence[Item], defects: int, most: int, figures: dict[str, float | None]
-) -> Line:
+    name: str, bank: MaskBank, items: Sequence[Item], defects: int, most: int, figures: dict[str, float | None]
+) -> PlanRow:
     shown = [one for one in items if name in one.label.present]
     groups = len({one.group or one.id for one in shown})
     recall, iou = figures.get("recall"), figures.get("iou")
@@ -135,10 +137,10 @@ def _line(
         *_warnings(bank, name, shown, groups),
         *filter(None, [masks.left_out(bank.of(name), bank.grounds, window)]),
     ]
-    return Line(name, len(shown), groups, defects, donors, recall, iou, scarce, make, tuple(notes))
+    return PlanRow(name, len(shown), groups, defects, donors, recall, iou, scarce, make, tuple(notes))
 
 
-def _warnings(bank: Bank, name: str, shown: Sequence[Item], groups: int) -> list[str]:
+def _warnings(bank: MaskBank, name: str, shown: Sequence[Item], groups: int) -> list[str]:
     found = len(bank.of(name))
     if not found and shown:
         return [f"{len(shown)} images show it, but no defect has a mask: draw masks, boxes are not enough"]

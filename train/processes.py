@@ -26,7 +26,7 @@ GONE = "a process of the training died (out of memory?); what was trained is kep
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process among those that train together."""
 
     rank: int = 0
@@ -103,7 +103,7 @@ class Team:
         raise error if self.leads else SystemExit(1)
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
 def launched() -> bool:
@@ -112,7 +112,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def team(device: str) -> Iterator[Team]:
+def team(device: str) -> Iterator[ProcessGroup]:
     """The team that the launcher made, for as long as the block lasts; without one this process is alone."""
     if not launched():
         yield ALONE
@@ -121,7 +121,7 @@ def team(device: str) -> Iterator[Team]:
 
     threading.Thread(target=workers.follow, args=(os.getppid(),), daemon=True).start()
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    made = Team(state.process_index, state.num_processes)
+    made = ProcessGroup(state.process_index, state.num_processes)
     try:
         yield made
     except RuntimeError as error:

@@ -38,7 +38,7 @@ BEFORE = 10  # earlier models that an alias remembers, to go back to
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredModel:
     """A finished model."""
 
     folder: Path
@@ -68,7 +68,7 @@ def training_folder(project: Project, key: str) -> Path:
     return home(project) / f".{key}.training"
 
 
-def opened(folder: Path) -> Stored:
+def opened(folder: Path) -> StoredModel:
     """The model in this folder; raises CurateError where its manifest is not what `finish` writes."""
     file = folder / MANIFEST
     made = _read(file)
@@ -80,7 +80,7 @@ def opened(folder: Path) -> Stored:
         raise _damaged(file, "its classes are not the outputs that it names")
     if not all(isinstance(name, str) for name in made["outputs"]):
         raise _damaged(file, "a class is no text")
-    return Stored(folder, made)
+    return StoredModel(folder, made)
 
 
 def _wrong(made: dict[str, Any], fields: dict[str, Any]) -> Iterator[str]:
@@ -92,13 +92,13 @@ def _wrong(made: dict[str, Any], fields: dict[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{inner}" for inner in _wrong(value, kind))
 
 
-def every(project: Project) -> list[Stored]:
+def every(project: Project) -> list[StoredModel]:
     """All finished models, the newest first."""
     found = [opened(file.parent) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
     return sorted(found, key=lambda one: (str(one.manifest.get("made")), one.key), reverse=True)
 
 
-def find(project: Project, wanted: str | None = None) -> Stored:
+def find(project: Project, wanted: str | None = None) -> StoredModel:
     """The model of this key (its first characters will do) or alias, else the current one."""
     models = {one.key: one for one in every(project)}
     if not models:
@@ -126,7 +126,7 @@ def is_done(project: Project, key: str) -> bool:
     return (folder / MANIFEST).is_file() and (folder / WEIGHTS).is_file()
 
 
-def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) -> Stored:
+def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) -> StoredModel:
     """Put a model in its place, whole, and sweep up where it was made."""
     target = home(project) / key
     files.remove(target)
@@ -137,7 +137,7 @@ def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) 
         shutil.copyfile(weights, aside / WEIGHTS)
         files.write_json(aside / MANIFEST, {"key": key} | manifest | about)
     files.remove(training_folder(project, key))
-    return Stored(target, _read(target / MANIFEST))
+    return StoredModel(target, _read(target / MANIFEST))
 
 
 # --- aliases --------------------------------------------------------------------------------------------------------

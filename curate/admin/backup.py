@@ -34,7 +34,7 @@ from curate.errors import CurateError, unknown
 from curate.index import app_edits, database, synthetic
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.file_ledger import OK
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.paths import climbs, printable
 from curate.project import FILE, SYNTHETIC, Project, home_of, load
 from curate.state import SCHEMA, check
@@ -78,7 +78,7 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
     scratch = project.work / f".backup.{os.getpid()}.part"
     with files.writer_lock(project.work, "curate backup"), files.room_for(scratch), _cleared(scratch):
         _remove_left_over(project.work, file)
-        index, book = Index(project), Book(project.work / "labels")
+        index, book = Index(project), LabelLog(project.work / "labels")
         app_edits.capture(index, book, project.class_names)
         book.close()
         index.dataset.export(
@@ -237,7 +237,7 @@ def _alone(aside: Path, folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (aside.is_dir() and os.path.samestat(os.fstat(handle), aside.stat())):
-            raise files.Busy(busy)
+            raise files.ProjectBusy(busy)
         _empty(aside)
         try:
             yield
@@ -245,7 +245,7 @@ def _alone(aside: Path, folder: Path) -> Iterator[None]:
             if aside.is_dir():
                 files.remove(aside)
     except BlockingIOError:
-        raise files.Busy(busy) from None
+        raise files.ProjectBusy(busy) from None
     finally:
         os.close(handle)
 
@@ -417,7 +417,7 @@ def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
     project = load(aside)
     try:
         state.require(project)
-        Book(project.work / "labels").close()
+        LabelLog(project.work / "labels").close()
         strange = set(members) - {name for name, _ in _members(project, aside)}
     except CurateError as error:
         raise CurateError(f"{file} is damaged: {str(error).replace(f'{aside}/', '').split('; restore')[0]}") from None

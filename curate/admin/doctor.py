@@ -16,7 +16,7 @@ from curate.index import database
 State = Literal["ok", "absent", "missing"]
 
 
-class Check(NamedTuple):
+class DoctorCheck(NamedTuple):
     """`absent` is optional and not there; `missing` is needed."""
 
     what: str
@@ -25,9 +25,9 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def run(wanted: str | None) -> list[Check]:
+def run(wanted: str | None) -> list[DoctorCheck]:
     folder = _folder(wanted)
-    checks: tuple[Callable[[], Check], ...] = (
+    checks: tuple[Callable[[], DoctorCheck], ...] = (
         lambda: _project(wanted, folder),
         lambda: _database(folder),
         lambda: _disk(folder),
@@ -47,31 +47,31 @@ def _folder(wanted: str | None) -> Path | None:
         return None
 
 
-def _project(wanted: str | None, folder: Path | None) -> Check:
+def _project(wanted: str | None, folder: Path | None) -> DoctorCheck:
     try:
         made = project.load(project.find(wanted))
-        return Check(
+        return DoctorCheck(
             "project", "ok", f"{made.name}: {len(made.config.sources)} sources, {len(made.class_names)} classes"
         )
     except CurateError as error:
         state: State = "missing" if wanted or folder else "absent"
-        return Check("project", state, str(error), "curate demo, or: curate init NAME --format FORMAT --data DIR")
+        return DoctorCheck("project", state, str(error), "curate demo, or: curate init NAME --format FORMAT --data DIR")
 
 
-def _database(folder: Path | None) -> Check:
+def _database(folder: Path | None) -> DoctorCheck:
     uri = os.environ.get(database.URI)
     if uri:
         return _server(uri)
     try:
         binary = database.mongod()
     except CurateError as error:
-        return Check("database", "missing", "no mongod, no URI", str(error))
+        return DoctorCheck("database", "missing", "no mongod, no URI", str(error))
     server = database.running(folder / "work" / "db") if folder else None
     state = f"running, pid {server['pid']}" if server else "starts with the first command"
-    return Check("database", "ok", f"embedded, {state} ({binary})")
+    return DoctorCheck("database", "ok", f"embedded, {state} ({binary})")
 
 
-def _server(uri: str) -> Check:
+def _server(uri: str) -> DoctorCheck:
     import pymongo
     from pymongo.errors import PyMongoError
 
@@ -79,57 +79,61 @@ def _server(uri: str) -> Check:
     try:
         with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
             version = client.server_info()["version"]
-        return Check("database", "ok", f"MongoDB {version} at {shown}")
+        return DoctorCheck("database", "ok", f"MongoDB {version} at {shown}")
     except (PyMongoError, ValueError) as error:  # the latter of what is no URI
         text = type(error).__name__
-        return Check("database", "missing", f"no answer from {shown} ({text})", f"correct or unset {database.URI}")
+        return DoctorCheck(
+            "database", "missing", f"no answer from {shown} ({text})", f"correct or unset {database.URI}"
+        )
 
 
-def _disk(folder: Path | None) -> Check:
+def _disk(folder: Path | None) -> DoctorCheck:
     place = folder or Path.cwd()
     free = shutil.disk_usage(place).free / 1e9
     remedy = "" if free > 5 else "free some space, or move the project: vectors, models and database need room"
-    return Check("disk", "ok" if free > 1 else "missing", f"{free:.0f} GB free at {place}", remedy)
+    return DoctorCheck("disk", "ok" if free > 1 else "missing", f"{free:.0f} GB free at {place}", remedy)
 
 
-def _gpu() -> Check:
+def _gpu() -> DoctorCheck:
     if importlib.util.find_spec("torch") is None:
-        return Check("GPU", "missing", "torch is not installed", "make setup")
+        return DoctorCheck("GPU", "missing", "torch is not installed", "make setup")
     import torch
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return Check("GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+        return DoctorCheck(
+            "GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        )
     found = f"none; torch {torch.__version__} uses {workers.cores()} CPU cores"
-    return Check("GPU", "absent", found, "not needed; with one, training is faster")
+    return DoctorCheck("GPU", "absent", found, "not needed; with one, training is faster")
 
 
-def _label_studio() -> Check:
+def _label_studio() -> DoctorCheck:
     url = os.environ.get("LABEL_STUDIO_URL")
     if url:
         if os.environ.get("LABEL_STUDIO_API_KEY"):
-            return Check("Label Studio", "ok", f"{url}, token set")
-        return Check("Label Studio", "missing", f"{url}, but no token", "set LABEL_STUDIO_API_KEY")
+            return DoctorCheck("Label Studio", "ok", f"{url}, token set")
+        return DoctorCheck("Label Studio", "missing", f"{url}, but no token", "set LABEL_STUDIO_API_KEY")
     if importlib.util.find_spec("label_studio"):
-        return Check("Label Studio", "ok", "server installed here")
-    return Check(
+        return DoctorCheck("Label Studio", "ok", "server installed here")
+    return DoctorCheck(
         "Label Studio", "absent", "no server here, no LABEL_STUDIO_URL", "pip install 'steel-curate[labelstudio]'"
     )
 
 
-def _ray() -> Check:
+def _ray() -> DoctorCheck:
     address = os.environ.get("RAY_ADDRESS")
     if importlib.util.find_spec("ray"):
-        return Check("Ray", "ok", f"installed{f', cluster at {address}' if address else ', this machine only'}")
-    return Check("Ray", "absent", "not installed; the local engine needs none", "pip install 'steel-curate[ray]'")
+        return DoctorCheck("Ray", "ok", f"installed{f', cluster at {address}' if address else ', this machine only'}")
+    return DoctorCheck("Ray", "absent", "not installed; the local engine needs none", "pip install 'steel-curate[ray]'")
 
 
-def _weights() -> Check:
+def _weights() -> DoctorCheck:
     found = sorted(_weight_files(), key=str)
     if found:
-        return Check("weights", "ok", ", ".join(str(path) for path in found[:3]))
+        return DoctorCheck("weights", "ok", ", ".join(str(path) for path in found[:3]))
     remedy = "give a local file where a command takes --weights, or reach the hub; the offline defaults need none"
-    return Check("weights", "absent", "no downloaded weights in the hub caches", remedy)
+    return DoctorCheck("weights", "absent", "no downloaded weights in the hub caches", remedy)
 
 
 def _weight_files() -> Iterator[Path]:
@@ -141,9 +145,11 @@ def _weight_files() -> Iterator[Path]:
     yield from real.glob("weights/*.pth")
 
 
-def _browser() -> Check:
+def _browser() -> DoctorCheck:
     for name in ("chromium", "chromium-browser", "google-chrome", "firefox"):
         path = shutil.which(name)
         if path:
-            return Check("browser", "ok", path)
-    return Check("browser", "absent", "none on this machine", "curate app --remote, and open it from another machine")
+            return DoctorCheck("browser", "ok", path)
+    return DoctorCheck(
+        "browser", "absent", "none on this machine", "curate app --remote, and open it from another machine"
+    )

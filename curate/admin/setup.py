@@ -17,7 +17,7 @@ from curate.admin.layout import Layout, guess
 from curate.data import SOURCES, Record, Reject
 from curate.demo import plant
 from curate.errors import CurateError, unknown
-from curate.index.intake import Rules, group_of, stratum_of, template_pattern
+from curate.index.intake import SourceRules, group_of, stratum_of, template_pattern
 from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load
 
 PRODUCTION_FORMATS = ("images",)
@@ -116,7 +116,7 @@ def _guessed(paths: Sequence[str], source: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _placed(source: Mapping[str, Any], found: Iterable[Record | Reject]) -> tuple[Placed, ...]:
-    rules = Rules(
+    rules = SourceRules(
         root=source["data"],
         limits=LimitsConfig(),
         names={},
@@ -132,7 +132,9 @@ def _placed(source: Mapping[str, Any], found: Iterable[Record | Reject]) -> tupl
     )
 
 
-def demo(folder: Path | None, images: int, seed: int, progress: Callable[[int], None]) -> tuple[Project, plant.Summary]:
+def demo(
+    folder: Path | None, images: int, seed: int, progress: Callable[[int], None]
+) -> tuple[Project, plant.DemoSummary]:
     """Draw the demo plant and make its project: a labelled library, and production images that nobody labelled."""
     folder = (folder or home_of(Path.cwd()) / "demo").resolve()
     drawn = 0

@@ -175,7 +175,9 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _facts(project: Project, index: Index, seen: Mapping[str, build_pool.Seen], summary: Mapping[str, Any]) -> Facts:
+def _facts(
+    project: Project, index: Index, seen: Mapping[str, build_pool.PoolImage], summary: Mapping[str, Any]
+) -> Facts:
     vectors, newest = tables.latest(project.work / "vectors"), rounds.latest(project.work)
     known = set(Vectors(vectors).ids()) if vectors else set()
     real = {id: one for id, one in seen.items() if one.source != "synthetic" and not one.missing}

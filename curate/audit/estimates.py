@@ -223,7 +223,7 @@ def _within(share: Interval, low: float, high: float) -> Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class AuditDraw:
     """One audit: the picks, the unlabelled images of each stratum at its draw, and what was labelled before it."""
 
     y: npt.ArrayLike
@@ -239,7 +239,7 @@ class Round:
 
 
 def combined(
-    rounds: Sequence[Round], labelled: int | None = None, defective: int | None = None, confidence: float = 0.95
+    rounds: Sequence[AuditDraw], labelled: int | None = None, defective: int | None = None, confidence: float = 0.95
 ) -> Interval:
     """The share of defective images in the whole population, from audits of what was unlabelled in each round.
 
@@ -260,7 +260,7 @@ def combined(
     return _within(whole, *bounds)
 
 
-def _population(rounds: Sequence[Round]) -> float:
+def _population(rounds: Sequence[AuditDraw]) -> float:
     totals = sorted({r.labelled + r.unlabelled for r in rounds})
     if len(totals) > 1:
         raise CurateError(
@@ -270,7 +270,7 @@ def _population(rounds: Sequence[Round]) -> float:
     return totals[0]
 
 
-def _bounds(last: Round, population: float, labelled: int | None, defective: int | None) -> tuple[float, float]:
+def _bounds(last: AuditDraw, population: float, labelled: int | None, defective: int | None) -> tuple[float, float]:
     """What labelled images alone say of the share; without today's counts those at the last audit's end."""
     known = last.labelled + np.size(last.y) if labelled is None else labelled
     positive = last.defective + float(np.sum(last.y)) if defective is None else defective
@@ -288,7 +288,7 @@ class _Part(NamedTuple):
     unseen: float
 
 
-def _part(this: Round, first: Round) -> _Part:
+def _part(this: AuditDraw, first: AuditDraw) -> _Part:
     values, chances = _checked(this.y, this.pi)
     sample, ones = _Sample.of(chances, this.strata, this.sizes), np.ones_like(values)
     weight, scale = sample.weight / sample.total, this.unlabelled / first.unlabelled

@@ -44,7 +44,7 @@ LEFT_OUT = {
 }
 
 
-class Known(NamedTuple):
+class ImageHistory(NamedTuple):
     """An image that is labelled, or that a round picked. `at`: when it first got a label, in an import or else."""
 
     status: str
@@ -55,7 +55,7 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Draw:
+class AuditRound:
     """A round as far as it matters here. `classes`: those that its predictions know; None where nobody noted them."""
 
     manifest: Mapping[str, Any]
@@ -72,18 +72,18 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Facts:
+class AuditFacts:
     """All that the figures rest on. `arrivals`: when images came into the index, but for those that came labelled."""
 
-    draws: Sequence[Draw]
-    known: Mapping[str, Known]
+    draws: Sequence[AuditRound]
+    known: Mapping[str, ImageHistory]
     arrivals: Collection[str] = ()
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def read(project: Project) -> Facts:
+def read(project: Project) -> AuditFacts:
     rounds.find(project.work, None)
     index, renames = Index(project), _renames(project.work)
     draws = [_draw(one, renames) for one in rounds.every(project.work)]
@@ -99,10 +99,10 @@ def read(project: Project) -> Facts:
         now = _status(status, present, classes)
         if now == "labelled" or id in picked:
             at, said_by = first.get(id, (NOT_LOGGED, ""))
-            known[id] = Known(now, present, came, at, said_by == "import")
+            known[id] = ImageHistory(now, present, came, at, said_by == "import")
         if source != "synthetic" and origin != "import":
             arrivals.add(came)
-    return Facts(draws, known, arrivals)
+    return AuditFacts(draws, known, arrivals)
 
 
 def _seen(work: Path) -> dict[str, str]:
@@ -141,11 +141,11 @@ def _renames(work: Path) -> list[tuple[str, dict[str, str]]]:
     return [(line["at"], line["names"]) for line in lines]
 
 
-def _draw(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Draw:
+def _draw(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> AuditRound:
     """A round keeps the class names of its day; labels bear those of today."""
     today = _today(one, renames)
     picks = [row | {"predicted": _renamed(row["predicted"], today)} for row in one.picks()]
-    return Draw(one.manifest, picks, _classes(one, today))
+    return AuditRound(one.manifest, picks, _classes(one, today))
 
 
 def _today(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Callable[[str], str]:
@@ -173,10 +173,10 @@ def _classes(one: Round, today: Callable[[str], str]) -> frozenset[str] | None:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AuditSample:
     """One round's audit: the labelled picks, why others are left out, and what was labelled of its population since."""
 
-    draw: Draw
+    draw: AuditRound
     rows: Sequence[Mapping[str, Any]]
     present: Sequence[frozenset[str]]
     sizes: Mapping[str, float]
@@ -209,14 +209,14 @@ class Sample:
     def flagged(self, name: str | None) -> Floats:
         return np.array([_shows(row["predicted"], name) for row in self.rows], np.float64)
 
-    def predicted(self, name: str | None) -> Sample | None:
+    def predicted(self, name: str | None) -> AuditSample | None:
         """The picks of which something was predicted; None where the predictions do not know the class."""
         known = self.draw.classes is None or name is None or name in self.draw.classes
         if not self.draw.manifest.get("predicted_by") or not known:
             return None
         keep = [place for place, row in enumerate(self.rows) if row.get("predicted") is not None]
         rows, present = [self.rows[i] for i in keep], [self.present[i] for i in keep]
-        return Sample(self.draw, rows, present, self.sizes, self.left_out, self.since)
+        return AuditSample(self.draw, rows, present, self.sizes, self.left_out, self.since)
 
 
 def _shows(names: Collection[str], name: str | None) -> bool:
@@ -224,13 +224,13 @@ def _shows(names: Collection[str], name: str | None) -> bool:
     return bool(names) if name is None else name in names
 
 
-def samples(facts: Facts, every: bool = False) -> list[Sample]:
+def samples(facts: AuditFacts, every: bool = False) -> list[AuditSample]:
     """The rounds with an audit, the first one first; with `every`, also those drawn at random as a whole."""
     drawn = [(draw, *_drawn(draw, every)) for draw in facts.draws]
     return [_sample(facts, draw, rows, sizes) for draw, rows, sizes in drawn if rows]
 
 
-def _drawn(draw: Draw, every: bool) -> tuple[list[Mapping[str, Any]], dict[str, float]]:
+def _drawn(draw: AuditRound, every: bool) -> tuple[list[Mapping[str, Any]], dict[str, float]]:
     """The picks that stand for the population, and how many images each stratum has.
 
     Where a round has an audit, chances of its other picks speak of what the audit and the other slots left over.
@@ -255,15 +255,17 @@ def _by_chance(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(round(total)) for name, total in totals.items()}
 
 
-def _sample(facts: Facts, draw: Draw, rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]) -> Sample:
-    states = [facts.known.get(row["id"], Known("gone")).status for row in rows]
+def _sample(
+    facts: AuditFacts, draw: AuditRound, rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]
+) -> AuditSample:
+    states = [facts.known.get(row["id"], ImageHistory("gone")).status for row in rows]
     kept = [row for row, status in zip(rows, states, strict=True) if status == "labelled"]
     left_out = Counter(status for status in states if status != "labelled")
     present = [facts.known[row["id"]].present for row in kept]
-    return Sample(draw, kept, present, sizes, left_out, list(_since(facts, draw)))
+    return AuditSample(draw, kept, present, sizes, left_out, list(_since(facts, draw)))
 
 
-def _since(facts: Facts, draw: Draw) -> Iterator[frozenset[str]]:
+def _since(facts: AuditFacts, draw: AuditRound) -> Iterator[frozenset[str]]:
     """What those images show that were unlabelled at the draw, could be picked, and are labelled now."""
     own = {row["id"] for row in draw.picks}
     later = {row["id"] for other in facts.draws if other.number > draw.number for row in other.picks}
@@ -280,7 +282,7 @@ def _since(facts: Facts, draw: Draw) -> Iterator[frozenset[str]]:
 # --- several rounds ---------------------------------------------------------------------------------------------------
 
 
-def together(answered: Sequence[Sample], arrivals: Collection[str]) -> list[Sample]:
+def together(answered: Sequence[AuditSample], arrivals: Collection[str]) -> list[AuditSample]:
     """The newest audits that speak of one population: as many as do, at least the last one."""
     for start in range(len(answered)):
         if _fit(answered[start:], arrivals):
@@ -288,32 +290,32 @@ def together(answered: Sequence[Sample], arrivals: Collection[str]) -> list[Samp
     return []
 
 
-def _fit(group: Sequence[Sample], arrivals: Collection[str]) -> bool:
+def _fit(group: Sequence[AuditSample], arrivals: Collection[str]) -> bool:
     first, last = group[0], group[-1]
     came = any(first.draw.at < at <= last.draw.at for at in arrivals)
     missing = (_unreached(first, one) for one in group)
     return not (came and len(group) > 1) and all(0 <= n <= UNREACHED * first.population for n in missing)
 
 
-def _unreached(first: Sample, one: Sample) -> float:
+def _unreached(first: AuditSample, one: AuditSample) -> float:
     """Images of the first audit's population that the other one could not draw, though nobody had labelled them:
     queued, skipped, or of a group that went to val or test."""
     return first.population - _before(first, one) - one.population
 
 
-def _before(first: Sample, one: Sample) -> int:
+def _before(first: AuditSample, one: AuditSample) -> int:
     """How many images were labelled between the two draws."""
     return len(first.since) - len(one.since)
 
 
-def prevalence(group: Sequence[Sample], name: str | None, confidence: float) -> Interval:
+def prevalence(group: Sequence[AuditSample], name: str | None, confidence: float) -> Interval:
     """The share of the images, of those unlabelled when the first of these audits was drawn, that show the class."""
     first, parts = group[0], []
     for one in group:
         lost = _unreached(first, one)
         sizes = dict(one.sizes) | ({OUT_OF_REACH: lost} if lost else {})
         shown = _count(first.since, name) - _count(one.since, name)
-        parts.append(estimates.Round(one.shows(name), one.pi, sizes, one.strata, _before(first, one), shown))
+        parts.append(estimates.AuditDraw(one.shows(name), one.pi, sizes, one.strata, _before(first, one), shown))
     return estimates.combined(parts, len(first.since), _count(first.since, name), confidence)
 
 
@@ -321,7 +323,7 @@ def _count(found: Sequence[frozenset[str]], name: str | None) -> int:
     return sum(_shows(present, name) for present in found)
 
 
-def errors(answered: Sequence[Sample], name: str | None, confidence: float) -> tuple[Interval, Interval] | None:
+def errors(answered: Sequence[AuditSample], name: str | None, confidence: float) -> tuple[Interval, Interval] | None:
     """Recall and false-alarm rate of what was predicted when the rounds were chosen, pooled; None without that."""
     parts = [part for one in answered if (part := one.predicted(name)) is not None]
     if not parts:
@@ -338,7 +340,7 @@ def errors(answered: Sequence[Sample], name: str | None, confidence: float) -> t
 
 
 @dataclass(frozen=True)
-class Figures:
+class ClassEstimates:
     """What the audit says of one class, or with name None of any defect."""
 
     name: str | None
@@ -353,7 +355,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Survey:
+class AuditReport:
     """`curate audit`: the figures, and what a person should know of them."""
 
     confidence: float
@@ -364,7 +366,7 @@ class Survey:
     labelled: int
     left_out: dict[str, int]
     predicted_by: list[str]
-    figures: list[Figures]
+    figures: list[ClassEstimates]
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -379,8 +381,8 @@ class Survey:
 
 
 def survey(
-    facts: Facts, classes: Sequence[str], wanted: Sequence[str] = (), confidence: float = 0.95, every: bool = False
-) -> Survey:
+    facts: AuditFacts, classes: Sequence[str], wanted: Sequence[str] = (), confidence: float = 0.95, every: bool = False
+) -> AuditReport:
     """Unbiased figures for each class and any defect, or for the wanted classes alone."""
     for name in wanted:
         if name not in classes:
@@ -390,7 +392,7 @@ def survey(
     if not answered:
         raise CurateError(_nothing(drawn, facts))
     group = together(answered, facts.arrivals)
-    return Survey(
+    return AuditReport(
         confidence,
         [one.number for one in answered],
         [one.number for one in group],
@@ -404,13 +406,15 @@ def survey(
     )
 
 
-def _figures(answered: Sequence[Sample], group: Sequence[Sample], name: str | None, confidence: float) -> Figures:
+def _figures(
+    answered: Sequence[AuditSample], group: Sequence[AuditSample], name: str | None, confidence: float
+) -> ClassEstimates:
     shown = sum(_count(one.present, name) for one in answered)
     recall, alarms = errors(answered, name, confidence) or (None, None)
-    return Figures(name, shown, prevalence(group, name, confidence), recall, alarms)
+    return ClassEstimates(name, shown, prevalence(group, name, confidence), recall, alarms)
 
 
-def _nothing(drawn: Sequence[Sample], facts: Facts) -> str:
+def _nothing(drawn: Sequence[AuditSample], facts: AuditFacts) -> str:
     if not drawn:
         remedy = "Run: curate select (the default strategy draws some)"
         if any(samples(facts, every=True)):
@@ -435,7 +439,7 @@ def plain(interval: Interval | None) -> dict[str, float | int | None] | None:
 # --- what a person should know ----------------------------------------------------------------------------------------
 
 
-def _notes(drawn: Sequence[Sample]) -> list[str]:
+def _notes(drawn: Sequence[AuditSample]) -> list[str]:
     """Audit picks without a label, and strata without a labelled pick."""
     notes = [f"{_name(one)} has {one.drawn} audit picks: {_listed(one.left_out)}" for one in drawn if not one.rows]
     answered = [one for one in drawn if one.rows]
@@ -447,7 +451,7 @@ def _notes(drawn: Sequence[Sample]) -> list[str]:
     return notes + [note for one in answered for note in _about_strata(one)]
 
 
-def _about_strata(one: Sample) -> Iterator[str]:
+def _about_strata(one: AuditSample) -> Iterator[str]:
     seen = set(one.strata)
     unseen = {name: size for name, size in one.sizes.items() if name not in seen and size}
     if unseen:
@@ -456,7 +460,7 @@ def _about_strata(one: Sample) -> Iterator[str]:
         yield f"{_name(one)}: no labelled audit pick among the images of {names}; {allows}"
 
 
-def _about_populations(answered: Sequence[Sample], group: Sequence[Sample]) -> Iterator[str]:
+def _about_populations(answered: Sequence[AuditSample], group: Sequence[AuditSample]) -> Iterator[str]:
     if others := answered[: -len(group)]:
         names = ", ".join(_name(one) for one in others)
         rest = f"from {_name(group[0])} {'on' if len(group) > 1 else 'alone'}"
@@ -467,14 +471,14 @@ def _about_populations(answered: Sequence[Sample], group: Sequence[Sample]) -> I
         yield f"{share} {why}; the interval of prevalence allows for that"
 
 
-def _about_predictions(answered: Sequence[Sample]) -> Iterator[str]:
+def _about_predictions(answered: Sequence[AuditSample]) -> Iterator[str]:
     known = [one for one in answered if one.predicted(None) is not None]
     if len(known) > 1:
         names = ", ".join(_name(one) for one in known)
         yield f"recall and false alarms are pooled over {names}: each pick is held against its round's predictions"
 
 
-def _name(one: Sample) -> str:
+def _name(one: AuditSample) -> str:
     return f"round {one.number:03d}"
 
 
@@ -486,7 +490,7 @@ def _listed(out: Counter[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Check:
+class StopCheck:
     """`curate stop-check`: the advice and what it rests on."""
 
     advice: Advice
@@ -508,15 +512,15 @@ class Check:
 
 
 def check(
-    facts: Facts, kappas: Sequence[float] = (), acceptable: float = ACCEPTABLE, confidence: float = 0.95
-) -> Check:
+    facts: AuditFacts, kappas: Sequence[float] = (), acceptable: float = ACCEPTABLE, confidence: float = 0.95
+) -> StopCheck:
     """Whether another round is worth it, by the newest audit. `kappas` come from `settling`."""
     drawn = samples(facts)
     answered = [one for one in drawn if one.rows]
     newest, unseen = _newest(answered), _unseen(answered, confidence)
     audit = _audit(newest) if newest else Audit()
     advice = stopping.advice(audit, kappas, unseen, acceptable=acceptable, confidence=confidence)
-    return Check(
+    return StopCheck(
         advice,
         newest.number if newest else None,
         audit.picks,
@@ -531,17 +535,17 @@ def check(
     )
 
 
-def _newest(answered: Sequence[Sample]) -> Sample | None:
+def _newest(answered: Sequence[AuditSample]) -> AuditSample | None:
     """The newest audit that is at least half labelled, else the newest: one just begun would hide what was known."""
     done = [one for one in answered if 2 * len(one.rows) >= one.drawn]
     return next(reversed(done or answered), None)
 
 
-def _audit(one: Sample) -> Audit:
+def _audit(one: AuditSample) -> Audit:
     return Audit(one.shows(None), one.pi, one.strata, one.sizes, len(one.since), _count(one.since, None))
 
 
-def _unseen(answered: Sequence[Sample], confidence: float) -> Interval:
+def _unseen(answered: Sequence[AuditSample], confidence: float) -> Interval:
     """How likely the next audit pick shows a class in a group (a coil, a piece) where no audit has seen it."""
     kinds = Counter(
         (name, row["group"])
@@ -552,7 +556,7 @@ def _unseen(answered: Sequence[Sample], confidence: float) -> Interval:
     return stopping.good_turing(list(kinds.values()), sum(len(one.rows) for one in answered), confidence)
 
 
-def settling(project: Project, known: Mapping[str, Known]) -> list[float]:
+def settling(project: Project, known: Mapping[str, ImageHistory]) -> list[float]:
     """How far each round's predictions agree with those of the round before, for the last rounds; the oldest first."""
     renames, done = _renames(project.work), {id for id, one in known.items() if one.status == "labelled"}
     newest_first = [one for one in reversed(rounds.every(project.work)) if (one.folder / rounds.PREDICTED).is_file()]

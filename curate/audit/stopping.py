@@ -40,7 +40,7 @@ def good_turing(counts: npt.ArrayLike, draws: int | None = None, confidence: flo
 # --- predictions that settle ------------------------------------------------------------------------------------------
 
 
-class Change(NamedTuple):
+class PredictionChange(NamedTuple):
     """How far predictions moved from one round to the next."""
 
     mean_absolute: float
@@ -49,7 +49,7 @@ class Change(NamedTuple):
     kappa_by_class: tuple[float, ...]
 
 
-def prediction_change(before: npt.ArrayLike, after: npt.ArrayLike, threshold: float = 0.5) -> Change:
+def prediction_change(before: npt.ArrayLike, after: npt.ArrayLike, threshold: float = 0.5) -> PredictionChange:
     """Agreement of two rounds' predictions (n, C) for the same images, which no round may train on.
 
     Clean images make the decisions of a rare class agree: look at each class's kappa, too.
@@ -58,11 +58,11 @@ def prediction_change(before: npt.ArrayLike, after: npt.ArrayLike, threshold: fl
     if old.shape != new.shape or old.ndim != 2:
         raise ValueError(f"both predictions must be (images, classes), not {old.shape} and {new.shape}")
     if not old.size:
-        return Change(math.nan, math.nan, math.nan, (math.nan,) * old.shape[1])
+        return PredictionChange(math.nan, math.nan, math.nan, (math.nan,) * old.shape[1])
     was, now = old >= threshold, new >= threshold
     classes = tuple(_kappa(a, b) for a, b in zip(was.T, now.T, strict=True))
     changed = float((was != now).any(axis=1).mean())
-    return Change(float(np.abs(new - old).mean()), changed, _kappa(was.ravel(), now.ravel()), classes)
+    return PredictionChange(float(np.abs(new - old).mean()), changed, _kappa(was.ravel(), now.ravel()), classes)
 
 
 def _kappa(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:

@@ -10,7 +10,7 @@ from curate.cli._common import JsonOption, ProjectOption, colored, emit, open_pr
 
 if TYPE_CHECKING:
     from curate.audit.estimates import Interval
-    from curate.audit.run import Check, Figures, Survey
+    from curate.audit.run import AuditReport, ClassEstimates, StopCheck
     from curate.project import Project
 
 ConfidenceOption = Annotated[float, typer.Option(min=0.5, max=0.9999, help="How sure the bounds should be.")]
@@ -38,7 +38,7 @@ def audit(
     emit(found.to_json()) if json else _show(made, found)
 
 
-def _show(made: Project, found: Survey) -> None:
+def _show(made: Project, found: AuditReport) -> None:
     for note in found.notes:
         warn(note)
     say(f"{found.labelled} labelled audit picks, from {_rounds(found.rounds)}", made.name)
@@ -61,7 +61,7 @@ def _rounds(numbers: list[int]) -> str:
     return ", ".join(f"round {number:03d}" for number in numbers)
 
 
-def _line(made: Project, found: Survey, one: Figures) -> tuple[Any, ...]:
+def _line(made: Project, found: AuditReport, one: ClassEstimates) -> tuple[Any, ...]:
     name = colored("any defect", None) if one.name is None else colored(one.name, made.colors.get(one.name))
     few = f"too few to say ({one.shown} of {found.labelled} audit picks show it)"
     prevalence = _share(one.prevalence, f"too few to say ({one.prevalence.n} audit picks)")
@@ -101,7 +101,7 @@ def stop_check(
     emit(found.to_json()) if json else _advise(found)
 
 
-def _advise(found: Check) -> None:
+def _advise(found: StopCheck) -> None:
     for note in found.notes:
         warn(note)
     styles = {"go on": "bold yellow", "stop": "bold green"}

@@ -12,7 +12,7 @@ from curate.units import rate
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from curate.vectors.run import Report
+    from curate.vectors.run import EmbedReport
 
 SHOWN = 5  # failed images that are printed; --json has them all
 
@@ -105,7 +105,7 @@ def _defaults(options: dict[str, Any]) -> str:
     return ", ".join(f"{key}={'' if value is None else value}" for key, value in options.items())
 
 
-def _show(report: Report) -> None:
+def _show(report: EmbedReport) -> None:
     from pathlib import Path
 
     speed = f", {rate(report.embedded / report.seconds, 'images')}" if report.embedded and report.seconds else ""

@@ -81,7 +81,7 @@ def evaluate(
         return
     if with_test:
         raise CurateError("--with-test goes with --folds: without folds, test is what is judged")
-    wish = evaluating.Wish(model, split, _targets(target_recall or []), allow_leak, device_named(device))
+    wish = evaluating.EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
     with writer_lock(made.work, "curate evaluate"), bars() as step:
         found = evaluating.run(made, wish, step)
         app_views.arrange(made)
@@ -104,7 +104,7 @@ def _targets(texts: Sequence[str]) -> dict[str, float]:
 def _folds(made: Project, wish: tuple[Any, ...], json: bool) -> None:
     from train.evaluate import cross_validate as folds
 
-    task = folds.prepared(made, folds.Wish(*wish))
+    task = folds.prepared(made, folds.CrossValidateRequest(*wish))
     if task.todo:
         warn(folds.cost(task))
     with bars() as step:
@@ -220,11 +220,11 @@ def compare(
     """Whether model B is better than A, on the same images: differences with intervals, and a verdict in words."""
     from curate.files import writer_lock
     from train.evaluate import compare as comparing
-    from train.evaluate.run import Wish
+    from train.evaluate.run import EvaluateRequest
 
     made = open_project(project)
     with writer_lock(made.work, "curate compare"), bars() as step:
-        found = comparing.run(made, a, b, Wish(None, split, {}, allow_leak, device_named(device)), step)
+        found = comparing.run(made, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step)
     emit(found.to_json()) if json else _compared(found)
 
 

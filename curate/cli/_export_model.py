@@ -46,7 +46,7 @@ def export_model(
 
     made = open_project(project)
     with bars() as step:
-        found = exporting.run(made, exporting.Wish(model, max_drop, calibration, activations, force), step)
+        found = exporting.run(made, exporting.ExportRequest(model, max_drop, calibration, activations, force), step)
     emit(found.to_json()) if json else _exported(found, made)
     if found.refusal:
         raise CurateError(f"{found.refusal}. {'Nothing was written' if found.fresh else 'What is there was forced'}")

@@ -10,7 +10,7 @@ import typer
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say, warn
 
 if TYPE_CHECKING:
-    from curate.index.app_views import Served
+    from curate.index.app_views import ServedApp
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def browse(
 
     made = open_project(project)
 
-    def ready(served: Served) -> None:
+    def ready(served: ServedApp) -> None:
         if json:
             emit(served._asdict())
             return

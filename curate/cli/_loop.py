@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command()(loop)
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     """What a step did. `ends`: why the turn ends here."""
 
     step: str
@@ -46,7 +46,7 @@ class Done(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wish:
+class LoopRequest:
     """What a turn is to do."""
 
     budget: str | None = None
@@ -58,16 +58,16 @@ class Wish:
 
 
 @dataclass
-class Turn:
+class LoopTurn:
     """One turn, step by step: each step is done when it is asked for."""
 
     made: Project
     studio: Studio
-    wish: Wish
+    wish: LoopRequest
     step: Step
-    done: list[Done] = field(default_factory=list)
+    done: list[StepResult] = field(default_factory=list)
 
-    def run(self) -> Iterator[Done]:
+    def run(self) -> Iterator[StepResult]:
         parts = [self.index, self.embed, self.pull]
         parts += [self.train, self.predict, self.evaluate] if self.wish.train else []
         for part in (*parts, self.stop_check, self.select, self.push):
@@ -76,7 +76,7 @@ class Turn:
             if self.done[-1].ends:
                 return
 
-    def index(self) -> Done:
+    def index(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views, sync
 
@@ -85,84 +85,86 @@ class Turn:
             app_views.arrange(self.made)
         self.made = open_project(str(self.made.folder))
         told = f"{report.added} new images, {report.updated} updated, {report.unchanged} as they were"
-        return Done("index", told, report.added + report.updated > 0)
+        return StepResult("index", told, report.added + report.updated > 0)
 
-    def embed(self) -> Done:
+    def embed(self) -> StepResult:
         from curate.files import writer_lock
         from curate.vectors import run as embedding
 
         with writer_lock(self.made.work, "curate loop: embed"):
             report = embedding.run(self.made, progress=self.step)
-        return Done("embed", f"{report.embedded} images", report.embedded > 0)
+        return StepResult("embed", f"{report.embedded} images", report.embedded > 0)
 
-    def pull(self) -> Done:
+    def pull(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views
         from labeling import pull, remote_project
 
         if remote_project.find(self.made, self.studio) is None:
-            return Done("pull", "nothing was pushed yet", did=False)
+            return StepResult("pull", "nothing was pushed yet", did=False)
         with writer_lock(self.made.work, "curate loop: pull"):
             report = pull.run(self.made, self.studio, progress=self.step)
             app_views.arrange(self.made)
         waiting = still_waiting(self.made)
         told = f"{report.annotations} new annotations on {report.images} images"
         ends = f"{waiting.told}: people are not done" if waiting else None
-        return Done("pull", told, report.images > 0, ends)
+        return StepResult("pull", told, report.images > 0, ends)
 
-    def train(self) -> Done:
+    def train(self) -> StepResult:
         from curate.index.dataset import Index
         from train.fit import run as training
 
         if not Index(self.made).count(status="labelled", split="train"):
-            return Done("train", "no image of the train split is labelled yet", did=False)
-        wish = training.Wish(None, self.wish.recipe, self.wish.settings, self.wish.device)
+            return StepResult("train", "no image of the train split is labelled yet", did=False)
+        wish = training.TrainRequest(None, self.wish.recipe, self.wish.settings, self.wish.device)
         found = training.run(self.made, wish, self.step)
         told = f"model {found.model.key}" + ("" if found.fresh else ": labels and recipe are as they were")
-        return Done("train", told, found.fresh)
+        return StepResult("train", told, found.fresh)
 
-    def predict(self) -> Done:
+    def predict(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views
         from train import store
         from train.predict import run as predicting
 
         if store.current(self.made) is None:
-            return Done("predict", "there is no model yet", did=False)
+            return StepResult("predict", "there is no model yet", did=False)
         with writer_lock(self.made.work, "curate loop: predict"):
             report = predicting.run(self.made, store.CANDIDATE, progress=self.step, device=self.wish.device)
             app_views.arrange(self.made)
-        return Done("predict", f"{report.predicted} images", report.predicted > 0)
+        return StepResult("predict", f"{report.predicted} images", report.predicted > 0)
 
-    def evaluate(self) -> Done:
+    def evaluate(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views
         from train import store
         from train.evaluate import run as evaluating
 
         if store.current(self.made) is None:
-            return Done("evaluate", "there is no model yet", did=False)
+            return StepResult("evaluate", "there is no model yet", did=False)
         with writer_lock(self.made.work, "curate loop: evaluate"):
             try:
-                found = evaluating.run(self.made, evaluating.Wish(store.CANDIDATE, device=self.wish.device), self.step)
+                found = evaluating.run(
+                    self.made, evaluating.EvaluateRequest(store.CANDIDATE, device=self.wish.device), self.step
+                )
             except CurateError as error:  # a plant that begins has no test images yet
-                return Done("evaluate", str(error), did=False)
+                return StepResult("evaluate", str(error), did=False)
             app_views.arrange(self.made)
-        return Done("evaluate", f"model {found.model} on {found.manifest['split']}: {found.folder}", found.fresh)
+        return StepResult("evaluate", f"model {found.model} on {found.manifest['split']}: {found.folder}", found.fresh)
 
-    def stop_check(self) -> Done:
+    def stop_check(self) -> StepResult:
         from curate.audit import run as auditing
         from curate.index import rounds
 
         if not any(one.pushed for one in rounds.every(self.made.work)):
-            return Done("stop-check", "no round was labelled yet", did=False)
+            return StepResult("stop-check", "no round was labelled yet", did=False)
         facts = auditing.read(self.made)
         found = auditing.check(facts, auditing.settling(self.made, facts.known))
         told = f"{found.advice.verdict}: {'; '.join(found.advice.reasons)}"
         stops = found.advice.verdict == "stop" and not self.wish.go_on
-        return Done("stop-check", told, ends=told if stops else None)
+        return StepResult("stop-check", told, ends=told if stops else None)
 
-    def select(self) -> Done:
+    def select(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views
         from curate.select import run as selecting
@@ -171,22 +173,22 @@ class Turn:
             try:
                 chosen = selecting.run(self.made, selecting.usual(self.made, self.wish.budget), self.step)
             except selecting.NothingToPick as error:
-                return Done("select", str(error), did=False, ends=str(error))
+                return StepResult("select", str(error), did=False, ends=str(error))
             app_views.arrange(self.made)
-        return Done("select", f"round {chosen.manifest['round']:03d}: {len(chosen.picks)} images", chosen.fresh)
+        return StepResult("select", f"round {chosen.manifest['round']:03d}: {len(chosen.picks)} images", chosen.fresh)
 
-    def push(self) -> Done:
+    def push(self) -> StepResult:
         from curate.files import writer_lock
         from curate.index import app_views
         from labeling import push
 
         with writer_lock(self.made.work, "curate loop: push"):
-            report = push.run(self.made, self.studio, push.Wish(), self.step)
+            report = push.run(self.made, self.studio, push.PushRequest(), self.step)
             app_views.arrange(self.made)
-        return Done("push", f"{report.batch}: {report.created} tasks at {report.url}", report.created > 0)
+        return StepResult("push", f"{report.batch}: {report.created} tasks at {report.url}", report.created > 0)
 
 
-class Waiting(NamedTuple):
+class WaitingRound(NamedTuple):
     """A round that people have not done yet."""
 
     name: str
@@ -198,7 +200,7 @@ class Waiting(NamedTuple):
         return f"{self.name}: {self.left} of {self.picks} images wait"
 
 
-def still_waiting(made: Project) -> Waiting | None:
+def still_waiting(made: Project) -> WaitingRound | None:
     """The newest round, while images of it wait in the queue."""
     from curate.index import rounds
     from curate.index.dataset import Index
@@ -208,7 +210,7 @@ def still_waiting(made: Project) -> Waiting | None:
         return None
     ids = {row["id"] for row in newest.picks()} - set(newest.withdrawn)
     left = sum(status == "queued" for id, status in Index(made).rows("status") if id in ids)
-    return Waiting(newest.name, left, len(ids)) if left else None
+    return WaitingRound(newest.name, left, len(ids)) if left else None
 
 
 def loop(
@@ -236,7 +238,7 @@ def loop(
 
     made = open_project(project)
     studio = client.connect(made)  # before hours of training
-    wish = Wish(budget, recipe, tuple(set_ or ()), device_named(device), train, go_on)
+    wish = LoopRequest(budget, recipe, tuple(set_ or ()), device_named(device), train, go_on)
     while True:
         ends = _turn(made, studio, wish, json)
         people = still_waiting(made)
@@ -245,9 +247,9 @@ def loop(
         _wait(made, studio, every)
 
 
-def _turn(made: Project, studio: Studio, wish: Wish, json: bool) -> str | None:
+def _turn(made: Project, studio: Studio, wish: LoopRequest, json: bool) -> str | None:
     with bars() as step:
-        turn = Turn(made, studio, wish, step)
+        turn = LoopTurn(made, studio, wish, step)
         for done in turn.run():
             _tell(done, json)
     ends = turn.done[-1].ends
@@ -258,13 +260,13 @@ def _turn(made: Project, studio: Studio, wish: Wish, json: bool) -> str | None:
     return ends
 
 
-def _tell(done: Done, json: bool) -> None:
+def _tell(done: StepResult, json: bool) -> None:
     if not json:
         say(done.told, f"{done.step}:", "green" if done.did else "dim")
 
 
 def _wait(made: Project, studio: Studio, every: float) -> None:
-    from curate.files import Busy, writer_lock
+    from curate.files import ProjectBusy, writer_lock
     from curate.index import app_views
     from labeling import pull
     from labeling.client import Unanswered, Unreachable
@@ -275,5 +277,5 @@ def _wait(made: Project, studio: Studio, every: float) -> None:
             with writer_lock(made.work, "curate loop: pull"):
                 if pull.run(made, studio).images:
                     app_views.arrange(made)
-        except (Unreachable, Unanswered, Busy) as error:
+        except (Unreachable, Unanswered, ProjectBusy) as error:
             warn(f"{error}; {waiting.told}")

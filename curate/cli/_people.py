@@ -22,7 +22,7 @@ from curate.cli._common import (
 from curate.errors import CurateError
 
 if TYPE_CHECKING:
-    from labeling.server import Served
+    from labeling.server import RunningServer
 
 _labelstudio = typer.Typer(help="Run a Label Studio of the project's own, on this machine.", no_args_is_help=True)
 
@@ -67,11 +67,11 @@ def labelstudio_up(
     say("curate push", "next:")
 
 
-def _places(served: Served) -> dict[str, str]:
+def _places(served: RunningServer) -> dict[str, str]:
     return {"credentials": str(served.credentials), "folder": str(served.folder), "log": str(served.log)}
 
 
-def _warn_about(served: Served, port: int | None, host: str) -> None:
+def _warn_about(served: RunningServer, port: int | None, host: str) -> None:
     if not served.started and (port not in (None, served.port) or host not in ("127.0.0.1", served.host)):
         warn(f"it listens on {served.host}:{served.port}; for another address: curate labelstudio down, then up again")
     if served.host not in ("127.0.0.1", "localhost"):

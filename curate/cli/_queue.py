@@ -11,8 +11,8 @@ from curate.errors import CurateError
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from labeling.pull import Report as Pulled
-    from labeling.push import Report as Pushed
+    from labeling.pull import PullReport as Pulled
+    from labeling.push import PushReport as Pushed
 
 LISTED = 5  # refusals that are told one by one
 
@@ -54,7 +54,7 @@ def push(
     if number is not None and view is not None:
         raise CurateError("--round and --view are two different things to push: give one of them")
     made = open_project(project)
-    wish = pushing.Wish(number, view, predictions, suggest, reset_config)
+    wish = pushing.PushRequest(number, view, predictions, suggest, reset_config)
     studio = client.connect(made)
     with writer_lock(made.work, "curate push"), bars() as step:
         if withdraw:

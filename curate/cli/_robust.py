@@ -52,10 +52,10 @@ def robustness(
 ) -> None:
     """What a model loses to exposure, glare, blur, noise and haze, or on an exposure that it has never seen."""
     from train.evaluate import robustness as shaken
-    from train.evaluate.run import Wish
+    from train.evaluate.run import EvaluateRequest
 
     made = open_project(project)
-    wish = Wish(model, split, {}, allow_leak, device_named(device))
+    wish = EvaluateRequest(model, split, {}, allow_leak, device_named(device))
     if leave_out is not None:
         _leave_out(made, wish, leave_out, json)
         return
@@ -169,7 +169,7 @@ def explain(
     from train.evaluate import explain as explaining
 
     made = open_project(project)
-    wish = explaining.Wish(model, view, images, device_named(device))
+    wish = explaining.ExplainRequest(model, view, images, device_named(device))
     with bars() as step:
         found = explaining.run(made, wish, step)
     emit(found.to_json()) if json else _explained(found, made)

@@ -12,8 +12,8 @@ from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from curate.select.run import Chosen, Wish
-    from curate.vectors.duplicates import Report
+    from curate.select.run import SelectRequest, SelectResult
+    from curate.vectors.duplicates import DuplicatesReport
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def duplicates(
     emit(report.to_json()) if json else _clusters(made, report)
 
 
-def _clusters(made: Project, report: Report) -> None:
+def _clusters(made: Project, report: DuplicatesReport) -> None:
     counts = f"{report.clusters} clusters, {report.duplicates} images nearly equal another one"
     say(f"{counts} (of {report.images}, cosine >= {report.threshold:g}, {report.vectors} vectors)")
     across = {"splits": report.across_splits, "sources": report.across_sources, "groups": report.across_groups}
@@ -104,7 +104,7 @@ def select(
 ) -> None:
     """Choose the images that are worth labelling next, rare defects first, and say why for each."""
     from curate.select import run as selecting
-    from curate.select.rules import BARE, Rules
+    from curate.select.rules import BARE, SelectionRules
     from curate.strategies import CATALOGUE
 
     if list_:
@@ -115,8 +115,8 @@ def select(
     strategy = strategy or config.strategy
     options = (dict(config.options) if strategy == config.strategy else {}) | CATALOGUE.parse(strategy, option or [])
     quota = config.per_stratum if per_stratum is None else _quota(per_stratum)
-    rules = BARE if plain else Rules(near=selecting.AUTO if near is None else near, per_stratum=quota)
-    wish = selecting.Wish(
+    rules = BARE if plain else SelectionRules(near=selecting.AUTO if near is None else near, per_stratum=quota)
+    wish = selecting.SelectRequest(
         budget=budget or config.budget,
         strategy=strategy,
         seed=seed,
@@ -154,7 +154,7 @@ def _quota(text: str) -> Any:
     raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
 
 
-def _run(made: Project, wish: Wish, dry: bool) -> Chosen:
+def _run(made: Project, wish: SelectRequest, dry: bool) -> SelectResult:
     from contextlib import nullcontext
 
     from curate.files import writer_lock
@@ -168,7 +168,7 @@ def _run(made: Project, wish: Wish, dry: bool) -> Chosen:
     return chosen
 
 
-def _show(made: Project, chosen: Chosen) -> None:
+def _show(made: Project, chosen: SelectResult) -> None:
     about = chosen.manifest
     for note in chosen.notes:
         warn(note)

@@ -21,7 +21,7 @@ from curate.cli._common import (
 )
 
 if TYPE_CHECKING:
-    from train.simulate.run import Simulated
+    from train.simulate.run import SimulateResult
 
 
 def register(app: typer.Typer) -> None:
@@ -64,9 +64,9 @@ def simulate(
 ) -> None:
     """Does it beat random on my data? Hides the labels there are, buys them back round by round, and says."""
     from train.simulate import run as simulating
-    from train.simulate.one_run import Setting
+    from train.simulate.one_run import RunSettings
 
-    setting = Setting(
+    setting = RunSettings(
         start=start,
         rare=rare,
         exemplars=exemplars,
@@ -78,7 +78,9 @@ def simulate(
         imbalance=imbalance,
         folds=folds,
     )
-    wish = simulating.Wish(_names(strategies), setting, seeds, jobs, encoder, tuple(set_ or ()), device_named(device))
+    wish = simulating.SimulateRequest(
+        _names(strategies), setting, seeds, jobs, encoder, tuple(set_ or ()), device_named(device)
+    )
     made = open_project(project)
     try:
         with bars() as step:
@@ -93,7 +95,7 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _show(made: Simulated) -> None:
+def _show(made: SimulateResult) -> None:
     found = made.found
     for note in found["notes"]:
         warn(note)

@@ -25,7 +25,7 @@ from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from synth.plan import Plan
+    from synth.plan import SynthesisPlan
 
 _synth = typer.Typer(help="Make more of scarce defects, with exact masks, and let in what a trial finds to help.")
 
@@ -59,7 +59,7 @@ def plan(project: ProjectOption = None, json: JsonOption = False) -> None:
     emit(found.to_json()) if json else _planned(found, made)
 
 
-def _planned(found: Plan, project: Project) -> None:
+def _planned(found: SynthesisPlan, project: Project) -> None:
     for note in found.notes:
         warn(note)
     judged = f"; recall and IoU: {found.evaluation}" if found.evaluation else "; recall and IoU are not known"
@@ -126,7 +126,9 @@ def generate(
     made = open_project(project)
     options = making.options_of(making.MAKE, synthesiser, set or [])
     spot = _place(place)
-    wish = making.Wish(tuple(classes or ()), count, ratio, seed, window, area, aspect, spot, severity, strength)
+    wish = making.GenerateRequest(
+        tuple(classes or ()), count, ratio, seed, window, area, aspect, spot, severity, strength
+    )
     with bars() as step:
         found = making.generate(made, synthesiser, wish, options, device_named(device), step, fitted=fitted)
     about = found.manifest
@@ -242,7 +244,7 @@ def trial(
         "options": design.options_of(option or []),
     }
     given |= {name: value for name, value in numbers.items() if value is not None}
-    wish = design.Wish(stage=stage, device=device_named(device), dry_run=dry_run, **given)
+    wish = design.TrialRequest(stage=stage, device=device_named(device), dry_run=dry_run, **given)
     with bars() as step:
         report = trials.run(made, wish, step)
     if json:

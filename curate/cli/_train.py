@@ -25,8 +25,8 @@ from curate.errors import CurateError
 from curate.units import duration, rate
 
 if TYPE_CHECKING:
-    from train.fit.run import Trained
-    from train.predict.run import Report
+    from train.fit.run import TrainResult
+    from train.predict.run import PredictReport
 
 SHOWN = 5  # failed images that are printed; --json has them all
 
@@ -78,7 +78,7 @@ def train(
     overrides += ["allow_double_prior=true"] if allow_double_prior else []
     overrides += [f'pseudo.model="{pseudo}"'] if pseudo else []  # quoted: a key may look like a number
     made = open_project(project)
-    wish = training.Wish(task, recipe, tuple(overrides), device_named(device), workers)
+    wish = training.TrainRequest(task, recipe, tuple(overrides), device_named(device), workers)
     if processes > 1 and not team.launched():
         raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
@@ -96,7 +96,7 @@ def _list(json: bool) -> None:
     rows((name, one.task, one.summary) for name, one in found.items())
 
 
-def _trained(found: Trained, project: str) -> None:
+def _trained(found: TrainResult, project: str) -> None:
     for note in found.notes:
         warn(note)
     made = found.model.manifest
@@ -153,7 +153,7 @@ def predict(
     emit(report.to_json()) if json else _predicted(report)
 
 
-def _predicted(report: Report) -> None:
+def _predicted(report: PredictReport) -> None:
     from pathlib import Path
 
     speed = f", {rate(report.predicted / report.seconds, 'images')}" if report.predicted and report.seconds else ""

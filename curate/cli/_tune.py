@@ -66,8 +66,8 @@ def tune(
     from train.fit import tune as tuning
 
     overrides = (*(set_ or []), *([f"model.weights={weights}"] if weights else []))
-    wish = training.Wish(task, recipe, overrides, device_named(device), workers)
-    search = tuning.Search(trials, tuning.seconds_of(time), metric)
+    wish = training.TrainRequest(task, recipe, overrides, device_named(device), workers)
+    search = tuning.TuneBudget(trials, tuning.seconds_of(time), metric)
     made = open_project(project)
     try:
         with bars() as step:

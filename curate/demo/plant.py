@@ -89,7 +89,7 @@ class Coil:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class PlantFault:
     """A file that is wrong on purpose. Except for `png_in_jpg`, it is an extra file made from `source`."""
 
     kind: str
@@ -98,11 +98,11 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlantPlan:
     images: int
     seed: int
     coils: tuple[Coil, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[PlantFault, ...]
 
     @property
     def views(self) -> Iterator[View]:
@@ -110,7 +110,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Summary:
+class DemoSummary:
     """What was drawn. `images` counts distinct valid images; copies and broken files come on top of them."""
 
     images: int
@@ -128,7 +128,7 @@ class Summary:
     conflicts: tuple[tuple[str, str], ...]
 
 
-def plan(images: int = 2000, seed: int = 0) -> Plan:
+def plan(images: int = 2000, seed: int = 0) -> PlantPlan:
     """Which coil, view, stratum and class every image has: the same for the same arguments, exact in its quotas."""
     _check(images, seed)
     rng = np.random.default_rng([seed, images])
@@ -136,7 +136,7 @@ def plan(images: int = 2000, seed: int = 0) -> Plan:
     library = _section(share, {c: _library_quota(c, images) for c in CLASSES}, rng)
     plant = _section(images - share, {c: quota(c, images) - _library_quota(c, images) for c in CLASSES}, rng)
     coils = _named(library, plant, rng)
-    return Plan(images, seed, coils, _faults(coils, images, rng))
+    return PlantPlan(images, seed, coils, _faults(coils, images, rng))
 
 
 def quota(label: str, images: int) -> int:
@@ -235,7 +235,7 @@ def _views(present: Present, first: int, stem: str) -> tuple[View, ...]:
     return tuple(View(first + n, f"{stem}_{n + 1:02d}.jpg", classes) for n, classes in enumerate(ordered))
 
 
-def _faults(coils: Sequence[Coil], images: int, rng: Rng) -> tuple[Fault, ...]:
+def _faults(coils: Sequence[Coil], images: int, rng: Rng) -> tuple[PlantFault, ...]:
     """Broken files and copies, named as further views of their coil. Rare images are spared: each one counts."""
     common = [(c, v) for c in coils for v in c.views if not set(v.classes) & set(RARE)]
     plant = [pair for pair in common if not pair[0].library]
@@ -248,7 +248,7 @@ def _faults(coils: Sequence[Coil], images: int, rng: Rng) -> tuple[Fault, ...]:
         for n in range(max(1, round(per_2000 * images / 2000))):
             coil, view = library[n % len(library)] if kind == "conflicts" else next(shuffled)
             path = view.path if kind == "png_in_jpg" else _next_path(coil, taken)
-            faults.append(Fault(kind, path, view.path))
+            faults.append(PlantFault(kind, path, view.path))
     return tuple(faults)
 
 
@@ -257,11 +257,11 @@ def _next_path(coil: Coil, taken: Counter[str]) -> str:
     return f"{coil.folder}/{coil.name}_{taken[coil.name]:02d}.jpg"
 
 
-def _summary(wanted: Plan) -> Summary:
+def _summary(wanted: PlantPlan) -> DemoSummary:
     by_kind = {k: [f for f in wanted.faults if f.kind == k] for k in FAULTS_PER_2000}
     paths = {kind: tuple(fault.path for fault in faults) for kind, faults in by_kind.items()}
     pairs = {kind: tuple((fault.source, fault.path) for fault in faults) for kind, faults in by_kind.items()}
-    return Summary(
+    return DemoSummary(
         images=wanted.images,
         seed=wanted.seed,
         clean=sum(not view.classes for view in wanted.views),
@@ -287,7 +287,7 @@ def draw(
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Summary:
+) -> DemoSummary:
     """Draws the plant under `folder`; at once where the same one is there already.
 
     Args:
@@ -315,7 +315,7 @@ def draw(
     return _summary(wanted)
 
 
-def _is_drawn(folder: Path, wanted: Plan) -> bool:
+def _is_drawn(folder: Path, wanted: PlantPlan) -> bool:
     return _manifest(folder) == _as_manifest(wanted)
 
 
@@ -327,7 +327,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _as_manifest(wanted: Plan) -> dict[str, Any]:
+def _as_manifest(wanted: PlantPlan) -> dict[str, Any]:
     # Through JSON and back: tuples become the lists that a stored manifest has.
     manifest: dict[str, Any] = json.loads(json.dumps({"version": VERSION} | asdict(_summary(wanted))))
     return manifest
@@ -354,7 +354,7 @@ def _replace(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _draw_into(folder: Path, wanted: Plan, workers: int, progress: Callable[[int], None] | None) -> None:
+def _draw_into(folder: Path, wanted: PlantPlan, workers: int, progress: Callable[[int], None] | None) -> None:
     for sub in sorted({coil.folder for coil in wanted.coils}):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     masks: Masks = {}
@@ -370,7 +370,7 @@ def _draw_into(folder: Path, wanted: Plan, workers: int, progress: Callable[[int
     (folder / "plant.json").write_text(json.dumps(_as_manifest(wanted), indent=2) + "\n", encoding="utf-8")
 
 
-def _draw_coils(folder: Path, wanted: Plan, workers: int) -> Generator[Masks, None, None]:
+def _draw_coils(folder: Path, wanted: PlantPlan, workers: int) -> Generator[Masks, None, None]:
     as_png = frozenset(fault.path for fault in wanted.faults if fault.kind == "png_in_jpg")
     task = partial(_draw_coil, folder, wanted.seed, as_png)
     if workers == 1:
@@ -394,7 +394,7 @@ def _draw_coil(folder: Path, seed: int, as_png: frozenset[str], coil: Coil) -> M
     return masks
 
 
-def _spoil(folder: Path, fault: Fault) -> None:
+def _spoil(folder: Path, fault: PlantFault) -> None:
     data = (folder / fault.source).read_bytes()
     match fault.kind:
         case "truncated":
@@ -406,7 +406,7 @@ def _spoil(folder: Path, fault: Fault) -> None:
     (folder / fault.path).write_bytes(data)
 
 
-def _write_truth(path: Path, wanted: Plan, masks: Masks) -> None:
+def _write_truth(path: Path, wanted: PlantPlan, masks: Masks) -> None:
     """What an annotator would draw, for every file that can be opened, copies included; clean images have one row."""
     copies = _copies(wanted)
     rows: list[tuple[str, ...]] = []
@@ -418,7 +418,7 @@ def _write_truth(path: Path, wanted: Plan, masks: Masks) -> None:
     _write_csv(path, ("image", "class", "rle", "group"), rows)
 
 
-def _copies(wanted: Plan) -> dict[str, list[str]]:
+def _copies(wanted: PlantPlan) -> dict[str, list[str]]:
     copies: dict[str, list[str]] = {}
     for fault in wanted.faults:
         if fault.kind in ("duplicates", "conflicts"):
@@ -426,7 +426,7 @@ def _copies(wanted: Plan) -> dict[str, list[str]]:
     return copies
 
 
-def _write_train(path: Path, wanted: Plan, masks: Masks) -> None:
+def _write_train(path: Path, wanted: PlantPlan, masks: Masks) -> None:
     """Kaggle's long form. The copy in a conflict has the same pixels under the next class: one of the two is wrong."""
     rows = []
     for view in (view for coil in wanted.coils if coil.library for view in coil.views):

@@ -27,7 +27,7 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LineAppearance:
     """How a line lights and rolls: grey level, its slope along x and y, darker corners, noise, and the grain."""
 
     level: float
@@ -41,18 +41,18 @@ class Line:
 
 
 LINES = {
-    "A": Line(132, (-0.10, 0.12), 0.10, 2.0, 0.0, 60, 0.7, (-0.6, -0.8)),
-    "B": Line(104, (0.13, -0.20), 0.24, 3.4, 0.05, 26, 1.2, (0.9, 0.4)),
+    "A": LineAppearance(132, (-0.10, 0.12), 0.10, 2.0, 0.0, 60, 0.7, (-0.6, -0.8)),
+    "B": LineAppearance(104, (0.13, -0.20), 0.24, 3.4, 0.05, 26, 1.2, (0.9, 0.4)),
 }
 # Rows above a view that its tilted grain is sheared in from.
 MARGIN = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CoilAppearance:
     """What the views of one coil share. With `flipped` the strip's edge is at the bottom: drawn at the top, turned."""
 
-    line: Line
+    line: LineAppearance
     level: float
     flipped: bool
     edge_row: float
@@ -61,7 +61,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Trait:
+class DefectTrait:
     """What a defect keeps over neighbouring views: where across the strip it runs, how strong, which way it leans."""
 
     lane: float
@@ -71,7 +71,7 @@ class Trait:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class DefectPlace:
     """Where a defect is painted: the row of the strip's edge in each column, and where the light comes from."""
 
     edge: Image
@@ -85,16 +85,16 @@ def paint(coil: Coil, seed: int) -> Iterator[tuple[NDArray[np.uint8], dict[str, 
         yield _paint_view(piece, coil, view, n, seed)
 
 
-def _piece(coil: Coil, rng: Rng) -> Piece:
+def _piece(coil: Coil, rng: Rng) -> CoilAppearance:
     line = LINES[coil.line]
     level = line.level * (0.9 if coil.camera == "bottom" else 1.0) + rng.normal(0, 7)
     edge_row = rng.uniform(7, 20) if coil.edge else -40.0
     kinds = ("water", "oil", "roll", "smudge")
     marks = str(rng.choice(kinds)) if rng.random() < 0.4 else None
-    return Piece(line, level, bool(rng.random() < 0.5), edge_row, marks, _sheet(line, len(coil.views), rng))
+    return CoilAppearance(line, level, bool(rng.random() < 0.5), edge_row, marks, _sheet(line, len(coil.views), rng))
 
 
-def _sheet(line: Line, views: int, rng: Rng) -> Image:
+def _sheet(line: LineAppearance, views: int, rng: Rng) -> Image:
     """Rolled steel around zero: drawn-out grain in two sizes, lanes along the strip, clouds of scale, roll marks."""
     shape = (SIZE[1] + MARGIN, SIZE[0] * views)
     grain = _noise(shape, (line.stretch, line.fineness), rng) * rng.uniform(2.5, 5.0)
@@ -129,13 +129,13 @@ def _roll_marks(length: int, rng: Rng) -> Image:
 
 
 def _paint_view(
-    piece: Piece, coil: Coil, view: View, number: int, seed: int
+    piece: CoilAppearance, coil: Coil, view: View, number: int, seed: int
 ) -> tuple[NDArray[np.uint8], dict[str, Mask]]:
     # Steel, marks and noise have their own stream: a view without its defects keeps every other pixel.
     rng = np.random.default_rng([seed, 2, view.index])
     edge = piece.edge_row + _noise((1, SIZE[0]), (90, 1), rng)[0] * 0.8
     turn = -1 if piece.flipped else 1
-    spot = Spot(edge, (piece.line.light[0], piece.line.light[1] * turn))
+    spot = DefectPlace(edge, (piece.line.light[0], piece.line.light[1] * turn))
     surface = _cut(piece, number) + _harmless(piece.marks, spot, rng)
     masks = {}
     for label in view.classes:
@@ -148,7 +148,7 @@ def _paint_view(
     return _expose(lit, piece.line.noise, rng), masks
 
 
-def _cut(piece: Piece, number: int) -> Image:
+def _cut(piece: CoilAppearance, number: int) -> Image:
     """One view of the sheet, sheared by the line's tilt."""
     window = piece.sheet[:, number * SIZE[0] : (number + 1) * SIZE[0]]
     shear = np.array([[1, 0, 0], [piece.line.tilt, 1, -MARGIN]], dtype=np.float32)
@@ -168,7 +168,7 @@ def _end_of_strip(surface: Image, edge: Image, rng: Rng) -> Image:
     return np.asarray((surface + rim) * inside + beyond * (1 - inside), dtype=np.float32)
 
 
-def _lighting(line: Line, camera: str, rng: Rng) -> Image:
+def _lighting(line: LineAppearance, camera: str, rng: Rng) -> Image:
     y, x = np.mgrid[-1 : 1 : SIZE[1] * 1j, -1 : 1 : SIZE[0] * 1j].astype(np.float32)
     along, across = line.slope[0], line.slope[1] * (-1 if camera == "bottom" else 1)
     light = 1 + along * x + across * y - line.vignette * (0.7 * x**2 + 0.3 * y**2)
@@ -185,7 +185,7 @@ def _expose(lit: Image, noise: float, rng: Rng) -> NDArray[np.uint8]:
 # --- marks that are no defects ------------------------------------------------------------------------------------
 
 
-def _harmless(kind: str | None, spot: Spot, rng: Rng) -> Image:
+def _harmless(kind: str | None, spot: DefectPlace, rng: Rng) -> Image:
     """Look-alikes: now and then anywhere, often on a coil that is prone to them."""
     if rng.random() < 0.1:
         kind = str(rng.choice(["water", "oil", "roll", "smudge"]))
@@ -229,7 +229,7 @@ def _dents_of_roll(rng: Rng) -> Image:
     return _soft(canvas, 0.9) * np.float32(rng.uniform(9, 22))
 
 
-def _smudge(spot: Spot, rng: Rng) -> Image:
+def _smudge(spot: DefectPlace, rng: Rng) -> Image:
     """Dirt carried by the guide: soft and dark, at the edge where there is one."""
     x, out = rng.uniform(30, 480), _blank()
     row = float(np.clip(spot.edge[int(x)], 4, None))
@@ -242,13 +242,13 @@ def _smudge(spot: Spot, rng: Rng) -> Image:
 # --- defects: what they add to the surface, and their pixels ------------------------------------------------------
 
 
-def _trait(rng: Rng, edge_row: float) -> Trait:
+def _trait(rng: Rng, edge_row: float) -> DefectTrait:
     top = max(edge_row, 0) + 16
     vigour = float(np.clip(rng.normal(1, 0.22), 0.6, 1.5))
-    return Trait(rng.uniform(top, SIZE[1] - 18), vigour, bool(rng.random() < 0.55), rng.normal(0, 0.06))
+    return DefectTrait(rng.uniform(top, SIZE[1] - 18), vigour, bool(rng.random() < 0.55), rng.normal(0, 0.06))
 
 
-def _defect(label: str, trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _defect(label: str, trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """One kind of defect on one view; painted anew in the rare case that next to nothing of it lies on the strip."""
     while True:
         delta, mask = PAINTERS[label](trait, spot, rng)
@@ -257,7 +257,7 @@ def _defect(label: str, trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask
             return delta, mask
 
 
-def _scratches(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _scratches(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Long and thin, nearly along the strip; now brighter, now fainter."""
     canvas, edge_row = np.zeros(SHAPE, np.uint8), max(float(spot.edge.mean()), 0)
     for _ in range(rng.integers(1, 5)):
@@ -273,7 +273,7 @@ def _scratches(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return alpha * fading * np.float32((54 if trait.bright else -50) * trait.vigour), alpha > 0.22
 
 
-def _patches(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _patches(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Dark, ragged areas, mottled inside."""
     alpha = _blank()
     for _ in range(rng.integers(1, 3)):
@@ -283,7 +283,7 @@ def _patches(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return alpha * mottle * np.float32(-25 * trait.vigour), alpha > 0.4
 
 
-def _inclusion(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _inclusion(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Dark specks, drawn out along the strip, in one lane."""
     canvas, (cx, cy) = np.zeros(SHAPE, np.uint8), _anywhere(trait, rng)
     for _ in range(rng.integers(3, 12)):
@@ -297,7 +297,7 @@ def _inclusion(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return alpha * ragged * np.float32(-50 * trait.vigour), alpha > 0.25
 
 
-def _rolled_in_scale(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _rolled_in_scale(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Blobs of coarse, flaky texture, hardly darker than the steel around them."""
     alpha = _blank()
     for _ in range(rng.integers(1, 4)):
@@ -307,7 +307,7 @@ def _rolled_in_scale(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return alpha * flakes * np.float32(19 * trait.vigour), alpha > 0.4
 
 
-def _blister(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _blister(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Small bumps: bright towards the light, dark away from it, with a thin shadow around."""
     delta, mask = _blank(), np.zeros(SHAPE, np.bool_)
     for _ in range(rng.integers(1, 4)):
@@ -322,7 +322,7 @@ def _blister(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return delta * np.float32(trait.vigour), mask
 
 
-def _edge_crack(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
+def _edge_crack(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
     """Short, jagged, dark, from the edge inwards, narrowing; one to three close to each other."""
     wide, narrow = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
     first = rng.uniform(40, SIZE[0] - 40)
@@ -338,7 +338,7 @@ def _edge_crack(trait: Trait, spot: Spot, rng: Rng) -> tuple[Image, Mask]:
     return (9 * lip - 58 * alpha) * np.float32(trait.vigour), alpha > 0.22
 
 
-PAINTERS: dict[str, Callable[[Trait, Spot, Rng], tuple[Image, Mask]]] = {
+PAINTERS: dict[str, Callable[[DefectTrait, DefectPlace, Rng], tuple[Image, Mask]]] = {
     "scratches": _scratches,
     "patches": _patches,
     "inclusion": _inclusion,
@@ -370,7 +370,7 @@ def _radius(cx: float, cy: float, rx: float, ry: float) -> Image:
     return np.asarray(np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2), dtype=np.float32)
 
 
-def _anywhere(trait: Trait, rng: Rng) -> tuple[float, float]:
+def _anywhere(trait: DefectTrait, rng: Rng) -> tuple[float, float]:
     return rng.uniform(30, SIZE[0] - 30), trait.lane + rng.normal(0, 4)
 
 

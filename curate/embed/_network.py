@@ -21,7 +21,7 @@ CHUNK = 64  # windows in one forward pass
 
 
 @dataclass
-class Network:
+class NetworkEncoder:
     """A network as an encoder. `make` gives the module without its head; it must be picklable, the module stays here.
 
     A window is resized whole, not cropped: a defect may lie at its border.

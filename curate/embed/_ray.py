@@ -22,7 +22,7 @@ START = "starting Ray takes about 10 s; it pays for long runs and on clusters"
 
 
 def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: int | None) -> Iterator[Any]:
-    """Every image's `Outcome`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
+    """Every image's `EncodedImage`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
     if not todo:
         return
     with running() as ray:
@@ -105,8 +105,8 @@ class _Actor:
 
 
 def _unpacked(row: dict[str, Any], dim: int) -> Any:
-    from curate.vectors.run import Outcome
+    from curate.vectors.run import EncodedImage
 
     boxes = np.frombuffer(row["boxes"], np.int32).reshape(-1, 4)
     vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, dim)
-    return Outcome(row["id"], row["path"], boxes, vectors, row["problem"] or None)
+    return EncodedImage(row["id"], row["path"], boxes, vectors, row["problem"] or None)

@@ -15,7 +15,7 @@ from curate.errors import CurateError
 STEP = 1
 
 
-class Handle(Protocol):
+class ModelHandle(Protocol):
     """What `train` hands over: a model's key (a hash of weights and preprocessing) and its two halves.
 
     Pickled into the processes that decode, it should leave its network behind.
@@ -29,17 +29,17 @@ class Handle(Protocol):
     def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]: ...
 
 
-def build(handle: Handle | None = None, *, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
+def build(handle: ModelHandle | None = None, *, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
     """`handle` comes from the caller, since nothing here knows how models are trained."""
     check_tiles(tile, overlap)
     if handle is None:
         raise CurateError("this project has no trained model yet. Train one first: curate train")
-    return Trained(handle, tile, overlap)
+    return ModelEncoder(handle, tile, overlap)
 
 
 @dataclass(frozen=True)
-class Trained:
-    handle: Handle
+class ModelEncoder:
+    handle: ModelHandle
     tile: Tile
     overlap: float
     name: str = "model"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curate.embed import _network
 from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
-from curate.embed._network import Network
+from curate.embed._network import NetworkEncoder
 from curate.errors import CurateError, unknown
 
 REMEDY = "Give a local file: --set weights=PATH"
@@ -39,7 +39,7 @@ def build(
     dim, make = _network.dim_of(module, side), partial(headless, model, weights, size)
     place = _network.device_of(device)
     name = f"timm-{model.replace('/', '_').replace(':', '_')}"
-    return Network(name, key, dim, tile, overlap, side, config["mean"], config["std"], make, place, bf16)
+    return NetworkEncoder(name, key, dim, tile, overlap, side, config["mean"], config["std"], make, place, bf16)
 
 
 def headless(model: str, weights: str, size: int | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curate.embed import _network
 from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
-from curate.embed._network import Network
+from curate.embed._network import NetworkEncoder
 from curate.errors import CurateError, unknown
 
 SCALES = {
@@ -41,7 +41,7 @@ def build(
     dim = _network.dim_of(module, size)
     place = _network.device_of(device)
     make = partial(headless, model, weights)
-    return Network(f"torchvision_file-{model}", key, dim, tile, overlap, size, mean, std, make, place, bf16)
+    return NetworkEncoder(f"torchvision_file-{model}", key, dim, tile, overlap, size, mean, std, make, place, bf16)
 
 
 def headless(model: str, weights: str) -> Any:

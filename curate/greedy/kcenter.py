@@ -64,7 +64,7 @@ def kcenter(
     vectors = readable(x)
     rows = _open_rows(len(x), covered, candidates)
     largest = largest_value(vectors)
-    search = Search(vectors, rows, min(budget, len(rows)))
+    search = FarthestFirstSearch(vectors, rows, min(budget, len(rows)))
     if covered is not None and len(covered):
         search.cover(vectors, np.unique(covered))
     elif search.room:
@@ -147,15 +147,15 @@ def widen(vectors: Vectors, rows: Ints) -> Floats:
     return taken if taken.dtype == np.float32 else taken.view(np.float16).astype(np.float32)
 
 
-class State(NamedTuple):
-    """What is known of each open row; see `Search`."""
+class SearchState(NamedTuple):
+    """What is known of each open row; see `FarthestFirstSearch`."""
 
     best: Floats
     anchor: Small
     seen: Small
 
 
-class Search:
+class FarthestFirstSearch:
     """A farthest-first search under way: what is known of each open row, and the centres picked so far.
 
     Positions count the open rows, not the rows of the table. `best` is a row's squared distance to the nearest of
@@ -215,17 +215,17 @@ class Search:
 
     def run(self, picks: int) -> None:
         """Picks that many rows."""
-        self._run(picks, State(self.best, self.anchor, self.seen))
+        self._run(picks, SearchState(self.best, self.anchor, self.seen))
 
-    def look_ahead(self, picks: int) -> tuple[Ints, State]:
+    def look_ahead(self, picks: int) -> tuple[Ints, SearchState]:
         """What `run` would pick and then know of each row; here the rows only learn of the centres before it."""
         before = self.count
-        ahead = State(self.best.copy(), self.anchor.copy(), self.seen.copy())
+        ahead = SearchState(self.best.copy(), self.anchor.copy(), self.seen.copy())
         self._run(picks, ahead)
         positions, self.count = self.chosen[before : self.count].copy(), before
         return positions, ahead
 
-    def _run(self, picks: int, state: State) -> None:
+    def _run(self, picks: int, state: SearchState) -> None:
         heap = np.flatnonzero(state.best >= 0).astype(np.int32)
         before, self.count = self.count, self.count + min(picks, len(heap))
         self.computed += _search(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError, unknown
 from curate.greedy import kcenter as one
-from curate.greedy.kcenter import Floats, Ints, Search, State
+from curate.greedy.kcenter import FarthestFirstSearch, Floats, Ints, SearchState
 
 _TINY = 1e-32
 
@@ -98,7 +98,7 @@ class Proposal(NamedTuple):
     bounds: Bounds
 
 
-class Ask(Protocol):
+class WorkerCall(Protocol):
     """Calls a method of every part's worker with the same arguments."""
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]: ...
@@ -188,7 +188,7 @@ class Worker:
 
     def start(self, room: int, covered: NDArray[Any] | None) -> None:
         """Begins a search with room for that many centres, those that are only looked at among them."""
-        self.search = Search(self.vectors, self.all, room)
+        self.search = FarthestFirstSearch(self.vectors, self.all, room)
         if covered is not None:
             self.search.cover(one.readable(covered), np.arange(len(covered)))
             self.started = True
@@ -221,13 +221,13 @@ class Worker:
     def _rows(self, rows: Ints) -> Rows:
         return Rows(self.ids[rows], np.full(len(rows), self.number), rows, one.widen(self.vectors, rows))
 
-    def _groups(self, positions: Ints, state: State) -> Ints:
+    def _groups(self, positions: Ints, state: SearchState) -> Ints:
         """The pick that each row was found to be near, or the number of picks for those near none."""
         group: Ints = state.anchor.astype(np.int64) - self.search.count
         group[(group < 0) | (group > len(positions))] = len(positions)
         return group
 
-    def _proposed(self, positions: Ints, state: State) -> Ints:
+    def _proposed(self, positions: Ints, state: SearchState) -> Ints:
         best, known = self.search.best, np.flatnonzero(self.search.seen == self.search.count)
         known = known[best[known] >= 0]  # open, and up to date with all centres
         known = known[np.argsort(-best[known], kind="stable")]
@@ -235,7 +235,7 @@ class Worker:
         proposed: Ints = np.unique(np.concatenate([positions, known[leaders], known[: len(positions)]]))
         return proposed
 
-    def _bounds(self, positions: Ints, state: State, proposed: Ints) -> Bounds:
+    def _bounds(self, positions: Ints, state: SearchState, proposed: Ints) -> Bounds:
         kept = self.search.best >= 0
         kept[proposed] = False
         rest = np.flatnonzero(kept)
@@ -305,7 +305,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 class _Coordinator:
     """Asks the parts, round after round, and picks among what they propose."""
 
-    def __init__(self, ask: Ask, budget: int, covered: NDArray[Any] | None, batch: int) -> None:
+    def __init__(self, ask: WorkerCall, budget: int, covered: NDArray[Any] | None, batch: int) -> None:
         self.parts, self.rounds, self.covered = ask, 0, covered
         sizes = self.ask("size")
         self.count, self.largest = sum(rows for rows, _ in sizes), max(largest for _, largest in sizes)
@@ -365,7 +365,7 @@ class _Coordinator:
 
 
 @contextmanager
-def _workers(sources: Sequence[Source], engine: str) -> Iterator[Ask]:
+def _workers(sources: Sequence[Source], engine: str) -> Iterator[WorkerCall]:
     if not sources:
         raise ValueError("there are no parts to pick from")
     if engine == "local":
@@ -379,7 +379,7 @@ def _workers(sources: Sequence[Source], engine: str) -> Iterator[Ask]:
 
 
 @contextmanager
-def _ray_workers(sources: Sequence[Source]) -> Iterator[Ask]:
+def _ray_workers(sources: Sequence[Source]) -> Iterator[WorkerCall]:
     """Actors that hold the parts. A Ray that already runs here is used and left running."""
     try:
         import ray

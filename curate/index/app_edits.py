@@ -8,8 +8,8 @@ from dataclasses import replace
 from curate.data import STATUSES, Box, Defect, Label, make_defect
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
-from curate.index.documents import INCOMPLETE, UNREADABLE, Shown
-from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Book, Entry, me, now
+from curate.index.documents import INCOMPLETE, UNREADABLE, ShownLabel
+from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Entry, LabelLog, me, now
 from curate.masks import shapes
 
 MARKED = "marked-in-app"
@@ -17,12 +17,12 @@ OUTSIDE = "box-outside-the-image"
 ATTEMPTS = 10
 
 
-def capture(index: Index, book: Book, classes: Collection[str]) -> list[str]:
+def capture(index: Index, book: LabelLog, classes: Collection[str]) -> list[str]:
     """Append every App edit to the log and settle it in the index; the ids of the images that were edited."""
     return show(index, book, index.edited(), classes)
 
 
-def show(index: Index, book: Book, ids: Iterable[str], classes: Collection[str]) -> list[str]:
+def show(index: Index, book: LabelLog, ids: Iterable[str], classes: Collection[str]) -> list[str]:
     """Write the log's state of these images to the index, edits of the App captured first.
 
     Somebody may edit an image at any moment: one that changed since it was read is read again. Returns the ids of the
@@ -42,7 +42,7 @@ def show(index: Index, book: Book, ids: Iterable[str], classes: Collection[str])
     return captured
 
 
-def _logged(seen: Iterable[Shown], book: Book, classes: Collection[str]) -> list[str]:
+def _logged(seen: Iterable[ShownLabel], book: LabelLog, classes: Collection[str]) -> list[str]:
     """Append the edits among these images to the log, those excepted that a killed command appended already."""
     edited = [one for one in seen if one.edited]
     moved = {one.id for one in edited if book.state(one.id).label.digest != one.digest}  # since the index was written
@@ -55,7 +55,7 @@ def _logged(seen: Iterable[Shown], book: Book, classes: Collection[str]) -> list
     return [one.id for one in edited]
 
 
-def _is_logged(one: Shown, history: Sequence[Entry], book: Book, classes: Collection[str]) -> bool:
+def _is_logged(one: ShownLabel, history: Sequence[Entry], book: LabelLog, classes: Collection[str]) -> bool:
     """Whether the last that a person said of the image is just this edit of what had held before.
 
     A command that was killed between log and index left it so. Taken for a new edit of what holds now, the edit that

@@ -55,7 +55,7 @@ class SavedView(NamedTuple):
     color: str | None = None
 
 
-class Served(NamedTuple):
+class ServedApp(NamedTuple):
     """The App, up and waiting: on this saved view, which shows so many of all images."""
 
     url: str
@@ -234,7 +234,7 @@ def launch(
     address: str,
     remote: bool,
     view: str | None,
-    ready: Callable[[Served], None],
+    ready: Callable[[ServedApp], None],
     wait: Callable[[Any], None] = lambda session: session.wait(-1),
 ) -> None:
     """Serve the App until Ctrl-C, by a server that sends only what the project's dataset knows (`app_server`)."""
@@ -255,7 +255,7 @@ def launch(
             url += f"?token={token}"
         if not remote:
             _open_browser(url)
-        ready(Served(url, name, view, int(chosen.count("id")), index.count()))
+        ready(ServedApp(url, name, view, int(chosen.count("id")), index.count()))
         wait(session)
     except KeyboardInterrupt:
         pass
@@ -269,7 +269,7 @@ def _replace_server(port: int, address: str, token: str) -> None:
     from fiftyone.core.session import client, session
 
     class Restrained(service.ServerService):  # type: ignore[misc]
-        working_dir = str(Path(__file__).parents[1])
+        working_dir = str(Path(__file__).parents[2])
 
         @property
         def command(self) -> list[str]:

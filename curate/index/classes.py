@@ -23,7 +23,7 @@ from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import app_edits, app_views
 from curate.index.dataset import Index
-from curate.labels.log import Book, me
+from curate.labels.log import LabelLog, me
 from curate.project import FILE, PALETTE, Project, load
 
 PENDING = "classes.json"
@@ -105,7 +105,7 @@ def _noted(project: Project, change: Callable[[Any], None] | None, event: str, n
         state.require(project)
         if change is not None:
             text = _planned(project, change)
-            book = Book(project.work / "labels")
+            book = LabelLog(project.work / "labels")
             book.note(event, name, me())
             book.close()
             files.write_text(project.file, text)
@@ -153,7 +153,7 @@ def finish(index: Index) -> Project:
     if not pending.exists():
         return project
     plan = _plan(pending)
-    book = Book(project.work / "labels")
+    book = LabelLog(project.work / "labels")
     app_edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
     book.rename(plan["moves"], me(), plan["did"], plan["change"])
     files.write_text(project.file, _planned(project, lambda document: _move(document, plan["moves"])))

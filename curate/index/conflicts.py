@@ -14,7 +14,7 @@ from curate.files import writer_lock
 from curate.index import app_edits, differences
 from curate.index.dataset import Index
 from curate.index.documents import describe
-from curate.labels.log import Book, Entry, me, now
+from curate.labels.log import Entry, LabelLog, me, now
 from curate.project import Project
 
 SPECIAL = ("first", "clean", "union")
@@ -23,13 +23,13 @@ DETAILED = 20  # images of a list whose versions are compared and drawn
 
 def conflicts(project: Project, image: str | None = None) -> list[dict[str, Any]]:
     """Every undecided image (or the one asked for) with its versions; how the first few differ, with a picture."""
-    index, book = Index(project), Book(project.work / "labels", project.class_names)
+    index, book = Index(project), LabelLog(project.work / "labels", project.class_names)
     ids = _disputed(index, image)
     details = _details(index, book, ids[:DETAILED])
     return [_listed(id, book) | details.get(id, {}) for id in ids]
 
 
-def _details(index: Index, book: Book, ids: list[str]) -> dict[str, dict[str, Any]]:
+def _details(index: Index, book: LabelLog, ids: list[str]) -> dict[str, dict[str, Any]]:
     names = ("content_id", "width", "height", "filepath")
     found: dict[str, dict[str, Any]] = {}
     for one in index.documents(ids, names):
@@ -48,7 +48,7 @@ def _picture_of(project: Project, id: str) -> Path:
 def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
     """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
     with writer_lock(project.work, "curate resolve"):
-        index, book = Index(project), Book(project.work / "labels", project.class_names)
+        index, book = Index(project), LabelLog(project.work / "labels", project.class_names)
         app_edits.capture(index, book, project.class_names)
         ids = _disputed(index, image)
         open_yet = [id for id in ids if book.state(id).label.status == "disputed"]  # others a kill kept from the index
@@ -89,5 +89,5 @@ def _disputed(index: Index, image: str | None) -> list[str]:
     return matching
 
 
-def _listed(id: str, book: Book) -> dict[str, Any]:
+def _listed(id: str, book: LabelLog) -> dict[str, Any]:
     return {"id": id, "versions": [describe(path, label) for path, label in book.versions(id)]}

@@ -1,7 +1,7 @@
 """The index: one persistent FiftyOne dataset a project, a projection of the label log and of what is on disk.
 
 Everything that touches FiftyOne samples goes through here, in bulk. `Index` never decides what a label is: it shows
-the log's `State`, and it reports where the App's labels differ from what it last wrote (`edited`).
+the log's `LabelState`, and it reports where the App's labels differ from what it last wrote (`edited`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from curate import state
 from curate.data import AUDIT, Item
 from curate.errors import CurateError
 from curate.index import database, documents
-from curate.index.documents import NewSample, Shown
-from curate.labels.log import DUPLICATE_LABELS, State
+from curate.index.documents import NewSample, ShownLabel
+from curate.labels.log import DUPLICATE_LABELS, LabelState
 from curate.labels.splits import Member
 from curate.project import Project
 
@@ -33,7 +33,7 @@ STRINGS = (
 
 
 @dataclass(slots=True)
-class Card:
+class ImageState:
     """What the index holds of an image, as far as a run needs to compare it."""
 
     key: str
@@ -122,10 +122,10 @@ class Index:
             if row[0]:
                 yield row
 
-    def cards(self) -> dict[str, Card]:
+    def cards(self) -> dict[str, ImageState]:
         rows = self.rows("state_key", "group", "split", "status", "stratum", "missing", "paths", "filepath")
         return {
-            id: Card(key or "", group or id, split, status, stratum, bool(missing), tuple(paths or ()), path)
+            id: ImageState(key or "", group or id, split, status, stratum, bool(missing), tuple(paths or ()), path)
             for id, key, group, split, status, stratum, missing, paths, path in rows
         }
 
@@ -155,7 +155,7 @@ class Index:
         """Samples that somebody added by hand, without a content id, are none of ours."""
         return [id for id in self.dataset.values("content_id") if id]
 
-    def shown(self, ids: Iterable[str] | None = None) -> Iterator[Shown]:
+    def shown(self, ids: Iterable[str] | None = None) -> Iterator[ShownLabel]:
         """Images as the App shows them, a chunk at a time."""
         for chunk in chunks(self.ids() if ids is None else ids, CHUNK):
             yield from map(documents.shown, self._images().find({"content_id": {"$in": chunk}}, documents.READ))
@@ -186,7 +186,7 @@ class Index:
             made = documents.documents(samples, self._home()["_id"])
             self.fo.core.odm.insert_documents(made, self._images())
 
-    def write_states(self, states: Mapping[str, tuple[State, str]], seen: Iterable[Shown]) -> list[str]:
+    def write_states(self, states: Mapping[str, tuple[LabelState, str]], seen: Iterable[ShownLabel]) -> list[str]:
         """Show these states (with their keys), each whole or not at all.
 
         Only images that are still as they were `seen` are written; those that somebody changed meanwhile are returned.

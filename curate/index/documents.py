@@ -21,8 +21,8 @@ import numpy as np
 
 from curate.data import Defect, Label, Status, make_defect
 from curate.errors import LabelProblem
-from curate.index.intake import Picture
-from curate.labels.log import State
+from curate.index.intake import ImageFacts
+from curate.labels.log import LabelState
 from curate.masks import rle, shapes
 
 
@@ -30,14 +30,14 @@ from curate.masks import rle, shapes
 class NewSample:
     """All that is needed to add one image."""
 
-    picture: Picture
+    picture: ImageFacts
     path: Path
     reference: str
     source: str
     format: str
     group: str
     stratum: str | None
-    state: State
+    state: LabelState
     key: str
 
     @property
@@ -84,7 +84,7 @@ def _placed(new: NewSample) -> dict[str, Any]:
     }
 
 
-def fields(state: State, key: str, width: int, height: int) -> dict[str, Any]:
+def fields(state: LabelState, key: str, width: int, height: int) -> dict[str, Any]:
     """All that a state says of an image, by field name."""
     label, entry = state.label, state.entry
     extra = entry.extra if entry else {}
@@ -154,7 +154,7 @@ READ = (
 INCOMPLETE, UNREADABLE = "incomplete-region", "unreadable-mask"
 
 
-class Shown(NamedTuple):
+class ShownLabel(NamedTuple):
     """What the App shows of an image: its label, and when anything of it was last changed.
 
     `status` of the label is the text that stands there, which a person may have mistyped.
@@ -174,7 +174,7 @@ class Shown(NamedTuple):
         return known.digest != self.digest
 
 
-def shown(document: Mapping[str, Any]) -> Shown:
+def shown(document: Mapping[str, Any]) -> ShownLabel:
     width, height = document["width"], document["height"]
     regions = (document.get("defects") or {}).get("detections") or ()
     names = {whole.get("label") for whole in (document.get("classes") or {}).get("classifications") or ()}
@@ -186,7 +186,7 @@ def shown(document: Mapping[str, Any]) -> Shown:
     defects = tuple(one for one in found if isinstance(one, Defect))
     label = Label(cast(Status, status), defects, tuple(sorted(name for name in names if name)), reason)
     digest, modified = document.get("label_digest"), document.get("last_modified_at")
-    return Shown(document["content_id"], label, digest, width, height, modified)
+    return ShownLabel(document["content_id"], label, digest, width, height, modified)
 
 
 def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:

@@ -28,7 +28,7 @@ create index if not exists files_by_id on files (id);
 OK, QUARANTINED, MISSING = "ok", "quarantined", "missing"
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One file. `reference` is `source:path`; `group` what the format or the path gave."""
 
     reference: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     note: str | None = None
 
 
-class Image(NamedTuple):
+class LedgerImage(NamedTuple):
     """An image with all its files, and the groups that these name."""
 
     id: str
@@ -52,8 +52,8 @@ class Image(NamedTuple):
     stratum: str | None
 
 
-COLUMNS = ", ".join("grp" if name == "group" else name for name in Row._fields)
-MARKS = ", ".join("?" * (len(Row._fields) + 2))
+COLUMNS = ", ".join("grp" if name == "group" else name for name in FileRow._fields)
+MARKS = ", ".join("?" * (len(FileRow._fields) + 2))
 
 
 class Ledger:
@@ -90,13 +90,13 @@ class Ledger:
         with self._room():
             self._db.execute(f"pragma user_version = {self.run}")
 
-    def find(self, references: Sequence[str]) -> dict[str, Row]:
+    def find(self, references: Sequence[str]) -> dict[str, FileRow]:
         """What is known of these files."""
         marks = ", ".join("?" * len(references))
         query = f"select {COLUMNS} from files where reference in ({marks})"  # noqa: S608
-        return {row[0]: Row(*row) for row in self._db.execute(query, _texts(references))}
+        return {row[0]: FileRow(*row) for row in self._db.execute(query, _texts(references))}
 
-    def save(self, rows: Iterable[Row]) -> None:
+    def save(self, rows: Iterable[FileRow]) -> None:
         """One transaction: all of these rows or none."""
         numbered = [(*_texts(row), self.run, place) for place, row in enumerate(rows, start=self._place + 1)]
         self._place += len(numbered)
@@ -109,7 +109,7 @@ class Ledger:
         with self._room(), self._db:
             self._db.execute("update files set fingerprint = ''")
 
-    def images(self) -> Iterator[Image]:
+    def images(self) -> Iterator[LedgerImage]:
         """Every image that this run saw, in the order of the sources."""
         query = (
             "select id, json_group_array(reference), json_group_array(grp), min(stratum), min(place) from"
@@ -117,12 +117,12 @@ class Ledger:
         )
         for id, references, groups, stratum, _ in self._db.execute(query, (self.run, OK)):
             names = list(dict.fromkeys(name for name in json.loads(groups) if name))
-            yield Image(id, json.loads(references), names, stratum)
+            yield LedgerImage(id, json.loads(references), names, stratum)
 
-    def seen(self, outcome: str) -> list[Row]:
+    def seen(self, outcome: str) -> list[FileRow]:
         """The rows of the last run with this outcome, in order."""
         query = f"select {COLUMNS} from files where run >= ? and outcome = ? order by place"  # noqa: S608
-        return [Row(*row) for row in self._db.execute(query, (self.run, outcome))]
+        return [FileRow(*row) for row in self._db.execute(query, (self.run, outcome))]
 
     def gone(self) -> list[str]:
         """Files that an earlier run indexed, that the last one did not find, and whose image has no other file."""

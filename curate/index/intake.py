@@ -30,7 +30,7 @@ SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class Rules:
+class SourceRules:
     """What a source's config says about its records."""
 
     root: Path
@@ -52,7 +52,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageFacts:
     """A file that is an image that can be read."""
 
     id: str
@@ -64,7 +64,7 @@ class Picture:
     note: str | None
 
 
-def fingerprint(path: Path, record: Record, rules: Rules, mark: str) -> str | None:
+def fingerprint(path: Path, record: Record, rules: SourceRules, mark: str) -> str | None:
     """Changes with the file, its masks, its label or the rules; None where the file is missing."""
     stats = [_stat(path)]
     if stats[0] is None:
@@ -89,13 +89,13 @@ def _mask_stat(root: Path, name: str) -> tuple[int, int] | None:
         return -1, -1
 
 
-def picture_of(path: Path, record: Record, rules: Rules) -> Picture:
+def picture_of(path: Path, record: Record, rules: SourceRules) -> ImageFacts:
     """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
     content = files.read_bytes(path)
     width, height, channels, kind = _header(content, rules.limits)
     note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
     id = hashlib.sha256(content).hexdigest()
-    return Picture(id, width, height, channels, len(content), MIME[kind], note)
+    return ImageFacts(id, width, height, channels, len(content), MIME[kind], note)
 
 
 def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
@@ -124,7 +124,7 @@ def _suffix_note(path: Path, kind: str) -> str | None:
     return None if suffix in SUFFIXES.get(kind, {suffix}) else f"{suffix} file holds {kind} bytes"
 
 
-def label_of(record: Record, rules: Rules, width: int, height: int) -> Label:
+def label_of(record: Record, rules: SourceRules, width: int, height: int) -> Label:
     """What the label file says, exactly. Raises LabelProblem where it does not fit the image or the classes."""
     if record.size and record.size != (width, height):
         declared = f"{record.size[0]}x{record.size[1]}"
@@ -144,7 +144,7 @@ def label_of(record: Record, rules: Rules, width: int, height: int) -> Label:
     return Label("labelled", tuple(found), tuple(sorted(classes)))
 
 
-def _known(label: str, rules: Rules) -> str:
+def _known(label: str, rules: SourceRules) -> str:
     name = rules.names.get(label, label)
     if name not in rules.allowed:
         raise LabelProblem(f"unknown class '{name}'; allowed: {', '.join(sorted(rules.allowed)) or 'none'}")
@@ -161,7 +161,7 @@ def template_pattern(template: str) -> re.Pattern[str]:
     return re.compile(pattern + "$")
 
 
-def stratum_of(path: str, rules: Rules) -> str | None:
+def stratum_of(path: str, rules: SourceRules) -> str | None:
     match = rules.template.match(path) if rules.template else None
     if match is None:
         return None
@@ -171,7 +171,7 @@ def stratum_of(path: str, rules: Rules) -> str | None:
     return "/".join(value for name, value in fields.items() if name not in ("name", "date")) or None
 
 
-def group_of(path: str, rules: Rules) -> str | None:
+def group_of(path: str, rules: SourceRules) -> str | None:
     """The first bracketed part of the group pattern (or all it matched)."""
     match = rules.group.search(path) if rules.group else None
     if match is None:

@@ -17,8 +17,8 @@ from curate import paths, workers
 from curate.data import Label, Record, Reject
 from curate.errors import CurateError, LabelProblem
 from curate.index import intake
-from curate.index.file_ledger import MISSING, OK, QUARANTINED, Row
-from curate.index.intake import Picture, Rules
+from curate.index.file_ledger import MISSING, OK, QUARANTINED, FileRow
+from curate.index.intake import ImageFacts, SourceRules
 
 JOB = 32  # files to a job
 AHEAD = 2048  # files that may wait to be written
@@ -28,20 +28,20 @@ WORTH = 5.0  # seconds of reading left, above which starting processes pays
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReadOutcome:
     """What became of one record; without `picture` and `label` there is nothing to add or to log."""
 
-    row: Row
+    row: FileRow
     path: Path | None = None
-    picture: Picture | None = None
+    picture: ImageFacts | None = None
     label: Label | None = None
 
 
-Job = list[tuple[Record | Reject, Row | None]]
-Examine = Callable[[Job], list[Outcome]]
+Job = list[tuple[Record | Reject, FileRow | None]]
+Examine = Callable[[Job], list[ReadOutcome]]
 
 
-def examine_all(job: Job, source: str, rules: Rules, mark: str) -> list[Outcome]:
+def examine_all(job: Job, source: str, rules: SourceRules, mark: str) -> list[ReadOutcome]:
     """What becomes of these records; touches nothing but their files, so that any process can do it."""
     return [_outcome(record, known, reference_of(source, record), rules, mark) for record, known in job]
 
@@ -50,23 +50,25 @@ def reference_of(source: str, record: Record | Reject) -> str:
     return f"{source}:{paths.printable(record.path)}"
 
 
-def _outcome(record: Record | Reject, known: Row | None, reference: str, rules: Rules, mark: str) -> Outcome:
+def _outcome(
+    record: Record | Reject, known: FileRow | None, reference: str, rules: SourceRules, mark: str
+) -> ReadOutcome:
     where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
     if isinstance(record, Reject):
-        return Outcome(Row(reference, "", QUARANTINED, problem=record.reason, **where))
+        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=record.reason, **where))
     try:
         path = paths.safe_join(rules.root, record.path)
     except LabelProblem as problem:
-        return Outcome(Row(reference, "", QUARANTINED, problem=str(problem), **where))
+        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=str(problem), **where))
     print_ = intake.fingerprint(path, record, rules, mark)
     if print_ is None:
-        return Outcome(Row(reference, "", MISSING, problem="named by the labels, not on disk", **where))
+        return ReadOutcome(FileRow(reference, "", MISSING, problem="named by the labels, not on disk", **where))
     if known and known.fingerprint == print_:
-        return Outcome(known)
-    return _examine(Row(reference, print_, OK, **where), path, record, rules)
+        return ReadOutcome(known)
+    return _examine(FileRow(reference, print_, OK, **where), path, record, rules)
 
 
-def _examine(row: Row, path: Path, record: Record, rules: Rules) -> Outcome:
+def _examine(row: FileRow, path: Path, record: Record, rules: SourceRules) -> ReadOutcome:
     """Read the file and decode its label; `row` gets what became of them."""
     id = None
     try:
@@ -74,16 +76,18 @@ def _examine(row: Row, path: Path, record: Record, rules: Rules) -> Outcome:
         id = picture.id
         label = intake.label_of(record, rules, picture.width, picture.height)
     except LabelProblem as problem:
-        return Outcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
+        return ReadOutcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
     except OSError as error:  # no fingerprint: it may be readable the next time, without a change of the file
-        return Outcome(row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}"))
+        return ReadOutcome(
+            row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}")
+        )
     group = record.group or intake.group_of(record.path, rules)
     stratum = record.stratum or intake.stratum_of(record.path, rules)
     named = f"{row.reference.partition(':')[0]}/{group}" if group else None
-    return Outcome(row._replace(id=id, group=named, stratum=stratum, note=picture.note), path, picture, label)
+    return ReadOutcome(row._replace(id=id, group=named, stratum=stratum, note=picture.note), path, picture, label)
 
 
-def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list[Outcome]]:
+def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list[ReadOutcome]]:
     """The outcomes of all jobs, in order.
 
     Where there is much left to read, other processes help; while these start, we read on here.
@@ -92,7 +96,7 @@ def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list
     spent = 0.0
     with ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
-        started: Future[list[Outcome]] | None = None
+        started: Future[list[ReadOutcome]] | None = None
         for job in jobs:
             if pool and started and started.done():
                 yield from _ahead(pool, examine, chain([job], jobs))
@@ -108,15 +112,15 @@ def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list
             yield outcomes
 
 
-def _here(examine: Examine, job: Job) -> Future[list[Outcome]]:
-    done: Future[list[Outcome]] = Future()
+def _here(examine: Examine, job: Job) -> Future[list[ReadOutcome]]:
+    done: Future[list[ReadOutcome]] = Future()
     done.set_result(examine(job))
     return done
 
 
-def _ahead(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[Outcome]]:
+def _ahead(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[ReadOutcome]]:
     """A bounded number of jobs ahead; while the others are busy, we read here too."""
-    pending: deque[Future[list[Outcome]]] = deque()
+    pending: deque[Future[list[ReadOutcome]]] = deque()
     try:
         for job in jobs:
             busy = sum(not one.done() for one in pending) >= IN_FLIGHT

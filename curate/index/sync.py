@@ -20,13 +20,13 @@ from curate.data import UNLABELLED, Label, Record, Reject
 from curate.errors import CurateError
 from curate.index import app_edits as edits
 from curate.index import classes, intake, reading, rounds, synthetic
-from curate.index.dataset import Card, Index, chunks
+from curate.index.dataset import ImageState, Index, chunks
 from curate.index.documents import NewSample
-from curate.index.file_ledger import MISSING, QUARANTINED, Image, Ledger, Row
-from curate.index.intake import Picture, Rules
-from curate.index.reading import Job, Outcome, reference_of
+from curate.index.file_ledger import MISSING, QUARANTINED, FileRow, Ledger, LedgerImage
+from curate.index.intake import ImageFacts, SourceRules
+from curate.index.reading import Job, ReadOutcome, reference_of
 from curate.labels import splits
-from curate.labels.log import Book, Entry, now
+from curate.labels.log import Entry, LabelLog, now
 from curate.labels.splits import Decisions, Member
 from curate.project import Project, SourceConfig
 
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Report:
+class IndexReport:
     """What a run did. `added` to `missing` are numbers of images or files; the rest is for people."""
 
     added: int = 0
@@ -61,13 +61,13 @@ def run(
     *,
     reread: bool = False,
     rebuild: bool = False,
-) -> Report:
+) -> IndexReport:
     """Bring the index up to date. The caller holds the project's writer lock."""
     state.ensure(project)
     check_folders(project)
     index = Index(project, create=True)
     project = index.project = classes.finish(index)
-    book = Book(project.work / "labels", project.class_names)
+    book = LabelLog(project.work / "labels", project.class_names)
     with Ledger(project.work / "files.sqlite") as table, workers.calm_collector():
         try:
             return _Run(project, index, book, table, progress).run(reread, rebuild)
@@ -89,9 +89,9 @@ def check_folders(project: Project) -> None:
             raise CurateError(f"source '{source.name}': no label file at {labels}. Correct labels in {project.file}")
 
 
-def rules_of(project: Project, source: SourceConfig) -> Rules:
+def rules_of(project: Project, source: SourceConfig) -> SourceRules:
     module = formats.load(source.format)
-    return Rules(
+    return SourceRules(
         root=project.root(source),
         limits=project.config.limits,
         names=resolved_names(project, source),
@@ -112,16 +112,16 @@ def resolved_names(project: Project, source: SourceConfig) -> dict[str, str]:
 class _Run:
     """One run's state; its methods are the steps, in order."""
 
-    def __init__(self, project: Project, index: Index, book: Book, table: Ledger, progress: Progress) -> None:
+    def __init__(self, project: Project, index: Index, book: LabelLog, table: Ledger, progress: Progress) -> None:
         self.project, self.index, self.book, self.table, self.progress = project, index, book, table, progress
-        self.report = Report()
-        self.cards: dict[str, Card] = {}
+        self.report = IndexReport()
+        self.cards: dict[str, ImageState] = {}
         self.fresh: set[str] = set()
         self.reasons: dict[str, dict[str, None]] = {}
         self.decisions = Decisions(project.work / "splits")
-        self.made: dict[str, synthetic.Placing] = {}
+        self.made: dict[str, synthetic.SyntheticOrigin] = {}
 
-    def run(self, reread: bool, rebuild: bool) -> Report:
+    def run(self, reread: bool, rebuild: bool) -> IndexReport:
         self.report.app_edits = len(edits.capture(self.index, self.book, self.project.class_names))
         self.cards = self.index.cards()
         if reread:
@@ -158,7 +158,9 @@ class _Run:
                 f" if they are gone for good, take the source out of {self.project.file}"
             )
 
-    def _examined(self, found: Iterable[Record | Reject], source: str, rules: Rules, total: int) -> Iterator[Outcome]:
+    def _examined(
+        self, found: Iterable[Record | Reject], source: str, rules: SourceRules, total: int
+    ) -> Iterator[ReadOutcome]:
         """Each record with its outcome, in order."""
         examine = partial(reading.examine_all, source=source, rules=rules, mark=rules.mark)
         jobs = (self._job(records, source) for records in chunks(found, reading.JOB))
@@ -171,7 +173,7 @@ class _Run:
         fit = {name: row for name, row in known.items() if row.outcome == QUARANTINED or row.id in self.cards}
         return [(record, fit.get(reference)) for record, reference in zip(records, references, strict=True)]
 
-    def _write(self, batch: list[Outcome], source: SourceConfig) -> None:
+    def _write(self, batch: list[ReadOutcome], source: SourceConfig) -> None:
         seen = [(one.row, one.path, one.picture, one.label) for one in batch if one.path and one.picture and one.label]
         for row, _, picture, label in seen:
             self._log(row, picture.id, label, source)
@@ -186,7 +188,7 @@ class _Run:
 
     def _remember(self, new: Iterable[NewSample]) -> None:
         for sample in new:
-            card = Card(
+            card = ImageState(
                 sample.key,
                 sample.group,
                 None,
@@ -199,7 +201,7 @@ class _Run:
             self.cards[sample.id] = card
             self.fresh.add(sample.id)
 
-    def _with_all_reasons(self, row: Row) -> Row:
+    def _with_all_reasons(self, row: FileRow) -> FileRow:
         """A label file can give several reasons against one image, a row each."""
         if row.outcome != QUARANTINED:
             return row
@@ -207,12 +209,12 @@ class _Run:
         reasons[row.problem or ""] = None
         return row._replace(problem="; ".join(reasons))
 
-    def _log(self, row: Row, id: str, label: Label, source: SourceConfig) -> None:
+    def _log(self, row: FileRow, id: str, label: Label, source: SourceConfig) -> None:
         extra = {name: value for name, value in (("label_file", row.label_file), ("line", row.line)) if value}
         changed = self.book.imported(Entry(id, label, "import", source.format, now(), row.reference, extra))
         self.report.kept += changed and self.book.person_decided(id)
 
-    def _new_sample(self, row: Row, path: Path, picture: Picture, source: SourceConfig) -> NewSample:
+    def _new_sample(self, row: FileRow, path: Path, picture: ImageFacts, source: SourceConfig) -> NewSample:
         return NewSample(
             picture=picture,
             path=path,
@@ -236,7 +238,7 @@ class _Run:
         groups = {id: card.group for id, card in self.cards.items()}
         self._remember(synthetic.add(self.index, self.book, lost, groups))
 
-    def _retract(self, images: list[Image]) -> None:
+    def _retract(self, images: list[LedgerImage]) -> None:
         """A copy that was deleted, moved or replaced no longer speaks for an image that other files still show."""
         for id, references, _, _ in images:
             for path in sorted(self.book.import_paths(id).difference(references)):
@@ -249,7 +251,7 @@ class _Run:
         self.report.app_edits += len(edits.show(self.index, self.book, stale, self.project.class_names))
         return set(stale)
 
-    def _place(self, images: list[Image]) -> set[str]:
+    def _place(self, images: list[LedgerImage]) -> set[str]:
         """Paths, groups and strata as the ledger has them; copies in two groups make one group of them."""
         decisions = self.decisions
         joins = [(groups[0], other) for _, _, groups, _ in images for other in groups[1:]]
@@ -274,7 +276,7 @@ class _Run:
         self.index.set(changes)
         return {id for by_id in changes.values() for id in by_id}
 
-    def _renamed_groups(self, images: list[Image]) -> Iterator[tuple[str, str]]:
+    def _renamed_groups(self, images: list[LedgerImage]) -> Iterator[tuple[str, str]]:
         """A piece whose group got another name (a new pattern, a new source name) keeps its frozen split."""
         for id, _, groups, _ in images:
             old, new = self.cards[id].group, self.decisions.group(groups[0] if groups else id)

@@ -15,8 +15,8 @@ from curate.data import UNLABELLED, Label
 from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.index.documents import NewSample
-from curate.index.intake import Picture
-from curate.labels.log import Book, Entry, Segments, me, now
+from curate.index.intake import ImageFacts
+from curate.labels.log import Entry, LabelLog, Segments, me, now
 from curate.labels.splits import Decisions
 from curate.project import SYNTHETIC, Project
 
@@ -25,7 +25,7 @@ NOTE = "synthetic"  # under which the log's entries say it
 TAG = "synthetic-"
 
 
-class Placing(NamedTuple):
+class SyntheticOrigin(NamedTuple):
     """Of which batch an image is, on which clean image it was painted, where its file is (`source:path`), and of which
     group the real defect is that it was made from."""
 
@@ -35,19 +35,21 @@ class Placing(NamedTuple):
     donor: str = ""
 
 
-def entered(book: Book) -> dict[str, Placing]:
+def entered(book: LabelLog) -> dict[str, SyntheticOrigin]:
     """The images that are in today, by content id."""
     book.writer.push()
     return _entered(book.segments)
 
 
-def _entered(segments: Segments) -> dict[str, Placing]:
-    found: dict[str, Placing] = {}
+def _entered(segments: Segments) -> dict[str, SyntheticOrigin]:
+    found: dict[str, SyntheticOrigin] = {}
     for line in segments.holding(f'"{NOTE}":'.encode()):
         try:
             about = line.get("extra", {}).get(NOTE)
             if about and about["in"] and _inside(about):
-                found[line["id"]] = Placing(about["batch"], about["ground"], about["path"], about.get("donor", ""))
+                found[line["id"]] = SyntheticOrigin(
+                    about["batch"], about["ground"], about["path"], about.get("donor", "")
+                )
             elif about:
                 found.pop(line["id"], None)
         except (KeyError, TypeError, AttributeError, ValueError):
@@ -65,7 +67,7 @@ def reference(batch: str, file: str) -> str:
     return f"{SYNTHETIC}:{batch}/{file}"
 
 
-def log(book: Book, id: str, one: Placing, label: Label | None, forced: bool = False) -> None:
+def log(book: LabelLog, id: str, one: SyntheticOrigin, label: Label | None, forced: bool = False) -> None:
     """Note that an image came in with this label; without one, that it went."""
     about: dict[str, Any] = {**one._asdict(), "in": label is not None} | ({"forced": True} if forced else {})
     book.append(Entry(id, label or UNLABELLED, "decision", me(), now(), None, {NOTE: about}))
@@ -80,7 +82,7 @@ def tags(index: Index) -> list[str]:
     return sorted(name for name in index.dataset.distinct("tags") if name.startswith(TAG))
 
 
-def group_of(one: Placing, ground: str, decisions: Decisions, held: str | None = None) -> str:
+def group_of(one: SyntheticOrigin, ground: str, decisions: Decisions, held: str | None = None) -> str:
     """The ground's, so that it goes where that goes. The donor's, should it be in val or test by now (two groups turned
     out to be one piece), or that of which its synthesiser learnt: there the image teaches nothing, and no evaluation
     counts it."""
@@ -88,7 +90,7 @@ def group_of(one: Placing, ground: str, decisions: Decisions, held: str | None =
     return decisions.group(donor or held or ground)
 
 
-def held(project: Project, made: Iterable[Placing], decisions: Decisions) -> dict[str, str]:
+def held(project: Project, made: Iterable[SyntheticOrigin], decisions: Decisions) -> dict[str, str]:
     """By batch, a group in val or test by now of which its synthesiser has learnt, where there is one."""
     batches = {one.batch for one in made}
     found = {
@@ -106,7 +108,9 @@ def _learnt(project: Project, batch: str) -> list[str]:
         return []
 
 
-def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping[str, str]) -> list[NewSample]:
+def add(
+    index: Index, book: LabelLog, wanted: Mapping[str, SyntheticOrigin], groups: Mapping[str, str]
+) -> list[NewSample]:
     """Show these images, each in the group of its ground; those whose files are gone or damaged are left out."""
     new = [_sample(index.project, book, id, one, groups) for id, one in wanted.items() if _there(index.project, one)]
     index.add(new)
@@ -115,7 +119,7 @@ def add(index: Index, book: Book, wanted: Mapping[str, Placing], groups: Mapping
     return new
 
 
-def _there(project: Project, one: Placing) -> bool:
+def _there(project: Project, one: SyntheticOrigin) -> bool:
     try:
         _picture("", project.path(one.path))
     except OSError:
@@ -123,7 +127,7 @@ def _there(project: Project, one: Placing) -> bool:
     return True
 
 
-def _sample(project: Project, book: Book, id: str, one: Placing, groups: Mapping[str, str]) -> NewSample:
+def _sample(project: Project, book: LabelLog, id: str, one: SyntheticOrigin, groups: Mapping[str, str]) -> NewSample:
     path = project.path(one.path)
     return NewSample(
         picture=_picture(id, path),
@@ -138,14 +142,14 @@ def _sample(project: Project, book: Book, id: str, one: Placing, groups: Mapping
     )
 
 
-def _picture(id: str, path: Path) -> Picture:
+def _picture(id: str, path: Path) -> ImageFacts:
     from PIL import Image
 
     with Image.open(path, formats=("PNG",)) as image:
-        return Picture(id, image.width, image.height, len(image.getbands()), path.stat().st_size, "image/png", None)
+        return ImageFacts(id, image.width, image.height, len(image.getbands()), path.stat().st_size, "image/png", None)
 
 
-def remove_others(index: Index, known: Mapping[str, Placing]) -> list[str]:
+def remove_others(index: Index, known: Mapping[str, SyntheticOrigin]) -> list[str]:
     """Take out what the log does not know (any more); the ids."""
     gone = [id for id, format in index.rows("format") if format == FORMAT and id not in known]
     index.remove(gone)

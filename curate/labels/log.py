@@ -1,7 +1,7 @@
 """The label log: append-only, the durable record of every label ever imported, drawn or edited.
 
 One JSON line an entry, in numbered segments below `work/labels/`. A run writes a segment of its own, so no earlier
-line is ever touched; a line cut off by a kill was never acknowledged and is passed over. `Book` folds the log into
+line is ever touched; a line cut off by a kill was never acknowledged and is passed over. `LabelLog` folds the log into
 what holds today for each image: the index is a projection of it and can be rebuilt from it.
 """
 
@@ -92,7 +92,7 @@ def lead_times(folder: Path) -> Iterator[tuple[float, Label]]:
             yield float(seconds), entry.label
 
 
-class Place(NamedTuple):
+class EntryPosition(NamedTuple):
     """Where an entry stands, and what can be told about it without reading it again."""
 
     segment: str
@@ -230,12 +230,12 @@ class Writer:
 class _Known:
     """What the log holds of one image: the newest import of each path, and the newest word of a person."""
 
-    imports: dict[str, Place] = field(default_factory=dict)
-    person: Place | None = None
+    imports: dict[str, EntryPosition] = field(default_factory=dict)
+    person: EntryPosition | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LabelState:
     """What holds for an image today. `others` are the versions that contradict it (path or annotator, and label)."""
 
     label: Label
@@ -243,7 +243,7 @@ class State:
     others: tuple[tuple[str, Label], ...] = ()
 
 
-class Book:
+class LabelLog:
     """The log, folded: small in memory (places, not labels), one lookup an image."""
 
     def __init__(self, folder: Path, allowed: Iterable[str] | None = None) -> None:
@@ -331,10 +331,10 @@ class Book:
         known = self._known.get(id)
         return known is not None and known.person is not None
 
-    def state(self, id: str) -> State:
+    def state(self, id: str) -> LabelState:
         known = self._known.get(id)
         if known is None:
-            return State(UNLABELLED)
+            return LabelState(UNLABELLED)
         return self._checked(self._person_state(known, known.person) if known.person else self._imported_state(known))
 
     def import_paths(self, id: str) -> set[str]:
@@ -347,10 +347,10 @@ class Book:
         known = self._known.get(id)
         return [(path, self._read(place).label) for path, place in self._versions(known)] if known else []
 
-    def import_state(self, id: str) -> State:
+    def import_state(self, id: str) -> LabelState:
         """What the sources alone say of an image, whatever people said since."""
         known = self._known.get(id)
-        return self._checked(self._imported_state(known)) if known and known.imports else State(UNLABELLED)
+        return self._checked(self._imported_state(known)) if known and known.imports else LabelState(UNLABELLED)
 
     def history(self, id: str) -> list[Entry]:
         """Everything ever said of an image, oldest first."""
@@ -396,36 +396,36 @@ class Book:
         path = line["path"] if line["origin"] == "import" else ""
         if not all(isinstance(text, str) for text in (line["id"], line["digest"], line["status"], path, *present)):
             raise ValueError("no entry")
-        place = Place(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
+        place = EntryPosition(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
         known = self._known.setdefault(line["id"], _Known())
         if line["origin"] == "import":
             known.imports[path] = place
         else:
             known.person = place
 
-    def _versions(self, known: _Known) -> list[tuple[str, Place]]:
+    def _versions(self, known: _Known) -> list[tuple[str, EntryPosition]]:
         labelled = {path: place for path, place in known.imports.items() if place.status != "unlabelled"}
-        seen: dict[str, tuple[str, Place]] = {}
+        seen: dict[str, tuple[str, EntryPosition]] = {}
         for path, place in (labelled or known.imports).items():
             seen.setdefault(self._digest(place), (path, place))
         return list(seen.values())
 
-    def _affected(self, place: Place) -> bool:
+    def _affected(self, place: EntryPosition) -> bool:
         return not self._renames[place.epoch].keys().isdisjoint(place.present)
 
-    def _digest(self, place: Place) -> str:
+    def _digest(self, place: EntryPosition) -> str:
         return self._read(place).label.digest if self._affected(place) else place.digest
 
-    def _person_state(self, known: _Known, place: Place) -> State:
+    def _person_state(self, known: _Known, place: EntryPosition) -> LabelState:
         entry = self._read(place)
         if not (entry.label.reason or "").startswith(DUPLICATE_LABELS):
-            return State(entry.label, entry, self._others(entry, place.epoch))
-        return State(entry.label, entry, self._imported_state(known).others)  # noted, not decided
+            return LabelState(entry.label, entry, self._others(entry, place.epoch))
+        return LabelState(entry.label, entry, self._imported_state(known).others)  # noted, not decided
 
     def _others(self, entry: Entry, epoch: int) -> tuple[tuple[str, Label], ...]:
         return tuple((by, label.renamed(self._renames[epoch])) for by, label in entry.others)
 
-    def _checked(self, state: State) -> State:
+    def _checked(self, state: LabelState) -> LabelState:
         """A label with a class that the project no longer has is nobody's to train on."""
         strange = state.label.present - self._allowed if self._allowed is not None else frozenset()
         if state.label.status != "labelled" or not strange:
@@ -433,21 +433,21 @@ class Book:
         reason = f"{UNKNOWN_CLASS}: {', '.join(sorted(strange))}"
         return replace(state, label=replace(state.label, status="disputed", reason=reason))
 
-    def _strange(self, place: Place) -> str:
+    def _strange(self, place: EntryPosition) -> str:
         if self._allowed is None or place.present <= self._allowed:
             return ""
         names = self._renames[place.epoch]
         return ",".join(sorted({names.get(name, name) for name in place.present} - self._allowed))
 
-    def _imported_state(self, known: _Known) -> State:
+    def _imported_state(self, known: _Known) -> LabelState:
         versions = [(path, self._read(place)) for path, place in self._versions(known)]
         first = versions[0][1]
         if len(versions) == 1:
-            return State(first.label, first)
+            return LabelState(first.label, first)
         disputed = replace(first.label, status="disputed", reason=DUPLICATE_LABELS)
-        return State(disputed, first, tuple((path, entry.label) for path, entry in versions[1:]))
+        return LabelState(disputed, first, tuple((path, entry.label) for path, entry in versions[1:]))
 
-    def _read(self, place: Place) -> Entry:
+    def _read(self, place: EntryPosition) -> Entry:
         entry = self._recent.get((place.segment, place.offset))
         if entry is not None:
             return self._renamed(entry, place.epoch)
@@ -458,7 +458,7 @@ class Book:
     def _renamed(self, entry: Entry, epoch: int) -> Entry:
         return replace(entry, label=entry.label.renamed(self._renames[epoch]))
 
-    def _mark(self, kind: str, versions: Iterable[tuple[str, Place]]) -> str:
+    def _mark(self, kind: str, versions: Iterable[tuple[str, EntryPosition]]) -> str:
         parts = (part for path, place in versions for part in (path, self._digest(place) + self._strange(place)))
         text = "|".join([kind, *parts])
         return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()

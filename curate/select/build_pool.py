@@ -27,7 +27,7 @@ NEEDED = ("group", "stratum", "status", "split", "source", "missing", "filepath"
 
 
 @dataclass(slots=True)
-class Seen:
+class PoolImage:
     """What the index says of an image, as far as a choice needs it."""
 
     group: str
@@ -80,18 +80,18 @@ _BARRED = {
 
 
 @dataclass
-class Built:
+class BuiltPool:
     """A pool, and what a person should know of it."""
 
     pool: Pool
-    seen: dict[str, Seen]
+    seen: dict[str, PoolImage]
     vectors: Vectors
     scores: str | None
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> Built:
+def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> BuiltPool:
     """Everything that a strategy may see. Raises CurateError naming the command that is missing."""
     _check_classes(index, classes)
     found, seen = vectors.open_latest(index.project.work, encoder), seen_images(index)
@@ -111,7 +111,7 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     if not names:
         notes.append("no classes yet: annotators would have nothing to mark. Before push: curate classes add NAME")
     pool = replace(pool, exemplars=_exemplars(index, pool, found, exemplars, notes))
-    return Built(pool, seen, found, table, broken, notes)
+    return BuiltPool(pool, seen, found, table, broken, notes)
 
 
 def _check_classes(index: Index, classes: Sequence[str]) -> None:
@@ -120,12 +120,12 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
             raise unknown("class", name, index.project.active_classes)
 
 
-def seen_images(index: Index) -> dict[str, Seen]:
+def seen_images(index: Index) -> dict[str, PoolImage]:
     copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
     pushed = (one for one in rounds.every(index.project.work) if one.pushed)
     waiting = {row["id"]: one.name for one in pushed for row in one.picks() if row["id"] not in one.withdrawn}
     seen = {
-        id: Seen(
+        id: PoolImage(
             group or id,
             stratum or "",
             status or "unlabelled",
@@ -145,7 +145,7 @@ def seen_images(index: Index) -> dict[str, Seen]:
     return seen
 
 
-def _notes(seen: dict[str, Seen], known: set[str], broken: list[str], found: Vectors) -> list[str]:
+def _notes(seen: dict[str, PoolImage], known: set[str], broken: list[str], found: Vectors) -> list[str]:
     notes = []
     if lacking := sum(id not in known and one.barred is None for id, one in seen.items()):
         notes.append(f"{lacking} images have no {found.name} vectors yet and cannot be picked. {found.remedy}")
@@ -158,7 +158,7 @@ def _notes(seen: dict[str, Seen], known: set[str], broken: list[str], found: Vec
 def _pool(
     ids: list[str],
     matrix: Floats,
-    seen: dict[str, Seen],
+    seen: dict[str, PoolImage],
     classes: tuple[str, ...],
     wanted: tuple[str, ...],
     scores: dict[str, Floats],

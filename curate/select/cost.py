@@ -26,27 +26,27 @@ _TIME = re.compile(rf"(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMBER}\s*s
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
+class ImageBudget:
     """A budget of so many images."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
+class TimeBudget:
     """A budget of so much of a person's time."""
 
     seconds: float
 
 
-def parse_budget(text: str) -> Images | Seconds:
+def parse_budget(text: str) -> ImageBudget | TimeBudget:
     """`500` is images; `4h`, `90m`, `45s` and `2h30m` are time."""
     plain = text.strip().lower()
     if re.fullmatch(r"[0-9]{1,9}", plain):
-        budget: Images | Seconds = Images(int(plain))
+        budget: ImageBudget | TimeBudget = ImageBudget(int(plain))
     else:
-        budget = Seconds(_seconds(plain))
-    if budget in (Images(0), Seconds(0.0)):
+        budget = TimeBudget(_seconds(plain))
+    if budget in (ImageBudget(0), TimeBudget(0.0)):
         raise CurateError(
             f"budget '{text}' is not usable; allowed: a number of images (500) or a time (4h, 90m, 45s, 2h30m) above 0."
             " Say how much you want to label, for example --budget 200 or --budget 1h"

@@ -29,7 +29,7 @@ Select = Callable[[Pool, int, np.random.Generator], Picks]
 
 
 @dataclass(frozen=True)
-class Rules:
+class SelectionRules:
     """What the layer does; all of it can be switched off, to compare strategies bare.
 
     Args:
@@ -43,10 +43,10 @@ class Rules:
     per_stratum: Quota | None = None
 
 
-BARE = Rules(spread=False)
+BARE = SelectionRules(spread=False)
 
 
-class Batch(NamedTuple):
+class Selection(NamedTuple):
     """What was chosen, and what a person should know of it."""
 
     picks: Picks
@@ -59,10 +59,10 @@ def choose(
     strategy: str,
     budget: int,
     seed: int = 0,
-    rules: Rules = BARE,
+    rules: SelectionRules = BARE,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Batch:
+) -> Selection:
     """At most `budget` picks by this strategy, under these rules. The same for the same pool and seed."""
     if budget < 1:
         raise CurateError(f"budget {budget} is too small; allowed: 1 or more images, or a time such as 4h")
@@ -76,9 +76,9 @@ def layered(
     select: Select,
     budget: int,
     seed: int = 0,
-    rules: Rules = BARE,
+    rules: SelectionRules = BARE,
     progress: Callable[[int], None] = lambda done: None,
-) -> Batch:
+) -> Selection:
     """The same for a strategy from anywhere: a simulation has the layer work for peers as it does for ours."""
     layer = _Layer(pool, rules, budget)
     for turn in range(10 * budget):  # a bound: each turn accepts a pick or puts one away for good
@@ -93,7 +93,7 @@ def layered(
 @dataclass
 class _Layer:
     pool: Pool
-    rules: Rules
+    rules: SelectionRules
     budget: int
     chosen: list[Pick] = field(default_factory=list)
     near_duplicates: int = 0
@@ -193,7 +193,7 @@ class _Layer:
 
     # --- the result ---
 
-    def batch(self) -> Batch:
+    def batch(self) -> Selection:
         notes = [*self.pool.memo.get("notes", ()), *self.notes]
         if self.missing and not self.open.any():
             notes.append(f"{self.missing} of the budget of {self.budget} are left over: no further image can be picked")
@@ -202,7 +202,7 @@ class _Layer:
             notes.append(f"{self.missing} of the budget of {self.budget} are left over: {full}")
         if self.near_duplicates or self.rules.spread or self.room:
             self.chosen = [_chance_unknown(pick) for pick in self.chosen]
-        return Batch(_interleaved(self.chosen), tuple(notes), self.near_duplicates)
+        return Selection(_interleaved(self.chosen), tuple(notes), self.near_duplicates)
 
 
 def _chance_unknown(pick: Pick) -> Pick:

@@ -19,15 +19,15 @@ from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
 from curate.index.rounds import Round
 from curate.labels import log as label_log
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.select import build_pool, cost, linear_probe
 from curate.select import rules as selection
-from curate.select.build_pool import Built
-from curate.select.cost import CostModel, Images, Seconds
+from curate.select.build_pool import BuiltPool
+from curate.select.cost import CostModel, ImageBudget, TimeBudget
 from curate.select.pool import Floats, Picks, Pool, Rows
-from curate.select.rules import BARE, Batch, Rules
+from curate.select.rules import BARE, Selection, SelectionRules
 from curate.strategies import CATALOGUE, DEFAULT
 from curate.vectors import nearest
 from curate.vectors import store as vectors
@@ -44,7 +44,7 @@ class NothingToPick(CurateError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class SelectRequest:
     """What the user asks for."""
 
     budget: str = "500"
@@ -54,18 +54,18 @@ class Wish:
     exemplars: str | None = None
     classes: tuple[str, ...] = ()
     encoder: str | None = None
-    rules: Rules = field(default_factory=Rules)
+    rules: SelectionRules = field(default_factory=SelectionRules)
 
 
-def usual(project: Project, budget: str | None = None) -> Wish:
+def usual(project: Project, budget: str | None = None) -> SelectRequest:
     """What project.toml asks for."""
     config = project.config.select
-    rules = Rules(near=AUTO, per_stratum=config.per_stratum)
-    return Wish(budget or config.budget, config.strategy, options=dict(config.options), rules=rules)
+    rules = SelectionRules(near=AUTO, per_stratum=config.per_stratum)
+    return SelectRequest(budget or config.budget, config.strategy, options=dict(config.options), rules=rules)
 
 
 @dataclass
-class Chosen:
+class SelectResult:
     """What came of it; `written` is None after a dry run, `fresh` false where nothing had to change."""
 
     manifest: dict[str, Any]
@@ -86,7 +86,7 @@ class Chosen:
         }
 
 
-def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool = False) -> Chosen:
+def run(project: Project, wish: SelectRequest, progress: Any = NO_PROGRESS, *, dry: bool = False) -> SelectResult:
     """Choose, and unless `dry` write the round. The caller holds the writer lock then."""
     began = time.perf_counter()
     CATALOGUE.load(wish.strategy)
@@ -106,7 +106,7 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     if not dry and (same := _same(project, chosen.manifest["key"])):
         rounds.show(index)
         here = [row | {"path": built.seen[row["id"]].path} for row in same.picks()]  # the project may have moved
-        return Chosen(same.manifest, here, chosen.notes, same, fresh=False)
+        return SelectResult(same.manifest, here, chosen.notes, same, fresh=False)
     batch = _choose(built, wish, budget, model, progress)
     _complete(chosen, built, batch, model, wish)
     chosen.manifest["took"] = round(time.perf_counter() - began, 1)
@@ -119,7 +119,7 @@ def run(project: Project, wish: Wish, progress: Any = NO_PROGRESS, *, dry: bool 
     return chosen
 
 
-def _rules(rules: Rules, pool: Pool) -> Rules:
+def _rules(rules: SelectionRules, pool: Pool) -> SelectionRules:
     """What counts as a near-duplicate, as a cosine of these vectors."""
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
@@ -129,7 +129,7 @@ def _rules(rules: Rules, pool: Pool) -> Rules:
 def _capture(index: Index) -> None:
     """What curators drew in the App goes to the log first, and gets its split: nothing of val and test may teach."""
     names = index.project.class_names
-    with closing(Book(index.project.work / "labels", names)) as book:
+    with closing(LabelLog(index.project.work / "labels", names)) as book:
         app_edits.capture(index, book, names)
     sync.give_splits(index, Decisions(index.project.work / "splits"))
 
@@ -145,7 +145,7 @@ def cost_model(project: Project) -> CostModel:
 # --- which round ----------------------------------------------------------------------------------------------------
 
 
-def _prepared(index: Index, built: Built, wish: Wish, model: CostModel) -> Chosen:
+def _prepared(index: Index, built: BuiltPool, wish: SelectRequest, model: CostModel) -> SelectResult:
     """The manifest as far as it is known before the choice, with the key of everything that the choice depends on."""
     pool, seen = built.pool, sorted(built.seen.items())
     asked = asdict(wish) | {"options": dict(wish.options), "classes": list(wish.classes)}
@@ -177,10 +177,10 @@ def _prepared(index: Index, built: Built, wish: Wish, model: CostModel) -> Chose
         "made_by": label_log.me(),
         "pushed": None,
     }
-    return Chosen(manifest, [], list(built.notes))
+    return SelectResult(manifest, [], list(built.notes))
 
 
-def _number(index: Index, built: Built) -> int:
+def _number(index: Index, built: BuiltPool) -> int:
     """A round is replaced while nobody has touched it: not pushed, and none of its images labelled in the App."""
     newest = rounds.latest(index.project.work)
     if newest is None:
@@ -188,7 +188,7 @@ def _number(index: Index, built: Built) -> int:
     return newest.number + _touched(newest, built)
 
 
-def _touched(newest: Round, built: Built) -> bool:
+def _touched(newest: Round, built: BuiltPool) -> bool:
     seen = [built.seen[row["id"]].status for row in newest.picks() if row["id"] in built.seen]
     return newest.touched or any(status != "unlabelled" for status in seen)
 
@@ -206,7 +206,9 @@ def _sizes(pool: Pool) -> dict[str, int]:
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 
-def _choose(built: Built, wish: Wish, budget: Images | Seconds, model: CostModel, progress: Any) -> Batch:
+def _choose(
+    built: BuiltPool, wish: SelectRequest, budget: ImageBudget | TimeBudget, model: CostModel, progress: Any
+) -> Selection:
     pool = built.pool
     room = int(pool.candidates.sum())
     if not room:
@@ -216,18 +218,18 @@ def _choose(built: Built, wish: Wish, budget: Images | Seconds, model: CostModel
     for _ in range(TRIES):
         batch = _asked(built, wish, min(images, room), progress)
         spent = float(seconds[pool.rows_of([pick.id for pick in batch.picks])].sum())
-        if not isinstance(budget, Seconds) or spent <= budget.seconds or images == 1:
+        if not isinstance(budget, TimeBudget) or spent <= budget.seconds or images == 1:
             break
         images = max(1, int(len(batch.picks) * budget.seconds / spent))
     if images > room:
-        asked = f"{images}" if isinstance(budget, Images) else f"{wish.budget}, about {images} images,"
+        asked = f"{images}" if isinstance(budget, ImageBudget) else f"{wish.budget}, about {images} images,"
         return batch._replace(notes=(f"the budget of {asked} is more than can be picked: {room}", *batch.notes))
-    if isinstance(budget, Seconds) and spent > budget.seconds:
+    if isinstance(budget, TimeBudget) and spent > budget.seconds:
         return batch._replace(notes=(f"one image takes about {spent:.0f} s, more than {wish.budget}", *batch.notes))
     return batch
 
 
-def _asked(built: Built, wish: Wish, images: int, progress: Any) -> Batch:
+def _asked(built: BuiltPool, wish: SelectRequest, images: int, progress: Any) -> Selection:
     pool, done = replace(built.pool, memo={}), 0
 
     def advance(count: int) -> None:
@@ -239,8 +241,8 @@ def _asked(built: Built, wish: Wish, images: int, progress: Any) -> Batch:
     return batch._replace(picks=selection.with_neighbourhood(pool, batch.picks))
 
 
-def _images(budget: Images | Seconds, seconds: Floats) -> int:
-    if isinstance(budget, Images):
+def _images(budget: ImageBudget | TimeBudget, seconds: Floats) -> int:
+    if isinstance(budget, ImageBudget):
         return budget.count
     return max(1, int(budget.seconds / max(float(seconds.mean()), 1e-9)))
 
@@ -269,7 +271,7 @@ def _predicted(pool: Pool) -> dict[str, Any]:
     return known | {rounds.column(name): likely[:, number] for number, name in enumerate(pool.classes)}
 
 
-def _why_nothing(built: Built) -> str:
+def _why_nothing(built: BuiltPool) -> str:
     """Why no image can be picked, and what to do about it."""
     real = [one for one in built.seen.values() if one.source != "synthetic"]
     counts = Counter(one.barred_as or "without vectors" for one in real)
@@ -289,7 +291,7 @@ def _why_nothing(built: Built) -> str:
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-def _complete(chosen: Chosen, built: Built, batch: Batch, model: CostModel, wish: Wish) -> None:
+def _complete(chosen: SelectResult, built: BuiltPool, batch: Selection, model: CostModel, wish: SelectRequest) -> None:
     chosen.picks = _rows(built, batch.picks, model)
     chosen.notes += batch.notes
     predicted = Counter(name for row in chosen.picks for name in row["predicted"] or ["none"])
@@ -307,7 +309,7 @@ def _complete(chosen: Chosen, built: Built, batch: Batch, model: CostModel, wish
     }
 
 
-def _rows(built: Built, picks: Picks, model: CostModel) -> list[dict[str, Any]]:
+def _rows(built: BuiltPool, picks: Picks, model: CostModel) -> list[dict[str, Any]]:
     pool = built.pool
     rows = pool.rows_of([pick.id for pick in picks])
     likely, _ = _likely(pool)
@@ -324,7 +326,7 @@ def _rows(built: Built, picks: Picks, model: CostModel) -> list[dict[str, Any]]:
 # --- explaining -----------------------------------------------------------------------------------------------------
 
 
-def explain(project: Project, wish: Wish, prefix: str) -> dict[str, Any]:
+def explain(project: Project, wish: SelectRequest, prefix: str) -> dict[str, Any]:
     """Why an image is in the newest round that holds it, or why it is in none."""
     index = Index(project)
     found = [id for id in index.ids() if id.startswith(prefix)]
@@ -342,7 +344,7 @@ def explain(project: Project, wish: Wish, prefix: str) -> dict[str, Any]:
     return about | {"barred": about["barred"] or "it has no vector, or one that is no number. Run: curate embed"}
 
 
-def _standing(built: Built, id: str, picked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _standing(built: BuiltPool, id: str, picked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the image stands among the others: likelihoods, and what it is nearest to."""
     pool = built.pool
     row = int(pool.rows_of([id])[0])

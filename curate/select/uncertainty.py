@@ -223,7 +223,7 @@ def summarise(p: Any) -> Values:
     }
 
 
-class Summary:
+class UncertaintySummary:
     """Scores of one image from T stochastic passes, without keeping the T maps.
 
     BALD needs two running sums alone: of p, and of its entropy.

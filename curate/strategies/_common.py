@@ -22,8 +22,8 @@ def likelihood(pool: Pool, strategy: str) -> Floats:
     if linear_probe.known(pool):
         return np.nan_to_num(linear_probe.probabilities(pool), nan=0.0)
     raise CurateError(
-        f"strategy '{strategy}' needs to know how classes look, but no class has {linear_probe.FEWEST} labelled images. "
-        "Label some first: curate select --strategy maxherding"
+        f"strategy '{strategy}' needs to know how classes look, but no class has {linear_probe.FEWEST} labelled "
+        "images. Label some first: curate select --strategy maxherding"
     )
 
 

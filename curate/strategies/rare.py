@@ -39,7 +39,7 @@ class Relevance(NamedTuple):
     windows: Floats
 
 
-class Look(NamedTuple):
+class RareOptions(NamedTuple):
     """How to look: the options of `select`."""
 
     shrinkage: float
@@ -74,7 +74,7 @@ def select(
         raise CurateError(
             "strategy 'rare' needs exemplars of a scarce class: give --exemplars VIEW|TAG|IDS, or label one image of it"
         )
-    look = Look(shrinkage, negative, separation, expand)
+    look = RareOptions(shrinkage, negative, separation, expand)
     weights = [1 / (1 + (pool.groups_of(name) if name else 0)) for name in names]
     # A second turn without quotas: what one class could not use goes to the others.
     turns = [*zip(names, shares(budget, weights), strict=True), *((name, budget) for name in names)]
@@ -103,7 +103,7 @@ def scarce(pool: Pool) -> tuple[str, ...]:
     return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= few)
 
 
-def _candidates(pool: Pool, name: str, look: Look, most: int) -> list[Pick]:
+def _candidates(pool: Pool, name: str, look: RareOptions, most: int) -> list[Pick]:
     """Open rows, most relevant first: the exemplars' likes take turns with the model's likeliest, or with a probe's."""
     lists = []
     exemplars = pool.exemplars.of([name])
@@ -160,7 +160,7 @@ def _likely(pool: Pool, name: str, row: int, likely: Floats, source: str) -> Pic
 # --- relevance ------------------------------------------------------------------------------------------------------
 
 
-def _relevance(pool: Pool, exemplars: Exemplars, refused: Mask, look: Look) -> Relevance:
+def _relevance(pool: Pool, exemplars: Exemplars, refused: Mask, look: RareOptions) -> Relevance:
     """How much each image looks like the exemplars; the likeliest are held against what people refused."""
     whiten = _whitening(pool, look.shrinkage)
     wanted = whiten(exemplars.vectors)
@@ -247,7 +247,9 @@ def _measured(pool: Pool, whiten: Whitening, shrinkage: float) -> Iterator[tuple
         yield part, known[number]
 
 
-def _first_look(pool: Pool, look: Look, wanted: Floats, weights: Floats, refused: Mask) -> tuple[Relevance, Floats]:
+def _first_look(
+    pool: Pool, look: RareOptions, wanted: Floats, weights: Floats, refused: Mask
+) -> tuple[Relevance, Floats]:
     """Mean likeness to what is wanted; of an image its best window counts. And the refused windows most like it."""
     whiten = _whitening(pool, look.shrinkage)
     score = np.full(len(pool), -np.inf, np.float32)
@@ -272,7 +274,7 @@ def _keep_best(part: Windows, value: Floats, which: Rows, score: Floats, tile: T
     score[rows], tile[rows], like[rows] = value[order], part.tiles[order], which[order]
 
 
-def _second_look(pool: Pool, look: Look, found: Relevance, refused: Floats) -> Relevance:
+def _second_look(pool: Pool, look: RareOptions, found: Relevance, refused: Floats) -> Relevance:
     """The likeliest candidates' best windows, less their likeness to the nearest refused one."""
     whiten = _whitening(pool, look.shrinkage)
     rows = np.sort(top(pool, found.score, LOOKED_AT_TWICE))

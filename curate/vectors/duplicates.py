@@ -26,7 +26,7 @@ ABOUT = ("group", "status", "split", "source", "width", "height", "metadata.size
 
 
 @dataclass(slots=True)
-class Seen:
+class DuplicateCandidate:
     """One image, as far as choosing between copies goes."""
 
     id: str
@@ -50,12 +50,12 @@ class Seen:
 class Cluster:
     """Images that are nearly the same; `kept` is the one to work with."""
 
-    kept: Seen
-    others: list[Seen]
+    kept: DuplicateCandidate
+    others: list[DuplicateCandidate]
     similarity: dict[str, float]
 
     @property
-    def members(self) -> list[Seen]:
+    def members(self) -> list[DuplicateCandidate]:
         return [self.kept, *self.others]
 
     @property
@@ -69,7 +69,7 @@ class Cluster:
 
 
 @dataclass
-class Report:
+class DuplicatesReport:
     """What was found; `joined` and `leaks` are filled when groups were joined."""
 
     images: int
@@ -94,7 +94,7 @@ def run(
     encoder: str | None = None,
     join: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> Report:
+) -> DuplicatesReport:
     """Find clusters and write them to the index; with `join` each becomes one group. The caller holds the lock."""
     index = Index(project)
     found = vectors.open_latest(project.work, encoder)
@@ -106,16 +106,16 @@ def run(
     return report
 
 
-def _images(index: Index) -> dict[str, Seen]:
+def _images(index: Index) -> dict[str, DuplicateCandidate]:
     rows = index.rows(*ABOUT)
     return {
-        id: Seen(id, group or id, status or "unlabelled", split, source, width, height, bytes or 0, path)
+        id: DuplicateCandidate(id, group or id, status or "unlabelled", split, source, width, height, bytes or 0, path)
         for id, group, status, split, source, width, height, bytes, path in rows
     }
 
 
 def search(
-    images: Mapping[str, Seen],
+    images: Mapping[str, DuplicateCandidate],
     found: vectors.Vectors,
     threshold: float | None,
     limit: int,
@@ -162,7 +162,7 @@ def _connected(n: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return list(linked.values())
 
 
-def _cluster(rows: Sequence[int], ids: Sequence[str], images: Mapping[str, Seen], matrix: Any) -> Cluster:
+def _cluster(rows: Sequence[int], ids: Sequence[str], images: Mapping[str, DuplicateCandidate], matrix: Any) -> Cluster:
     ordered = sorted(rows, key=lambda row: images[ids[row]].worth)
     similarity = matrix[ordered] @ matrix[ordered[0]]
     members = [images[ids[row]] for row in ordered]
@@ -189,7 +189,7 @@ def _write(index: Index, clusters: Sequence[Cluster]) -> None:
     index.set(values)
 
 
-def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: Report) -> None:
+def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: DuplicatesReport) -> None:
     """One piece, one group: frozen decisions, so that no later split cuts through a cluster."""
     decisions = Decisions(project.work / "splits")
     pairs = [(c.kept.group, one.group) for c in clusters for one in c.others if one.group != c.kept.group]
@@ -201,7 +201,7 @@ def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: R
     index.set({"group": {id: held[id][0] for id in moved}, "split": {id: held[id][1] for id in moved}})
 
 
-def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: str) -> Report:
+def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: str) -> DuplicatesReport:
     largest = [
         {
             "kept": c.kept.path,
@@ -213,7 +213,7 @@ def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: st
         }
         for c in clusters[:10]
     ]
-    return Report(
+    return DuplicatesReport(
         images=images,
         threshold=threshold,
         vectors=name,

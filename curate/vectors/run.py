@@ -45,7 +45,7 @@ Todo = Sequence[tuple[str, str]]  # content id and file
 
 
 @dataclass
-class Report:
+class EmbedReport:
     """What a run did: images `embedded` now, `kept` from before, `failed` with path and reason, `missing` on disk."""
 
     encoder: str
@@ -63,7 +63,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EncodedImage:
     """One image's windows and vectors, a row each, or the problem that left it without any."""
 
     id: str
@@ -74,7 +74,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedImage:
     """One image's windows as the encoder takes them, or the problem."""
 
     id: str
@@ -93,7 +93,7 @@ def run(
     batch: int = BATCH,
     workers: int | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> Report:
+) -> EmbedReport:
     """Embed what has no vectors yet. The caller holds the project's writer lock."""
     begun = time.perf_counter()
     made = embed.build(encoder, options) if isinstance(encoder, str) else encoder
@@ -101,7 +101,7 @@ def run(
     images, missing = _images(project)
     known = set(vectors.ids())
     todo = [(id, path) for id, path in images.items() if id not in known]
-    report = Report(vectors.name, vectors.key, vectors.table.path, kept=len(images) - len(todo), missing=missing)
+    report = EmbedReport(vectors.name, vectors.key, vectors.table.path, kept=len(images) - len(todo), missing=missing)
     limit = project.config.limits.max_pixels
     found = outcomes(made, todo, limit, engine=engine, batch=batch, workers=workers)
     for part in chunks(found, batch):
@@ -132,7 +132,7 @@ def _images(project: Project) -> tuple[dict[str, str], int]:
     return there, sum(1 for id, _, _ in rows if id) - len(there)
 
 
-def _write(part: list[Outcome], vectors: Vectors, report: Report) -> None:
+def _write(part: list[EncodedImage], vectors: Vectors, report: EmbedReport) -> None:
     good = [one for one in part if one.problem is None]
     vectors.append([one.id for one in good], [one.boxes for one in good], [one.vectors for one in good])
     report.embedded += len(good)
@@ -148,7 +148,7 @@ def outcomes(
     engine: Engine = "local",
     batch: int = BATCH,
     workers: int | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[EncodedImage]:
     """Every image's vectors or problem, in the order of `todo`."""
     if engine == "ray":
         from curate.embed import _ray
@@ -180,7 +180,7 @@ def _bytes_of(image: Any) -> Pixels:
     return np.asarray(plain, np.uint8)
 
 
-def prepare_all(encoder: Encoder, job: Todo, max_pixels: int) -> list[Prepared]:
+def prepare_all(encoder: Encoder, job: Todo, max_pixels: int) -> list[PreparedImage]:
     """These images, ready to be encoded; touches nothing but their files, so that any process can do it."""
     with _one_thread():
         return [_prepare(encoder, id, path, max_pixels) for id, path in job]
@@ -201,21 +201,21 @@ def _one_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> Prepared:
+def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> PreparedImage:
     try:
         content = files.read_bytes(Path(path))
         if hashlib.sha256(content).hexdigest() != id:
             raise LabelProblem("the file changed since it was indexed. Run: curate index")
         pixels = pixels_of(content, max_pixels)
     except LabelProblem as problem:
-        return Prepared(id, path, np.empty((0, 4), np.int32), [], str(problem))
+        return PreparedImage(id, path, np.empty((0, 4), np.int32), [], str(problem))
     except OSError as error:
-        return Prepared(id, path, np.empty((0, 4), np.int32), [], f"cannot be read: {error.strerror}")
+        return PreparedImage(id, path, np.empty((0, 4), np.int32), [], f"cannot be read: {error.strerror}")
     boxes = windows(pixels.shape[1], pixels.shape[0], encoder.tile, encoder.overlap)
-    return Prepared(id, path, boxes, prepare_image(encoder, pixels, boxes))
+    return PreparedImage(id, path, boxes, prepare_image(encoder, pixels, boxes))
 
 
-def encode_all(encoder: Encoder, part: Sequence[Prepared]) -> list[Outcome]:
+def encode_all(encoder: Encoder, part: Sequence[PreparedImage]) -> list[EncodedImage]:
     """Vectors for all windows of these images in one call."""
     arrays = [array for one in part for array in one.arrays]
     vectors = encoder.encode(arrays) if arrays else np.empty((0, encoder.dim), np.float32)
@@ -223,18 +223,18 @@ def encode_all(encoder: Encoder, part: Sequence[Prepared]) -> list[Outcome]:
     return [_outcome(one, vectors[end - len(one.arrays) : end]) for one, end in zip(part, ends, strict=True)]
 
 
-def _outcome(one: Prepared, vectors: NDArray[np.float32]) -> Outcome:
+def _outcome(one: PreparedImage, vectors: NDArray[np.float32]) -> EncodedImage:
     problem = one.problem
     # 0.5: a vector of zeros is as useless as one that is no number; all others have length 1.
     if problem is None and not (np.linalg.norm(vectors, axis=1) > 0.5).all():
         problem = "the encoder gave a vector that is not a number"
-    return Outcome(one.id, one.path, one.boxes, vectors if problem is None else vectors[:0], problem)
+    return EncodedImage(one.id, one.path, one.boxes, vectors if problem is None else vectors[:0], problem)
 
 
 # --- here, or in several processes where there is much to decode -----------------------------------------------------
 
 
-def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) -> Iterator[Prepared]:
+def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) -> Iterator[PreparedImage]:
     """Every image ready to be encoded, in order; starts processes once it shows that they pay."""
     prepare = partial(prepare_all, encoder, max_pixels=max_pixels)
     jobs = chunks(todo, JOB)
@@ -253,10 +253,10 @@ def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) 
 
 
 def _ahead(
-    pool: ProcessPoolExecutor, prepare: Callable[[Todo], list[Prepared]], jobs: Iterable[Todo], most: int
-) -> Iterator[Prepared]:
+    pool: ProcessPoolExecutor, prepare: Callable[[Todo], list[PreparedImage]], jobs: Iterable[Todo], most: int
+) -> Iterator[PreparedImage]:
     """A bounded number of jobs ahead: prepared windows are large."""
-    pending: deque[Future[list[Prepared]]] = deque()
+    pending: deque[Future[list[PreparedImage]]] = deque()
     try:
         for job in jobs:
             pending.append(pool.submit(prepare, job))

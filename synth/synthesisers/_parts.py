@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError, unknown
 from curate.files import remove, write_json, written_aside
-from synth.nouns import FEATHER, Example, Examples, Mask, Pixels, Scene
+from synth.nouns import FEATHER, Examples, Mask, Pixels, Scene, TrainingWindow
 from train import checkpoint
 
 WEIGHTS, FITTED = "weights.safetensors", "fitted.json"
@@ -61,7 +61,7 @@ def look(pixels: NDArray[Any], mask: Mask) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Deck:
+class ExampleTensors:
     """Examples as tensors, in bytes; `classes` are numbers, the clean ones' is the null class."""
 
     pixels: Any  # (N, C, H, W) uint8
@@ -77,7 +77,7 @@ class Deck:
         return np.asarray(self.classes == self.null)
 
 
-def deck(examples: Examples, classes: Sequence[str]) -> Deck:
+def deck(examples: Examples, classes: Sequence[str]) -> ExampleTensors:
     import torch
 
     numbers = {name: number for number, name in enumerate([*classes, ""])}
@@ -87,10 +87,10 @@ def deck(examples: Examples, classes: Sequence[str]) -> Deck:
     pixels = torch.from_numpy(np.stack([one.pixels for one in examples])).permute(0, 3, 1, 2).contiguous()
     hints = torch.from_numpy(np.stack([hint(one.mask) for one in examples]))[:, None]
     rows = np.array([numbers[one.name or ""] for one in examples])
-    return Deck(pixels, hints, rows, len(classes))
+    return ExampleTensors(pixels, hints, rows, len(classes))
 
 
-def split(examples: Examples, seed: int) -> tuple[list[Example], list[Example]]:
+def split(examples: Examples, seed: int) -> tuple[list[TrainingWindow], list[TrainingWindow]]:
     """To learn from, and to stop by: whole groups, at most a fifth of each class's (so none of fewer than five)."""
     groups: dict[str, set[str]] = {}
     for one in examples:
@@ -108,7 +108,7 @@ def split(examples: Examples, seed: int) -> tuple[list[Example], list[Example]]:
     return learn, judge[:: max(1, math.ceil(len(judge) / JUDGED))]
 
 
-def draw(deck: Deck, count: int, random: np.random.Generator, clean: float = CLEAN) -> tuple[Any, Any, Any]:
+def draw(deck: ExampleTensors, count: int, random: np.random.Generator, clean: float = CLEAN) -> tuple[Any, Any, Any]:
     """Pixels in -1..1, hints and classes: every class as often as the others, flipped, a little brighter or darker.
 
     Clean windows borrow the hint of a defect: they show what good steel there looks like, under the null class. So
@@ -137,7 +137,7 @@ def balanced(names: Sequence[Any], count: int, random: np.random.Generator) -> N
     return np.array([rows[name][random.integers(len(rows[name]))] for name in chosen], np.int64)
 
 
-def draw_clean(deck: Deck, count: int, random: np.random.Generator) -> Any:
+def draw_clean(deck: ExampleTensors, count: int, random: np.random.Generator) -> Any:
     """Windows of good steel, in -1..1."""
     return deck.pixels[random.choice(np.flatnonzero(deck.clean), count)].float() / 127.5 - 1
 
@@ -236,7 +236,7 @@ def half(device: str) -> Any:
 
 
 @dataclass
-class Run:
+class FitState:
     """Where a fit stands; beside tensors, all that a killed one needs to go on."""
 
     step: int = 0
@@ -267,7 +267,7 @@ def warm_then_cosine(share: float) -> float:
     return min(1.0, 20 * share + 0.05) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def keep(folder: Path, run: Run, accelerator: Any, ema: Any) -> None:
+def keep(folder: Path, run: FitState, accelerator: Any, ema: Any) -> None:
     """The newest state, whole or not at all; older ones go.
 
     The shadow weights are not registered with accelerate, which would read them back as a pickle that may run code.
@@ -282,19 +282,19 @@ def keep(folder: Path, run: Run, accelerator: Any, ema: Any) -> None:
             remove(old)
 
 
-def resumed(folder: Path, accelerator: Any, ema: Any) -> Run:
+def resumed(folder: Path, accelerator: Any, ema: Any) -> FitState:
     """The state that a killed fit left behind, or a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".state-*.part"):
         remove(left)
     found = max(folder.glob("state-*"), default=None)
     if found is None:
-        return Run()
+        return FitState()
     accelerator.load_state(str(found))
     tensors, state = checkpoint.load(found / "ema.safetensors")
     shadow = [tensors[name].to(one.device) for name, one in _shadow(ema).items()]
     ema.load_state_dict(ema.state_dict() | {"shadow_params": shadow, "optimization_step": state["step"]})
-    return Run(**json.loads((found / "run.json").read_text(encoding="utf-8")))
+    return FitState(**json.loads((found / "run.json").read_text(encoding="utf-8")))
 
 
 def _shadow(ema: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ TELLING = 32
 STRIDE = 8
 
 
-class Told(nn.Module):  # type: ignore[misc]
+class SpadeNorm(nn.Module):  # type: ignore[misc]
     """A norm whose scale and shift are told, place by place, by mask, class and ground (SPADE)."""
 
     def __init__(self, width: int, told: int) -> None:
@@ -36,7 +36,7 @@ class Generator(nn.Module):  # type: ignore[misc]
         super().__init__()
         told = classes + 1 + channels
         self.begin = nn.Conv2d(CHANCE + told, WIDTHS[0], 3, padding=1)
-        self.tells = nn.ModuleList([Told(width, told) for width in WIDTHS])
+        self.tells = nn.ModuleList([SpadeNorm(width, told) for width in WIDTHS])
         outs = (*WIDTHS[1:], WIDTHS[-1])
         self.convs = nn.ModuleList(
             [nn.Conv2d(width, out, 3, padding=1) for width, out in zip(WIDTHS, outs, strict=True)]

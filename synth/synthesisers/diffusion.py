@@ -18,7 +18,7 @@ import numpy as np
 
 from synth.nouns import Examples, Pixels, Scene
 from synth.synthesisers import _parts as parts
-from synth.synthesisers._parts import Deck, Progress
+from synth.synthesisers._parts import ExampleTensors, Progress
 
 STEP = 1
 WINDOW = 64
@@ -175,7 +175,7 @@ def _told(net: Any, noisy: Any, hints: Any, grounds: Any, times: Any, classes: A
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def _drawn(deck: Deck, count: int, random: np.random.Generator, device: str) -> tuple[Any, ...]:
+def _drawn(deck: ExampleTensors, count: int, random: np.random.Generator, device: str) -> tuple[Any, ...]:
     """A batch with its noise and times; some of its classes are kept back."""
     import torch
 
@@ -198,7 +198,7 @@ def _loss(net: Any, drawn: tuple[Any, ...]) -> Any:
     return error.mean(1, keepdim=True).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
-def _judged(net: Any, deck: Deck | None, batch: int, device: str) -> float | None:
+def _judged(net: Any, deck: ExampleTensors | None, batch: int, device: str) -> float | None:
     """The loss on held-out groups, of every defect at the same eight times with the same noise at every look."""
     import torch
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from synth.nouns import Examples, Pixels, Scene
 from synth.synthesisers import _parts as parts
-from synth.synthesisers._parts import Deck, Progress
+from synth.synthesisers._parts import ExampleTensors, Progress
 
 STEP = 1
 WINDOW = 64
@@ -138,7 +138,7 @@ def _chance(grounds: Any) -> tuple[int, int, int]:
 
 
 def _pair(
-    painter: Any, deck: Deck, count: int, random: np.random.Generator, phase: float, device: str
+    painter: Any, deck: ExampleTensors, count: int, random: np.random.Generator, phase: float, device: str
 ) -> tuple[Any, Any, Any, Any]:
     """Real windows, and painted ones with the same masks and classes: half of them on clean steel, if there is any."""
     import torch
@@ -199,7 +199,7 @@ def _step(accelerator: Any, optimiser: Any, loss: Any) -> None:
     optimiser.step()
 
 
-def _judged(painter: Any, deck: Deck | None, device: str) -> float | None:
+def _judged(painter: Any, deck: ExampleTensors | None, device: str) -> float | None:
     """How far painted defects look from held-out ones with the same mask, class and ground."""
     import torch
 

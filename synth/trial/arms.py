@@ -42,7 +42,7 @@ class Arm:
 
 
 @dataclass(frozen=True, order=True)
-class Run:
+class TrialRun:
     """One training. `budget`: real defects of each class."""
 
     fold: int
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Part:
+class FoldData:
     """What an arm may know of a fold, and what it is asked about."""
 
     train: tuple[Item, ...]
@@ -66,25 +66,27 @@ def arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
     return found + [Arm(name, ratio, gated) for name in made for ratio in ratios for gated in (False, True)]
 
 
-def runs(of: Sequence[Arm], folds: Iterable[int], budgets: Sequence[int], seeds: int) -> list[Run]:
+def runs(of: Sequence[Arm], folds: Iterable[int], budgets: Sequence[int], seeds: int) -> list[TrialRun]:
     """In an order in which a fold's bank and generators are made once, and every arm has a seed before any has two."""
-    return [Run(fold, budget, arm, seed) for fold in folds for budget in budgets for seed in range(seeds) for arm in of]
+    return [
+        TrialRun(fold, budget, arm, seed) for fold in folds for budget in budgets for seed in range(seeds) for arm in of
+    ]
 
 
 # --- folds and budgets ----------------------------------------------------------------------------------------------
 
 
-def parts(items: Sequence[Item], count: int, cleans: int, seed: int = 0) -> list[Part]:
+def parts(items: Sequence[Item], count: int, cleans: int, seed: int = 0) -> list[FoldData]:
     """Grouped folds: each part's test images, of which at most so many are clean, and all that is in other groups."""
     fold_of = {name: fold[0] for name, fold in folds(_groups(items), count, 1, seed).items()}
     by_fold = [[one for one in items if fold_of[_group(one)] == fold] for fold in range(count)]
     return [_part(by_fold, fold, cleans, seed) for fold in range(count)]
 
 
-def _part(by_fold: Sequence[Sequence[Item]], fold: int, cleans: int, seed: int) -> Part:
+def _part(by_fold: Sequence[Sequence[Item]], fold: int, cleans: int, seed: int) -> FoldData:
     train = [one for other, items in enumerate(by_fold) if other != fold for one in items]
     clean = _spread([one for one in by_fold[fold] if one.label.clean], seed)[:cleans]
-    return Part(tuple(train), tuple(sorted([*clean, *_shown(by_fold[fold])], key=lambda one: one.id)))
+    return FoldData(tuple(train), tuple(sorted([*clean, *_shown(by_fold[fold])], key=lambda one: one.id)))
 
 
 def _groups(items: Sequence[Item]) -> list[Group]:

@@ -27,8 +27,8 @@ from curate.labels.splits import draw
 from curate.masks.shapes import defect_from_mask
 from curate.paths import safe_join
 from synth import check, generate, masks
-from synth.check import Look
-from synth.nouns import Bank, Scene, Site
+from synth.check import CandidateImage
+from synth.nouns import MaskBank, Scene, Site
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchOrder:
     """What is to be made of which bank. `counts`: images of each class."""
 
     synthesiser: str
@@ -57,7 +57,7 @@ class Order:
         return {name: value for name, value in self.options if name in known}
 
 
-def mark(order: Order) -> str:
+def mark(order: BatchOrder) -> str:
     """Changes with all but the bank that makes other images."""
     module = generate.MAKE.load(order.synthesiser)
     steps = [STEP, masks.STEP, module.STEP]
@@ -65,7 +65,7 @@ def mark(order: Order) -> str:
 
 
 @dataclass(frozen=True)
-class Judge:
+class GateModels:
     """What the gates look with. `segmenter` is called only where it is needed; `key` changes with it."""
 
     encoder: Encoder
@@ -74,7 +74,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SyntheticItem:
     """A synthetic image as training sees it, with what gates need; `parents` are groups."""
 
     item: Item
@@ -83,7 +83,7 @@ class Sample:
     parents: tuple[str, str]
 
 
-def made(home: Path, bank: Bank, order: Order, progress: Progress) -> list[Sample]:
+def made(home: Path, bank: MaskBank, order: BatchOrder, progress: Progress) -> list[SyntheticItem]:
     """The lot, from disk where it is there."""
     target = home / LOTS / key_of([bank.digest, mark(order)])
     if not (target / ROWS).is_file():
@@ -94,7 +94,7 @@ def made(home: Path, bank: Bank, order: Order, progress: Progress) -> list[Sampl
     return _read(target)
 
 
-def fitted(home: Path, bank: Bank, order: Order, progress: Progress) -> Path:
+def fitted(home: Path, bank: MaskBank, order: BatchOrder, progress: Progress) -> Path:
     """The generator's folder; a killed fit goes on."""
     module = generate.MAKE.load(order.synthesiser)
     options = order.of("fit")
@@ -113,7 +113,7 @@ def fitted(home: Path, bank: Bank, order: Order, progress: Progress) -> Path:
 # --- a lot on disk --------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progress) -> None:
+def _write(folder: Path, bank: MaskBank, order: BatchOrder, model: Path, progress: Progress) -> None:
     (folder / "images").mkdir(parents=True)
     module, rows = generate.MAKE.load(order.synthesiser), []
     for name, count in order.counts.items():
@@ -129,7 +129,7 @@ def _write(folder: Path, bank: Bank, order: Order, model: Path, progress: Progre
     files.write_json(folder / ROWS, rows)
 
 
-def _scenes(bank: Bank, name: str, count: int, order: Order) -> list[tuple[Scene, Site]]:
+def _scenes(bank: MaskBank, name: str, count: int, order: BatchOrder) -> list[tuple[Scene, Site]]:
     """As many as are wanted, or as find a place: none where the class's defects do not fit, or have no mask."""
     found: list[tuple[Scene, Site]] = []
     for number in range(TRIES * count):
@@ -140,7 +140,7 @@ def _scenes(bank: Bank, name: str, count: int, order: Order) -> list[tuple[Scene
     return found
 
 
-def _saved(folder: Path, file: str, bank: Bank, scene: Scene, site: Site, window: Any) -> dict[str, Any]:
+def _saved(folder: Path, file: str, bank: MaskBank, scene: Scene, site: Site, window: Any) -> dict[str, Any]:
     """The whole ground with the window put back."""
     from PIL import Image
 
@@ -159,32 +159,34 @@ def _saved(folder: Path, file: str, bank: Bank, scene: Scene, site: Site, window
     }
 
 
-def _read(folder: Path) -> list[Sample]:
+def _read(folder: Path) -> list[SyntheticItem]:
     return [_sample(folder, row) for row in json.loads((folder / ROWS).read_text(encoding="utf-8"))]
 
 
-def _sample(folder: Path, row: Mapping[str, Any]) -> Sample:
+def _sample(folder: Path, row: Mapping[str, Any]) -> SyntheticItem:
     defect = Defect.from_json(row["defect"])
     label, ground = Label("labelled", (defect,)), row["groups"][0]
     path = safe_join(folder, row["file"])
     width, height = row["size"]
     item = Item(row["id"], path, width, height, label, "train", ground, source="synthetic")
     left, top, wide, high = row["window"]
-    return Sample(item, defect.label, (left, top, wide, high), (ground, row["groups"][1]))
+    return SyntheticItem(item, defect.label, (left, top, wide, high), (ground, row["groups"][1]))
 
 
 # --- through the gates ----------------------------------------------------------------------------------------------
 
 
-def looks(bank: Bank, lot: Sequence[Sample]) -> Iterator[Look]:
+def looks(bank: MaskBank, lot: Sequence[SyntheticItem]) -> Iterator[CandidateImage]:
     """As gates see them."""
     for one in lot:
         pixels = with_channels(masks.pixels_of(one.item, bank.max_pixels), bank.channels)
         mask = masks_of(one.item, [one.name])[0].astype(bool)
-        yield Look(one.item.id, one.name, pixels, mask, one.window, int(mask.sum()))
+        yield CandidateImage(one.item.id, one.name, pixels, mask, one.window, int(mask.sum()))
 
 
-def judged(home: Path, bank: Bank, order: Order, judge: Judge, progress: Progress) -> list[dict[str, Any]]:
+def judged(
+    home: Path, bank: MaskBank, order: BatchOrder, judge: GateModels, progress: Progress
+) -> list[dict[str, Any]]:
     """What the gates say of each image of a lot (`id`, `name`, `reasons`), kept beside it."""
     lot = made(home, bank, order, progress)
     folder = home / LOTS / key_of([bank.digest, mark(order)])

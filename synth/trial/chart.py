@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from curate import files
-from synth.trial.verdict import MAIN, Line, above, below
-from train.evaluate.intervals import Figure
+from synth.trial.verdict import MAIN, ArmResult, above, below
+from train.evaluate.intervals import Estimate
 
 ROW, LEFT, WIDE, HEAD = 18, 190, 360, 44
 GREY, GREEN, RED = (110, 110, 110), (30, 130, 60), (190, 40, 40)
 
 
-def write(target: Path, lines: Sequence[Line], classes: Sequence[str], title: str) -> None:
+def write(target: Path, lines: Sequence[ArmResult], classes: Sequence[str], title: str) -> None:
     with files.written_aside(target) as aside:
         drawn(lines, classes, title).save(aside, format="PNG")
 
 
-def drawn(lines: Sequence[Line], classes: Sequence[str], title: str) -> Any:
+def drawn(lines: Sequence[ArmResult], classes: Sequence[str], title: str) -> Any:
     """One row an arm and budget, one column a class, and all classes together at the right."""
     from PIL import Image, ImageDraw
 
@@ -41,13 +41,13 @@ def drawn(lines: Sequence[Line], classes: Sequence[str], title: str) -> Any:
     return image
 
 
-def _reach(figures: Sequence[Figure]) -> float:
+def _reach(figures: Sequence[Estimate]) -> float:
     """As far as any interval goes, to the next twentieth."""
     ends = [abs(end) for one in figures for end in (one.low, one.high) if math.isfinite(end)]
     return max(0.05, math.ceil(20 * max(ends, default=0.0)) / 20)
 
 
-def _bar(pen: Any, one: Figure, left: int, y: int, reach: float) -> None:
+def _bar(pen: Any, one: Estimate, left: int, y: int, reach: float) -> None:
     if not math.isfinite(one.value):
         pen.text((left + WIDE // 2 - 3, y - 6), "-", GREY)
         return

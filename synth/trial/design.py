@@ -22,7 +22,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from synth import generate
 from synth.trial import arms, downscale
-from synth.trial.arms import AUGMENTED, BALANCED, BLENDS, Arm, Part, Run
+from synth.trial.arms import AUGMENTED, BALANCED, BLENDS, Arm, FoldData, TrialRun
 from train import recipe
 from train.fit import pretrained
 from train.recipe import Augmentation, Recipe, Sampler, Schedule
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrialRequest:
     """What is to be tried. What is None follows from the stage: `screen` is one fold, one budget, one ratio and three
     seeds; `full` is all folds, three budgets, three ratios and five seeds of the baselines, and of the two generative
     synthesisers that were best when screened. `size` is the side of a crop in training, `window` of what is painted
@@ -67,18 +67,18 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plot:
+class TrialDesign:
     """All that a trial's trainings follow from."""
 
-    wish: Wish
+    wish: TrialRequest
     home: Path
     classes: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[FoldData, ...]
     blocked: tuple[Item, ...]
     max_pixels: int
     base: Recipe
     encoder: Encoder
-    runs: tuple[Run, ...]
+    runs: tuple[TrialRun, ...]
     device: str
     real: Mapping[str, int]
     notes: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Plot:
         return pretrained.mark_of(self.base.model)
 
 
-def planned(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Plot:
+def planned(project: Project, wish: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialDesign:
     from curate.embed._network import device_of
 
     if wish.stage not in STAGES:
@@ -115,7 +115,7 @@ def planned(project: Project, wish: Wish, progress: Progress = lambda stage, don
     )
     encoder = embed.build(wish.encoder)
     device = device_of(wish.device)
-    return Plot(
+    return TrialDesign(
         wish, home, classes, tuple(parts), blocked, limit, base_of(wish), encoder, tuple(runs), device, real, notes
     )
 
@@ -137,7 +137,9 @@ def _drawn(items: Sequence[Item], name: str) -> bool:
     return any(name in one.label.present for one in items)
 
 
-def _checked(wish: Wish, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _checked(
+    wish: TrialRequest, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]
+) -> tuple[str, ...]:
     """Raises where there is nothing to try; notes say what will be thin."""
     for name in classes:
         if name not in known:
@@ -161,7 +163,7 @@ def _checked(wish: Wish, items: Sequence[Item], classes: Sequence[str], known: S
     return tuple(thin)
 
 
-def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
+def _of_stage(home: Path, wish: TrialRequest) -> tuple[str, ...]:
     """All arms that are there; in full only the best two generative ones, if there was a screening."""
     there = [name for name in ARMS if name in arms.BASELINES or name in generate.MAKE.names()]
     file = home / "screen.json"
@@ -171,7 +173,7 @@ def _of_stage(home: Path, wish: Wish) -> tuple[str, ...]:
     return tuple(name for name in there if name in (*arms.BASELINES, *BLENDS, *chosen))
 
 
-def _check_arms(names: Sequence[str], wish: Wish) -> None:
+def _check_arms(names: Sequence[str], wish: TrialRequest) -> None:
     known = (*arms.BASELINES, *generate.MAKE.names())
     for name in (*names, *wish.options):
         if name not in known:
@@ -196,7 +198,7 @@ def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def base_of(wish: Wish) -> Recipe:
+def base_of(wish: TrialRequest) -> Recipe:
     """The recipe that all arms share: one long epoch, whose images the arms choose; nothing else corrects the prior."""
     own = SMALL if wish.recipe == RECIPE else ()
     sides = (f"input.height={wish.size}", f"input.width={wish.size}")
@@ -219,5 +221,5 @@ def recipe_of(base: Recipe, arm: Arm, seed: int) -> Recipe:
     return base.model_copy(update={"seed": seed, "augmentation": base.augmentation if arm.name == AUGMENTED else plain})
 
 
-def real_of(plot: Plot, fold: int, budget: int) -> list[Item]:
+def real_of(plot: TrialDesign, fold: int, budget: int) -> list[Item]:
     return arms.budgeted(plot.parts[fold].train, plot.classes, budget)

@@ -28,18 +28,18 @@ from curate.errors import LabelProblem
 from curate.index.rounds import key_of
 from curate.project import Project
 from synth import check, generate, masks
-from synth.generate import Batch
-from synth.nouns import Bank
+from synth.generate import SyntheticBatch
+from synth.nouns import MaskBank
 from synth.trial import arms, chart, verdict
 from synth.trial import batches as lots
-from synth.trial.arms import BALANCED, BLENDS, Arm, Run
-from synth.trial.batches import Judge, Order, Sample
-from synth.trial.design import Plot, Progress, Wish, planned, real_of, recipe_of
-from synth.trial.verdict import Line
+from synth.trial.arms import BALANCED, BLENDS, Arm, TrialRun
+from synth.trial.batches import BatchOrder, GateModels, SyntheticItem
+from synth.trial.design import Progress, TrialDesign, TrialRequest, planned, real_of, recipe_of
+from synth.trial.verdict import ArmResult
 from train import checkpoint
-from train.data.dataset import Data, Plan
+from train.data.dataset import LoadPlan, TrainingData
 from train.evaluate import metrics, per_image
-from train.evaluate.metrics import Judged, Pixels
+from train.evaluate.metrics import EvaluatedImages, Pixels
 from train.fit import loop
 from train.fit import run as training
 from train.predict.run import Predictor
@@ -51,7 +51,7 @@ OVER = 3  # times as many images are made as an arm needs, for the gates to choo
 
 
 @dataclass
-class Report:
+class TrialReport:
     """What a trial is about and what came of it; without `lines` it was a dry run."""
 
     stage: str
@@ -60,7 +60,7 @@ class Report:
     fits: int
     seconds_each: float
     classes: list[str]
-    lines: list[Line] = field(default_factory=list)
+    lines: list[ArmResult] = field(default_factory=list)
     gated: list[dict[str, Any]] = field(default_factory=list)
     verdicts: dict[str, str] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Report:
         return vars(self) | shown
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Report:
+def run(project: Project, wish: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialReport:
     """Train what is not trained yet, and judge; with `dry_run` only say what it would take."""
     plot = planned(project, wish, progress)
     todo = [one for one in plot.runs if not file_of(plot, one).is_file()]
@@ -99,14 +99,16 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
 # --- what it would take -------------------------------------------------------------------------------------------
 
 
-def _outline(plot: Plot, todo: Sequence[Run]) -> Report:
+def _outline(plot: TrialDesign, todo: Sequence[TrialRun]) -> TrialReport:
     fits = {(one.fold, one.budget, one.arm.name) for one in todo if one.arm.synthetic and one.arm.name not in BLENDS}
     done = len(plot.runs) - len(todo)
     notes = [*plot.notes, *_short(plot)]
-    return Report(plot.wish.stage, len(plot.runs), done, len(fits), _seconds(plot), list(plot.classes), notes=notes)
+    return TrialReport(
+        plot.wish.stage, len(plot.runs), done, len(fits), _seconds(plot), list(plot.classes), notes=notes
+    )
 
 
-def _short(plot: Plot) -> Iterator[str]:
+def _short(plot: TrialDesign) -> Iterator[str]:
     """Where a budget asks for more than there is."""
     for fold, budget in sorted({(one.fold, one.budget) for one in plot.runs}):
         found = arms.defects(real_of(plot, fold, budget), plot.classes)
@@ -115,13 +117,13 @@ def _short(plot: Plot) -> Iterator[str]:
             yield f"fold {fold + 1}, budget {budget}: there are only {', '.join(short)}"
 
 
-def _seconds(plot: Plot) -> float:
+def _seconds(plot: TrialDesign) -> float:
     """One training takes: the median of those that are there, else as some steps say."""
     known = [float(np.load(file, allow_pickle=False)["seconds"]) for file in sorted((plot.home / "runs").glob("*.npz"))]
     return statistics.median(known) if known else probed(plot)
 
 
-def probed(plot: Plot) -> float:
+def probed(plot: TrialDesign) -> float:
     import torch
 
     model, _ = training.network_of(plot.base, _data(plot, plot.parts[0].train[:1]))
@@ -140,22 +142,24 @@ def probed(plot: Plot) -> float:
 # --- what one run learns from ---------------------------------------------------------------------------------------
 
 
-def bank_of(plot: Plot, fold: int, budget: int) -> Bank:
+def bank_of(plot: TrialDesign, fold: int, budget: int) -> MaskBank:
     """From this part's own images; one of the test part, or of val or test, would raise."""
     blocked = (*plot.parts[fold].test, *plot.blocked)
     return masks.bank_of(real_of(plot, fold, budget), blocked, plot.classes, plot.max_pixels)
 
 
-def order_of(plot: Plot, run: Run) -> Order:
+def order_of(plot: TrialDesign, run: TrialRun) -> BatchOrder:
     """The same lot for every ratio and seed, and for the gates."""
     most = max(one.arm.ratio for one in plot.runs if one.arm.name == run.arm.name)
     real = arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     counts = {name: math.ceil(most * count) * OVER for name, count in real.items()}
     options = tuple(sorted(plot.wish.options.get(run.arm.name, {}).items()))
-    return Order(run.arm.name, counts, plot.wish.window or plot.wish.size, 0, options, plot.device)
+    return BatchOrder(run.arm.name, counts, plot.wish.window or plot.wish.size, 0, options, plot.device)
 
 
-def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[list[Item], dict[str, int], list[int]]:
+def _synthetic(
+    plot: TrialDesign, run: TrialRun, bank: MaskBank, progress: Progress
+) -> tuple[list[Item], dict[str, int], list[int]]:
     """The arm's synthetic images, what the gates refused, where it has any, and how many of each class were made."""
     order, real = order_of(plot, run), arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     lot = lots.made(plot.home, bank, order, progress)
@@ -163,7 +167,7 @@ def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[li
     if not run.arm.gated:
         return [one.item for one in chosen(lot, real, run.arm.ratio)], {}, each
     base = _base(run)
-    judge = Judge(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
+    judge = GateModels(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
     rows = lots.judged(plot.home, bank, order, judge, progress)
     passed = {row["id"] for row in rows if not row["reasons"]}
     about = {"made": len(rows), "passed": len(passed)} | check.by_gate(row["reasons"] for row in rows)
@@ -171,19 +175,19 @@ def _synthetic(plot: Plot, run: Run, bank: Bank, progress: Progress) -> tuple[li
     return [one.item for one in chosen(kept, real, run.arm.ratio)], about, each
 
 
-def chosen(lot: Sequence[Sample], real: Mapping[str, int], ratio: float) -> list[Sample]:
+def chosen(lot: Sequence[SyntheticItem], real: Mapping[str, int], ratio: float) -> list[SyntheticItem]:
     """The first images of each class, as many as the ratio says."""
     return [one for name, count in real.items() for one in _first(lot, name, round(ratio * count))]
 
 
-def _first(lot: Sequence[Sample], name: str, count: int) -> list[Sample]:
+def _first(lot: Sequence[SyntheticItem], name: str, count: int) -> list[SyntheticItem]:
     return [one for one in lot if one.name == name][:count]
 
 
 # --- one training ---------------------------------------------------------------------------------------------------
 
 
-def key_of_run(plot: Plot, run: Run) -> str:
+def key_of_run(plot: TrialDesign, run: TrialRun) -> str:
     """By all that it follows from; known before anything is made."""
     part = plot.parts[run.fold]
     shown = [
@@ -197,11 +201,11 @@ def key_of_run(plot: Plot, run: Run) -> str:
     return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.wish.steps, made])
 
 
-def file_of(plot: Plot, run: Run) -> Path:
+def file_of(plot: TrialDesign, run: TrialRun) -> Path:
     return plot.home / "runs" / f"{key_of_run(plot, run)}.npz"
 
 
-def _train_all(plot: Plot, alike: Sequence[Run], todo: int, progress: Progress) -> None:
+def _train_all(plot: TrialDesign, alike: Sequence[TrialRun], todo: int, progress: Progress) -> None:
     """The runs of one fold and budget, which share a bank."""
     missing = [one for one in alike if not file_of(plot, one).is_file()]
     if not missing:
@@ -212,7 +216,7 @@ def _train_all(plot: Plot, alike: Sequence[Run], todo: int, progress: Progress) 
         progress("trial", 1, todo)
 
 
-def _train(plot: Plot, run: Run, bank: Bank, progress: Progress) -> None:
+def _train(plot: TrialDesign, run: TrialRun, bank: MaskBank, progress: Progress) -> None:
     begun = time.perf_counter()
     real = real_of(plot, run.fold, run.budget)
     made, refused, lot = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {}, [])
@@ -230,37 +234,37 @@ def _train(plot: Plot, run: Run, bank: Bank, progress: Progress) -> None:
     files.remove(training_folder(plot, run))
 
 
-def trained(plot: Plot, run: Run, items: Sequence[Item]) -> Predictor:
+def trained(plot: TrialDesign, run: TrialRun, items: Sequence[Item]) -> Predictor:
     """The network after all steps: no val tells when to stop, so no arm can profit from it."""
     made = recipe_of(plot.base, run.arm, run.seed)
     chances = arms.repeats(run.arm, items, plot.classes)
     data = _data(plot, arms.drawn(items, chances, plot.wish.steps * made.batch, run.seed))
     model, start = training.network_of(made, data)
     folder = training_folder(plot, run)
-    plan = Plan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
-    loop.fit(model, loop.Setting(made, data, plan, start.frozen, folder, plot.device))
+    plan = LoadPlan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
+    loop.fit(model, loop.FitSettings(made, data, plan, start.frozen, folder, plot.device))
     checkpoint.fill(model, folder / loop.BEST)  # a run that was killed at its end trains no more
     return Predictor(key_of_run(plot, run), plot.classes, made, False, model.eval(), plot.device)
 
 
-def training_folder(plot: Plot, run: Run) -> Path:
+def training_folder(plot: TrialDesign, run: TrialRun) -> Path:
     """Where a run is made; it outlives a kill."""
     return plot.home / f".{key_of_run(plot, run)}.training"
 
 
-def _data(plot: Plot, items: Sequence[Item]) -> Data:
-    return Data("segmentation", plot.classes, tuple(items), (), single=False, clean=True)
+def _data(plot: TrialDesign, items: Sequence[Item]) -> TrainingData:
+    return TrainingData("segmentation", plot.classes, tuple(items), (), single=False, clean=True)
 
 
-def _base(run: Run) -> Run:
+def _base(run: TrialRun) -> TrialRun:
     return replace(run, arm=Arm(BALANCED), seed=0)
 
 
-def segmenter_file(plot: Plot, base: Run) -> Path:
+def segmenter_file(plot: TrialDesign, base: TrialRun) -> Path:
     return plot.home / "segmenters" / f"{key_of_run(plot, base)}.safetensors"
 
 
-def segmenter(plot: Plot, base: Run) -> Predictor:
+def segmenter(plot: TrialDesign, base: TrialRun) -> Predictor:
     """The balanced real arm's first network: the gates of this fold and budget know what it knows, and no more."""
     file = segmenter_file(plot, base)
     if not file.is_file():
@@ -279,7 +283,7 @@ def judged(
     predictor: Predictor, items: Sequence[Item], classes: Sequence[str], max_pixels: int
 ) -> dict[str, NDArray[Any]]:
     """Each test image once: what figures need of it."""
-    judge = per_image.Judge(predictor, tuple(classes), max_pixels)
+    judge = per_image.ModelEvaluator(predictor, tuple(classes), max_pixels)
     rows, seen = [], []
     for item in items:
         try:
@@ -295,7 +299,7 @@ def judged(
     }
 
 
-def read(file: Path, classes: Sequence[str]) -> Judged:
+def read(file: Path, classes: Sequence[str]) -> EvaluatedImages:
     with np.load(file, allow_pickle=False) as of:
         count, n = len(classes), len(of["ids"])
         shape = (n, count, len(metrics.THRESHOLDS))
@@ -306,10 +310,10 @@ def read(file: Path, classes: Sequence[str]) -> Judged:
         )
         ids, groups = (tuple(of[name].tolist()) for name in ("ids", "groups"))
         p, decided = of["p"].astype(np.float64), of["decided"].astype(bool)
-        return Judged(tuple(classes), ids, groups, of["present"], p, decided, False, pixels)
+        return EvaluatedImages(tuple(classes), ids, groups, of["present"], p, decided, False, pixels)
 
 
-def _judge_all(plot: Plot, report: Report) -> None:
+def _judge_all(plot: TrialDesign, report: TrialReport) -> None:
     report.lines = verdict.table(answers(plot))
     report.verdicts = {_name(one): "; ".join(verdict.words(one).values()) for one in report.lines if one.differences}
     report.done = report.trainings
@@ -317,16 +321,16 @@ def _judge_all(plot: Plot, report: Report) -> None:
     report.gated = [gated(plot, one) for one in plot.runs if one.arm.gated and not one.seed]
 
 
-def answers(plot: Plot) -> dict[tuple[int, Arm], list[Judged]]:
+def answers(plot: TrialDesign) -> dict[tuple[int, Arm], list[EvaluatedImages]]:
     """What every arm said of the test images, by budget: folds pooled, seeds side by side."""
-    found: dict[tuple[int, Arm], list[Judged]] = {}
+    found: dict[tuple[int, Arm], list[EvaluatedImages]] = {}
     for (budget, arm, _), alike in _by_seed(plot.runs):
         folds = [read(file_of(plot, one), plot.classes) for one in alike]
         found.setdefault((budget, arm), []).append(verdict.pooled(folds))
     return found
 
 
-def unmade(plot: Plot) -> Iterator[str]:
+def unmade(plot: TrialDesign) -> Iterator[str]:
     """Where an arm learnt from fewer than it should: windows had no place for more, or gates refused them."""
     for one in plot.runs:
         if one.arm.synthetic and not one.seed:
@@ -343,11 +347,11 @@ def unmade(plot: Plot) -> Iterator[str]:
                 yield f"{one.arm}, {one.budget} real, fold {one.fold + 1}: too few synthetic {', '.join(short)}"
 
 
-def _name(line: Line) -> str:
+def _name(line: ArmResult) -> str:
     return f"{line.arm}, {line.budget} real"
 
 
-def gated(plot: Plot, run: Run) -> dict[str, Any]:
+def gated(plot: TrialDesign, run: TrialRun) -> dict[str, Any]:
     """What the gates left an arm in a fold: images that it learnt from, by class, and those refused, by gate."""
     with np.load(file_of(plot, run), allow_pickle=False) as of:
         left = dict(zip(plot.classes, of["made"].tolist(), strict=True))
@@ -355,15 +359,15 @@ def gated(plot: Plot, run: Run) -> dict[str, Any]:
         return about | {"gates": json.loads(str(of["refused"]))}
 
 
-def _by_seed(runs: Sequence[Run]) -> Iterator[tuple[tuple[int, Arm, int], list[Run]]]:
-    def key(one: Run) -> tuple[int, Arm, int]:
+def _by_seed(runs: Sequence[TrialRun]) -> Iterator[tuple[tuple[int, Arm, int], list[TrialRun]]]:
+    def key(one: TrialRun) -> tuple[int, Arm, int]:
         return one.budget, one.arm, one.seed
 
     for known, alike in groupby(sorted(runs, key=key), key=key):
         yield known, sorted(alike)
 
 
-def _write(project: Project, plot: Plot, report: Report) -> None:
+def _write(project: Project, plot: TrialDesign, report: TrialReport) -> None:
     """The report, the plot, and a verdict beside every batch that the trial speaks of."""
     png = plot.home / f"{report.stage}.png"
     chart.write(png, report.lines, plot.classes, f"{report.stage}: IoU against {BALANCED}")
@@ -375,7 +379,7 @@ def _write(project: Project, plot: Plot, report: Report) -> None:
     files.write_json(plot.home / f"{report.stage}.json", report.to_json() | {"best": verdict.best(report.lines)})
 
 
-def _verdict(plot: Plot, report: Report, batch: Batch) -> dict[str, Any] | None:
+def _verdict(plot: TrialDesign, report: TrialReport, batch: SyntheticBatch) -> dict[str, Any] | None:
     """What the trial says of a batch: the gated arm of its synthesiser whose ratio and budget come next to its own."""
     counts = {name: count for name, count in batch.manifest["counts"].items() if plot.real.get(name)}
     if not counts:
@@ -390,7 +394,7 @@ def _verdict(plot: Plot, report: Report, batch: Batch) -> dict[str, Any] | None:
     return about | {"positive": {name: firm and yes for name, yes in better.items()}, "words": words}
 
 
-def conclusive(plot: Plot) -> bool:
+def conclusive(plot: TrialDesign) -> bool:
     """Whether a verdict may open the door to training: a full trial, with all folds and seeds."""
     seeds, folds = (len({getattr(one, name) for one in plot.runs}) for name in ("seed", "fold"))
     return plot.wish.stage == "full" and seeds >= SEEDS and folds == plot.wish.folds

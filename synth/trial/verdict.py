@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from synth.trial.arms import BALANCED, BASELINES, BLENDS, Arm, worth
 from train.evaluate import intervals
 from train.evaluate import metrics as figures
-from train.evaluate.intervals import Draws, Figure, Measure
-from train.evaluate.metrics import Judged, Pixels
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, Estimate
+from train.evaluate.metrics import EvaluatedImages, Pixels
 
 BY_CLASS = ("iou", "dice", "pixel_ap", "recall")
 OVERALL = ("iou", "dice", "clean_false_alarms")
@@ -29,17 +29,17 @@ LEAST = 6  # groups: that all of fewer are better may well be chance (1 in 2^5 i
 
 
 @dataclass(frozen=True)
-class Line:
+class ArmResult:
     """An arm at a budget: each figure, and how far it is from the balanced real arm's. Overall stands under ''."""
 
     budget: int
     arm: Arm
-    figures: Mapping[str, Mapping[str, Figure]]
-    differences: Mapping[str, Mapping[str, Figure]]
+    figures: Mapping[str, Mapping[str, Estimate]]
+    differences: Mapping[str, Mapping[str, Estimate]]
     worth: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        def plain(of: Mapping[str, Mapping[str, Figure]]) -> dict[str, Any]:
+        def plain(of: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
             return {place: {name: one.to_json() for name, one in row.items()} for place, row in of.items()}
 
         about = {"budget": self.budget, "arm": self.arm.name, "ratio": self.arm.ratio, "gated": self.arm.gated}
@@ -52,13 +52,13 @@ class Line:
         }
 
 
-Seeds = Sequence[Judged]  # one a seed, the same images in the same order
-Measures = dict[str, dict[str, Measure]]
+Seeds = Sequence[EvaluatedImages]  # one a seed, the same images in the same order
+Measures = dict[str, dict[str, BootstrapMetric]]
 
 
-def table(judged: Mapping[tuple[int, Arm], Seeds], base: Arm = BASE) -> list[Line]:
+def table(judged: Mapping[tuple[int, Arm], Seeds], base: Arm = BASE) -> list[ArmResult]:
     """All arms of all budgets; a budget without the arm that they are held against shows figures alone."""
-    found: list[Line] = []
+    found: list[ArmResult] = []
     for budget in sorted({budget for budget, _ in judged}):
         measured = {arm: averaged(seeds) for (one, arm), seeds in judged.items() if one == budget}
         others = {arm: measured.get(base) if arm != base else None for arm in measured}
@@ -71,16 +71,18 @@ def _order(arm: Arm) -> tuple[int, Arm]:
     return BASELINES.index(arm.name) if arm.name in BASELINES else len(BASELINES), arm
 
 
-def _line(budget: int, arm: Arm, of: Measures, base: Measures | None) -> Line:
+def _line(budget: int, arm: Arm, of: Measures, base: Measures | None) -> ArmResult:
     shown = {place: {name: intervals.difference(one) for name, one in row.items()} for place, row in of.items()}
     if base is None:
-        return Line(budget, arm, shown, {})
+        return ArmResult(budget, arm, shown, {})
     apart = {place: {name: _minus(one, base[place][name]) for name, one in row.items()} for place, row in of.items()}
-    return Line(budget, arm, shown, apart)
+    return ArmResult(budget, arm, shown, apart)
 
 
-def _minus(one: Measure, base: Measure) -> Figure:
-    return intervals.difference(Measure(one.values - base.values, min(one.n, base.n), min(one.groups, base.groups)))
+def _minus(one: BootstrapMetric, base: BootstrapMetric) -> Estimate:
+    return intervals.difference(
+        BootstrapMetric(one.values - base.values, min(one.n, base.n), min(one.groups, base.groups))
+    )
 
 
 def averaged(seeds: Seeds) -> Measures:
@@ -94,7 +96,7 @@ def averaged(seeds: Seeds) -> Measures:
     }
 
 
-def _measured(judged: Judged, draws: Draws) -> Measures:
+def _measured(judged: EvaluatedImages, draws: BootstrapDraws) -> Measures:
     overall, by_class = figures.measures(judged, draws)
     return {"": {name: overall[name] for name in OVERALL}} | {
         place: {name: row[name] for name in BY_CLASS} for place, row in by_class.items()
@@ -108,33 +110,33 @@ def _picks(seeds: int, draws: int) -> NDArray[np.int64]:
     return found
 
 
-def _mean(seeds: Sequence[Measure], picks: NDArray[np.int64]) -> Measure:
+def _mean(seeds: Sequence[BootstrapMetric], picks: NDArray[np.int64]) -> BootstrapMetric:
     values = np.stack([one.values for one in seeds], axis=1)
-    return Measure(np.take_along_axis(values, picks, axis=1).mean(axis=1), seeds[0].n, seeds[0].groups)
+    return BootstrapMetric(np.take_along_axis(values, picks, axis=1).mean(axis=1), seeds[0].n, seeds[0].groups)
 
 
-def pooled(folds: Sequence[Judged]) -> Judged:
+def pooled(folds: Sequence[EvaluatedImages]) -> EvaluatedImages:
     """The test images of all folds as one set, each judged by the model that did not know it."""
     one = folds[0]
     joined = {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in ("present", "p", "decided")}
     ids, groups = (tuple(value for fold in folds for value in getattr(fold, name)) for name in ("ids", "groups"))
     pixels = [fold.pixels for fold in folds if fold.pixels]
     of = {name: np.concatenate([getattr(part, name) for part in pixels]) for name in ("counts", "histogram", "largest")}
-    return Judged(one.classes, ids, groups, single=False, pixels=Pixels(**of), **joined)
+    return EvaluatedImages(one.classes, ids, groups, single=False, pixels=Pixels(**of), **joined)
 
 
 # --- worth ----------------------------------------------------------------------------------------------------------
 
 
-def _with_worth(lines: Sequence[Line]) -> list[Line]:
+def _with_worth(lines: Sequence[ArmResult]) -> list[ArmResult]:
     """What an arm's IoU would take in real defects, where the balanced real arm was trained with several budgets."""
     base = [one for one in lines if one.arm == BASE]
     if len(base) < 2:
         return list(lines)
-    return [Line(one.budget, one.arm, one.figures, one.differences, _worth(one, base)) for one in lines]
+    return [ArmResult(one.budget, one.arm, one.figures, one.differences, _worth(one, base)) for one in lines]
 
 
-def _worth(line: Line, base: Sequence[Line]) -> dict[str, str]:
+def _worth(line: ArmResult, base: Sequence[ArmResult]) -> dict[str, str]:
     """With the ends of the difference's interval: where that is wide, so is what the arm may be worth."""
     if not line.arm.synthetic:
         return {}
@@ -151,32 +153,32 @@ def _worth(line: Line, base: Sequence[Line]) -> dict[str, str]:
 # --- in words -------------------------------------------------------------------------------------------------------
 
 
-def positive(differences: Mapping[str, Mapping[str, Figure]]) -> dict[str, bool]:
+def positive(differences: Mapping[str, Mapping[str, Estimate]]) -> dict[str, bool]:
     """The classes whose IoU is better for sure; none where anything else is worse for sure."""
     harm = harms(differences)
     return {place: above(row[MAIN]) and not harm for place, row in differences.items() if place}
 
 
-def harms(differences: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+def harms(differences: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """What is worse for sure: any figure of any class, or false alarms on clean images."""
     by_class = {place: row for place, row in differences.items() if place}
     found = [f"{NAMES[name]} of {place}" for place, row in by_class.items() for name in BY_CLASS if below(row[name])]
     return found + (["false alarms on clean images"] if _alarming(differences) else [])
 
 
-def _alarming(differences: Mapping[str, Mapping[str, Figure]]) -> bool:
+def _alarming(differences: Mapping[str, Mapping[str, Estimate]]) -> bool:
     return "" in differences and differences[""]["clean_false_alarms"].low > 0
 
 
-def above(one: Figure) -> bool:
+def above(one: Estimate) -> bool:
     return one.low > 0 and one.groups >= LEAST
 
 
-def below(one: Figure) -> bool:
+def below(one: Estimate) -> bool:
     return one.high < 0
 
 
-def words(line: Line) -> dict[str, str]:
+def words(line: ArmResult) -> dict[str, str]:
     """A sentence for each class, and one for clean images."""
     if not line.differences:
         return {}
@@ -186,7 +188,7 @@ def words(line: Line) -> dict[str, str]:
     return found | {"clean": f"{said} false alarms on clean images{_numbers(alarms)}"}
 
 
-def _of_class(name: str, row: Mapping[str, Figure], line: Line) -> str:
+def _of_class(name: str, row: Mapping[str, Estimate], line: ArmResult) -> str:
     one, harm = row[MAIN], harms(line.differences)
     if not math.isfinite(one.value):
         return f"{name}: no test image shows it"
@@ -204,11 +206,11 @@ def _of_class(name: str, row: Mapping[str, Figure], line: Line) -> str:
     return f"{name}: {few} of its IoU{numbers}{worse}"
 
 
-def _numbers(one: Figure) -> str:
+def _numbers(one: Estimate) -> str:
     return f" ({one.value:+.3f}, {one.low:+.3f} to {one.high:+.3f})" if math.isfinite(one.value) else ""
 
 
-def best(lines: Sequence[Line], count: int = 2) -> list[str]:
+def best(lines: Sequence[ArmResult], count: int = 2) -> list[str]:
     """The generative synthesisers that came furthest, by their best arm."""
     found: dict[str, float] = {}
     for one in lines:
@@ -218,17 +220,17 @@ def best(lines: Sequence[Line], count: int = 2) -> list[str]:
     return sorted(found, key=lambda name: -found[name])[:count]
 
 
-def nearest(lines: Sequence[Line], synthesiser: str, ratio: float, budget: float) -> Line | None:
+def nearest(lines: Sequence[ArmResult], synthesiser: str, ratio: float, budget: float) -> ArmResult | None:
     """The gated arm of this synthesiser whose ratio and budget come next to a batch's: no choice by its outcome."""
     fitting = [one for one in lines if one.arm.name == synthesiser and one.arm.gated and one.differences]
 
-    def away(one: Line) -> tuple[float, float]:
+    def away(one: ArmResult) -> tuple[float, float]:
         return abs(math.log(one.budget / budget)), abs(math.log(one.arm.ratio / ratio))
 
     return min(fitting, key=away, default=None)
 
 
-def text(lines: Sequence[Line], classes: Sequence[str]) -> list[list[str]]:
+def text(lines: Sequence[ArmResult], classes: Sequence[str]) -> list[list[str]]:
     """Rows of a table: IoU of each class, then overall, with the difference's interval where there is one."""
     head = ["budget", "arm", *classes, "mean IoU", "Dice", "false alarms"]
     return [head] + [
@@ -243,7 +245,7 @@ def text(lines: Sequence[Line], classes: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def _cell(line: Line, place: str, name: str) -> str:
+def _cell(line: ArmResult, place: str, name: str) -> str:
     value = line.figures[place][name].value
     apart = line.differences.get(place, {}).get(name)
     shown = f"{value:.3f}" if math.isfinite(value) else "-"

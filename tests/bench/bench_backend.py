@@ -67,7 +67,7 @@ def main() -> int:
         os.environ[database.URI] = database.start(home / "db")
         try:
             project = plant(home)
-            training.run(project, training.Wish("segmentation", wanted.recipe, QUICK, "cpu"))
+            training.run(project, training.TrainRequest("segmentation", wanted.recipe, QUICK, "cpu"))
             ids = sorted(Index(project).ids())
             with backend.served(backend.opened(project), "127.0.0.1", 0) as (url, password):
                 ask(url, password, ids[0])

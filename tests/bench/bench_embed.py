@@ -22,7 +22,7 @@ import numpy as np
 
 from curate import embed
 from curate.vectors import run as embedding
-from curate.vectors.run import Outcome
+from curate.vectors.run import EncodedImage
 from curate.vectors.store import Vectors
 from tests import fakes
 from tests.bench._measure import interleaved, print_table
@@ -56,7 +56,7 @@ def pipeline(encoder: Any, todo: Any, folder: Path | None, workers: int) -> int:
     return sum(map(_size, found))
 
 
-def _size(one: Outcome) -> int:
+def _size(one: EncodedImage) -> int:
     assert one.problem is None, one.problem
     return len(one.vectors)
 

@@ -112,8 +112,8 @@ def payload(project: Project, studio: Studio) -> list[dict[str, Any]]:
     """What push sends, made once beforehand."""
     index = Index(project)
     batch, desk = push._picked(index, None), push.desks.opened(project, studio)
-    report = push.Report(batch.name, desk.url)
-    made = push._made(index, desk, batch, push.Wish(), report, push.NO_PROGRESS)
+    report = push.PushReport(batch.name, desk.url)
+    made = push._made(index, desk, batch, push.PushRequest(), report, push.NO_PROGRESS)
     assert not report.refused
     return [task.to_json() for task in made]
 
@@ -135,7 +135,7 @@ def pushed(project: Project, studio: Studio, count: int) -> float:
     """`push.run` into a project that holds nothing."""
     studio.ask("DELETE", f"/api/projects/{on_desk(project, studio).id}/")
     push.desks.opened(project, studio)
-    seconds, report = once(lambda: push.run(project, studio, push.Wish()))
+    seconds, report = once(lambda: push.run(project, studio, push.PushRequest()))
     assert (report.created, report.refused) == (count, [])
     return seconds
 
@@ -170,7 +170,7 @@ def push_table(project: Project, studio: Studio, count: int, repetitions: int) -
     for number in range(repetitions):
         spent["SDK import_tasks"].append(sdk_import(studio, f"bare {number}", config, sent))
         spent["curate push"].append(pushed(project, studio, count))
-    again, report = once(lambda: push.run(project, studio, push.Wish()))
+    again, report = once(lambda: push.run(project, studio, push.PushRequest()))
     assert (report.created, report.existing, report.updated) == (0, count, 0)
     return table(f"{count:,} tasks pushed", {**spent, "curate push again": [again]}, count)
 
@@ -220,7 +220,7 @@ def profiled(title: str, method: Method) -> Any:
 
 def profile_both(project: Project, studio: Studio) -> None:
     push.desks.opened(project, studio)
-    profiled("push", lambda: push.run(project, studio, push.Wish()))
+    profiled("push", lambda: push.run(project, studio, push.PushRequest()))
     accept_all(studio, on_desk(project, studio).id)
     profiled("pull", lambda: pull.run(project, studio))
 

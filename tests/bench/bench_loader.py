@@ -25,11 +25,11 @@ from PIL import Image
 from curate.data import Item, Label, make_defect
 from tests import fakes
 from tests.bench._measure import interleaved, print_table
-from train.data.dataset import Batches, Data, Examples, Plan, loader
+from train.data.dataset import EpochBatches, Examples, LoadPlan, TrainingData, loader
 from train.data.pixels import normalised
 from train.fit import loop
 from train.fit import run as training
-from train.fit.loop import Setting
+from train.fit.loop import FitSettings
 from train.recipe import Recipe, load
 
 CASES = (("unet-resnet", 256, 512, (1600, 256)), ("mobilenetv2-fast", 224, 224, (640, 480)))
@@ -52,11 +52,11 @@ def draw(folder: Path, count: int, width: int, height: int, pixels: bool) -> tup
 def measure(made: Recipe, items: tuple[Item, ...], folder: Path, repetitions: int) -> tuple[float, float]:
     """Images a second of the loader, and of the model's steps."""
     segments = made.task == "segmentation"
-    data = Data(made.task, ("crack",), items, (), single=not segments, clean=True)
-    plan = Plan(data.task, data.classes, data.single, data.clean, made.input, made.augmentation, 0, LIMIT)
+    data = TrainingData(made.task, ("crack",), items, (), single=not segments, clean=True)
+    plan = LoadPlan(data.task, data.classes, data.single, data.clean, made.input, made.augmentation, 0, LIMIT)
     model, start = training.network_of(made, data)
-    setting = Setting(made, data, plan, start.frozen, folder)
-    batches = Batches(made.batch)
+    setting = FitSettings(made, data, plan, start.frozen, folder)
+    batches = EpochBatches(made.batch)
     feed = loader(Examples(items, plan), batches, workers=0, pin=False)
     batches.begin(range(made.batch), 0)
     _, images, targets, _ = next(iter(feed))
@@ -71,7 +71,7 @@ def measure(made: Recipe, items: tuple[Item, ...], folder: Path, repetitions: in
     return len(items) / seconds["loader"], len(images) / seconds["model"]
 
 
-def stepper(model: Any, setting: Setting, images: Any, targets: Any) -> Any:
+def stepper(model: Any, setting: FitSettings, images: Any, targets: Any) -> Any:
     made, phase = setting.recipe, setting.recipe.parts[0]
     model.to(memory_format=torch.channels_last)
     optimiser = loop._optimiser(made, phase, loop._trainable(model, phase))

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from curate.select.pool import WHOLE, Exemplars, Pool, Windows
-from curate.select.rules import BARE, Rules, choose
+from curate.select.rules import BARE, SelectionRules, choose
 from curate.vectors import nearest
 from tests.bench._measure import once, peak_bytes, print_table
 
@@ -73,7 +73,7 @@ def _stream(pool: Pool, tiles: int):  # type: ignore[no-untyped-def]
 def compare(n: int, tiles: int) -> None:
     pool, rare = drawn(n, tiles)
     size = pool.vectors.nbytes
-    rules = Rules(near=nearest.cosine(pool.vectors, 0.15))
+    rules = SelectionRules(near=nearest.cosine(pool.vectors, 0.15))
     rows = []
     for name in STRATEGIES:
         fresh = replace(pool, memo={}, lasting={})

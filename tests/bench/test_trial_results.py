@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from synth.trial import arms, verdict
-from synth.trial.arms import Arm, Run
-from synth.trial.design import Wish
+from synth.trial.arms import Arm, TrialRun
+from synth.trial.design import TrialRequest
 from tests.bench.trial import results, run
 from tests.synth.answers import judged
 
@@ -51,7 +51,7 @@ def test_poisson_blending_is_met_at_its_own_ratio_and_gate() -> None:
 
 
 def test_the_screening_is_a_part_of_the_full_stage() -> None:
-    def runs(wish: Wish) -> set[Run]:
+    def runs(wish: TrialRequest) -> set[TrialRun]:
         made = arms.arms(wish.arms or (), wish.ratios or ())
         return set(arms.runs(made, range(wish.tested or 0), wish.budgets or (), wish.seeds or 0))
 

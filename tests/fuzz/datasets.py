@@ -231,7 +231,7 @@ def check(name: str, case: dict[str, Any], root: Path) -> str:
     from curate import formats
     from curate.data import Reject
     from curate.index import reading
-    from curate.index.intake import Rules
+    from curate.index.intake import SourceRules
     from curate.project import LimitsConfig
 
     module = formats.load(name)
@@ -240,7 +240,7 @@ def check(name: str, case: dict[str, Any], root: Path) -> str:
     allowed = frozenset({*CLASSES, *getattr(module, "CLASSES", ())})
     limits = LimitsConfig(max_pixels=4_000_000, **case["limits"])
     keeps = bool(getattr(module, "EMPTY_MASK_KEEPS_CLASS", False))
-    rules = Rules(root, limits, {}, allowed, keeps)
+    rules = SourceRules(root, limits, {}, allowed, keeps)
     records = list(formats.read(name, root, None, case["fully"], case["options"]))
     outcomes = reading.examine_all([(record, None) for record in records], "src", rules, rules.mark)
     rejected = False

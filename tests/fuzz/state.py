@@ -289,13 +289,13 @@ def _check_archive(case: dict[str, Any], root: Path) -> str:
 
 def _prepare_log() -> None:
     from curate.data import Label, make_defect
-    from curate.labels.log import Book, Entry
+    from curate.labels.log import Entry, LabelLog
     from curate.labels.splits import Decisions
 
     crack = Label("labelled", (make_defect("crack", (1, 2, 3, 4)),))
     painted = Label("labelled", (make_defect("hole", (1, 2, 2, 2), "04"),), ("crack",))
     with tempfile.TemporaryDirectory() as folder:
-        book = Book(Path(folder) / "labels", ("crack", "hole"))
+        book = LabelLog(Path(folder) / "labels", ("crack", "hole"))
         for number, label in enumerate((crack, painted, Label("labelled"), crack)):
             book.append(Entry(IDS[number], label, "import", "coco", "2026-01-01T00:00:00Z", f"library:{number}.png"))
         book.append(Entry(IDS[0], painted, "import", "coco", "2026-01-01T00:00:00Z", "library:copy.png"))
@@ -317,18 +317,18 @@ def _prepare_log() -> None:
 
 
 def _check_log(case: Any, root: Path) -> str:
-    from curate.labels.log import Book, lead_times
+    from curate.labels.log import LabelLog, lead_times
     from curate.labels.splits import Decisions
-    from labeling.consensus import Known
+    from labeling.consensus import LoggedAnnotations
 
-    book = Book(root / "labels", ("fissure", "hole"))
+    book = LabelLog(root / "labels", ("fissure", "hole"))
     for id in list(book.ids()):
         state = book.state(id)
         json.dumps(state.label.to_json(), allow_nan=False)
         book.key(id), book.versions(id), book.import_state(id), book.import_paths(id), book.person_decided(id)
     for entry in book.entries():
         list(entry.others)
-    Known.of(book)
+    LoggedAnnotations.of(book)
     list(lead_times(root / "labels"))
     decisions = Decisions(root / "splits")
     for name in ("library/a", "library/b", "library/c", "x"):

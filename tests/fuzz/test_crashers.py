@@ -13,7 +13,7 @@ import pytest
 from curate import tables
 from curate.errors import CurateError
 from curate.index import rounds
-from curate.labels.log import Book, lead_times
+from curate.labels.log import LabelLog, lead_times
 from curate.labels.splits import Decisions
 from curate.tables import Table
 from curate.vectors import store as vectors
@@ -42,7 +42,7 @@ def log(folder: Path, line: Any) -> Path:
 
 def whole_log(folder: Path) -> None:
     """Everything that is ever read of a label log."""
-    book = Book(folder, ("crack",))
+    book = LabelLog(folder, ("crack",))
     for id in book.ids():
         book.state(id), book.key(id), book.versions(id), list(book.entries())
     list(lead_times(folder))
@@ -85,7 +85,7 @@ def test_a_line_that_is_no_entry_is_damage(line: str, tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_log_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "000001.jsonl").mkdir()
     with pytest.raises(CurateError, match=r"000001.jsonl cannot be read: Is a directory"):
-        Book(tmp_path)
+        LabelLog(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 
 from labeling import client, images, server
 from labeling.client import Studio
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests.labeling.studio import projects
 
 
 @pytest.fixture(scope="session")
-def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server whose document root is empty: `push` copies there what a test pushes."""
     if not server.installed():
         pytest.skip("Label Studio is not installed: pip install 'steel-curate[labelstudio]'")
@@ -24,7 +24,7 @@ def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def studio(studio_server: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def studio(studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """The connection that all commands use in this test; its Label Studio projects are removed afterwards."""
     token = server.read_credentials(studio_server.folder).token
     monkeypatch.setenv(images.ROOT, str(studio_server.files))

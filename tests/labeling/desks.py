@@ -10,12 +10,12 @@ from curate.data import Label
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.index.rounds import Round
-from curate.labels.log import Book, Entry
+from curate.labels.log import Entry, LabelLog
 from curate.project import Project
 from labeling import push, tasks
 from labeling import remote_project as desks
 from labeling.client import Studio
-from labeling.remote_project import Desk
+from labeling.remote_project import LabelStudioProject
 
 
 def round_of(project: Project, ids: Sequence[str], slots: Sequence[str] = (), number: int = 1) -> Round:
@@ -53,7 +53,7 @@ def labelled(project: Project) -> list[str]:
     return sorted(id for id, status in Index(project).rows("status") if status == "labelled")
 
 
-def on_desk(project: Project, studio: Studio) -> Desk:
+def on_desk(project: Project, studio: Studio) -> LabelStudioProject:
     found = desks.find(project, studio)
     assert found is not None
     return found
@@ -65,16 +65,16 @@ def task_of(project: Project, studio: Studio, id: str) -> int:
     return found.id
 
 
-def pushed(project: Project, studio: Studio, ids: Sequence[str], **wish: Any) -> push.Report:
+def pushed(project: Project, studio: Studio, ids: Sequence[str], **wish: Any) -> push.PushReport:
     """These images as the project's first round, pushed."""
     round_of(project, ids)
-    return push.run(project, studio, push.Wish(**wish))
+    return push.run(project, studio, push.PushRequest(**wish))
 
 
 def labels(project: Project) -> dict[str, Label]:
     """What the index shows; checked to be what the log says."""
     shown = {one.id: one.label for one in Index(project).shown()}
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         for id, label in shown.items():
             said = book.state(id).label
             assert said.digest == (Label() if label.status == "queued" else label).digest
@@ -82,5 +82,5 @@ def labels(project: Project) -> dict[str, Label]:
 
 
 def history(project: Project, id: str) -> list[Entry]:
-    with closing(Book(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         return book.history(id)

@@ -57,8 +57,8 @@ def main(project: Project, mongod: Mongod) -> None:
     for number, place in enumerate(PUSH, start=1):
         part = ids[2 * number - 2 : 2 * number]
         round_of(project, part, number=number)
-        losing(mongod, place, lambda: push.run(project, studio, push.Wish()))
-        report = push.run(project, studio, push.Wish())
+        losing(mongod, place, lambda: push.run(project, studio, push.PushRequest()))
+        report = push.run(project, studio, push.PushRequest())
         sent += part
         assert report.created + report.existing == 2, (place, report)
         one_task_each(project, sent)

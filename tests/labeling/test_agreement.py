@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from curate.data import Defect, Label, make_defect
 from curate.masks.shapes import defect_from_mask, mask_of
-from labeling.agreement import Annotation, Area, areas, consensus, majority, newest, pixel_agreement
+from labeling.agreement import Annotation, CroppedMask, areas, consensus, majority, newest, pixel_agreement
 
 WIDE, HIGH = SIZE = (12, 9)
 NAMES = ("crack", "dent")
@@ -117,7 +117,7 @@ def test_iou_and_dice_are_those_of_whole_masks(first: Label, second: Label) -> N
 @given(DRAWN)
 def test_an_area_is_a_crop_of_the_whole_mask(one: Label) -> None:
     for name, area in areas(one, SIZE).items():
-        assert isinstance(area, Area)
+        assert isinstance(area, CroppedMask)
         back = np.zeros((HIGH, WIDE), bool)
         back[area.top : area.bottom, area.left : area.right] = area.mask
         assert np.array_equal(back, whole(one, name))

@@ -23,7 +23,7 @@ from curate.masks import shapes
 from curate.project import Project
 from labeling import config, examples, pull, push, server
 from labeling.client import Studio
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
 from tests.curate.index.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
@@ -37,7 +37,7 @@ TWELVE = ["crack", "hole", "scale", "patch", "craze", "inclusion", "pit", "scrat
 
 
 @pytest.fixture
-def page(chromium: str, studio_server: Served) -> Iterator[Any]:  # noqa: F811
+def page(chromium: str, studio_server: RunningServer) -> Iterator[Any]:  # noqa: F811
     """A browser in which the first user has logged in through the form."""
     from playwright.sync_api import sync_playwright
 
@@ -93,7 +93,7 @@ def plant(
 
 def pushed(project: Project, studio: Studio, ids: Sequence[str], slots: Sequence[str] = ()) -> None:
     round_of(project, ids, slots)
-    push.run(project, studio, push.Wish())
+    push.run(project, studio, push.PushRequest())
 
 
 # --- what an annotator does -------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ TINY = [
 def asked(indexed: Project) -> Backend:
     from train.fit import run as training
 
-    training.run(indexed, training.Wish("segmentation", None, TINY, "cpu"))
+    training.run(indexed, training.TrainRequest("segmentation", None, TINY, "cpu"))
     return backend.opened(indexed)
 
 
@@ -39,11 +39,11 @@ def test_label_studio_shows_what_the_model_says_of_a_task(asked: Backend, studio
     project = asked.index.project
     first, audit = unlabelled(project)[:2]
     round_of(project, [first, audit], ["rare", "audit"])
-    push.run(project, studio, push.Wish())
+    push.run(project, studio, push.PushRequest())
     review = labelled(project)[0]
     index = Index(project)
     index.dataset.save_view("one", index.dataset.select_by("content_id", [review]))
-    push.run(project, studio, push.Wish(view="one"))
+    push.run(project, studio, push.PushRequest(view="one"))
     desk = on_desk(project, studio)
     of = {one.data["content_id"]: one.id for one in tasks.held(desk)}
     with backend.served(asked, "127.0.0.1", 0) as (url, password), backend.connected(desk, url, password):

@@ -17,7 +17,7 @@ from curate.errors import CurateError
 from curate.project import Project
 from labeling import client, server
 from labeling.client import NotFound, Studio, Unanswered
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests.labeling import studio as people
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -93,7 +93,7 @@ def troubled(status: int) -> Answer:
 # --- which server -----------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_names_the_server(studio: Studio, studio_server: Served, plain: Project) -> None:
+def test_the_environment_names_the_server(studio: Studio, studio_server: RunningServer, plain: Project) -> None:
     with pytest.raises(CurateError, match=r"'plant' is not running\. Run: curate labelstudio up"):
         client.connect(plain)  # `plain` came last and cleared the environment
     token = server.read_credentials(studio_server.folder).token
@@ -133,7 +133,9 @@ def test_nobody_answers() -> None:
     refusal(caught.value, SECRET)
 
 
-def test_no_proxy_leads_to_this_machine(studio: Studio, studio_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_leads_to_this_machine(
+    studio: Studio, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{server.any_port()}")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -174,7 +176,9 @@ def test_a_token_that_no_header_can_carry(studio: Studio, token: str) -> None:
     assert not token or token not in str(caught.value)
 
 
-def test_a_good_token_is_in_no_text(studio: Studio, studio_server: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_good_token_is_in_no_text(
+    studio: Studio, studio_server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
     token = server.read_credentials(studio_server.folder).token
     with caplog.at_level(logging.DEBUG):
         opened = client.open_studio(studio.url, token)

@@ -146,7 +146,7 @@ def test_a_name_that_no_config_can_hold_is_told() -> None:
 
 def test_instructions_escape_what_they_show() -> None:
     one = ClassConfig(name="<b>&", description='<script>alert("x")</script>')
-    html = config.instructions(project([one]), [config.Example("<b>&", '/data/"><script>')])
+    html = config.instructions(project([one]), [config.ExampleCrop("<b>&", '/data/"><script>')])
     assert "<script" not in html
     assert "&lt;b&gt;&amp;" in html
 

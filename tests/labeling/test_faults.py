@@ -36,7 +36,7 @@ from curate.project import Project, load
 from labeling import client, consensus, images, pull, push, results, server, tasks
 from labeling import remote_project as desks
 from labeling.client import Studio, Unanswered, Unreachable
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests import fakes
 from tests.labeling import studio as play
 from tests.labeling.desks import history, labelled, labels, on_desk, pushed, round_of, task_of, unlabelled
@@ -47,7 +47,7 @@ COMMAND = "from curate.cli import main; main()"
 
 
 @pytest.fixture(autouse=True)
-def _documents(studio_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def _documents(studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(images.ROOT, str(studio_server.files))
 
 
@@ -192,11 +192,11 @@ def test_an_answer_that_fails_doubles_nothing(
     round_of(indexed, ids)
     reached = through(gate)
     gate.harm = nth(2, harm, "POST", "/import")
-    report = push.run(indexed, reached, push.Wish())
+    report = push.run(indexed, reached, push.PushRequest())
     assert (report.created, report.refused) == (5, [])
     one_task_each(indexed, reached, ids)
     assert {labels(indexed)[id].status for id in ids} == {"queued"}
-    again = push.run(indexed, reached, push.Wish())
+    again = push.run(indexed, reached, push.PushRequest())
     assert (again.created, again.existing, again.doubles) == (0, 5, 0)
 
 
@@ -233,7 +233,7 @@ class Mortal:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path, studio_server: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mortal]:
+def mortal(tmp_path: Path, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mortal]:
     made = Mortal(tmp_path / "mortal")
     monkeypatch.setenv(client.KEY, server.read_credentials(made.folder).token)
     monkeypatch.setenv(images.ROOT, str(made.files))
@@ -252,11 +252,11 @@ def test_a_server_that_is_killed_and_started_again(
     monkeypatch.setenv(client.URL, gate.url)
     gate.harm = nth(2, "", "POST", "/import", mortal.kill)
     with pytest.raises((Unreachable, Unanswered)):
-        push.run(indexed, through(gate), push.Wish())
+        push.run(indexed, through(gate), push.PushRequest())
     assert rounds.find(indexed.work, 1).pushed, "no `select` may replace what is partly sent"
     mortal.start()
     studio = through(gate)
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.existing) == (4, 2)
     one_task_each(indexed, studio, ids)
     for seed, id in enumerate(ids):
@@ -273,7 +273,7 @@ def test_a_server_that_is_killed_and_started_again(
     more = unlabelled(indexed)  # now it comes back while the push goes on, and what it stored is not answered
     round_of(indexed, more, number=2)
     gate.harm = nth(2, "lost", "POST", "/import", lambda: (mortal.kill(), mortal.start()))
-    assert push.run(indexed, through(gate), push.Wish()).created == len(more) == 4
+    assert push.run(indexed, through(gate), push.PushRequest()).created == len(more) == 4
     one_task_each(indexed, through(gate), [*ids, *more])
     assert pull.run(indexed, through(gate), full=True).annotations == 0
     after = labels(indexed)
@@ -358,7 +358,7 @@ def test_a_push_that_is_killed_is_completed_by_the_next(
     ids = unlabelled(indexed)[:4]
     round_of(indexed, ids, ["rare", "audit", "rare", "rare"])
     killed(indexed, place, 1, when, "push")
-    report = push.run(load(indexed.folder), studio, push.Wish())
+    report = push.run(load(indexed.folder), studio, push.PushRequest())
     assert report.created + report.existing == 4
     one_task_each(indexed, studio, ids)
     assert {labels(indexed)[id].status for id in ids} == {"queued"}
@@ -385,7 +385,7 @@ def test_a_push_that_dies_while_the_server_stores_is_not_stored_again(
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(tasks.held(on_desk(indexed, studio)))) < 4:
         time.sleep(0.2)
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.existing) == (0, 4)
     one_task_each(indexed, studio, ids)
 
@@ -397,7 +397,7 @@ def test_suggestions_that_a_kill_cut_short_are_completed(indexed: Project, studi
     pushed(indexed, studio, ids)
     suggest(indexed, "m2", dict.fromkeys(ids, drawn("hole", 3)))
     killed(indexed, place, 1, "after", "push")
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     for id in ids:
         held = play.task(studio, task_of(indexed, studio, id))
         (one,) = held["predictions"]
@@ -411,12 +411,12 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 
 PULL_DIES = [
     ("labeling.consensus:settle", 2, "after"),
-    ("curate.labels.log:Book.flush", 2, "after"),
+    ("curate.labels.log:LabelLog.flush", 2, "after"),
     ("curate.index.app_edits:show", 2, "before"),
     ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
     ("curate.index.sync:give_splits", 1, "before"),
-    ("labeling.remote_project:Desk.save", 1, "before"),
+    ("labeling.remote_project:LabelStudioProject.save", 1, "before"),
 ]
 
 
@@ -493,7 +493,7 @@ def test_a_withdrawal_that_is_killed_is_completed_by_the_next(indexed: Project, 
     pushed(indexed, studio, ids)
     answer(indexed, studio, ids[0], drawn())
     killed(indexed, "labeling.push:_unmark", 1, "before", "push", "--withdraw")
-    push.withdraw(indexed, studio, push.Wish())
+    push.withdraw(indexed, studio, push.PushRequest())
     shown = labels(indexed)
     assert [shown[id].status for id in ids] == ["queued", "unlabelled", "unlabelled"]
     assert rounds.find(indexed.work, 1).withdrawn == sorted(ids[1:])
@@ -568,16 +568,16 @@ def test_two_folders_that_send_the_same_round_at_once_leave_one_task_each(
     mine = load(indexed.folder, {"dataset": indexed.dataset_name})
     theirs = replace(mine, folder=_copied(indexed, tmp_path / "projects" / "another"))
     store = push._store
-    theirs_report: list[push.Report] = []
+    theirs_report: list[push.PushReport] = []
 
     def raced(*arguments: Any) -> None:
         monkeypatch.setattr(push, "_store", store)
-        theirs_report.append(push.run(theirs, studio, push.Wish()))
+        theirs_report.append(push.run(theirs, studio, push.PushRequest()))
         play.annotate(studio, task_of(theirs, studio, ids[0]), GOOD)
         store(*arguments)
 
     monkeypatch.setattr(push, "_store", raced)
-    report = push.run(mine, studio, push.Wish())
+    report = push.run(mine, studio, push.PushRequest())
     assert (theirs_report[0].created, report.doubles) == (4, 4)
     one_task_each(mine, studio, ids)
     assert pull.run(mine, studio).annotations == 1, "the one that was worked on stayed"
@@ -699,7 +699,7 @@ def test_a_project_that_is_deleted_before_or_during_a_pull(
     assert len(done) == 1, "what was read is kept"
     with pytest.raises(CurateError, match="curate push"):
         pull.run(indexed, reached)
-    assert push.run(indexed, reached, push.Wish()).created == 2
+    assert push.run(indexed, reached, push.PushRequest()).created == 2
     one_task_each(indexed, reached, [id for id in ids if id not in done])
     assert pull.run(indexed, reached).annotations == 0
     assert labels(indexed)[done[0]].digest == drawn().digest
@@ -715,7 +715,7 @@ def test_a_server_that_was_set_up_anew_does_not_lend_us_the_project_of_another(
     desk = on_desk(indexed, studio)
     studio.ask("DELETE", f"/api/projects/{desk.id}/")
     replace(desk, id=other).save()
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     assert on_desk(indexed, studio).id != other
     told = studio.get(f"/api/projects/{other}")
     assert (told["title"], "brush" in told["label_config"], told["task_number"]) == ("theirs", False, 0)
@@ -727,7 +727,7 @@ def test_how_far_we_got_on_one_server_does_not_hold_on_another(indexed: Project,
     on_desk(indexed, studio).save(cursor="2099-01-01T00:00:00Z")
     answer(indexed, studio, id, drawn())
     elsewhere = through(gate)  # another address, so another server
-    push.run(indexed, elsewhere, push.Wish())
+    push.run(indexed, elsewhere, push.PushRequest())
     assert pull.run(indexed, elsewhere).annotations == 1
 
 
@@ -745,19 +745,19 @@ def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studi
     ids = unlabelled(indexed)[:2]
     ours = config_of(indexed, studio) if pushed(indexed, studio, ids) else ""
     hand_made(indexed, studio, lambda text: text.replace("<View>", '<View><Header value="by hand"/>', 1))
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert [note for note in report.notes if "changed by hand" in note and "kept; --reset-config" in note]
     assert "by hand" in config_of(indexed, studio)
     answer(indexed, studio, ids[0], drawn())
     assert pull.run(indexed, studio).labelled == 1
     hand_made(indexed, studio, lambda text: text.replace('value="hole"', 'value="Loch"'))
     with pytest.raises(CurateError, match=r"lacks the class 'hole'.* --reset-config"):
-        push.run(indexed, studio, push.Wish())
-    assert not _about_the_config(push.run(indexed, studio, push.Wish(reset_config=True)))
+        push.run(indexed, studio, push.PushRequest())
+    assert not _about_the_config(push.run(indexed, studio, push.PushRequest(reset_config=True)))
     assert config_of(indexed, studio) == ours
 
 
-def _about_the_config(report: push.Report) -> list[str]:
+def _about_the_config(report: push.PushReport) -> list[str]:
     return [note for note in report.notes if "config" in note]
 
 
@@ -770,11 +770,11 @@ def test_a_config_that_existing_annotations_forbid_is_told_and_blocks_no_push(in
     answer(project, studio, first, Label("labelled", (replace(defect, severity="deep"),)))
     pull.run(project, studio)
     round_of(project, [second], number=2)
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert report.created == 1
     assert any("severity" in note for note in _about_the_config(report))
     with pytest.raises(CurateError, match="severity"):
-        push.run(indexed, studio, push.Wish(reset_config=True))
+        push.run(indexed, studio, push.PushRequest(reset_config=True))
     one_task_each(indexed, studio, ids)
 
 
@@ -783,7 +783,7 @@ def test_a_reset_keeps_the_classes_that_annotations_use(indexed: Project, studio
     pushed(indexed, studio, ids)
     answer(indexed, studio, ids[0], drawn("crack"))
     classes.retire(indexed, "crack")
-    push.run(load(indexed.folder), studio, push.Wish(reset_config=True))
+    push.run(load(indexed.folder), studio, push.PushRequest(reset_config=True))
     assert 'value="crack"' in config_of(indexed, studio)
     pull.run(load(indexed.folder), studio)
     assert labels(load(indexed.folder))[ids[0]].digest == drawn("crack").digest
@@ -822,7 +822,7 @@ def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -
     classes.add(project, "crack")  # another thing, under the old name
     again = load(indexed.folder)
     assert pull.run(again, studio, full=True).annotations == 0
-    push.run(again, studio, push.Wish())
+    push.run(again, studio, push.PushRequest())
     (old,) = play.task(studio, task_of(again, studio, before))["annotations"]
     play.change(studio, old["id"], results.of_label(drawn("crack", 5), SIZE))
     pull.run(again, studio)
@@ -951,8 +951,8 @@ def test_tasks_that_others_put_into_our_project(indexed: Project, studio: Studio
     report = pull.run(indexed, studio)
     assert (report.strangers, report.annotations) == (len(data), 1)
     assert labels(indexed)[other].digest == drawn("hole", 2).digest
-    assert push.run(indexed, studio, push.Wish()).existing == 1
-    assert push.withdraw(indexed, studio, push.Wish())["withdrawn"] == 1
+    assert push.run(indexed, studio, push.PushRequest()).existing == 1
+    assert push.withdraw(indexed, studio, push.PushRequest())["withdrawn"] == 1
     assert labels(indexed)[id].status == "unlabelled"
 
 
@@ -967,7 +967,7 @@ def test_ids_that_are_used_again_are_no_old_acquaintances(indexed: Project, stud
     assert {labels(indexed)[id].digest for id in ids} == {drawn().digest}, "with its task a label does not go"
     new = unlabelled(indexed)[0]
     round_of(indexed, [new], number=2)
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     made = answer(indexed, studio, new, drawn("hole", 4))
     again = {task_of(indexed, studio, new), made["id"]} & {number for pair in old.values() for number in pair}
     pull.run(indexed, studio)
@@ -1019,7 +1019,7 @@ def test_hostile_names_reach_the_annotators_whole(make: Callable[..., Project], 
     pull.run(project, studio)
     shown = labels(project)
     assert [shown[id].digest for id in ids[: len(strange)]] == [drawn(name).digest for name in strange]
-    assert not _about_the_config(push.run(project, studio, push.Wish()))
+    assert not _about_the_config(push.run(project, studio, push.PushRequest()))
 
 
 def test_an_image_that_vanished_is_refused_and_the_others_are_sent(indexed: Project, studio: Studio) -> None:
@@ -1028,11 +1028,11 @@ def test_an_image_that_vanished_is_refused_and_the_others_are_sent(indexed: Proj
     (path,) = Index(indexed).dataset.match({"content_id": gone}).values("filepath")
     kept = Path(path).read_bytes()
     Path(path).unlink()
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, [one["id"] for one in report.refused]) == (2, [gone])
     assert labels(indexed)[gone].status == "unlabelled"
     Path(path).write_bytes(kept)
-    assert push.run(indexed, studio, push.Wish()).created == 1
+    assert push.run(indexed, studio, push.PushRequest()).created == 1
     one_task_each(indexed, studio, [gone, *ids])
 
 
@@ -1043,9 +1043,9 @@ def test_images_that_are_uploaded_are_uploaded_once(indexed: Project, studio: St
     reached = through(gate)
     gate.harm = nth(3, "lost", "POST", "commit_to_project=false")
     with contextlib.suppress(Unanswered):
-        push.run(project, reached, push.Wish())
-    push.run(project, reached, push.Wish())
-    assert push.run(project, reached, push.Wish()).updated == 0
+        push.run(project, reached, push.PushRequest())
+    push.run(project, reached, push.PushRequest())
+    assert push.run(project, reached, push.PushRequest()).updated == 0
     one_task_each(project, reached, ids)
     for one in tasks.held(on_desk(project, reached)):
         assert studio.hash_of(one.data["image"], 1 << 20) == one.data["content_id"]
@@ -1072,9 +1072,9 @@ def test_images_in_an_object_store(indexed: Project, studio: Studio, monkeypatch
     for one in tasks.held(on_desk(project, studio)):
         assert one.data["image"].startswith("https://store.example/bucket/line/A/cam")
         assert one.data["image"].endswith("X-Expires=3600")
-    assert push.run(project, studio, push.Wish()).updated == 0, "a new signature is no change"
+    assert push.run(project, studio, push.PushRequest()).updated == 0, "a new signature is no change"
     plain = settings(indexed, images="url", url="https://images.example/{source}/{path}")
-    assert push.run(plain, studio, push.Wish()).updated == 2
+    assert push.run(plain, studio, push.PushRequest()).updated == 2
     assert all(
         one.data["image"].startswith("https://images.example/line/A/") for one in tasks.held(on_desk(plain, studio))
     )
@@ -1089,7 +1089,7 @@ def test_after_the_database_is_lost_everything_is_there_again(indexed: Project, 
     answer(indexed, studio, done, drawn())
     pull.run(indexed, studio)
     play.annotate(studio, task_of(indexed, studio, waiting), GOOD)
-    push.withdraw(indexed, studio, push.Wish())
+    push.withdraw(indexed, studio, push.PushRequest())
     draw_in_app(indexed, edited, "hole")
     draw_in_app(indexed, labelled(indexed)[0], "hole")
     pull.run(indexed, studio)

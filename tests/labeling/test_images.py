@@ -16,7 +16,7 @@ from curate.project import Project, load
 from labeling import client, images, pull, push, results, tasks
 from labeling.client import Studio
 from labeling.images import LOCAL, MEDIA
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests.labeling import studio as people
 from tests.labeling.desks import labels, on_desk, pushed, round_of, task_of, unlabelled
 from tests.labeling.test_push_pull import SIZE, drawn
@@ -35,7 +35,7 @@ def file_of(project: Project, id: str) -> Path:
     return Path(path)
 
 
-def media(project: Project, studio_server: Served) -> Path:
+def media(project: Project, studio_server: RunningServer) -> Path:
     return studio_server.files / project.dataset_name / MEDIA
 
 
@@ -43,7 +43,7 @@ def media(project: Project, studio_server: Served) -> Path:
 
 
 def test_what_was_pushed_is_served_to_those_who_logged_in(
-    indexed: Project, studio: Studio, studio_server: Served
+    indexed: Project, studio: Studio, studio_server: RunningServer
 ) -> None:
     ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
@@ -64,7 +64,7 @@ PLACES += ["{media}/../../../server/credentials.json", "{media}/%2e%2e/secret.pn
 PLACES += ["line/A/cam0", "{name}/line/A/cam0", "{media}/link/passwd", "{media}/"]
 
 
-def test_nothing_else_is_served(indexed: Project, studio: Studio, studio_server: Served) -> None:
+def test_nothing_else_is_served(indexed: Project, studio: Studio, studio_server: RunningServer) -> None:
     """Not even through links in a source, which earlier versions served as a tree."""
     source = indexed.root(indexed.source("line"))
     (source / "A" / "cam0" / "evildir").symlink_to("/etc")
@@ -94,7 +94,7 @@ def test_a_file_that_was_replaced_is_refused_until_it_is_indexed(
     file_of(project, linked).unlink()
     file_of(project, linked).symlink_to(file_of(project, kept))
     round_of(project, ids)
-    report = push.run(project, studio, push.Wish())
+    report = push.run(project, studio, push.PushRequest())
     assert report.created == 1
     told = {one["id"]: one["reason"] for one in report.refused}
     assert told.keys() == {changed, linked}
@@ -113,11 +113,11 @@ def test_a_file_that_is_replaced_after_the_push_shows_what_was_pushed(indexed: P
 # --- what earlier versions pushed -------------------------------------------------------------------------------------
 
 
-def as_before(project: Project, studio: Studio, studio_server: Served, ids: list[str]) -> dict[str, str]:
+def as_before(project: Project, studio: Studio, studio_server: RunningServer, ids: list[str]) -> dict[str, str]:
     """These images pushed as an earlier version did: a link to each source, and addresses of files below it."""
     round_of(project, ids)
     root = media(project, studio_server).parent
-    push.run(project, studio, push.Wish())
+    push.run(project, studio, push.PushRequest())
     desk = on_desk(project, studio)
     for storage in studio.get("/api/storages/localfiles", project=desk.id):
         studio.ask("DELETE", f"/api/storages/localfiles/{storage['id']}")
@@ -138,7 +138,7 @@ def as_before(project: Project, studio: Studio, studio_server: Served, ids: list
 
 @pytest.mark.parametrize("by", ["push", "up"])
 def test_old_tasks_get_new_addresses_and_the_links_go(
-    indexed: Project, studio: Studio, studio_server: Served, monkeypatch: pytest.MonkeyPatch, by: str
+    indexed: Project, studio: Studio, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     open_, done, gone = ids = unlabelled(indexed)[:3]
     old = as_before(indexed, studio, studio_server, ids)
@@ -153,7 +153,11 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
             raise KeyboardInterrupt
         return ask(self, method, path, **more)
 
-    again = (lambda: push.run(indexed, studio, push.Wish())) if by == "push" else lambda: images.renew(indexed, studio)
+    again = (
+        (lambda: push.run(indexed, studio, push.PushRequest()))
+        if by == "push"
+        else lambda: images.renew(indexed, studio)
+    )
     monkeypatch.setattr(Studio, "ask", dies)
     with pytest.raises(KeyboardInterrupt):
         again()
@@ -175,7 +179,9 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
     assert labels(indexed)[done].digest == drawn().digest
 
 
-def test_copies_that_wait_for_nobody_go_after_a_while(indexed: Project, studio: Studio, studio_server: Served) -> None:
+def test_copies_that_wait_for_nobody_go_after_a_while(
+    indexed: Project, studio: Studio, studio_server: RunningServer
+) -> None:
     waiting, done, lately = ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
     for id in (done, lately):
@@ -185,6 +191,6 @@ def test_copies_that_wait_for_nobody_go_after_a_while(indexed: Project, studio: 
     for path in media(indexed, studio_server).iterdir():
         if path.stem != lately:
             os.utime(path, (long_ago, long_ago))
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     images.sweep(Index(indexed), on_desk(indexed, studio))
     assert {path.stem for path in media(indexed, studio_server).iterdir()} == {waiting, lately}

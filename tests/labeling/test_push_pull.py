@@ -36,7 +36,7 @@ def drawn(name: str = "crack", seed: int = 1) -> Label:
 def test_a_round_becomes_tasks_in_its_order_and_each_image_is_queued(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:6][::-1]
     round_of(indexed, ids, ["rare", "audit", "rare", "rare", "audit", "rare"])
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.existing, report.updated, report.refused) == (6, 0, 0, [])
     held = list(tasks.held(on_desk(indexed, studio)))
     assert [one.data["content_id"] for one in held] == ids, "sequential sampling follows the ids of tasks"
@@ -44,7 +44,7 @@ def test_a_round_becomes_tasks_in_its_order_and_each_image_is_queued(indexed: Pr
     assert [one.data["title"] for one in held] == [f"round 001, {rank} of 6" for rank in range(1, 7)]
     shown = labels(indexed)
     assert {shown[id].status for id in ids} == {"queued"}
-    again = push.run(indexed, studio, push.Wish())
+    again = push.run(indexed, studio, push.PushRequest())
     assert (again.created, again.existing, again.updated) == (0, 6, 0)
     views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=on_desk(indexed, studio).id)}
     assert views == {"round 001"}
@@ -54,14 +54,14 @@ def test_an_audit_pick_looks_like_every_other(indexed: Project, studio: Studio) 
     """Neither its task nor a tab tells it apart; only without audit picks is anybody told why an image was picked."""
     first, second, audit, other = unlabelled(indexed)[:4]
     round_of(indexed, [first, audit], ["rare", "audit"])
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     desk = on_desk(indexed, studio)
     told = {(one.data["slot"], one.data["reason"], one.data["score"]) for one in tasks.held(desk)}
     assert told == {("", "", None)}
     studio.post("/api/dm/views", {"project": desk.id, "data": {"title": "round 001 audit"}})  # of an earlier version
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     round_of(indexed, [second, other], number=2)
-    push.run(indexed, studio, push.Wish())
+    push.run(indexed, studio, push.PushRequest())
     told = {(one.data["title"], one.data["slot"]) for one in tasks.held(desk, "round 002")}
     assert told == {(f"round 002, {rank} of 2: like crack {rank}", "rare") for rank in (1, 2)}
     views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=desk.id)}
@@ -73,7 +73,7 @@ def test_without_classes_there_is_nothing_to_choose(make: Make, line: Path, stud
     sync.run(project)
     round_of(project, unlabelled(project)[:1])
     with pytest.raises(CurateError, match=r"'plant' has no classes.*Run: curate classes add NAME"):
-        push.run(project, studio, push.Wish())
+        push.run(project, studio, push.PushRequest())
     assert desks.find(project, studio) is None, "nothing was made"
 
 
@@ -137,10 +137,10 @@ def test_deleting_every_annotation_of_a_review_brings_back_what_was_there(indexe
     assert labels(indexed)[id].digest == before.digest
 
 
-def _reviewed(project: Project, studio: Studio, ids: list[str], name: str = "suspects") -> push.Report:
+def _reviewed(project: Project, studio: Studio, ids: list[str], name: str = "suspects") -> push.PushReport:
     index = Index(project)
     index.dataset.save_view(name, index.dataset.select_by("content_id", ids, ordered=True), overwrite=True)
-    return push.run(project, studio, push.Wish(view=name))
+    return push.run(project, studio, push.PushRequest(view=name))
 
 
 def test_a_review_carries_the_label_of_today_and_is_not_asked_twice(indexed: Project, studio: Studio) -> None:
@@ -177,7 +177,7 @@ def test_an_edit_in_the_app_is_never_overwritten(indexed: Project, studio: Studi
     sample = Index(indexed).dataset.match({"content_id": id}).first()
     assert [other.version for other in sample.other_defects.detections] == [f"label-studio: {studio.me.email}"]
     index.dataset.save_view("both", index.dataset.select_by("content_id", [id]))
-    push.run(indexed, studio, push.Wish(view="both"))
+    push.run(indexed, studio, push.PushRequest(view="both"))
     (task,) = (one for one in tasks.held(on_desk(indexed, studio)) if one.data["slot"] == push.REVIEW)
     said = [results.label_in(one["result"], SIZE).present for one in play.task(studio, task.id)["predictions"]]
     assert sorted(map(sorted, said)) == [["crack"], ["hole"]], "both masks are there to choose from"
@@ -214,12 +214,12 @@ def test_withdrawing_takes_back_what_nobody_touched(indexed: Project, studio: St
     pushed(indexed, studio, ids)
     play.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
     studio.post(f"/api/tasks/{task_of(indexed, studio, ids[1])}/drafts", {"result": [], "lead_time": 1})
-    found = push.withdraw(indexed, studio, push.Wish())
+    found = push.withdraw(indexed, studio, push.PushRequest())
     assert (found["withdrawn"], found["kept"]) == (2, 2)
     pull.run(indexed, studio)
     shown = labels(indexed)
     assert [shown[id].status for id in ids] == ["labelled", "queued", "unlabelled", "unlabelled"]
-    assert push.run(indexed, studio, push.Wish()).created == 2, "it may be pushed again"
+    assert push.run(indexed, studio, push.PushRequest()).created == 2, "it may be pushed again"
 
 
 def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio: Studio) -> None:
@@ -230,7 +230,7 @@ def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio
     play.import_tasks(studio, desk.id, [{"data": dict(one.data)} for one in held[:2] for _ in range(2)])
     doubled = [one for one in tasks.held(desk) if one.key == held[1].key]
     play.annotate(studio, doubled[-1].id, results.of_label(drawn(), SIZE))
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.doubles) == (0, 4)
     left = {one.key: one.id for one in tasks.held(desk)}
     assert len(left) == 3
@@ -247,7 +247,7 @@ def test_a_deleted_project_loses_no_label_and_is_made_again(indexed: Project, st
     pull.run(indexed, studio)
     old = on_desk(indexed, studio).id
     studio.ask("DELETE", f"/api/projects/{old}/")
-    report = push.run(indexed, studio, push.Wish())
+    report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.labelled) == (2, 1)
     assert pull.run(indexed, studio).annotations == 0
     assert labels(indexed)[ids[0]].digest == drawn().digest
@@ -262,7 +262,7 @@ def test_a_lost_state_file_doubles_nothing(indexed: Project, studio: Studio) -> 
     (indexed.work / "labelstudio" / "desk.json").unlink()
     assert on_desk(indexed, studio).id == number
     assert pull.run(indexed, studio).annotations == 0
-    assert push.run(indexed, studio, push.Wish()).created == 0
+    assert push.run(indexed, studio, push.PushRequest()).created == 0
 
 
 def test_a_share_of_the_round_is_given_to_several_people(indexed: Project, studio: Studio) -> None:
@@ -301,10 +301,10 @@ def test_new_suggestions_reach_only_tasks_that_nobody_began(indexed: Project, st
     pushed(indexed, studio, ids)
     play.annotate(studio, task_of(indexed, studio, first), results.of_label(drawn(), SIZE))
     predictions.store(index, "m2", {id: Prediction(tuple((d, 0.7) for d in drawn("hole", 4).defects)) for id in ids})
-    assert push.run(indexed, studio, push.Wish()).updated == 1
+    assert push.run(indexed, studio, push.PushRequest()).updated == 1
     old, new = _listed(indexed, studio)
     assert results.label_in(old["predictions"][0]["result"], SIZE).present == {"crack"}
     (suggestion,) = new["predictions"]
     assert (results.label_in(suggestion["result"], SIZE).present, suggestion["score"]) == ({"hole"}, 0.7)
     assert (new["data"]["suggested_by"], new["id"]) == ("m2", task_of(indexed, studio, second))
-    assert push.run(indexed, studio, push.Wish()).updated == 0
+    assert push.run(indexed, studio, push.PushRequest()).updated == 0

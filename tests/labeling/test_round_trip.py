@@ -41,11 +41,11 @@ def assert_identity(project: Project, studio: Studio, ids: Sequence[str]) -> Non
     assert pull.rebuild(project)["changed"] == 0, "the log alone says the same"
 
 
-def under_review(project: Project, studio: Studio, ids: Sequence[str]) -> push.Report:
+def under_review(project: Project, studio: Studio, ids: Sequence[str]) -> push.PushReport:
     """These images pushed with their labels as suggestions."""
     index = Index(project)
     index.dataset.save_view("everything", index.dataset.select_by("content_id", list(ids)))
-    return push.run(project, studio, push.Wish(view="everything"))
+    return push.run(project, studio, push.PushRequest(view="everything"))
 
 
 def agree(project: Project, studio: Studio, batch: str) -> None:

@@ -27,7 +27,7 @@ from curate.errors import CurateError
 from curate.project import Project
 from labeling import client, server
 from labeling.client import Studio
-from labeling.server import Served
+from labeling.server import RunningServer
 from tests import fakes
 from tests.fakes import REPOSITORY
 from tests.labeling import studio as people
@@ -83,7 +83,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, lis
         server.down(project)
 
 
-def served(project: Project) -> Served:
+def served(project: Project) -> RunningServer:
     found = server.find(project)
     assert found
     return found
@@ -245,7 +245,7 @@ def stranger() -> Iterator[tuple[int, list[str]]]:
         listener.server_close()
 
 
-def seeded(project: Project, like: Served) -> Path:
+def seeded(project: Project, like: RunningServer) -> Path:
     """The project's server folder, with a database whose migrations are done: the first start takes a minute."""
     folder = server.folder_of(project)
     folder.mkdir(parents=True)
@@ -255,7 +255,7 @@ def seeded(project: Project, like: Served) -> Path:
 
 @needs_proc
 def test_a_port_that_another_program_takes_meanwhile_gets_no_token(
-    studio_server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studio_server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = plant(tmp_path)
     folder = seeded(project, studio_server)
@@ -280,7 +280,7 @@ def test_a_port_that_another_program_takes_meanwhile_gets_no_token(
 
 
 @needs_proc
-def test_two_projects_that_start_at_once_get_a_server_each(studio_server: Served, tmp_path: Path) -> None:
+def test_two_projects_that_start_at_once_get_a_server_each(studio_server: RunningServer, tmp_path: Path) -> None:
     made = [plant(tmp_path, name) for name in ("one", "two")]
     for project in made:
         seeded(project, studio_server)

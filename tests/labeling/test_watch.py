@@ -26,15 +26,15 @@ class Watched:
     """A watch in a thread of its own, and what it told."""
 
     def __init__(self) -> None:
-        self.reports: list[pull.Report] = []
+        self.reports: list[pull.PullReport] = []
         self.warnings: list[str] = []
         self.told, self.ended, self.wake = threading.Event(), threading.Event(), threading.Event()
 
-    def tell(self, report: pull.Report) -> None:
+    def tell(self, report: pull.PullReport) -> None:
         self.reports.append(report)
         self.told.set()
 
-    def next(self) -> pull.Report:
+    def next(self) -> pull.PullReport:
         assert self.told.wait(PATIENCE), self.warnings
         self.told.clear()
         return self.reports[-1]

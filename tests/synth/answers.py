@@ -6,12 +6,12 @@ import numpy as np
 
 from tests.train.conftest import CLASSES
 from train.evaluate import metrics
-from train.evaluate.metrics import Judged, Pixels
+from train.evaluate.metrics import EvaluatedImages, Pixels
 
 
 def judged(
     hits: dict[str, float], groups: int = 12, seed: int = 0, alarms: float = 0.0, missed: tuple[str, ...] = ()
-) -> Judged:
+) -> EvaluatedImages:
     """Every group shows each class once, of which this share of pixels is found, more or less; and one clean image."""
     random = np.random.default_rng(seed)
     n, count = groups * 3, len(CLASSES)
@@ -25,4 +25,4 @@ def judged(
     histogram = np.ones((n, count, 2, metrics.BINS), np.int64)
     pixels = Pixels(counts, histogram, np.zeros((n, count, len(metrics.THRESHOLDS)), np.int64))
     names = tuple(f"g{row // 3}" for row in range(n))
-    return Judged(CLASSES, tuple(map(str, range(n))), names, present, decided * 1.0, decided, False, pixels)
+    return EvaluatedImages(CLASSES, tuple(map(str, range(n))), names, present, decided * 1.0, decided, False, pixels)

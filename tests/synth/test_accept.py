@@ -19,19 +19,19 @@ from curate.errors import CurateError
 from curate.index import app_views, sync
 from curate.index import synthetic as follower
 from curate.index.dataset import Index
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.select.build_pool import seen_images
 from synth import accept, generate
-from synth.generate import Batch, Wish
+from synth.generate import GenerateRequest, SyntheticBatch
 from tests.conftest import dump
 from train.data import dataset
 
-SMALL = Wish(count=3, window=48)
+SMALL = GenerateRequest(count=3, window=48)
 
 
-def checked(batch: Batch, failing: int = 0, without: str = "") -> Batch:
+def checked(batch: SyntheticBatch, failing: int = 0, without: str = "") -> SyntheticBatch:
     """As if the gates had let all but the first ones through."""
     made = batch.made()
     rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
@@ -41,7 +41,7 @@ def checked(batch: Batch, failing: int = 0, without: str = "") -> Batch:
 
 
 @pytest.fixture
-def batch(mill: Project) -> Batch:
+def batch(mill: Project) -> SyntheticBatch:
     return checked(generate.generate(mill, "paste", SMALL))
 
 
@@ -80,7 +80,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert dump(mill) == before
 
 
-def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batch: Batch) -> None:
+def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
     again = accept.accept(mill, batch.key, forced=True)
@@ -97,7 +97,7 @@ def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batc
 
 
 def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_are_completed(
-    mill: Project, batch: Batch
+    mill: Project, batch: SyntheticBatch
 ) -> None:
     accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
@@ -115,7 +115,7 @@ def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_ar
     assert Index(mill).count(missing=True) == 0
 
 
-def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch) -> None:
+def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     index = Index(mill)
     id = sorted(synthetic(mill))[0]
@@ -130,8 +130,8 @@ def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Batch
     assert id not in Index(mill).ids()
 
 
-def test_a_backup_holds_what_was_let_in(mill: Project, batch: Batch, tmp_path: Path) -> None:
-    other = generate.generate(mill, "paste", Wish(count=1, window=48, seed=9))
+def test_a_backup_holds_what_was_let_in(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
+    other = generate.generate(mill, "paste", GenerateRequest(count=1, window=48, seed=9))
     accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
     backup.backup(mill, tmp_path / "a.tar.gz")
@@ -153,7 +153,7 @@ def _names(file: Path) -> list[str]:
         return tar.getnames()
 
 
-def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: Batch) -> None:
+def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     made = {one.id: one for one in batch.made()}
     donor = next(one.donor_group for one in made.values() if one.donor_group != one.ground_group)
@@ -170,7 +170,7 @@ def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Pr
 
 
 def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teaches_no_more(
-    mill: Project, batch: Batch
+    mill: Project, batch: SyntheticBatch
 ) -> None:
     index, made = Index(mill), {one.id: one for one in batch.made()}
     parents = {group for one in made.values() for group in (one.donor_group, one.ground_group)}
@@ -221,7 +221,7 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
         accept.accept(mill, batch.key, forced=True)
 
 
-def test_whatever_leaks_is_refused(mill: Project, batch: Batch) -> None:
+def test_whatever_leaks_is_refused(mill: Project, batch: SyntheticBatch) -> None:
     index, made = Index(mill), batch.made()[0]
     ground = dict(index.rows("split"))[made.ground]
     for id in (made.ground, made.donor.split(":")[0]):
@@ -244,7 +244,7 @@ def test_whatever_leaks_is_refused(mill: Project, batch: Batch) -> None:
     assert not synthetic(mill)
 
 
-def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
+def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
     one = batch.made()[-1]
     (batch.folder / one.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
     with pytest.raises(CurateError, match="Generate it again"):
@@ -253,7 +253,7 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -
     assert not sync.run(mill).added
 
 
-def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -> None:
+def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
     one = batch.made()[-1]
     mask = generate.mask_of(batch, one).astype("uint8") * 255
     for changed, words in ((mask[:-1], "is not of its image's size"), (mask | 255, "is not the mask that was made")):
@@ -263,7 +263,7 @@ def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Batch) -
     assert not synthetic(mill)
 
 
-def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: Batch, tmp_path: Path) -> None:
+def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
     """A manifest that names another folder as its batch, one that says too little, a class that is not ours."""
     made, manifest = batch.made(), batch.manifest
     (tmp_path / "mine").mkdir()
@@ -287,27 +287,29 @@ def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: Batch, tm
     assert not synthetic(mill)
 
 
-def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(mill: Project, batch: Batch, tmp_path: Path) -> None:
+def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
+    mill: Project, batch: SyntheticBatch, tmp_path: Path
+) -> None:
     shutil.copy(batch.folder / batch.made()[0].file, mill.work / "stray.png")
-    with closing(Book(mill.work / "labels", mill.class_names)) as book:
+    with closing(LabelLog(mill.work / "labels", mill.class_names)) as book:
         ground = batch.made()[0].ground
         for folder, path in (("..", "(synthetic):../stray.png"), ("", f"(synthetic):/{tmp_path}/stray.png")):
-            follower.log(book, "0" * 64, follower.Placing(folder, ground, path), Label("labelled"))
+            follower.log(book, "0" * 64, follower.SyntheticOrigin(folder, ground, path), Label("labelled"))
             book.flush()
             assert not follower.entered(book)
         name = "a/../../stray.png"
         follower.log(
-            book, "0" * 64, follower.Placing("a", ground, follower.reference("a", name[2:])), Label("labelled")
+            book, "0" * 64, follower.SyntheticOrigin("a", ground, follower.reference("a", name[2:])), Label("labelled")
         )
         assert not follower.entered(book)
     accept.accept(mill, batch.key, forced=True)
-    with closing(Book(mill.work / "labels")) as book:
+    with closing(LabelLog(mill.work / "labels")) as book:
         said = [one.extra["synthetic"] for id in sorted(synthetic(mill)) for one in book.history(id)]
     assert [(one["in"], one["forced"]) for one in said] == [(True, True)] * 6
 
 
 def test_a_kill_while_files_go_leaves_no_half_batch(
-    mill: Project, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    mill: Project, batch: SyntheticBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = batch.made()[0].file
 
@@ -326,7 +328,7 @@ def test_a_kill_while_files_go_leaves_no_half_batch(
     assert all((again.folder / one.file).is_file() for one in again.made())
 
 
-def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: Batch) -> None:
+def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     (batch.folder / batch.made()[0].file).write_bytes(b"")
     Index(mill).dataset.delete()

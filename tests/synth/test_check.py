@@ -18,8 +18,8 @@ from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
 from synth import accept, check, generate, masks
-from synth.check import Look, Standard
-from synth.nouns import Bank
+from synth.check import CandidateImage, RealReference
+from synth.nouns import MaskBank
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, drawn, item
 from train.predict.run import Predictor
@@ -27,7 +27,7 @@ from train.recipe import load
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+def bank(tmp_path_factory: pytest.TempPathFactory) -> MaskBank:
     """Eight cracks, eight holes, each an image and group of its own, and clean steel."""
     folder = tmp_path_factory.mktemp("bank")
     items = [item(folder, number) for number in range(32) if number % 4 != 2]
@@ -35,15 +35,15 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 
 
 @pytest.fixture(scope="module")
-def standard(bank: Bank) -> Standard:
+def standard(bank: MaskBank) -> RealReference:
     return check.standard_of(bank, embed.build("texture"))
 
 
-def look(number: int, name: str = "crack") -> Look:
+def look(number: int, name: str = "crack") -> CandidateImage:
     """A drawn defect that the bank does not hold."""
     pixels, shown = drawn(number)
     mask = shown[name].astype(bool)
-    return Look(str(number), name, pixels[..., None], mask, (0, 0, 64, 64), int(mask.sum()))
+    return CandidateImage(str(number), name, pixels[..., None], mask, (0, 0, 64, 64), int(mask.sum()))
 
 
 def brightness() -> Predictor:
@@ -60,12 +60,12 @@ def brightness() -> Predictor:
     return Predictor("bright", CLASSES, recipe, False, Threshold())
 
 
-def reasons(standard: Standard, one: Look, *without: str) -> set[str]:
+def reasons(standard: RealReference, one: CandidateImage, *without: str) -> set[str]:
     (row,) = check.inspected([one], standard, None, without).rows
     return {reason.partition(":")[0] for reason in row.reasons}
 
 
-def moved(standard: Standard, **near: float) -> Standard:
+def moved(standard: RealReference, **near: float) -> RealReference:
     """The same with other bounds of likeness."""
     limits = {name: replace(of, near=of.near._replace(**near)) for name, of in standard.limits.items()}
     return replace(standard, limits=limits)
@@ -74,13 +74,13 @@ def moved(standard: Standard, **near: float) -> Standard:
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_defect_like_the_real_ones_passes(standard: Standard) -> None:
+def test_a_new_defect_like_the_real_ones_passes(standard: RealReference) -> None:
     fair = moved(standard, low=0.0, high=2.0)
     assert reasons(fair, look(100)) == set()
     assert reasons(fair, look(101, "hole")) == set()
 
 
-def test_a_copy_is_refused_and_the_donor_itself_is_nearest(standard: Standard) -> None:
+def test_a_copy_is_refused_and_the_donor_itself_is_nearest(standard: RealReference) -> None:
     same = look(0)  # image 0 is in the bank
     assert "copy" in reasons(standard, same)
     (row,) = check.inspected([same], standard, None).rows
@@ -88,20 +88,20 @@ def test_a_copy_is_refused_and_the_donor_itself_is_nearest(standard: Standard) -
     assert "copy" not in reasons(standard, same, "copy")
 
 
-def test_real_pairs_of_different_groups_are_no_copies(bank: Bank, standard: Standard) -> None:
+def test_real_pairs_of_different_groups_are_no_copies(bank: MaskBank, standard: RealReference) -> None:
     for name, real in standard.features.items():
         apart = np.linalg.norm(real[:, None] - real, axis=2)[~np.eye(len(real), dtype=bool)]
         assert len(real) == len(bank.of(name)) == 8
         assert standard.limits[name].near.low == pytest.approx(apart.min(), rel=1e-3)
 
 
-def test_nonsense_is_refused(standard: Standard) -> None:
+def test_nonsense_is_refused(standard: RealReference) -> None:
     plain = look(100)
     noise = np.random.default_rng(0).integers(0, 255, plain.pixels.shape, np.uint8)
     assert "nonsense" in reasons(standard, replace(plain, pixels=noise))
 
 
-def test_a_mask_of_another_size_shape_or_place(standard: Standard) -> None:
+def test_a_mask_of_another_size_shape_or_place(standard: RealReference) -> None:
     fair, plain = moved(standard, low=0.0, high=9.0), look(101, "hole")
     y, x = np.mgrid[:64, :64]
     small = (y - 30) ** 2 + (x - 30) ** 2 < 9
@@ -115,12 +115,12 @@ def test_a_mask_of_another_size_shape_or_place(standard: Standard) -> None:
     assert "region" in reasons(fair, replace(plain, pixels=dark, mask=plain.mask | (x < 12)))
 
 
-def test_an_empty_mask_is_refused_and_breaks_nothing(standard: Standard) -> None:
+def test_an_empty_mask_is_refused_and_breaks_nothing(standard: RealReference) -> None:
     empty = replace(look(100), mask=np.zeros((64, 64), bool), told=0)
     assert "mask" in reasons(standard, empty)
 
 
-def test_a_hard_seam_is_refused(standard: Standard) -> None:
+def test_a_hard_seam_is_refused(standard: RealReference) -> None:
     plain = look(101, "hole")
     hard = plain.pixels.copy()
     hard[plain.mask] = 0
@@ -128,7 +128,7 @@ def test_a_hard_seam_is_refused(standard: Standard) -> None:
     assert "seam" in reasons(standard, replace(plain, pixels=hard))
 
 
-def test_resegmentation_wants_the_defect_where_the_label_is(standard: Standard) -> None:
+def test_resegmentation_wants_the_defect_where_the_label_is(standard: RealReference) -> None:
     fair, plain = moved(standard, low=0.0, high=9.0), look(100)
     shifted = replace(plain, mask=np.roll(plain.mask, 12, axis=1))
     found = check.inspected([plain, shifted], fair, brightness()).rows
@@ -139,7 +139,7 @@ def test_resegmentation_wants_the_defect_where_the_label_is(standard: Standard) 
         check.inspected([plain], fair, replace(brightness(), classes=("hole",)))
 
 
-def test_a_segmenter_is_tried_on_the_real_defects_first(bank: Bank, standard: Standard) -> None:
+def test_a_segmenter_is_tried_on_the_real_defects_first(bank: MaskBank, standard: RealReference) -> None:
     looks = [look(100), look(101, "hole")]
     report = check._report("key", check.inspected(looks, standard, None), standard, brightness(), ())
     check._add_reference(report, bank, brightness())
@@ -151,7 +151,7 @@ def test_a_segmenter_is_tried_on_the_real_defects_first(bank: Bank, standard: St
     assert "IoU 0.00 (median)" in report.notes[0]
 
 
-def test_a_class_from_one_group_is_judged_by_all_of_them(bank: Bank) -> None:
+def test_a_class_from_one_group_is_judged_by_all_of_them(bank: MaskBank) -> None:
     donors = [replace(one, group="one") if one.name == "crack" else one for one in bank.donors]
     found = check.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
     assert found.limits["crack"].near != found.limits["hole"].near
@@ -180,7 +180,7 @@ def works(make: Make, tmp_path: Path) -> Project:
 def test_a_batch_is_judged_and_shown(
     works: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = generate.generate(works, "paste", generate.Wish(count=3, window=64), device="cpu")
+    batch = generate.generate(works, "paste", generate.GenerateRequest(count=3, window=64), device="cpu")
     with pytest.raises(CurateError, match=r"curate train --task segmentation.*--without resegmentation"):
         check.check(works, batch.key)
     with pytest.raises(CurateError, match="unknown gate 'resegment'"):
@@ -231,7 +231,7 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
 
 def test_val_decides_nothing(works: Project) -> None:
     """Other val images, the same decisions: only the floor may move."""
-    batch = generate.generate(works, "paste", generate.Wish(count=2, window=64), device="cpu")
+    batch = generate.generate(works, "paste", generate.GenerateRequest(count=2, window=64), device="cpu")
     before = check.check(works, batch.key, without=["resegmentation"])
     rows = (batch.folder / check.CHECKED).read_bytes()
     index = Index(works)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from synth.nouns import Example
+from synth.nouns import TrainingWindow
 from synth.synthesisers import _parts, diffusion
 from tests.synth.windows import CLASSES, examples, scene, shape, window
 
@@ -25,7 +25,7 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def fit(folder: Path, some: list[Example] | None = None, **options: Any) -> dict[str, Any]:
+def fit(folder: Path, some: list[TrainingWindow] | None = None, **options: Any) -> dict[str, Any]:
     return diffusion.fit(some or examples(), CLASSES, folder, **{"progress": silent, **QUICK, **options})
 
 
@@ -207,7 +207,7 @@ def test_out_of_memory_names_the_batch_to_try() -> None:
 
 
 def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
-    uneven = Example(np.zeros((30, 30, 1), np.uint8), shape("hole", 0, 30), "hole", "g")
+    uneven = TrainingWindow(np.zeros((30, 30, 1), np.uint8), shape("hole", 0, 30), "hole", "g")
     for some, reason in (
         ([window("", 1)], "no example shows a defect"),
         ([uneven], "30x30 px; this network takes multiples of 4"),

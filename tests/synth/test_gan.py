@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from synth.nouns import Example
+from synth.nouns import TrainingWindow
 from synth.synthesisers import _parts, gan
 from tests.synth.windows import CLASSES, examples, scene, window
 
@@ -25,7 +25,7 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def fit(folder: Path, some: list[Example] | None = None, **options: Any) -> dict[str, Any]:
+def fit(folder: Path, some: list[TrainingWindow] | None = None, **options: Any) -> dict[str, Any]:
     return gan.fit(some or examples(), CLASSES, folder, **{"progress": silent, **QUICK, **options})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synth import gates
-from synth.gates import Span
+from synth.gates import ValueRange
 
 
 def disc(size: int = 40, radius: float = 8.0, stretch: float = 1.0) -> np.ndarray:
@@ -21,12 +21,12 @@ def disc(size: int = 40, radius: float = 8.0, stretch: float = 1.0) -> np.ndarra
 
 def test_each_gate_refuses_what_it_is_for_with_the_numbers() -> None:
     near = np.array([0.01, 0.2, 0.9])
-    spans = [Span(0.05, 0.5)] * 3
+    spans = [ValueRange(0.05, 0.5)] * 3
     assert [bool(one) for one in gates.new(near, spans)] == [True, False, False]
     assert [bool(one) for one in gates.likely(near, spans)] == [False, False, True]
     assert gates.new(near, spans)[0].startswith("0.010 from a real defect")
     assert gates.agreed(np.array([0.59, 0.6])) == ["IoU 0.59, at least 0.6 is needed", ""]
-    assert gates.usual(np.array([3.0, 5, 90]), [Span(4, 80)] * 3) == [
+    assert gates.usual(np.array([3.0, 5, 90]), [ValueRange(4, 80)] * 3) == [
         "3 is outside 4 to 80",
         "",
         "90 is outside 4 to 80",

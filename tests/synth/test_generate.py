@@ -22,16 +22,16 @@ from curate.masks.shapes import defect_from_mask
 from curate.project import Project
 from synth import generate, masks
 from synth import plan as planning
-from synth.generate import Batch, Wish
+from synth.generate import GenerateRequest, SyntheticBatch
 from synth.synthesisers._parts import FEATHER
 from tests.fakes import REPOSITORY
 from tests.synth.conftest import CLASSES, items
 from train.evaluate import run as evaluating
 
-SMALL = Wish(count=3, window=48)
+SMALL = GenerateRequest(count=3, window=48)
 
 
-def content(batch: Batch) -> dict[str, str]:
+def content(batch: SyntheticBatch) -> dict[str, str]:
     found = batch.folder.rglob("*.png")
     return {str(one.relative_to(batch.folder)): hashlib.sha256(one.read_bytes()).hexdigest() for one in found}
 
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
     before = {name: (left / name).stat().st_mtime_ns for name in done}
     with (left / "rows.jsonl").open("ab") as handle:
         handle.write(b'{"number": 1')  # as a kill cuts it off
-    batch = generate.generate(mill, "paste", Wish(count=100, window=48))
+    batch = generate.generate(mill, "paste", GenerateRequest(count=100, window=48))
     assert {name: (batch.folder / name).stat().st_mtime_ns for name in done} == before
     assert len(batch.made()) == batch.manifest["images"] == 200
     assert len({one.file for one in batch.made()}) == 200
@@ -129,14 +129,14 @@ def test_the_block_list_is_renewed_and_new_labels_make_another_batch(mill: Proje
 
 
 IMPOSSIBLE = [
-    (Wish(("rust",)), "unknown class 'rust'; allowed: crack, hole"),
-    (Wish(window=90), "every clean image of train is smaller than the window of 90x90 pixels"),
-    (Wish(window=8), "a window of 8 pixels is too small; allowed: 32 or more"),
-    (Wish(window=48, area=9000), "an area of 9000 pixels does not fit"),
-    (Wish(count=2, ratio=2.0), "a count or a ratio, not both"),
-    (Wish(count=0), "makes nothing"),
-    (Wish(ratio=-1.0), "makes nothing"),
-    (Wish(strength=0.0), "strength 0 does not exist"),
+    (GenerateRequest(("rust",)), "unknown class 'rust'; allowed: crack, hole"),
+    (GenerateRequest(window=90), "every clean image of train is smaller than the window of 90x90 pixels"),
+    (GenerateRequest(window=8), "a window of 8 pixels is too small; allowed: 32 or more"),
+    (GenerateRequest(window=48, area=9000), "an area of 9000 pixels does not fit"),
+    (GenerateRequest(count=2, ratio=2.0), "a count or a ratio, not both"),
+    (GenerateRequest(count=0), "makes nothing"),
+    (GenerateRequest(ratio=-1.0), "makes nothing"),
+    (GenerateRequest(strength=0.0), "strength 0 does not exist"),
 ]
 
 
@@ -179,16 +179,16 @@ def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, mo
     clean = {one.group for one in index.items(list(index.ids())) if one.label.clean}
     assert not held_out & set(fitted.manifest["groups"])
     assert clean & set(fitted.manifest["groups"])  # windows of clean steel teach, too
-    batch = generate.generate(mill, "diffusion", Wish(("hole",), count=1), {"steps": 1}, "cpu")
+    batch = generate.generate(mill, "diffusion", GenerateRequest(("hole",), count=1), {"steps": 1}, "cpu")
     assert batch.made()[0].window[2:] == (32, 32)
     assert batch.made()[0].synthesiser == fitted.key
     assert batch.manifest["learnt"] == fitted.manifest["groups"]
     with pytest.raises(CurateError, match=r"fitted to windows of \[32\], not 64"):
-        generate.generate(mill, "diffusion", Wish(window=64))
+        generate.generate(mill, "diffusion", GenerateRequest(window=64))
     piece = next(group for _, split, group in index.rows("split", "group") if split == "train")
     index.set({"split": {id: "val" for id, group in index.rows("group") if group == piece}})
     with pytest.raises(CurateError, match="labels or splits of train changed since diffusion was fitted"):
-        generate.generate(mill, "diffusion", Wish(window=32))
+        generate.generate(mill, "diffusion", GenerateRequest(window=32))
 
 
 def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
@@ -258,10 +258,10 @@ def test_defects_that_a_window_cannot_hold_are_named(tmp_path: Path) -> None:
     label = replace(crack.label, defects=(defect_from_mask("crack", large),))
     real = [replace(one, label=label) if one.id == crack.id else one for one in real]
     bank = masks.bank_of(real, [], CLASSES, 10**6)
-    about = generate.donors_of(bank, "crack", asdict(generate.Wish(window=64)))
+    about = generate.donors_of(bank, "crack", asdict(generate.GenerateRequest(window=64)))
     assert (about["used"], about["there"]) == (3, 4)
     assert "1 are too large for a window of 64 px (up to 86 px long)" in about["left_out"]
     assert "--window 71 holds all" in about["left_out"]
-    assert generate.donors_of(bank, "crack", asdict(generate.Wish(window=71)))["left_out"] is None
-    whole = generate.donors_of(bank, "crack", asdict(generate.Wish(window=64, severity="high")))
+    assert generate.donors_of(bank, "crack", asdict(generate.GenerateRequest(window=71)))["left_out"] is None
+    whole = generate.donors_of(bank, "crack", asdict(generate.GenerateRequest(window=64, severity="high")))
     assert whole == {"there": 0, "used": 0, "left_out": None}

@@ -12,7 +12,7 @@ import pytest
 from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from synth import masks
-from synth.nouns import Bank, Scene, extent_of
+from synth.nouns import MaskBank, Scene, extent_of
 from synth.synthesisers import paste, poisson
 from synth.synthesisers._parts import FEATHER
 from tests.synth.conftest import CLASSES, drawn, items
@@ -26,19 +26,19 @@ def steel(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def bank(steel: list[Item]) -> Bank:
+def bank(steel: list[Item]) -> MaskBank:
     return masks.bank_of(steel, [], CLASSES, 10**6)
 
 
 @pytest.fixture(scope="module")
-def scenes(bank: Bank) -> list[Scene]:
+def scenes(bank: MaskBank) -> list[Scene]:
     return [masks.scene(bank, name, SIZE, seed)[0] for name in CLASSES for seed in range(8)]
 
 
 # --- the bank ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_bank_holds_every_defect_with_its_margin_and_every_clean_image(bank: Bank, steel: list[Item]) -> None:
+def test_the_bank_holds_every_defect_with_its_margin_and_every_clean_image(bank: MaskBank, steel: list[Item]) -> None:
     assert len(bank.of("crack")) == len(bank.of("hole")) == 4
     assert {one.id for one in bank.grounds} == {one.id for one in steel if one.label.clean}
     for donor in bank.donors:
@@ -74,7 +74,7 @@ def test_synthetic_images_boxes_and_unreadable_files_give_no_donor(steel: list[I
         masks.scene(masks.bank_of([boxed, *steel[4:8]], [], ("crack",), 10**6), "crack", SIZE, 0)
 
 
-def test_the_digest_follows_images_and_labels_alone(steel: list[Item], bank: Bank) -> None:
+def test_the_digest_follows_images_and_labels_alone(steel: list[Item], bank: MaskBank) -> None:
     assert masks.bank_of(steel[::-1], [], CLASSES, 10**6).digest == bank.digest
     assert masks.bank_of(steel[1:], [], CLASSES, 10**6).digest != bank.digest
     assert (
@@ -110,7 +110,7 @@ def test_steel_is_what_no_black_rim_covers(dark: int) -> None:
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_scene_depends_on_its_seed_alone(bank: Bank) -> None:
+def test_a_scene_depends_on_its_seed_alone(bank: MaskBank) -> None:
     first, site = masks.scene(bank, "crack", SIZE, 7)
     masks.scene(bank, "hole", SIZE, 8)
     again, same = masks.scene(bank, "crack", SIZE, 7)
@@ -122,7 +122,7 @@ def test_a_scene_depends_on_its_seed_alone(bank: Bank) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_scene_is_a_window_of_a_clean_image_and_holds_its_mask(bank: Bank, name: str) -> None:
+def test_a_scene_is_a_window_of_a_clean_image_and_holds_its_mask(bank: MaskBank, name: str) -> None:
     for seed in range(8):
         scene, site = masks.scene(bank, name, SIZE, seed)
         left, top, width, height = site.window
@@ -135,7 +135,7 @@ def test_a_scene_is_a_window_of_a_clean_image_and_holds_its_mask(bank: Bank, nam
         assert scene.reach[scene.mask].mean() > 0.9
 
 
-def test_sizes_stay_about_those_of_train_and_vary(bank: Bank) -> None:
+def test_sizes_stay_about_those_of_train_and_vary(bank: MaskBank) -> None:
     areas = {name: [masks.scene(bank, name, 64, seed)[1].area for seed in range(24)] for name in CLASSES}
     for name, found in areas.items():
         real = [one.area for one in bank.of(name)]
@@ -144,7 +144,7 @@ def test_sizes_stay_about_those_of_train_and_vary(bank: Bank) -> None:
         assert len(set(found)) > 6
 
 
-def test_what_is_set_by_hand_holds(bank: Bank) -> None:
+def test_what_is_set_by_hand_holds(bank: MaskBank) -> None:
     for seed in range(4):
         scene, site = masks.scene(bank, "hole", 64, seed, area=200, aspect=2.0, place=(0.0, 1.0), strength=0.5)
         wide, high = extent_of(scene.mask)
@@ -197,7 +197,7 @@ def test_a_thin_line_does_not_fall_apart_when_it_shrinks(steel: list[Item]) -> N
     assert extent_of(mask)[1] == pytest.approx(34, abs=2)
 
 
-def test_an_unchanged_warp_is_the_donor_itself(bank: Bank) -> None:
+def test_an_unchanged_warp_is_the_donor_itself(bank: MaskBank) -> None:
     donor = bank.donors[0]
     pixels, mask, reach = masks.warped(donor, masks.Warp(1.0, 1.0, 0.0, np.zeros((4, 4, 2), np.float32)))
     assert np.array_equal(pixels, donor.pixels)
@@ -216,7 +216,7 @@ def test_an_unchanged_warp_is_the_donor_itself(bank: Bank) -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
-    bank: Bank, name: str, size: int, hand: dict[str, float], words: str
+    bank: MaskBank, name: str, size: int, hand: dict[str, float], words: str
 ) -> None:
     with pytest.raises(CurateError, match=words) as caught:
         masks.scene(bank, name, size, 0, **hand)  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def test_without_clean_images_nothing_can_be_painted(steel: list[Item]) -> None:
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def test_examples_are_windows_of_train_with_their_masks(bank: Bank) -> None:
+def test_examples_are_windows_of_train_with_their_masks(bank: MaskBank) -> None:
     found = masks.examples(bank, SIZE, np.random.default_rng(0), 40)
     assert len(found) == 40
     assert {one.name for one in found} == {*CLASSES, ""}
@@ -246,7 +246,7 @@ def test_examples_are_windows_of_train_with_their_masks(bank: Bank) -> None:
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(found, again, strict=True))
 
 
-def test_examples_of_windows_larger_than_any_image_are_refused(bank: Bank) -> None:
+def test_examples_of_windows_larger_than_any_image_are_refused(bank: MaskBank) -> None:
     with pytest.raises(CurateError, match="choose a smaller size"):
         masks.examples(bank, 200, np.random.default_rng(0), 4)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from synth.nouns import Example
+from synth.nouns import TrainingWindow
 from synth.synthesisers import _parts, sd_inpaint
 from tests.synth.windows import CLASSES, examples, scene, window
 
@@ -73,7 +73,7 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def fit(folder: Path, path: Path | str, some: list[Example] | None = None, **options: Any) -> dict[str, Any]:
+def fit(folder: Path, path: Path | str, some: list[TrainingWindow] | None = None, **options: Any) -> dict[str, Any]:
     return sd_inpaint.fit(
         some or examples(), CLASSES, folder, **{"progress": silent, **QUICK, "path": str(path), **options}
     )

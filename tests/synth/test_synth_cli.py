@@ -93,11 +93,11 @@ def test_mistakes_are_one_line(run: Run) -> None:
 
 
 def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[design.Wish] = []
+    given: list[design.TrialRequest] = []
 
-    def noted(project: Project, wish: design.Wish, *_: object) -> trial.Report:
+    def noted(project: Project, wish: design.TrialRequest, *_: object) -> trial.TrialReport:
         given.append(wish)
-        return trial.Report(wish.stage, 0, 0, 0, 0.0, [])
+        return trial.TrialReport(wish.stage, 0, 0, 0, 0.0, [])
 
     monkeypatch.setattr(trial, "run", noted)
     words = "--stage full --arm balanced --arm paste --class hole --budget 5 --ratio 0.5 --seeds 2 --steps 7 --size 32"
@@ -105,7 +105,7 @@ def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.Monkey
     code, _, err = run("trial", *words.split(), *more.split(), "--option", "diffusion.steps=3")
     assert code == 0, err
     assert given == [
-        design.Wish(
+        design.TrialRequest(
             "full", ("balanced", "paste"), ("hole",), (5,), (0.5,), 2, 3, 2, "r", ("a=1",), 7, 32, 48, 0.5, 9,
             options={"diffusion": {"steps": 3}}, device="cpu", dry_run=True,
         )

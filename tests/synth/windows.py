@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synth.nouns import Example, Scene
+from synth.nouns import Scene, TrainingWindow
 from tests import fakes
 
 CLASSES = ("crack", "hole")
@@ -20,16 +20,16 @@ def shape(name: str, number: int, side: int = 32) -> np.ndarray:
     return np.asarray((y - cy) ** 2 + (x - cx) ** 2 <= 25)
 
 
-def window(name: str, number: int, side: int = 32, channels: int = 1) -> Example:
+def window(name: str, number: int, side: int = 32, channels: int = 1) -> TrainingWindow:
     """One of a group of its own, of two windows."""
     pixels = fakes.steel(side, side, seed=number).astype(int)
     mask = shape(name, number, side) if name else np.zeros((side, side), bool)
     pixels[mask] += SHIFT.get(name, 0)
     stacked = np.repeat(np.clip(pixels, 0, 255).astype(np.uint8)[..., None], channels, axis=2)
-    return Example(stacked, mask, name, f"piece{number // 2}")
+    return TrainingWindow(stacked, mask, name, f"piece{number // 2}")
 
 
-def examples(each: int = 10, channels: int = 1, side: int = 32) -> list[Example]:
+def examples(each: int = 10, channels: int = 1, side: int = 32) -> list[TrainingWindow]:
     numbered = [(name, 100 * at + number) for at, name in enumerate((*CLASSES, "")) for number in range(each)]
     return [window(name, number, side, channels) for name, number in numbered]
 

@@ -16,7 +16,7 @@ from curate.masks.shapes import defect_from_mask
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.recipe import Recipe, load
 
 CLASSES = ("crack", "hole")
@@ -62,9 +62,9 @@ def item(folder: Path, number: int, split: str = "train") -> Item:
     return Item(id, path, *pixels.shape[::-1], Label("labelled", defects), split, path.stem)
 
 
-def data(folder: Path, train: int = 8, val: int = 0, task: str = "segmentation") -> Data:
+def data(folder: Path, train: int = 8, val: int = 0, task: str = "segmentation") -> TrainingData:
     items = [item(folder, number, "train" if number < train else "val") for number in range(train + val)]
-    return Data(task, CLASSES, tuple(items[:train]), tuple(items[train:]), single=False, clean=True)
+    return TrainingData(task, CLASSES, tuple(items[:train]), tuple(items[train:]), single=False, clean=True)
 
 
 def tiny(*more: str) -> Recipe:

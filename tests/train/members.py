@@ -17,9 +17,9 @@ from curate.errors import CurateError
 from tests.train.conftest import data
 from tests.train.fit.test_loop import CNN, network, setting
 from train import processes, recipe
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.fit import loop
-from train.processes import Team
+from train.processes import ProcessGroup
 from train.recipe import Recipe
 
 PLAIN = ("model.options={}", "input.height=32", "input.width=32", "batch=4", "epochs=2", "optimiser.name=sgd")
@@ -63,7 +63,9 @@ def watched(seen: list[Any]) -> None:
     loop._epoch = lambda *given: seen.append(theirs(*given)) or seen[-1]  # type: ignore[assignment, func-returns-value]
 
 
-def fit(made: Recipe, of: Data, folder: Path, team: Team, ends: Path, steps: int | None = None) -> loop.Fitted:
+def fit(
+    made: Recipe, of: TrainingData, folder: Path, team: ProcessGroup, ends: Path, steps: int | None = None
+) -> loop.FitResult:
     done = 0
 
     def step(stage: str, now: int, total: int) -> None:
@@ -78,7 +80,7 @@ def fit(made: Recipe, of: Data, folder: Path, team: Team, ends: Path, steps: int
     return fitted
 
 
-def told(made: Recipe, of: Data, folder: Path, team: Team) -> str:
+def told(made: Recipe, of: TrainingData, folder: Path, team: ProcessGroup) -> str:
     """What a process says when the second one's loss is no number."""
     model = network(made, of)
 

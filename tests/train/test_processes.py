@@ -23,7 +23,7 @@ from train import checkpoint, processes, store
 from train.data import sampling
 from train.fit import loop
 from train.fit import run as training
-from train.processes import Team
+from train.processes import ProcessGroup
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 HOUSE = Path(__file__).resolve().parents[2]
@@ -96,9 +96,9 @@ def test_the_leader_speaks_for_all(folder: Path) -> None:
 
 
 def test_a_batch_is_shared_evenly() -> None:
-    assert Team(1, 4).part_of(32) == 8
+    assert ProcessGroup(1, 4).part_of(32) == 8
     with pytest.raises(CurateError, match=r"batch 7 cannot be shared by 2 processes. Try: --set batch=8"):
-        Team(0, 2).part_of(7)
+        ProcessGroup(0, 2).part_of(7)
     if not torch.cuda.is_available():
         with pytest.raises(CurateError, match=r"--processes 2, but there are 0 GPUs.*--device cpu"):
             processes.launch(2, [], "cuda")
@@ -112,7 +112,7 @@ def test_the_command_goes_on_in_two_processes(works: Project) -> None:
         if line.startswith("epoch 3 "):
             raise members.Pulled
 
-    wish = training.Wish(recipe="simple-cnn", overrides=sets, device="cpu")
+    wish = training.TrainRequest(recipe="simple-cnn", overrides=sets, device="cpu")
     with pytest.raises(members.Pulled):
         training.run(works, wish, told=pulled)
     command = [sys.executable, "-m", "curate", "train", "--json", "--recipe", "simple-cnn", "--device", "cpu"]

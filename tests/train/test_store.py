@@ -18,7 +18,7 @@ from curate.project import Project
 from train import architectures, checkpoint, recipe, store
 from train.fit import loop
 from train.predict import run as predicting
-from train.store import Stored
+from train.store import StoredModel
 
 KEY = "a" * 24
 CNN = recipe.load("simple-cnn", ["input.height=32", "input.width=32"])
@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def model(project: Project) -> Stored:
+def model(project: Project) -> StoredModel:
     weights = project.folder / "w.safetensors"
     checkpoint.save(weights, architectures.build(CNN.task, CNN.model, CNN.input.channels, 2).state_dict())
     row = {"phase": 0, "epoch": 0, "train_loss": 0.5}
@@ -48,7 +48,7 @@ def told(act: Callable[[], object]) -> str:
     return line
 
 
-def test_a_sound_one_opens(project: Project, model: Stored) -> None:
+def test_a_sound_one_opens(project: Project, model: StoredModel) -> None:
     assert [one.key for one in store.every(project)] == [KEY]
     assert not predicting.network(model).training
 
@@ -63,7 +63,7 @@ def test_a_sound_one_opens(project: Project, model: Stored) -> None:
         (b"{}", "key is missing"),
     ],
 )
-def test_a_manifest_of_junk_is_one_line(project: Project, model: Stored, content: bytes, why: str) -> None:
+def test_a_manifest_of_junk_is_one_line(project: Project, model: StoredModel, content: bytes, why: str) -> None:
     (model.folder / store.MANIFEST).write_bytes(content)
     line = told(lambda: store.every(project))
     assert "manifest.json is damaged" in line
@@ -82,24 +82,26 @@ def test_a_manifest_of_junk_is_one_line(project: Project, model: Stored, content
         ({"best": {"epoch": "1", "train_loss": 1.0}}, "best.epoch"),
     ],
 )
-def test_a_manifest_that_is_no_model_s_is_one_line(project: Project, model: Stored, changes: Any, why: str) -> None:
+def test_a_manifest_that_is_no_model_s_is_one_line(
+    project: Project, model: StoredModel, changes: Any, why: str
+) -> None:
     (model.folder / store.MANIFEST).write_text(json.dumps(model.manifest | changes))
     assert why in told(lambda: store.find(project))
 
 
-def test_a_pipe_in_its_place_is_not_waited_for(project: Project, model: Stored) -> None:
+def test_a_pipe_in_its_place_is_not_waited_for(project: Project, model: StoredModel) -> None:
     (model.folder / store.MANIFEST).unlink()
     os.mkfifo(model.folder / store.MANIFEST)
     assert "is damaged" in told(lambda: store.opened(model.folder))
 
 
 @pytest.mark.parametrize("alias", [b"{", b"[]", b"\xff"])
-def test_an_alias_of_junk_is_one_line(project: Project, model: Stored, alias: bytes) -> None:
+def test_an_alias_of_junk_is_one_line(project: Project, model: StoredModel, alias: bytes) -> None:
     (store.home(project) / "candidate.json").write_bytes(alias)
     assert "candidate.json is damaged" in told(lambda: store.current(project))
 
 
-def test_spoilt_weights_are_one_line(model: Stored) -> None:
+def test_spoilt_weights_are_one_line(model: StoredModel) -> None:
     """Cut anywhere, or with any byte changed: the model opens, or one line says that it is damaged."""
     whole = model.weights.read_bytes()
     random = np.random.default_rng(0)
@@ -118,7 +120,7 @@ def test_spoilt_weights_are_one_line(model: Stored) -> None:
     assert all("damaged" in line and "\n" not in line for line in lines)
 
 
-def test_weights_of_another_network_are_one_line(model: Stored) -> None:
+def test_weights_of_another_network_are_one_line(model: StoredModel) -> None:
     tensors, _ = checkpoint.load(model.weights)
     name = next(iter(tensors))
     checkpoint.save(model.folder / store.WEIGHTS, tensors | {name: torch.zeros(3)})
@@ -136,9 +138,9 @@ def test_weights_of_another_network_are_one_line(model: Stored) -> None:
         ({"architecture": "encoder-head", "encoder": "resnet18", "options": {"hidden": "x"}}, "hidden"),
     ],
 )
-def test_a_recipe_that_builds_nothing_is_one_line(model: Stored, changes: Any, why: str) -> None:
+def test_a_recipe_that_builds_nothing_is_one_line(model: StoredModel, changes: Any, why: str) -> None:
     made = model.manifest["recipe"]
-    spoilt = Stored(model.folder, model.manifest | {"recipe": made | {"model": made["model"] | changes}})
+    spoilt = StoredModel(model.folder, model.manifest | {"recipe": made | {"model": made["model"] | changes}})
     assert why in told(lambda: predicting.network(spoilt))
 
 

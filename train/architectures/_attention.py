@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 
-class Gate(nn.Module):  # type: ignore[misc]
+class AttentionGate(nn.Module):  # type: ignore[misc]
     """How much each place of a skip connection counts, as the coarser map that joins it sees it (Oktay et al. 2018)."""
 
     def __init__(self, skip: int, coarse: int) -> None:
@@ -33,7 +33,7 @@ class Gate(nn.Module):  # type: ignore[misc]
 class GatedBlock(nn.Module):  # type: ignore[misc]
     """A block of smp's U-Net decoder whose skip connection goes through a gate."""
 
-    def __init__(self, block: Any, gate: Gate) -> None:
+    def __init__(self, block: Any, gate: AttentionGate) -> None:
         super().__init__()
         self.block, self.gate = block, gate
 
@@ -47,6 +47,6 @@ def gated(unet: Any) -> Any:
     skips = unet.encoder.out_channels[-2:0:-1]
     for place, skip in enumerate(skips):
         block = unet.decoder.blocks[place]
-        unet.decoder.blocks[place] = GatedBlock(block, Gate(skip, coarse))
+        unet.decoder.blocks[place] = GatedBlock(block, AttentionGate(skip, coarse))
         coarse = block.conv2[0].out_channels
     return unet

@@ -11,7 +11,7 @@ from torch.nn import functional
 CLEAN = 0.005  # a gate that gives no class more than this ends the look: no threshold is as low
 
 
-class Gate(nn.Module):  # type: ignore[misc]
+class ClassGate(nn.Module):  # type: ignore[misc]
     """Whether a class is anywhere: the likeliest place counts, so that a strip's length does not dilute a crack."""
 
     def __init__(self, encoder: Any, outputs: int, dropout: float) -> None:
@@ -26,7 +26,7 @@ class Gate(nn.Module):  # type: ignore[misc]
         return self.places(self.encoder(padded)[-1]).amax((2, 3))
 
 
-class Gated(nn.Module):  # type: ignore[misc]
+class GatedSegmenter(nn.Module):  # type: ignore[misc]
     """Logits of p(gate) * p(segmenter). The parts of smp's segmenter keep their names: weights are loaded by them."""
 
     def __init__(self, gate: Any, segmenter: Any) -> None:

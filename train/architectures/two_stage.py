@@ -16,9 +16,9 @@ TASK = "segmentation"
 def build(config: Model, channels: int, outputs: int, *, gate: str = "mobilenet_v2") -> Any:
     from train.architectures import _gate, _smp
 
-    fast = _gate.Gate(_smp.encoder(gate_of(config, gate), channels), outputs, config.dropout)
+    fast = _gate.ClassGate(_smp.encoder(gate_of(config, gate), channels), outputs, config.dropout)
     plain = config.model_copy(update={"architecture": "Unet", "options": {}})
-    return _gate.Gated(fast, _smp.segmenter(plain, channels, outputs))
+    return _gate.GatedSegmenter(fast, _smp.segmenter(plain, channels, outputs))
 
 
 def gate_of(config: Model, gate: str = "mobilenet_v2") -> Model:

@@ -33,7 +33,7 @@ FEW_GROUPS = 2
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What there is to learn from, and what a person should know of it. `single`: no image shows two classes.
 
     `pseudo`: images with a model's word in place of a label, beside those of train.
@@ -68,7 +68,7 @@ class Data:
 # --- which images ---------------------------------------------------------------------------------------------------
 
 
-def collect(index: Index, task: str | None = None) -> Data:
+def collect(index: Index, task: str | None = None) -> TrainingData:
     """The labelled images of train and val. Raises CurateError where there is nothing to learn."""
     ids = [id for id, *row in index.rows("status", "split", "source", "missing") if _teaches(*row)]
     if not ids:
@@ -94,7 +94,7 @@ def collect(index: Index, task: str | None = None) -> Data:
     clean = any(not one.label.present.intersection(classes) for one in kept)
     if single and len(classes) + clean < 2:
         raise CurateError(f"every labelled image shows {classes[0]}: there is nothing to tell apart; label clean ones")
-    return Data(task, classes, tuple(train), tuple(val), single, clean, tuple(notes))
+    return TrainingData(task, classes, tuple(train), tuple(val), single, clean, tuple(notes))
 
 
 def _teaches(status: str | None, split: str | None, source: str | None, missing: bool | None) -> bool:
@@ -145,7 +145,7 @@ def _few_groups(classes: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """All that turns an item into arrays; plain values, so that any process can do it."""
 
     task: str
@@ -168,7 +168,7 @@ class Examples:
     """Items as arrays: a random view of each in training, all of it in tiles for validation."""
 
     items: Sequence[Item]
-    plan: Plan
+    plan: LoadPlan
     training: bool = True
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class Examples:
         return item.id, *views(image, item, self.plan, seed if self.training else None)
 
 
-def _whole(image: Pixels, item: Item, plan: Plan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
+def _whole(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
     """The image, resized; what it shows."""
     image = resized(image, plan.input.height, plan.input.width)
     if seed is not None:
@@ -199,7 +199,7 @@ def _whole(image: Pixels, item: Item, plan: Plan, seed: Sequence[int] | None) ->
     return image[None], np.array([present], np.uint8)
 
 
-def _viewed(image: Pixels, item: Item, plan: Plan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
+def _viewed(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
     """A crop with its masks, or all tiles."""
     high, wide = plan.input.height, plan.input.width
     image, masks = padded(image, high, wide), masks_of(item, plan.classes)
@@ -264,7 +264,7 @@ NO_GUESTS: Guests = frozenset(), 1.0
 
 
 @dataclass
-class Batches:
+class EpochBatches:
     """The keys of an epoch, cut into batches. `begin` or `take` sets the epoch; a loader's processes stay."""
 
     size: int
@@ -285,7 +285,7 @@ class Batches:
         return len(self.keys)
 
 
-def loader(examples: Examples, batches: Batches, workers: int, pin: bool, guests: Guests = NO_GUESTS) -> Any:
+def loader(examples: Examples, batches: EpochBatches, workers: int, pin: bool, guests: Guests = NO_GUESTS) -> Any:
     """torch's loader; its processes are fresh ones, since a fork would inherit the database client's threads."""
     from torch.utils.data import DataLoader
 

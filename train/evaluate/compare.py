@@ -17,9 +17,9 @@ from curate.index.dataset import Index
 from curate.project import Project
 from train.evaluate import intervals, metrics
 from train.evaluate import run as evaluating
-from train.evaluate.intervals import FEW, Figure, Measure
-from train.evaluate.metrics import ByName, Judged
-from train.evaluate.run import Progress, Wish
+from train.evaluate.intervals import FEW, BootstrapMetric, Estimate
+from train.evaluate.metrics import ByName, EvaluatedImages
+from train.evaluate.run import EvaluateRequest, Progress
 
 WORDS = {
     "recall": ("finds more {name}", "finds less {name}"),
@@ -44,8 +44,8 @@ class Comparison:
     split: str
     images: int
     groups: int
-    overall: dict[str, Figure]
-    classes: dict[str, dict[str, Figure]]
+    overall: dict[str, Estimate]
+    classes: dict[str, dict[str, Estimate]]
     fixed: int
     broken: int
     verdict: list[str]
@@ -61,12 +61,12 @@ def run(
     project: Project,
     a: str,
     b: str,
-    wish: Wish,
+    wish: EvaluateRequest,
     progress: Progress = lambda stage, done, total: None,
 ) -> Comparison:
     """Judge both where that is still to do, and hold them against each other. The caller holds the writer lock."""
     index = Index(project)
-    exams = [evaluating.prepared(index, Wish(one, wish.split, {}, wish.allow_leak)) for one in (a, b)]
+    exams = [evaluating.prepared(index, EvaluateRequest(one, wish.split, {}, wish.allow_leak)) for one in (a, b)]
     keys = [exam.model.key for exam in exams]
     if keys[0] == keys[1]:
         raise CurateError(f"'{a}' and '{b}' are the same model, {keys[0]}. See: curate models")
@@ -82,7 +82,7 @@ def run(
     return compared(before, after, keys[0], keys[1], wish.split, notes)
 
 
-def chosen(judged: Judged, ids: set[str]) -> Judged:
+def chosen(judged: EvaluatedImages, ids: set[str]) -> EvaluatedImages:
     """These images alone, in order; pixels and regions go with them."""
     rows = np.array([row for row, id in enumerate(judged.ids) if id in ids], int)
     if len(rows) == len(judged.ids):
@@ -90,7 +90,9 @@ def chosen(judged: Judged, ids: set[str]) -> Judged:
     return judged.taken(rows)
 
 
-def compared(before: Judged, after: Judged, a: str, b: str, split: str, notes: list[str]) -> Comparison:
+def compared(
+    before: EvaluatedImages, after: EvaluatedImages, a: str, b: str, split: str, notes: list[str]
+) -> Comparison:
     """Pure: two models' judged images, which are the same ones."""
     draws = before.draws()
     (all_before, then), (all_after, now) = (metrics.measures(one, draws) for one in (before, after))
@@ -104,19 +106,19 @@ def compared(before: Judged, after: Judged, a: str, b: str, split: str, notes: l
     return Comparison(a, b, split, len(before.ids), groups, differences, classes, fixed, broken, verdict, notes)
 
 
-def _minus(before: ByName, after: ByName) -> dict[str, Figure]:
+def _minus(before: ByName, after: ByName) -> dict[str, Estimate]:
     return {name: _difference(one, after[name]) for name, one in before.items() if name in after}
 
 
-def _difference(before: Measure, after: Measure) -> Figure:
+def _difference(before: BootstrapMetric, after: BootstrapMetric) -> Estimate:
     n, groups = min(before.n, after.n), min(before.groups, after.groups)
-    return intervals.difference(Measure(after.values - before.values, n, groups))
+    return intervals.difference(BootstrapMetric(after.values - before.values, n, groups))
 
 
 # --- in words -------------------------------------------------------------------------------------------------------
 
 
-def _verdict(overall: Mapping[str, Figure], classes: Mapping[str, Mapping[str, Figure]], groups: int) -> list[str]:
+def _verdict(overall: Mapping[str, Estimate], classes: Mapping[str, Mapping[str, Estimate]], groups: int) -> list[str]:
     said = [words for key, forms in OVERALL.items() if (words := _words(overall.get(key), forms, "B "))]
     found = said or [f"no difference over all classes that these {groups} groups can show"]
     for name, by_metric in classes.items():
@@ -124,7 +126,7 @@ def _verdict(overall: Mapping[str, Figure], classes: Mapping[str, Mapping[str, F
     return found
 
 
-def _of_class(name: str, found: Mapping[str, Figure]) -> list[str]:
+def _of_class(name: str, found: Mapping[str, Estimate]) -> list[str]:
     recall = found["recall"]
     if not recall.n:
         return [f"{name}: no image shows it, nothing can be said"]
@@ -135,7 +137,7 @@ def _of_class(name: str, found: Mapping[str, Figure]) -> list[str]:
     return said or [f"{name}: no difference that these {recall.groups} groups can show"]
 
 
-def _words(one: Figure | None, forms: tuple[str, ...], lead: str) -> str:
+def _words(one: Estimate | None, forms: tuple[str, ...], lead: str) -> str:
     """What the difference means; nothing where its interval holds 0."""
     if one is None or not (one.low > 0 or one.high < 0):
         return ""

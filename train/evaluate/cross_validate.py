@@ -32,19 +32,19 @@ from curate.project import Project
 from curate.tables import Table
 from curate.units import duration
 from train import checkpoint, store
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.evaluate import intervals, per_image
 from train.evaluate import metrics as figures
 from train.evaluate import run as evaluating
-from train.evaluate.intervals import Measure
-from train.evaluate.metrics import ByName, Judged
-from train.evaluate.per_image import Judge
+from train.evaluate.intervals import BootstrapMetric
+from train.evaluate.metrics import ByName, EvaluatedImages
+from train.evaluate.per_image import ModelEvaluator
 from train.fit import loop, pretrained
 from train.fit import run as training
 from train.predict import run as predicting
 from train.predict.run import Predictor
 from train.recipe import Recipe
-from train.store import Stored
+from train.store import StoredModel
 
 COUNT, REPEATS = 5, 3
 JUDGED = ("train", "val")  # test stays untouched unless it is asked for
@@ -53,7 +53,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class CrossValidateRequest:
     """What the user asks for. `targets`: the recall that each class should have, by fitting its threshold on val."""
 
     model: str | None = None
@@ -70,7 +70,7 @@ class Fold:
 
     repeat: int
     number: int
-    data: Data
+    data: TrainingData
     held: tuple[Item, ...]
 
     @property
@@ -79,12 +79,12 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Task:
+class CrossValidationTask:
     """All that is needed to train and judge; `items` are all that is judged."""
 
     project: Project
-    model: Stored
-    wish: Wish
+    model: StoredModel
+    wish: CrossValidateRequest
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     folds: tuple[Fold, ...]
@@ -141,14 +141,14 @@ class Validation:
         return self.manifest | {"folder": str(self.folder), "fresh": self.fresh} | self.figures
 
 
-def cost(task: Task) -> str:
+def cost(task: CrossValidationTask) -> str:
     """What a user should know before it begins."""
     made = task.model.manifest
     each = f"{duration(made['seconds'])} on {made['device']}"
     return f"{len(task.todo)} of {len(task.folds)} trainings to do, each about as long as the model's own ({each})"
 
 
-def run(task: Task, progress: Progress = lambda stage, done, total: None) -> Validation:
+def run(task: CrossValidationTask, progress: Progress = lambda stage, done, total: None) -> Validation:
     """Train and judge fold after fold; what is done stays done. The index stays free meanwhile."""
     with files.writer_lock(task.project.work / "evaluations", "curate evaluate --folds"):
         fresh = not task.result.is_file()
@@ -164,7 +164,7 @@ def run(task: Task, progress: Progress = lambda stage, done, total: None) -> Val
 # --- which images, and which folds ----------------------------------------------------------------------------------
 
 
-def prepared(project: Project, wish: Wish) -> Task:
+def prepared(project: Project, wish: CrossValidateRequest) -> CrossValidationTask:
     """The folds; raises CurateError where there are too few groups to deal, or nothing to learn from some of them."""
     index, model = Index(project), store.find(project, wish.model)
     classes, notes = evaluating.classes_of(project, model), list[str]()
@@ -182,7 +182,7 @@ def prepared(project: Project, wish: Wish) -> Task:
     about = [rows, per_image.mark(classes), config.seed, shares, pretrained.mark_of(predicting.recipe_of(model).model)]
     name = f"folds-{wish.count}{'-test' if wish.with_test else ''}-{key_of([about, training.STEP, STEP])[:16]}"
     folder = per_image.home(project, model.key) / name
-    return Task(project, model, wish, classes, tuple(items), folds, folder, tuple(notes))
+    return CrossValidationTask(project, model, wish, classes, tuple(items), folds, folder, tuple(notes))
 
 
 def _taught_before(project: Project, made: Recipe) -> Iterator[str]:
@@ -211,7 +211,9 @@ def _check_targets(targets: Mapping[str, float], classes: Sequence[str]) -> None
             raise CurateError(f"target recall {recall:g} of {name} must lie above 0 and at most at 1")
 
 
-def _labelled(index: Index, model: Stored, classes: Sequence[str], wish: Wish, notes: list[str]) -> list[Item]:
+def _labelled(
+    index: Index, model: StoredModel, classes: Sequence[str], wish: CrossValidateRequest, notes: list[str]
+) -> list[Item]:
     """The real labelled images. Synthetic ones do not even teach: what made them has seen groups of every fold."""
     wanted = (*JUDGED, "test") if wish.with_test else JUDGED
     members = index.members()
@@ -234,16 +236,16 @@ def _labelled(index: Index, model: Stored, classes: Sequence[str], wish: Wish, n
     return items
 
 
-def _learnt(items: Sequence[Item], model: Stored, project: Project) -> Data:
+def _learnt(items: Sequence[Item], model: StoredModel, project: Project) -> TrainingData:
     """All images as something to learn from."""
     task, names = model.manifest["task"], project.active_classes
     shown = [one.label.present.intersection(names) for one in items]
     single = task == "classification" and all(len(one) <= 1 for one in shown)
-    return Data(task, tuple(names), tuple(items), (), single, not all(shown))
+    return TrainingData(task, tuple(names), tuple(items), (), single, not all(shown))
 
 
 def dealt(
-    items: Sequence[Item], learnt: Data, count: int, repeats: int, seed: int, shares: Mapping[str, float]
+    items: Sequence[Item], learnt: TrainingData, count: int, repeats: int, seed: int, shares: Mapping[str, float]
 ) -> Iterator[Fold]:
     """Every repeat's folds, stratified by class; a later repeat changes nothing of those before."""
     groups = _counted(items)
@@ -262,7 +264,7 @@ def _counted(items: Iterable[Item]) -> list[splits.Group]:
     return splits.gathered(Member(group_of(one), one.source, "labelled", one.label.present) for one in items)
 
 
-def _parted(rest: Sequence[Item], learnt: Data, seed: int, shares: Mapping[str, float]) -> Data:
+def _parted(rest: Sequence[Item], learnt: TrainingData, seed: int, shares: Mapping[str, float]) -> TrainingData:
     """Train and val of a fold, by group, in the proportion that the project has; classes are those that train shows."""
     total = sum(shares.values())
     where = splits.assign(_counted(rest), {split: share / total for split, share in shares.items()}, seed)
@@ -292,7 +294,7 @@ def _alone(items: Sequence[Item], classes: Sequence[str]) -> Iterator[str]:
 # --- a fold ---------------------------------------------------------------------------------------------------------
 
 
-def _done(task: Task, fold: Fold, progress: Progress) -> None:
+def _done(task: CrossValidationTask, fold: Fold, progress: Progress) -> None:
     """Train without the fold and judge it, unless that is done; its weights go when its answers are kept."""
     if task.marker(fold).is_file():
         return
@@ -307,7 +309,9 @@ def _done(task: Task, fold: Fold, progress: Progress) -> None:
     files.remove(scratch)
 
 
-def _trained(task: Task, fold: Fold, scratch: Path, progress: Progress) -> tuple[Judge, loop.Fitted]:
+def _trained(
+    task: CrossValidationTask, fold: Fold, scratch: Path, progress: Progress
+) -> tuple[ModelEvaluator, loop.FitResult]:
     """The model's recipe on all but the fold; each repeat has a seed of its own."""
     from curate.embed._network import device_of
 
@@ -317,18 +321,18 @@ def _trained(task: Task, fold: Fold, scratch: Path, progress: Progress) -> tuple
     scratch.mkdir(parents=True, exist_ok=True)
     model, start = training.network_of(made, data)
     plan = training.plan_of(task.project, made, data)
-    setting = loop.Setting(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
+    setting = loop.FitSettings(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     name = f"fold {fold.number + 1} of {task.wish.count}, repeat {fold.repeat + 1}"
     fitted = loop.fit(model, setting, lambda _, done, total: progress(name, done, total * epochs))
     checkpoint.fill(model, scratch / loop.BEST)
     about = Predictor(f"fold-{fold.name}", data.classes, made, data.single, model.eval(), device)
-    return Judge(about, task.classes, task.project.config.limits.max_pixels), fitted
+    return ModelEvaluator(about, task.classes, task.project.config.limits.max_pixels), fitted
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _result(task: Task) -> dict[str, Any]:
+def _result(task: CrossValidationTask) -> dict[str, Any]:
     done = [json.loads(task.marker(one).read_text(encoding="utf-8")) for one in task.folds]
     failed = {id: why for one in done for id, why in one["failed"].items()}
     good = [one for one in task.items if one.id not in failed]
@@ -341,7 +345,7 @@ def _result(task: Task) -> dict[str, Any]:
     return {"manifest": _manifest(task, failed), "figures": found}
 
 
-def _manifest(task: Task, failed: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(task: CrossValidationTask, failed: Mapping[str, str]) -> dict[str, Any]:
     notes = list(task.notes)
     if failed:
         notes.append(f"{len(failed)} images could not be read; the first: {next(iter(failed.values()))}")
@@ -362,7 +366,7 @@ def _manifest(task: Task, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def described(judged: Sequence[Judged]) -> dict[str, Any]:
+def described(judged: Sequence[EvaluatedImages]) -> dict[str, Any]:
     """All figures of the same images, judged several times; `by_repeat` shows how far chance moves each."""
     first, draws = judged[0], judged[0].draws()
     overall, by_class = zip(*(figures.measures(one, draws) for one in judged), strict=True)
@@ -383,19 +387,21 @@ def _figures(repeats: Sequence[ByName]) -> dict[str, Any]:
     }
 
 
-def _values(found: Iterable[Measure]) -> list[float | None]:
+def _values(found: Iterable[BootstrapMetric]) -> list[float | None]:
     return [round(value, 6) if math.isfinite(value := float(one.values[0])) else None for one in found]
 
 
-def averaged(repeats: Sequence[Measure]) -> Measure:
+def averaged(repeats: Sequence[BootstrapMetric]) -> BootstrapMetric:
     """The mean over repeats, draw by draw. All of them are about the same images, so `n` and `groups` do not add up."""
     known = [one for one in repeats if np.isfinite(one.values[0])] or list(repeats[:1])
     parts = tuple(averaged(part) for part in zip(*(one.parts for one in known), strict=True))
     values = intervals.mean(known).values
-    return Measure(values, min(one.n for one in known), min(one.groups for one in known), parts)
+    return BootstrapMetric(values, min(one.n for one in known), min(one.groups for one in known), parts)
 
 
-def _operating(task: Task, judged: Sequence[Judged], name: str, target: float) -> dict[str, Any]:
+def _operating(
+    task: CrossValidationTask, judged: Sequence[EvaluatedImages], name: str, target: float
+) -> dict[str, Any]:
     """Each fold's threshold is fitted on its own val: what holds on images that nobody has fitted anything on."""
     place, draws = task.classes.index(name), judged[0].draws()
     fitted = [_fitted(task, row, one, place, target) for row, one in enumerate(judged)]
@@ -414,8 +420,8 @@ def _operating(task: Task, judged: Sequence[Judged], name: str, target: float) -
 
 
 def _fitted(
-    task: Task, repeat: int, judged: Judged, place: int, target: float
-) -> tuple[NDArray[np.bool_], list[figures.Point]]:
+    task: CrossValidationTask, repeat: int, judged: EvaluatedImages, place: int, target: float
+) -> tuple[NDArray[np.bool_], list[figures.OperatingPoint]]:
     """What a repeat's folds decide by their own thresholds, or by the recipe's where val does not show the class."""
     decided, points = judged.decided[:, place].copy(), []
     for fold in (one for one in task.folds if one.repeat == repeat):
@@ -428,7 +434,7 @@ def _fitted(
     return decided, points
 
 
-def _val(task: Task, fold: Fold, single: bool) -> Judged:
+def _val(task: CrossValidationTask, fold: Fold, single: bool) -> EvaluatedImages:
     table = task.said_of_val(fold)
     known = per_image.known(table, fold.data.val)
     return per_image.gathered(table, [one for one in fold.data.val if one.id in known], task.classes, single)

@@ -31,7 +31,7 @@ from train.data.dataset import masks_of
 from train.data.pixels import Pixels, normalised, padded, read, resized, up_to_stride, with_channels
 from train.evaluate import intervals, mistakes
 from train.evaluate import run as evaluating
-from train.evaluate.intervals import Draws, Measure
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric
 from train.evaluate.robustness import Progress
 from train.predict import run as predicting
 from train.predict.run import Predictor
@@ -47,7 +47,7 @@ Heat = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExplainRequest:
     """`view`: of a saved view; else the surest mistakes of the model's last evaluation; without one labelled images of
     test."""
 
@@ -58,7 +58,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Question:
+class HeatRequest:
     """An image, and the class whose heat is wanted."""
 
     item: Item
@@ -161,20 +161,20 @@ def summed(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in sorted({one["asked"] for one in answers}):
         mine = [one for one in answers if one["asked"] == name and one.get("share") is not None]
         if mine:
-            draws = Draws.of([one["group"] for one in mine])
+            draws = BootstrapDraws.of([one["group"] for one in mine])
             found[name] = {key: _mean(draws, [one[key] for one in mine]) for key in ("share", "area", "peak")}
     return found
 
 
-def _mean(draws: Draws, values: Sequence[float]) -> dict[str, Any]:
-    measure: Measure = draws.share(np.array(values), np.ones(len(values)))
+def _mean(draws: BootstrapDraws, values: Sequence[float]) -> dict[str, Any]:
+    measure: BootstrapMetric = draws.share(np.array(values), np.ones(len(values)))
     return intervals.figure(measure).to_json()
 
 
 # --- which images ---------------------------------------------------------------------------------------------------
 
 
-def questions(index: Index, model: store.Stored, wish: Wish) -> list[Question]:
+def questions(index: Index, model: store.StoredModel, wish: ExplainRequest) -> list[HeatRequest]:
     """What to ask: classes that are wrong where there are mistakes, else those that are there."""
     known = list(model.manifest["classes"])
     if wish.view is not None:
@@ -187,7 +187,7 @@ def questions(index: Index, model: store.Stored, wish: Wish) -> list[Question]:
     return _labelled(index, sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest()), known, wish.images)
 
 
-def _mistaken(index: Index, model: store.Stored, known: Sequence[str], count: int) -> list[Question]:
+def _mistaken(index: Index, model: store.StoredModel, known: Sequence[str], count: int) -> list[HeatRequest]:
     """The surest mistakes of this model's last evaluation: the index may show another's."""
     last = next((one for one in evaluating.every(index.project) if one.model == model.key), None)
     here = set(index.ids())
@@ -196,20 +196,20 @@ def _mistaken(index: Index, model: store.Stored, known: Sequence[str], count: in
     found = []
     for id, missed, alarms in rows[:count]:
         for why, wrong in (("missed", missed), ("false alarm", alarms)):
-            found += [Question(items[id], name, why) for name in wrong if name in known]
+            found += [HeatRequest(items[id], name, why) for name in wrong if name in known]
     return found[:count]
 
 
-def _labelled(index: Index, ids: Sequence[str], known: Sequence[str], count: int) -> list[Question]:
+def _labelled(index: Index, ids: Sequence[str], known: Sequence[str], count: int) -> list[HeatRequest]:
     """One question for each class of an image; where these are too few, images that show none, about the likeliest."""
-    found: list[Question] = []
-    rest: list[Question] = []
+    found: list[HeatRequest] = []
+    rest: list[HeatRequest] = []
     for part in chunks(ids, CHUNK):
         items = {one.id: one for one in index.items(part)}
         for item in (items[id] for id in part):
             names = sorted(item.label.present.intersection(known))
-            found += [Question(item, name, "labelled") for name in names]
-            rest += [] if names else [Question(item, "", "")]
+            found += [HeatRequest(item, name, "labelled") for name in names]
+            rest += [] if names else [HeatRequest(item, "", "")]
         if len(found) >= count:
             break
     return [*found, *rest][:count]
@@ -230,7 +230,7 @@ class Explanation:
         return {"folder": str(self.folder), "sheet": str(self.folder / SHEET), "fresh": self.fresh} | self.report
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Explanation:
+def run(project: Project, wish: ExplainRequest, progress: Progress = lambda stage, done, total: None) -> Explanation:
     """Ask about each image, or find that it is done."""
     index, model = Index(project), store.find(project, wish.model)
     asked = questions(index, model, wish)
@@ -247,7 +247,12 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
 
 
 def _write(
-    folder: Path, project: Project, predictor: Predictor, asked: Sequence[Question], wish: Wish, progress: Progress
+    folder: Path,
+    project: Project,
+    predictor: Predictor,
+    asked: Sequence[HeatRequest],
+    wish: ExplainRequest,
+    progress: Progress,
 ) -> None:
     answers, cells, failed = [], [], dict[str, str]()
     for one in asked:
@@ -270,7 +275,7 @@ def _write(
         files.write_json(aside / REPORT, report | {"failed": failed, "step": STEP})
 
 
-def explained(predictor: Predictor, one: Question, pixels: Pixels) -> tuple[dict[str, Any], Heat, NDArray[np.uint8]]:
+def explained(predictor: Predictor, one: HeatRequest, pixels: Pixels) -> tuple[dict[str, Any], Heat, NDArray[np.uint8]]:
     """What is said of an image, the heat for the class, and where the class is."""
     image = with_channels(pixels, predictor.recipe.input.channels)
     seen = predictor.predict_image(pixels)

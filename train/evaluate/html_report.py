@@ -21,8 +21,8 @@ from train.evaluate import per_image
 from train.evaluate.intervals import FEW
 
 if TYPE_CHECKING:
-    from train.evaluate.run import Evaluation, Exam, Examined
-    from train.store import Stored
+    from train.evaluate.run import EvaluatedModel, Evaluation, EvaluationPlan
+    from train.store import StoredModel
 
 CSS = Path(__file__).with_suffix(".css")
 SHOTS = 12
@@ -74,7 +74,7 @@ ON_PIXELS += "around a connected region, its confidence the region's mean probab
 Figures = Mapping[str, Any]
 
 
-class Shot(NamedTuple):
+class MistakePicture(NamedTuple):
     """A picture of a mistake: a data URI, its sides' ratio, and what to say below it."""
 
     image: str
@@ -83,7 +83,7 @@ class Shot(NamedTuple):
     words: str
 
 
-def page(about: Evaluation, model: Stored, shots: Sequence[Shot], colors: Mapping[str, str]) -> str:
+def page(about: Evaluation, model: StoredModel, shots: Sequence[MistakePicture], colors: Mapping[str, str]) -> str:
     found, made = about.figures, about.manifest
     title = f"{made['project']}: {made['split']} by model {about.model[:12]}"
     body = [
@@ -115,7 +115,7 @@ def page(about: Evaluation, model: Stored, shots: Sequence[Shot], colors: Mappin
 # --- text and tables ------------------------------------------------------------------------------------------------
 
 
-def _head(title: str, about: Evaluation, model: Stored) -> str:
+def _head(title: str, about: Evaluation, model: StoredModel) -> str:
     found, made = about.figures, about.manifest
     recipe = model.manifest["recipe"]["model"]
     network = " ".join(part for part in (recipe["architecture"], recipe.get("encoder", "")) if part)
@@ -358,7 +358,7 @@ def _reliability(found: Figures) -> str:
     return _section("How honest probabilities are", about, plot + _legend((name, c) for name, c, _, _ in lines[1:]))
 
 
-def _training(model: Stored) -> str:
+def _training(model: StoredModel) -> str:
     history = model.manifest["history"]
     if not history:
         return ""
@@ -415,7 +415,7 @@ def _bar(y: int, title: str, one: Figures, color: str) -> str:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _shots(shots: Sequence[Shot]) -> str:
+def _shots(shots: Sequence[MistakePicture]) -> str:
     if not shots:
         return _section("Worst mistakes", "", "<p>None: every decision on every image is right.</p>")
     wide = " wide" if np.median([one.aspect for one in shots]) >= STRIP else ""
@@ -428,7 +428,9 @@ def _shots(shots: Sequence[Shot]) -> str:
     return _section("Worst mistakes", about, f'<div class="shots{wide}">{figures}</div>')
 
 
-def thumbnails(exam: Exam, seen: Examined, rows: Mapping[str, Mapping[str, Any]]) -> list[Shot]:
+def thumbnails(
+    exam: EvaluationPlan, seen: EvaluatedModel, rows: Mapping[str, Mapping[str, Any]]
+) -> list[MistakePicture]:
     """The surest mistakes, then the regions that fit worst."""
     items = {one.id: one for one in exam.items}
     wrong = sorted(
@@ -449,7 +451,7 @@ def thumbnails(exam: Exam, seen: Examined, rows: Mapping[str, Mapping[str, Any]]
     return shots
 
 
-def _shot(pixels: NDArray[np.uint8], item: Item, found: Sequence[Defect], row: Mapping[str, Any]) -> Shot:
+def _shot(pixels: NDArray[np.uint8], item: Item, found: Sequence[Defect], row: Mapping[str, Any]) -> MistakePicture:
     scale = min(2.0, SIDE / max(item.width, item.height))
     wide, high = max(1, round(item.width * scale)), max(1, round(item.height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
@@ -462,7 +464,7 @@ def _shot(pixels: NDArray[np.uint8], item: Item, found: Sequence[Defect], row: M
     parts += [f"Dice {row['eval_dice']:.2f}" if row["eval_dice"] is not None else ""]
     parts += [f"sure to {row['eval_confidence']:.0%}" if row["eval_confidence"] else ""]
     title = "; ".join(part for part in parts if part)
-    return Shot(_uri(image), item.width / item.height, title, item.path.name)
+    return MistakePicture(_uri(image), item.width / item.height, title, item.path.name)
 
 
 def _outline(image: NDArray[np.uint8], defect: Defect, item: Item, color: str) -> None:

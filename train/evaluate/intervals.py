@@ -24,7 +24,7 @@ SILENT = 0.9  # an interval as wide as this says nothing
 Floats = NDArray[np.float64]
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A figure with its bounds, from `n` images (or regions) of so many groups. NaN: nothing to measure it by."""
 
     value: float
@@ -47,7 +47,7 @@ class Figure(NamedTuple):
         return numbers | {"n": self.n, "groups": self.groups, "few": self.few, "silent": self.silent}
 
 
-class Measure(NamedTuple):
+class BootstrapMetric(NamedTuple):
     """One figure in every draw; the first is that of the data as they are. `parts`: what it is the mean of."""
 
     values: Floats
@@ -61,7 +61,7 @@ def _plain(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class Draws:
+class BootstrapDraws:
     """`weights[draw, group]`: how often the group was drawn; the first row holds ones. The same groups give the same
     draws, so two models can be held against each other pair by pair."""
 
@@ -69,7 +69,7 @@ class Draws:
     weights: Floats
 
     @classmethod
-    def of(cls, groups: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Draws:
+    def of(cls, groups: Sequence[str], draws: int = DRAWS, seed: int = 0) -> BootstrapDraws:
         names, group = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
         random, count = np.random.default_rng(seed), len(names)
         weights = np.ones((draws + 1, count))
@@ -85,11 +85,11 @@ class Draws:
         total = self.weights @ np.add.reduceat(flat, begins, axis=0)
         return np.asarray(total.reshape(len(self.weights), *values.shape[1:]))
 
-    def share(self, hits: NDArray[Any], inside: NDArray[Any]) -> Measure:
+    def share(self, hits: NDArray[Any], inside: NDArray[Any]) -> BootstrapMetric:
         """Sum of hits over sum of `inside`; images and groups with any `inside` count."""
         found = self.sums(np.stack([hits, inside], axis=-1))
         shown = np.asarray(inside) > 0
-        return Measure(ratio(found[..., 0], found[..., 1]), int(np.sum(inside[shown])), self.groups_of(shown))
+        return BootstrapMetric(ratio(found[..., 0], found[..., 1]), int(np.sum(inside[shown])), self.groups_of(shown))
 
     def groups_of(self, chosen: NDArray[np.bool_]) -> int:
         """Groups with an image of these."""
@@ -101,36 +101,36 @@ def ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
     return np.asarray(np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0), np.float64)
 
 
-def mean(parts: Sequence[Measure]) -> Measure:
+def mean(parts: Sequence[BootstrapMetric]) -> BootstrapMetric:
     """The mean of figures of one scale, over those that exist; its groups are those of the scarcest."""
     known = [one for one in parts if np.isfinite(one.values[0])]
     if not known:
-        return Measure(np.full(len(parts[0].values) if parts else 1, np.nan), 0, 0)
+        return BootstrapMetric(np.full(len(parts[0].values) if parts else 1, np.nan), 0, 0)
     values = np.stack([one.values for one in known])
     there = np.isfinite(values)
     total = np.where(there, values, 0).sum(axis=0)
-    return Measure(
+    return BootstrapMetric(
         ratio(total, there.sum(axis=0)), sum(one.n for one in known), min(one.groups for one in known), tuple(known)
     )
 
 
-def figure(measure: Measure) -> Figure:
+def figure(measure: BootstrapMetric) -> Estimate:
     """A share (0 to 1) with its interval: percentiles of the draws, and never narrower than a coin's that was thrown so
     often that it tells as much. Few groups tell no more than as many throws; nor do shares of 0 or 1, which no draw
     can leave.
     """
     value, n, groups = float(measure.values[0]), measure.n, measure.groups
     if not math.isfinite(value):
-        return Figure(math.nan, math.nan, math.nan, n, groups)
+        return Estimate(math.nan, math.nan, math.nan, n, groups)
     low, high = spread(measure)
     if measure.parts:
         below, above = _of_parts(value, [figure(part) for part in measure.parts])
     else:
         below, above = exact(min(max(value, 0.0), 1.0), _throws(measure))
-    return Figure(value, max(min(low, below), 0.0), min(max(high, above), 1.0), n, groups)
+    return Estimate(value, max(min(low, below), 0.0), min(max(high, above), 1.0), n, groups)
 
 
-def _throws(measure: Measure) -> float:
+def _throws(measure: BootstrapMetric) -> float:
     """Of a coin, that tell as much: Korn and Graubard's effective sample size, from the variance of the draws."""
     value, groups = float(measure.values[0]), max(measure.groups, 1)
     variance = float(np.nanvar(measure.values[1:])) if np.isfinite(measure.values[1:]).any() else 0.0
@@ -140,7 +140,7 @@ def _throws(measure: Measure) -> float:
     return float(value * (1 - value) / variance * shrink**2)
 
 
-def _of_parts(value: float, parts: Sequence[Figure]) -> tuple[float, float]:
+def _of_parts(value: float, parts: Sequence[Estimate]) -> tuple[float, float]:
     """The mean's interval from those of its parts, as if their errors had nothing to do with each other."""
     below, above = (
         math.sqrt(sum((one.value - bound) ** 2 for one, bound in bounds)) / len(parts)
@@ -149,14 +149,14 @@ def _of_parts(value: float, parts: Sequence[Figure]) -> tuple[float, float]:
     return value - below, value + above
 
 
-def difference(measure: Measure) -> Figure:
+def difference(measure: BootstrapMetric) -> Estimate:
     """A difference of two shares (-1 to 1) with its interval."""
     value = float(measure.values[0])
     low, high = spread(measure) if math.isfinite(value) else (math.nan, math.nan)
-    return Figure(value, low, high, measure.n, measure.groups)
+    return Estimate(value, low, high, measure.n, measure.groups)
 
 
-def spread(measure: Measure) -> tuple[float, float]:
+def spread(measure: BootstrapMetric) -> tuple[float, float]:
     """Percentiles of the draws; the value itself always lies between them."""
     drawn = measure.values[1:]
     drawn = drawn[np.isfinite(drawn)]

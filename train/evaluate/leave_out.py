@@ -24,13 +24,13 @@ from curate.index.rounds import key_of
 from curate.project import Project
 from train import checkpoint
 from train.data import dataset
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.evaluate import intervals, robustness
 from train.evaluate import run as evaluating
-from train.evaluate.intervals import Draws
-from train.evaluate.per_image import Judge
-from train.evaluate.robustness import Answers, Progress, Robustness
-from train.evaluate.run import Exam, Wish
+from train.evaluate.intervals import BootstrapDraws
+from train.evaluate.per_image import ModelEvaluator
+from train.evaluate.robustness import ConditionResults, Progress, Robustness
+from train.evaluate.run import EvaluateRequest, EvaluationPlan
 from train.fit import loop
 from train.fit import run as training
 from train.predict import run as predicting
@@ -45,11 +45,11 @@ STEP = 1
 
 
 @dataclass(frozen=True)
-class Task:
+class LeaveOutTask:
     """All that is needed to train without one value, and to judge what came of it."""
 
-    exam: Exam
-    data: Data
+    exam: EvaluationPlan
+    data: TrainingData
     by: str
     device: str
     folder: Path
@@ -63,12 +63,12 @@ class Task:
         tested, learnt = ({BY[self.by](one) for one in part} for part in (self.exam.items, self.data.train))
         return sorted(value for value in tested & learnt if value is not None)
 
-    def without(self, value: str) -> Data:
+    def without(self, value: str) -> TrainingData:
         train, val = (tuple(o for o in part if BY[self.by](o) != value) for part in (self.data.train, self.data.val))
         return replace(self.data, train=train, val=val)
 
 
-def prepared(project: Project, wish: Wish, by: str) -> Task:
+def prepared(project: Project, wish: EvaluateRequest, by: str) -> LeaveOutTask:
     """Raises CurateError where there is nothing to leave out."""
     if by not in BY:
         raise unknown("kind of images to leave out", by, BY)
@@ -79,20 +79,20 @@ def prepared(project: Project, wish: Wish, by: str) -> Task:
         raise CurateError(f"model {exam.model.key} was trained on other classes than today's labels. Train again first")
     key = key_of([data.digest, sorted((one.id, one.label.digest) for one in exam.items), by, STEP])[:16]
     folder = robustness.home(project, exam.model.key) / f"leave-out-{by}-{key}"
-    task = Task(exam, data, by, wish.device, folder)
+    task = LeaveOutTask(exam, data, by, wish.device, folder)
     if len({BY[by](one) for one in data.train} - {None}) < 2 or not task.values:
         raise CurateError(f"the images of train and {exam.split} do not differ in {by}: there is nothing to leave out")
     return task
 
 
-def cost(task: Task) -> str:
+def cost(task: LeaveOutTask) -> str:
     """What a user should know before it begins."""
     seconds, device = task.exam.model.manifest["seconds"], task.exam.model.manifest["device"]
     todo = [value for value in task.values if not (task.folder / f"{value}.json").is_file()]
     return f"{len(todo)} trainings, about as long as the model's own: {seconds:.0f} s each (on {device})"
 
 
-def run(task: Task, progress: Progress = lambda stage, done, total: None) -> Robustness:
+def run(task: LeaveOutTask, progress: Progress = lambda stage, done, total: None) -> Robustness:
     """Train once without each value; a value that is done stays done."""
     manifest: dict[str, Any] = {"model": task.exam.model.key, "split": task.exam.split, "by": task.by, "step": STEP}
     manifest["notes"] = list(task.exam.notes)
@@ -109,7 +109,7 @@ def run(task: Task, progress: Progress = lambda stage, done, total: None) -> Rob
 Rows = dict[str, dict[str, Any]]  # by image: what the model and the one that had to do without say
 
 
-def _seen(task: Task, value: str, progress: Progress) -> Rows:
+def _seen(task: LeaveOutTask, value: str, progress: Progress) -> Rows:
     file, scratch = task.folder / f"{value}.json", task.folder / f".{value}.training"
     if not file.is_file():
         without = _trained(task, value, scratch, progress)
@@ -119,7 +119,7 @@ def _seen(task: Task, value: str, progress: Progress) -> Rows:
     return rows
 
 
-def _trained(task: Task, value: str, scratch: Path, progress: Progress) -> Judge:
+def _trained(task: LeaveOutTask, value: str, scratch: Path, progress: Progress) -> ModelEvaluator:
     """The model's recipe on all images but those of this value."""
     from curate.embed._network import device_of
 
@@ -127,14 +127,14 @@ def _trained(task: Task, value: str, scratch: Path, progress: Progress) -> Judge
     scratch.mkdir(parents=True, exist_ok=True)
     model, start = training.network_of(made, data)
     plan = training.plan_of(task.exam.project, made, data)
-    setting = loop.Setting(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
+    setting = loop.FitSettings(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     loop.fit(model, setting, lambda stage, done, total: progress(f"without {task.by} {value}: {stage}", done, total))
     checkpoint.fill(model, scratch / loop.BEST)
     about = Predictor(f"without-{value}", data.classes, made, data.single, model.eval(), device)
-    return Judge(about, task.exam.classes, task.exam.project.config.limits.max_pixels)
+    return ModelEvaluator(about, task.exam.classes, task.exam.project.config.limits.max_pixels)
 
 
-def _answers(task: Task, value: str, without: Judge) -> Rows:
+def _answers(task: LeaveOutTask, value: str, without: ModelEvaluator) -> Rows:
     whole = robustness.judge_of(task.exam, task.device)
     rows: Rows = {}
     for item in task.of(task.exam.items, value):
@@ -150,7 +150,7 @@ def _answers(task: Task, value: str, without: Judge) -> Rows:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def described(task: Task, seen: Mapping[str, Rows]) -> dict[str, Any]:
+def described(task: LeaveOutTask, seen: Mapping[str, Rows]) -> dict[str, Any]:
     """Each value's images, and all of them: every image judged by a model that knew nothing like it."""
     everything = {id: row for rows in seen.values() for id, row in rows.items()}
     left = {value: len(task.data.train) - len(task.without(value).train) for value in seen}
@@ -159,14 +159,14 @@ def described(task: Task, seen: Mapping[str, Rows]) -> dict[str, Any]:
     return {"by": task.by, "score": "Dice" if segments else "F1", "all": _compared(task, everything), "values": found}
 
 
-def _compared(task: Task, rows: Rows) -> dict[str, Any]:
+def _compared(task: LeaveOutTask, rows: Rows) -> dict[str, Any]:
     items, classes = [one for one in task.exam.items if one.id in rows], task.exam.classes
     decided, counts = (np.array([rows[one.id][key] for one in items]).swapaxes(0, 1) for key in ("decided", "counts"))
     segments = task.exam.model.manifest["task"] == "segmentation"
     groups = tuple(one.group or one.id for one in items)
     present = np.array([[name in one.label.present for name in classes] for one in items], bool)
-    answers = Answers(classes, groups, present, decided.astype(bool), counts if segments else None)
-    draws = Draws.of(groups)
+    answers = ConditionResults(classes, groups, present, decided.astype(bool), counts if segments else None)
+    draws = BootstrapDraws.of(groups)
     whole, without = (robustness.measures(answers, row, draws) for row in (0, 1))
     return {
         "images": len(items),

@@ -1,6 +1,6 @@
-"""What tells a good model from a bad one: pure functions of arrays, each figure in every draw of the bootstrap.
+"""Metrics of a model: pure functions of arrays, each metric in every draw of the bootstrap.
 
-`Judged` holds what is known of n images after a model has looked at them once; `measures` makes all figures of it.
+`EvaluatedImages` holds labels and predictions of n images; `measures` computes all metrics of them.
 Segmentation is judged by its pixels, by its regions and, as a classifier of images, by the likeliest of each class.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from train.evaluate.intervals import Draws, Floats, Measure, mean, ratio
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, Floats, mean, ratio
 
 CLEAN = "clean"
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # pixels, as COCO has them
@@ -26,7 +26,7 @@ RELIABILITY = 15  # bins of a probability, for calibration
 TINY = 1e-6
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-ByName = dict[str, Measure]
+ByName = dict[str, BootstrapMetric]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedImages:
     """Images, their labels and what a model says. `p` and `decided` are (n, C): a probability, and yes or no.
 
     `single`: a model that chooses one class an image, or `clean`.
@@ -96,7 +96,7 @@ class Judged:
     def clean(self) -> Bools:
         return np.asarray(~self.present.any(axis=1))
 
-    def taken(self, rows: Ints) -> Judged:
+    def taken(self, rows: Ints) -> EvaluatedImages:
         """These images alone, in this order."""
         pixels, regions = self.pixels, self.regions
         return replace(
@@ -110,20 +110,20 @@ class Judged:
             regions=regions and regions.taken(rows),
         )
 
-    def draws(self, seed: int = 0) -> Draws:
-        return Draws.of(self.groups, seed=seed)
+    def draws(self, seed: int = 0) -> BootstrapDraws:
+        return BootstrapDraws.of(self.groups, seed=seed)
 
 
 # --- all figures ----------------------------------------------------------------------------------------------------
 
 
-def measures(judged: Judged, draws: Draws) -> tuple[ByName, dict[str, ByName]]:
+def measures(judged: EvaluatedImages, draws: BootstrapDraws) -> tuple[ByName, dict[str, ByName]]:
     """Every figure, overall and by class."""
     by_class = {name: _of_class(judged, place, draws) for place, name in enumerate(judged.classes)}
     return _overall(judged, by_class, draws), by_class
 
 
-def _of_class(judged: Judged, place: int, draws: Draws) -> ByName:
+def _of_class(judged: EvaluatedImages, place: int, draws: BootstrapDraws) -> ByName:
     truth, decided, p = judged.present[:, place], judged.decided[:, place], judged.p[:, place]
     found = decision(truth, decided, draws) | dict(zip(("auroc", "ap"), ranked(p, truth, draws), strict=True))
     found["ece"] = ece(p, truth, draws)
@@ -134,7 +134,7 @@ def _of_class(judged: Judged, place: int, draws: Draws) -> ByName:
     return found
 
 
-def decision(truth: Bools, decided: Bools, draws: Draws) -> ByName:
+def decision(truth: Bools, decided: Bools, draws: BootstrapDraws) -> ByName:
     """What a yes or no is worth. `false_alarms`: the share of images without the class that are said to have it."""
     return {
         "precision": draws.share(truth & decided, decided),
@@ -144,20 +144,20 @@ def decision(truth: Bools, decided: Bools, draws: Draws) -> ByName:
     }
 
 
-def _supported(measure: Measure, truth: Bools, draws: Draws) -> Measure:
+def _supported(measure: BootstrapMetric, truth: Bools, draws: BootstrapDraws) -> BootstrapMetric:
     """A figure that is nothing without images of the class."""
     values = measure.values if truth.any() else np.full_like(measure.values, np.nan)
-    return Measure(values, int(truth.sum()), draws.groups_of(truth))
+    return BootstrapMetric(values, int(truth.sum()), draws.groups_of(truth))
 
 
-def _of_pixels(pixels: Pixels, place: int, truth: Bools, draws: Draws) -> ByName:
+def _of_pixels(pixels: Pixels, place: int, truth: Bools, draws: BootstrapDraws) -> ByName:
     found, false, missed = pixels.counts[:, place].T
     dice = dices(pixels.counts)[:, place]
     histogram = draws.sums(pixels.histogram[:, place])
     return {
         "iou": _supported(draws.share(found, found + false + missed), truth, draws),
         "dice": draws.share(np.where(truth, dice, 0.0), truth),
-        "pixel_ap": _supported(Measure(histogram_ap(histogram), 0, 0), truth, draws),
+        "pixel_ap": _supported(BootstrapMetric(histogram_ap(histogram), 0, 0), truth, draws),
     }
 
 
@@ -168,7 +168,7 @@ def dices(counts: Ints) -> Floats:
     return np.where(total > 0, ratio(2 * found, total), 1.0)
 
 
-def _of_regions(regions: Regions, place: int, images: int, draws: Draws) -> ByName:
+def _of_regions(regions: Regions, place: int, images: int, draws: BootstrapDraws) -> ByName:
     mine = regions.kind == place
     found: ByName = {"region_recall": _region_recall(regions, mine, images, draws)}
     for name in SIZES:
@@ -177,8 +177,8 @@ def _of_regions(regions: Regions, place: int, images: int, draws: Draws) -> ByNa
     labelled = np.bincount(regions.row[mine], minlength=images)
     by_iou = box_ap(regions.score[theirs], regions.right[theirs], regions.found_row[theirs], labelled, draws)
     n, groups = int(labelled.sum()), draws.groups_of(labelled > 0)
-    found["box_ap50"] = Measure(by_iou[:, 0], n, groups)
-    found["box_ap"] = Measure(by_iou.mean(axis=1), n, groups)
+    found["box_ap50"] = BootstrapMetric(by_iou[:, 0], n, groups)
+    found["box_ap"] = BootstrapMetric(by_iou.mean(axis=1), n, groups)
     return found
 
 
@@ -187,13 +187,13 @@ def of_size(area: Floats, name: str) -> Bools:
     return np.asarray((area >= low) & (area < high))
 
 
-def _region_recall(regions: Regions, chosen: Bools, images: int, draws: Draws) -> Measure:
+def _region_recall(regions: Regions, chosen: Bools, images: int, draws: BootstrapDraws) -> BootstrapMetric:
     hits = np.bincount(regions.row[chosen & regions.hit], minlength=images)
     return draws.share(hits, np.bincount(regions.row[chosen], minlength=images))
 
 
-def _overall(judged: Judged, by_class: dict[str, ByName], draws: Draws) -> ByName:
-    def averaged(name: str) -> Measure:
+def _overall(judged: EvaluatedImages, by_class: dict[str, ByName], draws: BootstrapDraws) -> ByName:
+    def averaged(name: str) -> BootstrapMetric:
         return mean([found[name] for found in by_class.values()])
 
     found = decisions(judged, judged.decided, draws)
@@ -209,7 +209,7 @@ def _overall(judged: Judged, by_class: dict[str, ByName], draws: Draws) -> ByNam
     return found
 
 
-def decisions(judged: Judged, decided: Bools, draws: Draws) -> ByName:
+def decisions(judged: EvaluatedImages, decided: Bools, draws: BootstrapDraws) -> ByName:
     """Of all classes together; exact: every class of an image is right."""
     truth = judged.present
     by_class = [decision(truth[:, c], decided[:, c], draws)["f1"] for c in range(truth.shape[1])]
@@ -224,7 +224,7 @@ def decisions(judged: Judged, decided: Bools, draws: Draws) -> ByName:
     }
 
 
-def _dices(judged: Judged, counts: Ints, draws: Draws) -> ByName:
+def _dices(judged: EvaluatedImages, counts: Ints, draws: BootstrapDraws) -> ByName:
     """Of the pairs of image and class that show something, and of all: there, saying nothing already gets far."""
     dice, truth = dices(counts), judged.present
     return {
@@ -236,7 +236,7 @@ def _dices(judged: Judged, counts: Ints, draws: Draws) -> ByName:
 # --- baselines ------------------------------------------------------------------------------------------------------
 
 
-def majority(judged: Judged, draws: Draws) -> tuple[list[str], ByName]:
+def majority(judged: EvaluatedImages, draws: BootstrapDraws) -> tuple[list[str], ByName]:
     """What always saying the most frequent thing is worth, and what that is (nothing: clean)."""
     decided = np.zeros_like(judged.present)
     if judged.single:
@@ -249,12 +249,12 @@ def majority(judged: Judged, draws: Draws) -> tuple[list[str], ByName]:
     return said, decisions(judged, decided, draws)
 
 
-def empty_submission(judged: Judged, draws: Draws) -> ByName:
+def empty_submission(judged: EvaluatedImages, draws: BootstrapDraws) -> ByName:
     """What finding nothing anywhere is worth by Kaggle's mean Dice."""
     return {"kaggle_dice": draws.share((~judged.present).mean(axis=1), np.ones(len(judged.ids)))}
 
 
-def confusion(judged: Judged) -> tuple[list[str], list[str], Ints]:
+def confusion(judged: EvaluatedImages) -> tuple[list[str], list[str], Ints]:
     """Rows: what is there; columns: what is said.
 
     Where an image may show several classes: a class that was found counts as right, one that was missed for each class
@@ -272,13 +272,13 @@ def confusion(judged: Judged) -> tuple[list[str], list[str], Ints]:
 # --- rankings -------------------------------------------------------------------------------------------------------
 
 
-def ranked(p: Floats, truth: Bools, draws: Draws) -> tuple[Measure, Measure]:
+def ranked(p: Floats, truth: Bools, draws: BootstrapDraws) -> tuple[BootstrapMetric, BootstrapMetric]:
     """AUROC and average precision; NaN without images of both kinds."""
     order = np.argsort(-p, kind="stable")
     auroc, ap = _ranked(p[order], truth[order], draws.group[order], draws.weights)
     n, groups = int(truth.sum()), draws.groups_of(truth)
     fewest = min(groups, draws.groups_of(~truth)) if len(truth) else 0
-    return Measure(auroc, n, fewest), Measure(ap, n, groups)
+    return BootstrapMetric(auroc, n, fewest), BootstrapMetric(ap, n, groups)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[misc]
@@ -382,7 +382,7 @@ def box_iou(a: Floats, b: Floats) -> Floats:
     return ratio(both, np.prod(a[..., 2:], -1) + np.prod(b[..., 2:], -1) - both)
 
 
-def box_ap(score: Floats, right: Bools, row: Ints, labelled: Ints, draws: Draws) -> Floats:
+def box_ap(score: Floats, right: Bools, row: Ints, labelled: Ints, draws: BootstrapDraws) -> Floats:
     """(draws, IOUS): COCO's average precision, interpolated at 101 recalls."""
     order = np.argsort(-score, kind="stable")
     total = draws.sums(labelled)
@@ -420,22 +420,22 @@ def _box_ap(right, group, weights, total, recalls):  # type: ignore[no-untyped-d
 # --- calibration ----------------------------------------------------------------------------------------------------
 
 
-def ece(p: Floats, truth: Bools, draws: Draws) -> Measure:
+def ece(p: Floats, truth: Bools, draws: BootstrapDraws) -> BootstrapMetric:
     """Expected calibration error: how far, on average, a probability is from the share that it stands for."""
     place = np.minimum((p * RELIABILITY).astype(int), RELIABILITY - 1)
     inside = np.eye(RELIABILITY)[place]
     sums = draws.sums(np.stack([inside * p[:, None], inside * truth[:, None], inside], axis=-1))
     total = sums[..., 2].sum(axis=-1)
-    return Measure(ratio(np.abs(sums[..., 0] - sums[..., 1]).sum(-1), total), len(p), draws.weights.shape[1])
+    return BootstrapMetric(ratio(np.abs(sums[..., 0] - sums[..., 1]).sum(-1), total), len(p), draws.weights.shape[1])
 
 
-def outcomes(judged: Judged, p: Floats) -> tuple[Floats, Bools]:
+def outcomes(judged: EvaluatedImages, p: Floats) -> tuple[Floats, Bools]:
     """Probabilities and truths of all outcomes of a model that chooses one: its classes and clean."""
     rest = np.clip(1 - p.sum(axis=1), 0, 1)
     return np.column_stack([p, rest]), np.column_stack([judged.present, judged.clean])
 
 
-def top_ece(judged: Judged, draws: Draws, p: Floats | None = None) -> Measure:
+def top_ece(judged: EvaluatedImages, draws: BootstrapDraws, p: Floats | None = None) -> BootstrapMetric:
     """Of the chosen outcome alone."""
     every, truth = outcomes(judged, judged.p if p is None else p)
     best = every.argmax(axis=1)
@@ -460,7 +460,7 @@ def tempered(p: Floats, temperature: float, single: bool) -> Floats:
     return np.asarray(odds / (1 + odds))
 
 
-def fitted_temperature(judged: Judged) -> float | None:
+def fitted_temperature(judged: EvaluatedImages) -> float | None:
     """The temperature under which the labels are likeliest (Guo et al. 2017); None without images of both kinds."""
     from scipy.optimize import minimize_scalar
 
@@ -485,7 +485,7 @@ AREAS = 2 ** np.arange(17)
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """An image shows the class where its probability reaches the threshold; of a segmenter, where a region above the
     threshold has so many pixels. `reached`: whether val's recall got to the target."""
 
@@ -494,7 +494,7 @@ class Point:
     min_area: int | None
     reached: bool
 
-    def decided(self, judged: Judged, place: int) -> Bools:
+    def decided(self, judged: EvaluatedImages, place: int) -> Bools:
         if self.min_area is None:
             return np.asarray(judged.p[:, place] >= self.threshold)
         assert judged.pixels is not None
@@ -502,12 +502,12 @@ class Point:
         return np.asarray(judged.pixels.largest[:, place, level] >= self.min_area)
 
 
-def fitted_point(judged: Judged, place: int, target: float) -> Point:
+def fitted_point(judged: EvaluatedImages, place: int, target: float) -> OperatingPoint:
     """The point that reaches the target on these images at the fewest false alarms, else the one that gets nearest."""
     truth = judged.present[:, place]
     needed = math.ceil(target * truth.sum() - 1e-9)
     if judged.pixels is None:
-        return Point(target, float(np.sort(judged.p[truth, place])[::-1][needed - 1]), None, True)
+        return OperatingPoint(target, float(np.sort(judged.p[truth, place])[::-1][needed - 1]), None, True)
     largest = judged.pixels.largest[:, place]
     yes = largest[:, :, None] >= AREAS  # (n, thresholds, areas)
     hits, alarms = yes[truth].sum(axis=0), yes[~truth].sum(axis=0)
@@ -515,7 +515,7 @@ def fitted_point(judged: Judged, place: int, target: float) -> Point:
     price = np.where(hits >= enough, alarms, np.inf)
     cheapest = np.argwhere(price == price.min())
     row, column = max(cheapest.tolist(), key=lambda at: (hits[at[0], at[1]], at))
-    return Point(target, float(THRESHOLDS[row]), int(AREAS[column]), bool(hits[row, column] >= needed))
+    return OperatingPoint(target, float(THRESHOLDS[row]), int(AREAS[column]), bool(hits[row, column] >= needed))
 
 
 def largest_regions(p: NDArray[np.float32]) -> list[int]:
@@ -536,7 +536,7 @@ def largest_regions(p: NDArray[np.float32]) -> list[int]:
     return found
 
 
-def support(judged: Judged, draws: Draws, names: Sequence[str]) -> dict[str, dict[str, int]]:
+def support(judged: EvaluatedImages, draws: BootstrapDraws, names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Images and groups that show each class."""
     shown = {name: judged.present[:, place] for place, name in enumerate(names)} | {CLEAN: judged.clean}
     return {name: {"images": int(yes.sum()), "groups": draws.groups_of(yes)} for name, yes in shown.items()}

@@ -21,12 +21,12 @@ from curate.index.predictions import Prediction
 from curate.select import uncertainty
 from curate.tables import Table
 from train.evaluate import metrics
-from train.evaluate.metrics import SIZES, Judged
+from train.evaluate.metrics import SIZES, EvaluatedImages
 
 Rows = dict[str, dict[str, Any]]
 
 
-def rows(judged: Judged) -> Rows:
+def rows(judged: EvaluatedImages) -> Rows:
     """What went wrong in each image. Confidence: how sure the model was of its worst mistake; None without one."""
     wrong = judged.present != judged.decided
     against = np.where(judged.decided, judged.p, 1 - judged.p)
@@ -44,11 +44,11 @@ def rows(judged: Judged) -> Rows:
     }
 
 
-def _names(judged: Judged, chosen: NDArray[np.bool_]) -> list[str]:
+def _names(judged: EvaluatedImages, chosen: NDArray[np.bool_]) -> list[str]:
     return [name for name, yes in zip(judged.classes, chosen, strict=True) if yes]
 
 
-def _missed_sizes(judged: Judged) -> list[list[str]]:
+def _missed_sizes(judged: EvaluatedImages) -> list[list[str]]:
     """The sizes of labelled regions that no prediction covers."""
     found: list[set[str]] = [set() for _ in judged.ids]
     if (regions := judged.regions) is not None:
@@ -58,7 +58,7 @@ def _missed_sizes(judged: Judged) -> list[list[str]]:
     return [[name for name in SIZES if name in one] for one in found]
 
 
-def _dice(judged: Judged) -> list[float | None]:
+def _dice(judged: EvaluatedImages) -> list[float | None]:
     """The mean over the classes that an image shows."""
     if judged.pixels is None:
         return [None] * len(judged.ids)
@@ -67,7 +67,7 @@ def _dice(judged: Judged) -> list[float | None]:
     return [float(one / n) if n else None for one, n in zip(total, count, strict=True)]
 
 
-def changes(judged: Judged, before: Mapping[str, Sequence[str]]) -> Rows:
+def changes(judged: EvaluatedImages, before: Mapping[str, Sequence[str]]) -> Rows:
     """Classes that were wrong by the model before and are right now, and the other way round; by today's labels."""
     found: Rows = {}
     for row, id in enumerate(judged.ids):
@@ -79,7 +79,7 @@ def changes(judged: Judged, before: Mapping[str, Sequence[str]]) -> Rows:
     return found
 
 
-def mistakenness(judged: Sequence[Judged], others: Mapping[str, float]) -> dict[str, float]:
+def mistakenness(judged: Sequence[EvaluatedImages], others: Mapping[str, float]) -> dict[str, float]:
     """Of all images that the model has judged, and of `others`."""
     found = dict(others)
     for one in judged:

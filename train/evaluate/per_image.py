@@ -28,9 +28,9 @@ from curate.tables import Table
 from train.data.dataset import masks_of
 from train.data.pixels import read, with_channels
 from train.evaluate import metrics
-from train.evaluate.metrics import BINS, THRESHOLDS, Judged, Pixels, Regions
+from train.evaluate.metrics import BINS, THRESHOLDS, EvaluatedImages, Pixels, Regions
 from train.predict.run import Predictor, Sure
-from train.store import Stored
+from train.store import StoredModel
 
 FOUND = 0.1  # of a labelled region's pixels that a prediction must cover
 CHUNK = 64
@@ -56,7 +56,7 @@ def placed(item: Item, classes: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ModelEvaluator:
     """A model and the classes that it is asked about, in the project's order; some it may not know."""
 
     predictor: Predictor
@@ -111,7 +111,7 @@ class Judge:
         }
 
 
-def table_of(project: Project, model: Stored, classes: Sequence[str]) -> Table:
+def table_of(project: Project, model: StoredModel, classes: Sequence[str]) -> Table:
     """What this model has said of images; made if it is not there."""
     path = home(project, model.key) / f"judged-{key_of(mark(classes))}.lance"
     return table_at(path, model.manifest["task"] == "segmentation", classes)
@@ -191,7 +191,7 @@ def known(table: Table, items: Sequence[Item]) -> set[str]:
     return {one.id for one in items if labels.get(one.id) == one.label.digest}
 
 
-def ask(judge: Judge, table: Table, items: Sequence[Item], progress: Progress) -> dict[str, str]:
+def ask(judge: ModelEvaluator, table: Table, items: Sequence[Item], progress: Progress) -> dict[str, str]:
     """Fill the table with what is missing; returns the images that cannot be read, with the reason."""
     done = known(table, items)
     todo = [one for one in items if one.id not in done]
@@ -209,7 +209,7 @@ def _column(values: list[Any]) -> Any:
     return values if isinstance(values[0], str) else np.stack(values)
 
 
-def _rows(judge: Judge, items: Sequence[Item], failed: dict[str, str]) -> Iterator[Row | None]:
+def _rows(judge: ModelEvaluator, items: Sequence[Item], failed: dict[str, str]) -> Iterator[Row | None]:
     """In order; what the network saw last is counted while it looks at the next image."""
     with ThreadPoolExecutor(1) as counter:
         behind: Future[Row] | None = None
@@ -230,12 +230,12 @@ def _rows(judge: Judge, items: Sequence[Item], failed: dict[str, str]) -> Iterat
 # --- rows as arrays -------------------------------------------------------------------------------------------------
 
 
-def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], single: bool) -> Judged:
+def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], single: bool) -> EvaluatedImages:
     """What figures are made of; the images as they come."""
     ids, count = [one.id for one in items], len(classes)
     found = table.read(ids, [name for name in table.columns if name not in ("id", "label")]) if ids else {}
     present = np.array([[name in one.label.present for name in classes] for one in items], bool)
-    judged = Judged(
+    judged = EvaluatedImages(
         tuple(classes),
         tuple(ids),
         tuple(one.group or one.id for one in items),
@@ -252,7 +252,7 @@ def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], single
         np.asarray(found["largest"].reshape(-1, count, len(THRESHOLDS)), np.int64),
     )
     texts = [json.loads(text) for text in found["regions"]]
-    return Judged(**{**vars(judged), "pixels": pixels, "regions": _regions(texts)})
+    return EvaluatedImages(**{**vars(judged), "pixels": pixels, "regions": _regions(texts)})
 
 
 def _regions(texts: Sequence[Mapping[str, Any]]) -> Regions:

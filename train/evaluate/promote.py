@@ -13,7 +13,7 @@ from train import store
 from train.evaluate import compare
 from train.evaluate import run as evaluating
 from train.evaluate.compare import Comparison
-from train.evaluate.run import Progress, Wish
+from train.evaluate.run import EvaluateRequest, Progress
 from train.store import CANDIDATE, PRODUCTION
 
 MANY = 0.5  # share of clean images with a false alarm, from which a model is no use whatever it finds
@@ -67,7 +67,7 @@ def _objection(
 ) -> tuple[str | None, list[str]]:
     """What speaks against it on the test split, and what the comparison says."""
     try:
-        found = compare.run(project, before, key, Wish(split="test", device=device), progress)
+        found = compare.run(project, before, key, EvaluateRequest(split="test", device=device), progress)
     except CurateError as error:
         return f"it cannot be compared with production's model ({error})", []
     return objection(found), found.verdict

@@ -2,7 +2,8 @@
 
 Every image of the split is looked at as it is and in five changes of five severities, once each; what was seen lies in
 `work/robustness/<model>/seen-<key>.lance`, so that a run that was killed goes on. The same steel changes in the same
-way each time. `train/evaluate/leave_out.py` asks the harder question: whether a model copes with an exposure it never learnt.
+way each time. `train/evaluate/leave_out.py` asks the harder question: does a model cope with an exposure that it never
+learnt?
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from train.data.pixels import Pixels, read, with_channels
 from train.evaluate import intervals, per_image
 from train.evaluate import metrics as figures
 from train.evaluate import run as evaluating
-from train.evaluate.intervals import Draws, Measure
-from train.evaluate.metrics import Judged
-from train.evaluate.per_image import Judge
-from train.evaluate.run import Exam, Wish
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric
+from train.evaluate.metrics import EvaluatedImages
+from train.evaluate.per_image import ModelEvaluator
+from train.evaluate.run import EvaluateRequest, EvaluationPlan
 from train.predict import run as predicting
 
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -91,7 +92,7 @@ CHANGES: dict[str, Callable[[Pixels, float, Rng], Pixels]] = {
 # --- what a model says of it ----------------------------------------------------------------------------------------
 
 
-def answer(judge: Judge, item: Item, image: Pixels) -> tuple[Bools, Counts]:
+def answer(judge: ModelEvaluator, item: Item, image: Pixels) -> tuple[Bools, Counts]:
     """Which classes it sees, and pixels found, false and missed (C, 3): all that the figures here are made of."""
     predictor, classes = judge.predictor, judge.classes
     if not judge.segments:
@@ -107,14 +108,14 @@ def answer(judge: Judge, item: Item, image: Pixels) -> tuple[Bools, Counts]:
     return np.asarray(mine.any(axis=(1, 2)), bool), np.array(counts, np.int64)
 
 
-def pixels_of(judge: Judge, item: Item) -> Pixels:
+def pixels_of(judge: ModelEvaluator, item: Item) -> Pixels:
     pixels = read(item.id, item.path, judge.max_pixels)
     if pixels.shape[:2] != (item.height, item.width):
         raise LabelProblem(f"is {pixels.shape[1]}x{pixels.shape[0]}, the index says {item.width}x{item.height}")
     return with_channels(pixels, judge.predictor.recipe.input.channels)
 
 
-def _row(judge: Judge, item: Item) -> dict[str, Any]:
+def _row(judge: ModelEvaluator, item: Item) -> dict[str, Any]:
     """An image under all conditions."""
     image = pixels_of(judge, item)
     found = [answer(judge, item, changed(image, *condition, item.id)) for condition in CONDITIONS]
@@ -122,7 +123,7 @@ def _row(judge: Judge, item: Item) -> dict[str, Any]:
     return {"id": item.id, "label": item.label.digest, "decided": decided.astype(np.uint8), "counts": counts}
 
 
-def _rows(judge: Judge, items: Sequence[Item], failed: dict[str, str]) -> Iterator[dict[str, Any] | None]:
+def _rows(judge: ModelEvaluator, items: Sequence[Item], failed: dict[str, str]) -> Iterator[dict[str, Any] | None]:
     for item in items:
         try:
             yield _row(judge, item)
@@ -131,7 +132,7 @@ def _rows(judge: Judge, items: Sequence[Item], failed: dict[str, str]) -> Iterat
             yield None
 
 
-def table_of(exam: Exam) -> Table:
+def table_of(exam: EvaluationPlan) -> Table:
     """What this model has said of changed images; made if it is not there."""
     count = len(CONDITIONS) * len(exam.classes)
     columns = {"label": "string", "decided": f"uint8[{count}]", "counts": f"int64[{3 * count}]"}
@@ -139,7 +140,7 @@ def table_of(exam: Exam) -> Table:
     return Table(path) if Table.exists(path) else Table.create(path, columns)
 
 
-def ask(judge: Judge, table: Table, items: Sequence[Item], progress: Progress) -> dict[str, str]:
+def ask(judge: ModelEvaluator, table: Table, items: Sequence[Item], progress: Progress) -> dict[str, str]:
     """Fill the table with what is missing; returns the images that cannot be read, with the reason."""
     done = per_image.known(table, items)
     todo, failed = [one for one in items if one.id not in done], dict[str, str]()
@@ -154,11 +155,11 @@ def ask(judge: Judge, table: Table, items: Sequence[Item], progress: Progress) -
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
-ByName = dict[str, Measure]
+ByName = dict[str, BootstrapMetric]
 
 
 @dataclass(frozen=True)
-class Answers:
+class ConditionResults:
     """Of n images under every condition: `decided` (conditions, n, C), `counts` (conditions, n, C, 3)."""
 
     classes: tuple[str, ...]
@@ -168,24 +169,24 @@ class Answers:
     counts: Counts | None
 
 
-def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], segments: bool) -> Answers:
+def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], segments: bool) -> ConditionResults:
     found = table.read([one.id for one in items], ["decided", "counts"])
     shape = (len(items), len(CONDITIONS), len(classes))
     decided = found["decided"].reshape(shape).astype(bool).swapaxes(0, 1)
     counts = found["counts"].reshape(*shape, 3).astype(np.int64).swapaxes(0, 1)
     present = np.array([[name in one.label.present for name in classes] for one in items], bool)
     groups = tuple(one.group or one.id for one in items)
-    return Answers(tuple(classes), groups, present, decided, counts if segments else None)
+    return ConditionResults(tuple(classes), groups, present, decided, counts if segments else None)
 
 
-def measures(found: Answers, row: int, draws: Draws) -> dict[str, ByName]:
+def measures(found: ConditionResults, row: int, draws: BootstrapDraws) -> dict[str, ByName]:
     """Under one condition: `all`, and each class. `score`: Dice where the class is, else F1."""
     decided, truth = found.decided[row], found.present
     by_class = {}
     for place, name in enumerate(found.classes):
         one = figures.decision(truth[:, place], decided[:, place], draws)
         by_class[name] = {"score": one["f1"], "recall": one["recall"]}
-    judged = Judged(found.classes, found.groups, found.groups, truth, decided.astype(float), decided)
+    judged = EvaluatedImages(found.classes, found.groups, found.groups, truth, decided.astype(float), decided)
     whole = figures.decisions(judged, decided, draws)
     overall = {"score": whole["macro_f1"], "clean_false_alarms": whole["clean_false_alarms"]}
     if found.counts is not None:
@@ -198,9 +199,9 @@ def measures(found: Answers, row: int, draws: Draws) -> dict[str, ByName]:
     return {"all": overall} | by_class
 
 
-def described(found: Answers) -> dict[str, Any]:
+def described(found: ConditionResults) -> dict[str, Any]:
     """Clean, every change at every severity, the worst of each, and what that costs: all as plain values."""
-    draws = Draws.of(found.groups)
+    draws = BootstrapDraws.of(found.groups)
     each = {condition: measures(found, row, draws) for row, condition in enumerate(CONDITIONS)}
     changes = {name: [each[name, row + 1] for row in range(len(levels))] for name, levels in LEVELS.items()}
     everything = [one for rows in changes.values() for one in rows]
@@ -237,7 +238,7 @@ def worst(
             known = np.asarray(np.isfinite(table).all(axis=0), bool)
             lowest = np.where(known, table.min(axis=0), np.nan)
             before, about = by_name[name], (by_name[name].n, by_name[name].groups)
-            entry = {"worst": Measure(lowest, *about), "drop": Measure(before.values - lowest, *about)}
+            entry = {"worst": BootstrapMetric(lowest, *about), "drop": BootstrapMetric(before.values - lowest, *about)}
             place = int(table[:, 0].argmin()) if known[0] else None
             where = {} if place is None else {"change": names[place][0], "severity": names[place][1]}
             figure, drop = intervals.figure(entry["worst"]), intervals.difference(entry["drop"])
@@ -266,7 +267,7 @@ def home(project: Project, model: str) -> Path:
     return project.work / "robustness" / model
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Robustness:
+def run(project: Project, wish: EvaluateRequest, progress: Progress = lambda stage, done, total: None) -> Robustness:
     """Look at every image of the split under every change, or find that it is done."""
     exam = evaluating.prepared(Index(project), wish)
     folder = home(project, exam.model.key) / f"{exam.split}-{_key(exam)}"
@@ -278,7 +279,7 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     return opened(folder)
 
 
-def _key(exam: Exam) -> str:
+def _key(exam: EvaluationPlan) -> str:
     rows = sorted((one.id, one.label.digest, one.group) for one in exam.items)
     return key_of([rows, exam.classes, LEVELS, STEP])[:16]
 
@@ -288,12 +289,12 @@ def opened(folder: Path, fresh: bool = False) -> Robustness:
     return Robustness(folder, manifest, found, fresh)
 
 
-def judge_of(exam: Exam, device: str) -> Judge:
+def judge_of(exam: EvaluationPlan, device: str) -> ModelEvaluator:
     predictor = predicting.load(exam.project, exam.model.key, device)
-    return Judge(predictor, exam.classes, exam.project.config.limits.max_pixels)
+    return ModelEvaluator(predictor, exam.classes, exam.project.config.limits.max_pixels)
 
 
-def _write(folder: Path, exam: Exam, wish: Wish, progress: Progress) -> None:
+def _write(folder: Path, exam: EvaluationPlan, wish: EvaluateRequest, progress: Progress) -> None:
     begun = time.perf_counter()
     judge, table = judge_of(exam, wish.device), table_of(exam)
     failed = ask(judge, table, exam.items, progress)

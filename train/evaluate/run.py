@@ -25,11 +25,11 @@ from curate.project import Project
 from train import store
 from train.evaluate import intervals, mistakes, per_image
 from train.evaluate import metrics as figures
-from train.evaluate.intervals import FEW, Draws, Measure
-from train.evaluate.metrics import CLEAN, Judged
-from train.evaluate.per_image import Judge
+from train.evaluate.intervals import FEW, BootstrapDraws, BootstrapMetric
+from train.evaluate.metrics import CLEAN, EvaluatedImages
+from train.evaluate.per_image import ModelEvaluator
 from train.predict import run as predicting
-from train.store import Stored
+from train.store import StoredModel
 
 SPLITS = ("test", "val")  # those that are as production is
 STEP = 1  # raise it when the same model and labels give other figures than before
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class EvaluateRequest:
     """What the user asks for. `targets`: the recall that each class should have, by fitting its threshold on val."""
 
     model: str | None = None
@@ -68,22 +68,22 @@ class Evaluation:
 
 
 @dataclass
-class Examined:
+class EvaluatedModel:
     """A model on the labelled images of the split, and of val; `failed` could not be read."""
 
-    judge: Judge
+    judge: ModelEvaluator
     table: Any
-    split: Judged
-    val: Judged
+    split: EvaluatedImages
+    val: EvaluatedImages
     failed: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationPlan:
     """What is asked: the model, the images of the split and of val, and what a person should know of them."""
 
     project: Project
-    model: Stored
+    model: StoredModel
     split: str
     items: tuple[Item, ...]
     val: tuple[Item, ...]
@@ -103,7 +103,7 @@ class Exam:
         return per_image.home(self.project, self.model.key) / f"{self.split}-{self.key(targets)}"
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Evaluation:
+def run(project: Project, wish: EvaluateRequest, progress: Progress = lambda stage, done, total: None) -> Evaluation:
     """Evaluate, or find that it is done, and show the mistakes in the index. The caller holds the writer lock."""
     index = Index(project)
     exam = prepared(index, wish)
@@ -119,7 +119,7 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     return found
 
 
-def _done(exam: Exam, folder: Path) -> bool:
+def _done(exam: EvaluationPlan, folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     known = per_image.known(per_image.table_of(exam.project, exam.model, exam.classes), exam.every)
@@ -150,7 +150,7 @@ def every(project: Project, split: str | None = None) -> list[Evaluation]:
 # --- what is asked --------------------------------------------------------------------------------------------------
 
 
-def prepared(index: Index, wish: Wish) -> Exam:
+def prepared(index: Index, wish: EvaluateRequest) -> EvaluationPlan:
     """The images and labels; raises CurateError where they cannot tell anything."""
     if wish.split not in SPLITS:
         raise unknown("split", wish.split, SPLITS, "Train shows what a model knows by heart, not what it is worth")
@@ -171,14 +171,16 @@ def prepared(index: Index, wish: Wish) -> Exam:
     notes += _leaks(index, model, items[wish.split], wish)
     if wish.split == "val":
         notes.append("val chose this model's best epoch and fits its thresholds: its figures flatter; test does not")
-    return Exam(index.project, model, wish.split, tuple(items[wish.split]), tuple(items["val"]), classes, tuple(notes))
+    return EvaluationPlan(
+        index.project, model, wish.split, tuple(items[wish.split]), tuple(items["val"]), classes, tuple(notes)
+    )
 
 
 def _tells(wanted: str, status: str | None, split: str | None, source: str | None, missing: bool | None) -> bool:
     return status == "labelled" and split == wanted and source != "synthetic" and not missing
 
 
-def classes_of(project: Project, model: Stored) -> tuple[str, ...]:
+def classes_of(project: Project, model: StoredModel) -> tuple[str, ...]:
     """The project's, which must hold all of the model's."""
     known, today = model.manifest["classes"], project.active_classes
     if gone := [name for name in known if name not in today]:
@@ -199,7 +201,7 @@ def placed(items: Sequence[Item], classes: Sequence[str], split: str, notes: lis
     return kept
 
 
-def _absent(model: Stored, classes: Sequence[str], items: Sequence[Item], split: str) -> list[str]:
+def _absent(model: StoredModel, classes: Sequence[str], items: Sequence[Item], split: str) -> list[str]:
     """Classes that cannot be judged, and those that the model cannot find."""
     notes, known = [], set(model.manifest["classes"])
     groups = {name: {one.group or one.id for one in items if name in one.label.present} for name in classes}
@@ -217,7 +219,7 @@ def _absent(model: Stored, classes: Sequence[str], items: Sequence[Item], split:
     return notes
 
 
-def _leaks(index: Index, model: Stored, items: Sequence[Item], wish: Wish) -> list[str]:
+def _leaks(index: Index, model: StoredModel, items: Sequence[Item], wish: EvaluateRequest) -> list[str]:
     """Whether the model has learnt from these images, or from others of their groups."""
     learnt = model.manifest.get("images")
     if learnt is None:
@@ -240,7 +242,7 @@ def _leaks(index: Index, model: Stored, items: Sequence[Item], wish: Wish) -> li
     return notes
 
 
-def _check_targets(exam: Exam, targets: Mapping[str, float]) -> None:
+def _check_targets(exam: EvaluationPlan, targets: Mapping[str, float]) -> None:
     for name, recall in targets.items():
         if name not in exam.classes:
             raise unknown("class", name, exam.classes)
@@ -255,23 +257,23 @@ def _check_targets(exam: Exam, targets: Mapping[str, float]) -> None:
 # --- looking --------------------------------------------------------------------------------------------------------
 
 
-def examined(exam: Exam, device: str, progress: Progress) -> Examined:
+def examined(exam: EvaluationPlan, device: str, progress: Progress) -> EvaluatedModel:
     """Let the model look at what it has not been asked about yet."""
     predictor = predicting.load(exam.project, exam.model.key, device)
-    judge = Judge(predictor, exam.classes, exam.project.config.limits.max_pixels)
+    judge = ModelEvaluator(predictor, exam.classes, exam.project.config.limits.max_pixels)
     table = per_image.table_of(exam.project, exam.model, exam.classes)
     failed = per_image.ask(judge, table, exam.every, progress)
     good = [[one for one in part if one.id not in failed] for part in (exam.items, exam.val)]
     if not good[0]:
         raise CurateError(f"no image of {exam.split} could be read; the first: {next(iter(failed.values()))}")
     split, val = (per_image.gathered(table, part, exam.classes, predictor.single) for part in good)
-    return Examined(judge, table, split, val, failed)
+    return EvaluatedModel(judge, table, split, val, failed)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def described(split: Judged, val: Judged, targets: Mapping[str, float]) -> dict[str, Any]:
+def described(split: EvaluatedImages, val: EvaluatedImages, targets: Mapping[str, float]) -> dict[str, Any]:
     """All figures, as plain values."""
     draws = split.draws()
     overall, by_class = figures.measures(split, draws)
@@ -290,11 +292,11 @@ def described(split: Judged, val: Judged, targets: Mapping[str, float]) -> dict[
     }
 
 
-def _figures(found: Mapping[str, Measure]) -> dict[str, Any]:
+def _figures(found: Mapping[str, BootstrapMetric]) -> dict[str, Any]:
     return {name: intervals.figure(measure).to_json() for name, measure in found.items()}
 
 
-def baselines(split: Judged, draws: Draws) -> dict[str, Any]:
+def baselines(split: EvaluatedImages, draws: BootstrapDraws) -> dict[str, Any]:
     """What is reached without a model."""
     said, measures = figures.majority(split, draws)
     found = {"majority": {"said": said or [CLEAN]} | _figures(measures)}
@@ -303,24 +305,24 @@ def baselines(split: Judged, draws: Draws) -> dict[str, Any]:
     return found
 
 
-def _calibration(split: Judged, val: Judged, draws: Draws) -> dict[str, Any]:
+def _calibration(split: EvaluatedImages, val: EvaluatedImages, draws: BootstrapDraws) -> dict[str, Any]:
     """How honest probabilities are, before and after dividing by the temperature that val asks for."""
     temperature = figures.fitted_temperature(val)
     found: dict[str, Any] = {"temperature": temperature, "fitted_on": len(val.ids), "reliability": _reliability(split)}
     if temperature is not None:
-        cooled = Judged(**{**vars(split), "p": figures.tempered(split.p, temperature, split.single)})
+        cooled = EvaluatedImages(**{**vars(split), "p": figures.tempered(split.p, temperature, split.single)})
         overall, _ = figures.measures(_plain(cooled), draws)
         found["ece_after"] = intervals.figure(overall["ece"]).to_json()
         found["reliability_after"] = _reliability(cooled)
     return found
 
 
-def _plain(judged: Judged) -> Judged:
+def _plain(judged: EvaluatedImages) -> EvaluatedImages:
     """As a classifier of images."""
-    return Judged(**{**vars(judged), "pixels": None, "regions": None})
+    return EvaluatedImages(**{**vars(judged), "pixels": None, "regions": None})
 
 
-def _reliability(judged: Judged) -> list[tuple[float, float, int]]:
+def _reliability(judged: EvaluatedImages) -> list[tuple[float, float, int]]:
     if judged.single:
         p, truth = figures.outcomes(judged, judged.p)
         rows, best = np.arange(len(p)), p.argmax(axis=1)
@@ -328,7 +330,9 @@ def _reliability(judged: Judged) -> list[tuple[float, float, int]]:
     return figures.reliability(judged.p.ravel(), judged.present.ravel())
 
 
-def _operating(split: Judged, val: Judged, name: str, target: float, draws: Draws) -> dict[str, Any]:
+def _operating(
+    split: EvaluatedImages, val: EvaluatedImages, name: str, target: float, draws: BootstrapDraws
+) -> dict[str, Any]:
     """The threshold that val asks for, what it costs there, and what of it holds."""
     place = split.classes.index(name)
     point = figures.fitted_point(val, place, target)
@@ -345,7 +349,7 @@ def _operating(split: Judged, val: Judged, name: str, target: float, draws: Draw
     return found
 
 
-def _curves(split: Judged) -> dict[str, Any]:
+def _curves(split: EvaluatedImages) -> dict[str, Any]:
     by_class = enumerate(split.classes)
     curves: dict[str, Any] = {
         "pr": {name: figures.pr_curve(split.p[:, c], split.present[:, c]) for c, name in by_class}
@@ -359,7 +363,7 @@ def _curves(split: Judged) -> dict[str, Any]:
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, exam: Exam, seen: Examined, wish: Wish, progress: Progress) -> None:
+def _write(folder: Path, exam: EvaluationPlan, seen: EvaluatedModel, wish: EvaluateRequest, progress: Progress) -> None:
     """Everything, whole or not at all."""
     from train.evaluate import html_report
 
@@ -377,7 +381,7 @@ def _write(folder: Path, exam: Exam, seen: Examined, wish: Wish, progress: Progr
         files.write_json(aside / MANIFEST, manifest)
 
 
-def _manifest(exam: Exam, seen: Examined, wish: Wish) -> dict[str, Any]:
+def _manifest(exam: EvaluationPlan, seen: EvaluatedModel, wish: EvaluateRequest) -> dict[str, Any]:
     notes = list(exam.notes)
     if seen.failed:
         notes.append(f"{len(seen.failed)} images could not be read; the first: {next(iter(seen.failed.values()))}")
@@ -399,7 +403,7 @@ def _manifest(exam: Exam, seen: Examined, wish: Wish) -> dict[str, Any]:
     }
 
 
-def _store(file: Path, exam: Exam, judged: Judged, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def _store(file: Path, exam: EvaluationPlan, judged: EvaluatedImages, rows: Mapping[str, Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -434,7 +438,7 @@ def _shown(classes: Sequence[str], row: Any) -> list[str]:
 # --- in the index ---------------------------------------------------------------------------------------------------
 
 
-def _show(index: Index, exam: Exam, found: Evaluation) -> None:
+def _show(index: Index, exam: EvaluationPlan, found: Evaluation) -> None:
     """The mistakes of this evaluation, from what is kept of it: no image is looked at again."""
     table = per_image.table_of(exam.project, exam.model, exam.classes)
     known = per_image.known(table, exam.every)
@@ -452,7 +456,7 @@ def _show(index: Index, exam: Exam, found: Evaluation) -> None:
     mistakes.show(index, rows, mistakes.mistakenness([split, val], others), said, f"model-{exam.model.key}")
 
 
-def _before(exam: Exam, found: Evaluation) -> Evaluation | None:
+def _before(exam: EvaluationPlan, found: Evaluation) -> Evaluation | None:
     """The newest evaluation of another model on this split."""
     others = (one for one in every(exam.project, exam.split) if one.model != found.model)
     return next(others, None)

@@ -30,16 +30,16 @@ from curate.project import Project
 from curate.select import uncertainty
 from train import store
 from train.data import dataset
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.data.pixels import Pixels, read, resized, with_channels
 from train.evaluate import metrics
-from train.evaluate.per_image import Judge, Row
+from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
 from train.predict import run as predicting
-from train.predict.run import Floats, Predictor, Seen
+from train.predict.run import Floats, ImagePrediction, Predictor
 from train.recipe import SCALES
-from train.store import Stored
+from train.store import StoredModel
 
 ONNX, INT8, SIDECAR = "model.onnx", "model.int8.onnx", "export.json"
 ENGINES = ("torch", "onnx", "int8")
@@ -51,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportRequest:
     """What the user asks for. `calibration`: images of train that tell how wide activations are; `activations`: `auto`
     is what this kind of processor runs fast."""
 
@@ -86,7 +86,7 @@ def home(project: Project) -> Path:
     return project.work / "exports"
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Export:
+def run(project: Project, wish: ExportRequest, progress: Progress = lambda stage, done, total: None) -> Export:
     """Export, or find that it is done. Where the gate refuses, an earlier export stays as it is."""
     _check(wish)
     wish = replace(wish, activations=onnx_int8.fast(wish.activations, platform.machine()))
@@ -108,7 +108,7 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     return Export(folder, about)
 
 
-def _check(wish: Wish) -> None:
+def _check(wish: ExportRequest) -> None:
     if not 0 <= wish.max_drop < 1:
         raise CurateError(f"--max-drop {wish.max_drop:g} must be at least 0 and below 1, for example {MAX_DROP}")
     kinds = (onnx_int8.AUTO, *onnx_int8.ACTIVATIONS)
@@ -122,15 +122,15 @@ def _check(wish: Wish) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """A model, the images that it is tried on and those that calibrate it; `rarest` has the fewest labelled ones."""
 
-    judge: Judge
-    model: Stored
+    judge: ModelEvaluator
+    model: StoredModel
     val: tuple[Item, ...]
     calibration: tuple[Item, ...]
     labelled: Mapping[str, int]
-    wish: Wish
+    wish: ExportRequest
     mark: str
     notes: list[str] = field(default_factory=list)
 
@@ -147,25 +147,25 @@ class Job:
         return sum(self.rarest in one.label.present for one in self.val)
 
 
-def _job(project: Project, model: Stored, data: Data, wish: Wish) -> Job:
+def _job(project: Project, model: StoredModel, data: TrainingData, wish: ExportRequest) -> ExportJob:
     if not data.val:
         raise CurateError(
             "no labelled image in val: nothing shows what the exported model is worth. Label audit picks (curate "
             f"select), index a labelled source, or see splits.ratio in {project.file}"
         )
     predictor = predicting.load(project, model.key, "cpu")  # a GPU's half precision is no measure for a CPU's file
-    judge = Judge(predictor, predictor.classes, project.config.limits.max_pixels)
+    judge = ModelEvaluator(predictor, predictor.classes, project.config.limits.max_pixels)
     labelled = Counter(name for one in (*data.train, *data.val) for name in one.label.present)
     versions = [version(name) for name in ("torch", *onnx_int8.NEEDED)]
     mark = key_of([model.key, data.digest, wish.calibration, wish.activations, onnx_int8.OPSET, versions, STEP])
     calibration = chosen(data.train, predictor.classes, wish.calibration)
-    job = Job(judge, model, data.val, tuple(calibration), labelled, wish, mark)
+    job = ExportJob(judge, model, data.val, tuple(calibration), labelled, wish, mark)
     if not job.in_val and not wish.force:
         raise CurateError(f"{_blind(job)}. Label some of it for val, or accept that: --force")
     return job
 
 
-def _blind(job: Job) -> str:
+def _blind(job: ExportJob) -> str:
     return f"no labelled image of val shows {job.rarest}, the rarest class: the gate cannot judge what INT8 costs it"
 
 
@@ -179,7 +179,7 @@ def chosen(items: Sequence[Item], classes: Sequence[str], count: int) -> list[It
     return list(in_turn.values())[:count]
 
 
-def _known(folder: Path, job: Job) -> dict[str, Any] | None:
+def _known(folder: Path, job: ExportJob) -> dict[str, Any] | None:
     """The export that is there, if it was made of the same; it may have been forced, or the gate been wider."""
     try:
         about: dict[str, Any] = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def _known(folder: Path, job: Job) -> dict[str, Any] | None:
 # --- an engine in place of torch ------------------------------------------------------------------------------------
 
 
-class Answering(Predictor):
+class EngineModel(Predictor):
     """The model as another engine runs it: `module` goes from bytes to probabilities, all around it is the same."""
 
     def _tile(self, tile: Pixels) -> Floats:
@@ -201,16 +201,16 @@ class Answering(Predictor):
         found = [np.flip(self.module(np.flip(tile[None], flip)), [axis + 1 for axis in flip])[0] for flip in axes]
         return np.asarray(np.mean(found, axis=0), np.float32)
 
-    def _whole(self, image: Pixels) -> Seen:
+    def _whole(self, image: Pixels) -> ImagePrediction:
         wanted = self.recipe.input
         p = self.module(resized(image, wanted.height, wanted.width)[None])[0]
         by_class = p[: len(self.classes)]
         unsure = uncertainty.entropy(p[None]) if self.single else uncertainty.predictive_entropy_multilabel(p[None])
-        return Seen(by_class, (), uncertainty.class_entropy(by_class), float(unsure[0]), self._named(p))
+        return ImagePrediction(by_class, (), uncertainty.class_entropy(by_class), float(unsure[0]), self._named(p))
 
 
-def answering(predictor: Predictor, run: Run) -> Answering:
-    return Answering(**{**vars(predictor), "module": run})
+def answering(predictor: Predictor, run: Run) -> EngineModel:
+    return EngineModel(**{**vars(predictor), "module": run})
 
 
 def inputs_of(predictor: Predictor, image: Pixels) -> list[Pixels]:
@@ -230,7 +230,7 @@ def inputs_of(predictor: Predictor, image: Pixels) -> list[Pixels]:
 # --- making ---------------------------------------------------------------------------------------------------------
 
 
-def _made(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+def _made(job: ExportJob, folder: Path, progress: Progress) -> dict[str, Any]:
     import torch
 
     folder.mkdir()
@@ -255,12 +255,12 @@ def _made(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     return about
 
 
-def _name(job: Job) -> str:
+def _name(job: ExportJob) -> str:
     made = job.predictor.recipe.model
     return f"model {job.model.key} ({made.architecture}{' with encoder ' + made.encoder if made.encoder else ''})"
 
 
-def _shape(job: Job) -> tuple[Shape, list[Item]]:
+def _shape(job: ExportJob) -> tuple[Shape, list[Item]]:
     """What the network is asked most often, and the images of val that ask it."""
     by_size = {size: _asked(job, *size) for size in {(one.height, one.width) for one in job.val}}
     shapes = [by_size[one.height, one.width] for one in job.val]
@@ -268,14 +268,14 @@ def _shape(job: Job) -> tuple[Shape, list[Item]]:
     return usual, [one for one, shape in zip(job.val, shapes, strict=True) if shape == usual]
 
 
-def _asked(job: Job, height: int, width: int) -> Shape:
+def _asked(job: ExportJob, height: int, width: int) -> Shape:
     """The shape of the tiles of such an image."""
     channels = job.predictor.recipe.input.channels
     batch = inputs_of(job.predictor, np.zeros((height, width, channels), np.uint8))[0]
     return batch.shape[1], batch.shape[2], channels
 
 
-def _fixed(job: Job, shape: Shape, fitting: int) -> None:
+def _fixed(job: ExportJob, shape: Shape, fitting: int) -> None:
     if job.predictor.recipe.task != "segmentation":
         return
     job.notes.append(
@@ -286,7 +286,7 @@ def _fixed(job: Job, shape: Shape, fitting: int) -> None:
         job.notes.append(f"{len(job.val) - fitting} of {len(job.val)} images of val have another size: left out")
 
 
-def calibration_batches(job: Job, shape: Shape, any_size: bool, progress: Progress) -> Iterator[Pixels]:
+def calibration_batches(job: ExportJob, shape: Shape, any_size: bool, progress: Progress) -> Iterator[Pixels]:
     """All that the network is asked about the calibration images, as it is read."""
     for item in job.calibration:
         progress("calibrate", 1, len(job.calibration))
@@ -302,11 +302,11 @@ def calibration_batches(job: Job, shape: Shape, any_size: bool, progress: Progre
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
-def _judged(job: Job, items: Sequence[Item], runs: Mapping[str, Run], progress: Progress) -> dict[str, Any]:
+def _judged(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run], progress: Progress) -> dict[str, Any]:
     """What each engine is worth on val, and how far ONNX strays from torch."""
     predictors = {name: answering(job.predictor, runs[name]) for name in ENGINES[1:]}
     judges = {"torch": job.judge}
-    judges |= {name: Judge(one, job.judge.classes, job.judge.max_pixels) for name, one in predictors.items()}
+    judges |= {name: ModelEvaluator(one, job.judge.classes, job.judge.max_pixels) for name, one in predictors.items()}
     rows: dict[str, list[Row]] = {name: [] for name in ENGINES}
     good: list[Item] = []
     apart = {"largest_difference": 0.0, "pixels_differ": 0}
@@ -329,7 +329,7 @@ def _judged(job: Job, items: Sequence[Item], runs: Mapping[str, Run], progress: 
     return {"check": check, "accuracy": accuracy, "gate": _gate(job, accuracy, _changed(rows["torch"], rows["int8"]))}
 
 
-def _apart(job: Job, found: Mapping[str, Any], worst: dict[str, Any]) -> None:
+def _apart(job: ExportJob, found: Mapping[str, Any], worst: dict[str, Any]) -> None:
     (mine, seen), (theirs, also) = found["torch"], found["onnx"]
     if mine is None:
         mine, theirs = seen.probability, also.probability
@@ -344,7 +344,7 @@ def _changed(mine: Sequence[Row], theirs: Sequence[Row]) -> int:
     return sum(int((a["decided"] != b["decided"]).sum()) for a, b in zip(mine, theirs, strict=True))
 
 
-def _agree(job: Job, check: Mapping[str, Any]) -> None:
+def _agree(job: ExportJob, check: Mapping[str, Any]) -> None:
     if check["largest_difference"] > TOLERANCE or (check["decisions_differ"] and not job.wish.force):
         raise CurateError(
             f"{_name(job)} says other things as ONNX than in torch: probabilities differ by up to "
@@ -353,7 +353,7 @@ def _agree(job: Job, check: Mapping[str, Any]) -> None:
         )
 
 
-def _accuracy(job: Job, items: Sequence[Item], rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
+def _accuracy(job: ExportJob, items: Sequence[Item], rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     """Recall and Dice of each class; a classifier's Dice is that of its images, F1."""
     found: dict[str, dict[str, float | None]] = {}
     for place, name in enumerate(job.judge.classes):
@@ -372,7 +372,7 @@ def _accuracy(job: Job, items: Sequence[Item], rows: Sequence[Row]) -> dict[str,
     return found
 
 
-def _gate(job: Job, accuracy: Mapping[str, Mapping[str, Any]], changed: int) -> dict[str, Any]:
+def _gate(job: ExportJob, accuracy: Mapping[str, Mapping[str, Any]], changed: int) -> dict[str, Any]:
     """What INT8 takes from the rarest class; None where val does not show it."""
     before, after = accuracy["torch"][job.rarest], accuracy["int8"][job.rarest]
     drop = {name: None if before[name] is None else before[name] - after[name] for name in before}
@@ -380,7 +380,7 @@ def _gate(job: Job, accuracy: Mapping[str, Mapping[str, Any]], changed: int) -> 
     return about | {"max_drop": job.wish.max_drop, "drop": drop, "decisions_differ": changed}
 
 
-def _why(about: Mapping[str, Any], job: Job) -> str | None:
+def _why(about: Mapping[str, Any], job: ExportJob) -> str | None:
     """Why the gate would not let it pass."""
     drop = about["gate"]["drop"]
     if None in drop.values():
@@ -395,7 +395,7 @@ def _why(about: Mapping[str, Any], job: Job) -> str | None:
     )
 
 
-def _timed(job: Job, items: Sequence[Item], runs: Mapping[str, Run]) -> dict[str, Any]:
+def _timed(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run]) -> dict[str, Any]:
     """Median milliseconds an image, the engines in turn, so that a busy moment of the machine hits all alike."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for place, item in enumerate([items[0], *items[:TIMED]]):
@@ -419,7 +419,7 @@ def _timed(job: Job, items: Sequence[Item], runs: Mapping[str, Run]) -> dict[str
 # --- the sidecar ----------------------------------------------------------------------------------------------------
 
 
-def _about(job: Job, shape: Shape, any_size: bool) -> dict[str, Any]:
+def _about(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
     """All that somebody needs who has the files alone."""
     made, recipe = job.model.manifest, job.predictor.recipe
     names = ("task", "classes", "outputs", "single", "recipe")
@@ -439,7 +439,7 @@ def _about(job: Job, shape: Shape, any_size: bool) -> dict[str, Any]:
     }
 
 
-def _input(job: Job, shape: Shape, any_size: bool) -> dict[str, Any]:
+def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
     wanted, segments = job.predictor.recipe.input, job.predictor.recipe.task == "segmentation"
     mean, std = SCALES[wanted.scale]
     sides = ["a multiple of 32", "a multiple of 32"] if any_size else list(shape[:2])
@@ -455,7 +455,7 @@ def _input(job: Job, shape: Shape, any_size: bool) -> dict[str, Any]:
     }
 
 
-def _output(job: Job) -> dict[str, Any]:
+def _output(job: ExportJob) -> dict[str, Any]:
     segments = job.predictor.recipe.task == "segmentation"
     how = "softmax" if job.predictor.single and not segments else "sigmoid"
     layout = "NCHW" if segments else "NC"

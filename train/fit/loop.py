@@ -22,11 +22,11 @@ from curate.data import Item
 from curate.errors import CurateError
 from train import checkpoint, losses
 from train.data import sampling
-from train.data.dataset import Batches, Data, Examples, Plan, loader
+from train.data.dataset import EpochBatches, Examples, LoadPlan, TrainingData, loader
 from train.data.pixels import normalised
 from train.fit import counts as metrics
 from train.losses import Term
-from train.processes import ALONE, Team
+from train.processes import ALONE, ProcessGroup
 from train.recipe import Phase, Recipe, Schedule
 
 LAST, BEST = "last.ckpt", "best.safetensors"
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """What a run came to; the best weights lie in the folder. `skipped`: images that could not be read, and why."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -52,33 +52,33 @@ class _State:
     epoch: int = 0  # of this phase, that comes next
     number: int = 0  # of all epochs
     waited: int = 0
-    fitted: Fitted = field(default_factory=Fitted)
+    fitted: FitResult = field(default_factory=FitResult)
 
 
 @dataclass(frozen=True)
-class Setting:
+class FitSettings:
     """What a run is about, beside the network."""
 
     recipe: Recipe
-    data: Data
-    plan: Plan
+    data: TrainingData
+    plan: LoadPlan
     frozen: Sequence[str]
     folder: Path
     device: str = "cpu"
     workers: int = 0
-    team: Team = ALONE
+    team: ProcessGroup = ALONE
 
 
-class Unfit(CurateError):
+class UnsuitableSettings(CurateError):
     """These settings do not suit the data or the machine; others may."""
 
 
 def fit(
     model: Any,
-    setting: Setting,
+    setting: FitSettings,
     progress: Progress = lambda stage, done, total: None,
-    ended: Callable[[Fitted], None] = lambda fitted: None,
-) -> Fitted:
+    ended: Callable[[FitResult], None] = lambda fitted: None,
+) -> FitResult:
     """Train, resuming from `last.ckpt` where there is one; the best weights go to `best.safetensors`.
 
     `ended` hears of every epoch when it is over; by raising it ends the run, which can go on later.
@@ -137,7 +137,7 @@ def fit(
                 value = float(loss.detach())
                 if any(team.total(not math.isfinite(value))):
                     bad = next(one for one in team.gathered((value, ids)) if not math.isfinite(one[0]))
-                    team.fail(Unfit(_diverged(bad[0], state.number, step, bad[1], folder)))
+                    team.fail(UnsuitableSettings(_diverged(bad[0], state.number, step, bad[1], folder)))
                 with _memory(recipe.batch), _compiling(recipe.compile):
                     scaler.scale(loss / recipe.accumulate).backward()
                 if (step + 1) % recipe.accumulate == 0 or step + 1 == len(batches):
@@ -181,7 +181,7 @@ def fit(
 # --- parts of the loop ----------------------------------------------------------------------------------------------
 
 
-def _loss(recipe: Recipe, data: Data) -> Term:
+def _loss(recipe: Recipe, data: TrainingData) -> Term:
     """The recipe's terms, with what the data say of the classes."""
     counts, total = frequencies(data)
     made = [
@@ -191,7 +191,7 @@ def _loss(recipe: Recipe, data: Data) -> Term:
     return losses.summed(made)
 
 
-def frequencies(data: Data) -> tuple[list[float], float]:
+def frequencies(data: TrainingData) -> tuple[list[float], float]:
     """How often each output is seen in train, and among how many: images, or pixels where these are classified."""
     if data.task == "classification":
         present = data.present(data.train)
@@ -213,14 +213,14 @@ def _area(defect: Any) -> float:
     return float(defect.box[2] * defect.box[3] if crop is None else crop.sum())
 
 
-def _feed(items: Sequence[Item], setting: Setting, training: bool) -> tuple[Batches, Any]:
-    batches = Batches(setting.recipe.batch)
+def _feed(items: Sequence[Item], setting: FitSettings, training: bool) -> tuple[EpochBatches, Any]:
+    batches = EpochBatches(setting.recipe.batch)
     examples = Examples(items, setting.plan, training)
     guests = frozenset(one.id for one in setting.data.pseudo), setting.recipe.pseudo.share
     return batches, loader(examples, batches, setting.workers if items else 0, setting.device != "cpu", guests)
 
 
-def _epoch(setting: Setting, repeats: sampling.Repeats, number: int) -> list[list[int]]:
+def _epoch(setting: FitSettings, repeats: sampling.Repeats, number: int) -> list[list[int]]:
     """This process's batches of an epoch, as rows; those with pseudo-labels come after those of train."""
     recipe, data, team = setting.recipe, setting.data, setting.team
     order = sampling.draw(repeats, number, recipe.seed, team.rank, team.world)
@@ -231,7 +231,7 @@ def _epoch(setting: Setting, repeats: sampling.Repeats, number: int) -> list[lis
     return sampling.mixed(order, guests, team.part_of(recipe.batch), recipe.pseudo.share)[: recipe.steps]
 
 
-def _nothing(setting: Setting) -> tuple[Any, Any]:
+def _nothing(setting: FitSettings) -> tuple[Any, Any]:
     """Two grey images that show nothing: what stands in where none of a process's batch could be read."""
     import torch
 
@@ -329,7 +329,7 @@ def _follow(shadow: Any, model: Any, keep: float) -> None:
 
 
 def _validated(
-    model: Any, feed: Any, setting: Setting, loss_of: Term, autocast: Any, skipped: dict[str, str]
+    model: Any, feed: Any, setting: FitSettings, loss_of: Term, autocast: Any, skipped: dict[str, str]
 ) -> dict[str, Any]:
     """Loss and, a class at a time, F1 (of pixels: Dice) on val as it is; nothing where there is no val."""
     import torch
@@ -351,7 +351,7 @@ def _validated(
     if not seen:
         raise CurateError(f"no image of val could be read; the first: {_first(skipped)}")
     if not math.isfinite(total):
-        raise Unfit("the loss on val is not finite. Try a lower rate: --set optimiser.lr=1e-4")
+        raise UnsuitableSettings("the loss on val is not finite. Try a lower rate: --set optimiser.lr=1e-4")
     return {"val_loss": total / seen, "f1": metrics.f1(found, data.outputs)}
 
 
@@ -371,12 +371,12 @@ def decided(logits: Any, single: bool) -> Any:
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _keep(setting: Setting, file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+def _keep(setting: FitSettings, file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
     if setting.team.leads:
         checkpoint.save(file, tensors, state)
 
 
-def _save(setting: Setting, state: _State, model: Any, shadow: Any, optimiser: Any, scaler: Any) -> None:
+def _save(setting: FitSettings, state: _State, model: Any, shadow: Any, optimiser: Any, scaler: Any) -> None:
     tensors, groups = checkpoint.optimiser_state(optimiser)
     everything = checkpoint.packed("model", model.state_dict()) | checkpoint.packed("optimiser", tensors)
     everything |= checkpoint.packed("shadow", shadow.state_dict()) if shadow else {}
@@ -393,7 +393,7 @@ def _resumed(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, A
     tensors, stored = checkpoint.load(file)
     try:
         where = {name: int(stored[name]) for name in ("phase", "epoch", "number", "waited")}
-        return _State(**where, fitted=Fitted(**stored["fitted"])), (tensors, stored)
+        return _State(**where, fitted=FitResult(**stored["fitted"])), (tensors, stored)
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.damaged(file, f"no state of a training: {error}") from None
 
@@ -426,7 +426,7 @@ def _memory(batch: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         half = max(1, batch // 2)
         text = f"out of GPU memory with batch {batch}. Try: --set batch={half} --set accumulate=2"
-        raise Unfit(text) from None
+        raise UnsuitableSettings(text) from None
 
 
 @contextmanager

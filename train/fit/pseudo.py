@@ -25,16 +25,16 @@ from curate.project import Project
 from curate.tables import Table
 from train import store
 from train.data import sampling
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.predict import run as predicting
 from train.recipe import Pseudo, Recipe
-from train.store import Stored
+from train.store import StoredModel
 
 BUSY = ("queued", "skipped", "disputed")  # people have these images, or could not tell what they show
 Floats = NDArray[np.floating[Any]]
 
 
-def added(project: Project, index: Index, resolved: Recipe, data: Data) -> tuple[Recipe, Data]:
+def added(project: Project, index: Index, resolved: Recipe, data: TrainingData) -> tuple[Recipe, TrainingData]:
     """The data with what the recipe's teacher is sure of; the recipe then names that model by its key."""
     teacher = store.find(project, resolved.pseudo.model)
     _check(teacher, resolved, data)
@@ -47,7 +47,7 @@ def added(project: Project, index: Index, resolved: Recipe, data: Data) -> tuple
     return resolved.model_copy(update={"pseudo": pseudo}), taught
 
 
-def _check(teacher: Stored, resolved: Recipe, data: Data) -> None:
+def _check(teacher: StoredModel, resolved: Recipe, data: TrainingData) -> None:
     unknown = set(data.classes) - set(teacher.manifest["classes"])
     if unknown:
         raise CurateError(f"model {teacher.key} does not know {', '.join(sorted(unknown))}: it cannot label for all")
@@ -71,7 +71,7 @@ def check_room(resolved: Recipe, processes: int = 1) -> None:
         )
 
 
-def of_model(index: Index, teacher: Stored, data: Data, wanted: Pseudo) -> list[Item]:
+def of_model(index: Index, teacher: StoredModel, data: TrainingData, wanted: Pseudo) -> list[Item]:
     """Images that the teacher has decided, labelled as it says, by id."""
     by = f"model-{teacher.key}"
     path = index.project.work / "scores" / f"{by}.lance"
@@ -102,7 +102,7 @@ def free(index: Index) -> set[str]:
     }
 
 
-def decided(p: Floats, said: Prediction, data: Data, wanted: Pseudo) -> Label | None:
+def decided(p: Floats, said: Prediction, data: TrainingData, wanted: Pseudo) -> Label | None:
     """The label of an image of whose every class the model is sure, else None. `p`: by class of `data`."""
     least = np.array([wanted.sure(name) for name in data.classes])
     there, absent = p >= least, p <= 1 - least

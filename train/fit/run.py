@@ -16,7 +16,7 @@ from curate.errors import CurateError, unknown
 from curate.index import app_edits, sync
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.units import duration
@@ -24,19 +24,19 @@ from curate.workers import cores
 from train import architectures, processes, recipe, store
 from train.architectures import two_stage
 from train.data import dataset
-from train.data.dataset import Data, Plan
+from train.data.dataset import LoadPlan, TrainingData
 from train.fit import loop, pretrained, pseudo
-from train.fit.loop import Fitted, Progress, Setting
+from train.fit.loop import FitResult, FitSettings, Progress
 from train.fit.pretrained import Start
-from train.processes import ALONE, Team
+from train.processes import ALONE, ProcessGroup
 from train.recipe import Recipe
-from train.store import Stored
+from train.store import StoredModel
 
 STEP = 2  # raise it when the same recipe and data give another model than before
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrainRequest:
     """What the user asks for; without `recipe` the task's default, without `task` what the labels allow."""
 
     task: str | None = None
@@ -47,10 +47,10 @@ class Wish:
 
 
 @dataclass
-class Trained:
+class TrainResult:
     """What came of it; `fresh` is false where the model was there already."""
 
-    model: Stored
+    model: StoredModel
     fresh: bool
     notes: list[str] = field(default_factory=list)
 
@@ -68,10 +68,10 @@ class Trained:
 
 def run(
     project: Project,
-    wish: Wish,
+    wish: TrainRequest,
     progress: Progress = lambda stage, done, total: None,
     told: Callable[[str], None] = lambda line: None,
-) -> Trained:
+) -> TrainResult:
     """Train, or find that it is done; resumes what a kill left. Afterwards the model is the candidate.
 
     `progress` counts the batches of all epochs, `told` gets a line about each epoch when it is over.
@@ -85,7 +85,7 @@ def run(
         manifest = _trained(task, wish.workers, team, progress, told) if task.fresh else {}
         if team.leads:
             made = _finished(project, task, manifest)
-            return Trained(made, task.fresh, [*task.data.notes, *_idle_phases(task.recipe), *_skipped(made)])
+            return TrainResult(made, task.fresh, [*task.data.notes, *_idle_phases(task.recipe), *_skipped(made)])
     raise SystemExit(0)
 
 
@@ -100,19 +100,19 @@ def _idle_phases(made: Recipe) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainTask:
     """What a training needs to know, in any process; not `fresh`, it is done already."""
 
     key: str
     recipe: Recipe
-    data: Data
-    plan: Plan
+    data: TrainingData
+    plan: LoadPlan
     folder: Path
     device: str
     fresh: bool
 
 
-def _task(project: Project, wish: Wish, device: str, team: Team, stack: ExitStack) -> Task:
+def _task(project: Project, wish: TrainRequest, device: str, team: ProcessGroup, stack: ExitStack) -> TrainTask:
     resolved, data = prepared(project, wish)
     team.part_of(resolved.batch)
     if resolved.pseudo.model:
@@ -120,10 +120,10 @@ def _task(project: Project, wish: Wish, device: str, team: Team, stack: ExitStac
     key = model_key(resolved, data)
     stack.enter_context(files.writer_lock(store.home(project), "curate train"))  # for hours: the index stays free
     folder, fresh = store.training_folder(project, key), not store.is_done(project, key)
-    return Task(key, resolved, data, plan_of(project, resolved, data), folder, device, fresh)
+    return TrainTask(key, resolved, data, plan_of(project, resolved, data), folder, device, fresh)
 
 
-def prepared(project: Project, wish: Wish) -> tuple[Recipe, Data]:
+def prepared(project: Project, wish: TrainRequest) -> tuple[Recipe, TrainingData]:
     """The recipe as the images make it, and what there is to learn from."""
     named = _named(wish)
     with files.writer_lock(project.work, "curate train: labels"):
@@ -134,7 +134,7 @@ def prepared(project: Project, wish: Wish) -> tuple[Recipe, Data]:
         return pseudo.added(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
 
-def _named(wish: Wish) -> Recipe | None:
+def _named(wish: TrainRequest) -> Recipe | None:
     """The recipe that was asked for; its task must be the one that was asked for."""
     if wish.task is not None and wish.task not in recipe.TASKS:
         raise unknown("task", wish.task, recipe.TASKS, "Boxes to detect are derived from segmentation")
@@ -150,16 +150,16 @@ def _named(wish: Wish) -> Recipe | None:
 def _capture(index: Index) -> None:
     """What curators drew in the App is in the log, and has its split, before anything is learnt."""
     names = index.project.class_names
-    with closing(Book(index.project.work / "labels", names)) as book:
+    with closing(LabelLog(index.project.work / "labels", names)) as book:
         app_edits.capture(index, book, names)
     sync.give_splits(index, Decisions(index.project.work / "splits"))
 
 
-def _resolved(named: Recipe, data: Data) -> Recipe:
+def _resolved(named: Recipe, data: TrainingData) -> Recipe:
     return named.model_copy(update={"input": dataset.resolved_input(named, data.train)})
 
 
-def model_key(resolved: Recipe, data: Data) -> str:
+def model_key(resolved: Recipe, data: TrainingData) -> str:
     """Weights count by what they are, not by where they lie; what is off, or only makes it faster, does not."""
     left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True}
     left |= {} if resolved.pseudo.model else {"pseudo": True}
@@ -167,8 +167,8 @@ def model_key(resolved: Recipe, data: Data) -> str:
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
 
 
-def plan_of(project: Project, resolved: Recipe, data: Data) -> Plan:
-    return Plan(
+def plan_of(project: Project, resolved: Recipe, data: TrainingData) -> LoadPlan:
+    return LoadPlan(
         data.task,
         data.classes,
         data.single,
@@ -181,7 +181,7 @@ def plan_of(project: Project, resolved: Recipe, data: Data) -> Plan:
 
 
 def _trained(
-    task: Task, workers: int | None, team: Team, progress: Progress, told: Callable[[str], None]
+    task: TrainTask, workers: int | None, team: ProcessGroup, progress: Progress, told: Callable[[str], None]
 ) -> dict[str, Any]:
     """The manifest of what was trained; the weights lie in the task's folder."""
     import torch
@@ -192,14 +192,14 @@ def _trained(
     readers = workers_of(task.device, team) if workers is None else workers
     if task.device == "cpu" and readers:  # readers and torch's threads share the cores
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() - readers)))
-    setting = Setting(task.recipe, task.data, task.plan, start.frozen, task.folder, task.device, readers, team)
+    setting = FitSettings(task.recipe, task.data, task.plan, start.frozen, task.folder, task.device, readers, team)
     epochs = sum(phase.epochs for phase in task.recipe.parts)
 
     def step(stage: str, done: int, total: int) -> None:
         if team.leads:  # one bar is enough
             progress("train", done, total * epochs)
 
-    def ended(fitted: Fitted) -> None:
+    def ended(fitted: FitResult) -> None:
         if team.leads:
             told(epoch_line(task.recipe, fitted.history, fitted.best))
 
@@ -223,14 +223,14 @@ def epoch_line(made: Recipe, history: Sequence[Mapping[str, Any]], best: Mapping
     return f"{text}; at most {duration(left * seconds)} left)" if left else f"{text})"
 
 
-def _finished(project: Project, task: Task, manifest: dict[str, Any]) -> Stored:
+def _finished(project: Project, task: TrainTask, manifest: dict[str, Any]) -> StoredModel:
     best = task.folder / loop.BEST
     made = store.finish(project, task.key, best, manifest) if task.fresh else store.find(project, task.key)
     store.point(project, store.CANDIDATE, task.key)
     return made
 
 
-def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
+def network_of(resolved: Recipe, data: TrainingData) -> tuple[Any, Start]:
     """The model as training begins."""
     import torch
 
@@ -243,12 +243,12 @@ def network_of(resolved: Recipe, data: Data) -> tuple[Any, Start]:
     return model, start
 
 
-def workers_of(device: str, team: Team = ALONE) -> int:
+def workers_of(device: str, team: ProcessGroup = ALONE) -> int:
     """Processes that read images: a GPU must not wait, and a CPU has no core to spare."""
     return 0 if device == "cpu" else min(8, max(1, cores() // team.world - 1))
 
 
-def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dict[str, Any]:
+def _manifest(resolved: Recipe, data: TrainingData, start: Start, fitted: FitResult) -> dict[str, Any]:
     by_class = data.present(data.train).sum(axis=0).tolist()
     return {
         "task": data.task,
@@ -273,6 +273,6 @@ def _manifest(resolved: Recipe, data: Data, start: Start, fitted: Fitted) -> dic
     }
 
 
-def _skipped(made: Stored) -> list[str]:
+def _skipped(made: StoredModel) -> list[str]:
     skipped = made.manifest["skipped"]
     return [f"{len(skipped)} images could not be read; the first: {next(iter(skipped.values()))}"] if skipped else []

@@ -27,11 +27,11 @@ from curate.index.rounds import key_of
 from curate.project import Project
 from curate.select import cost
 from train import recipe
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.fit import loop
 from train.fit import run as training
-from train.fit.loop import Fitted, Progress, Setting
-from train.fit.run import Wish
+from train.fit.loop import FitResult, FitSettings, Progress
+from train.fit.run import TrainRequest
 from train.recipe import Phase, Recipe
 
 STEP = 1  # raise it when the same recipe and data are searched in another way than before
@@ -40,7 +40,7 @@ LOSS, F1 = "val_loss", "f1"
 AROUND = 10  # how many times smaller and larger than the recipe's the rate may be
 BEFORE_PRUNING = 5  # trials that run to their end, whatever they show
 OVER_THE_BATCH = ("dice", "tversky", "focal_tversky", "lovasz")  # losses whose value a larger batch changes
-Ended = Callable[[Fitted], None]
+Ended = Callable[[FitResult], None]
 PINS = {
     "lr": r"optimiser(\.lr)?",
     "batch": r"batch",
@@ -50,7 +50,7 @@ PINS = {
 
 
 @dataclass(frozen=True)
-class Search:
+class TuneBudget:
     """How long to look, and by which measure of val; `seconds` are this run's, `trials` all of the study's."""
 
     trials: int = 20
@@ -59,14 +59,14 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Task:
+class TuneTask:
     """A search that can begin."""
 
     project: Project
-    wish: Wish
-    search: Search
+    wish: TrainRequest
+    search: TuneBudget
     base: Recipe
-    data: Data
+    data: TrainingData
     space: Mapping[str, Any]
     folder: Path
     notes: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Tuned:
     trials: tuple[Trial, ...]
     fresh: int
     left: int
-    best: Wish | None
+    best: TrainRequest | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -156,12 +156,14 @@ def seconds_of(text: str) -> float:
         found = cost.parse_budget(text)
     except CurateError:
         found = None
-    if not isinstance(found, cost.Seconds):
+    if not isinstance(found, cost.TimeBudget):
         raise CurateError(f"time '{text}' is not usable; allowed: 4h, 90m, 45s, 2h30m, above 0. For example --time 2h")
     return found.seconds
 
 
-def run(project: Project, wish: Wish, search: Search, progress: Progress = lambda stage, done, total: None) -> Tuned:
+def run(
+    project: Project, wish: TrainRequest, search: TuneBudget, progress: Progress = lambda stage, done, total: None
+) -> Tuned:
     """Search, or go on with a search; once its trials are done there is nothing to do."""
     task = prepared(project, wish, search)
     with files.writer_lock(task.folder, "curate tune"):
@@ -175,16 +177,16 @@ def run(project: Project, wish: Wish, search: Search, progress: Progress = lambd
 # --- what is searched -----------------------------------------------------------------------------------------------
 
 
-def prepared(project: Project, wish: Wish, search: Search) -> Task:
+def prepared(project: Project, wish: TrainRequest, search: TuneBudget) -> TuneTask:
     """Raises CurateError where val cannot tell trials apart, or where nothing is left to search."""
     base, data = training.prepared(project, wish)
     _check(search, data)
     space, notes = _space(base, data, wish.overrides, search.metric)
     key = key_of([training.model_key(base, data), _plain(space), search.metric, STEP])
-    return Task(project, wish, search, base, data, space, project.work / "tune" / key, (*data.notes, *notes))
+    return TuneTask(project, wish, search, base, data, space, project.work / "tune" / key, (*data.notes, *notes))
 
 
-def _check(search: Search, data: Data) -> None:
+def _check(search: TuneBudget, data: TrainingData) -> None:
     shown = _judged(data)
     allowed = [LOSS, F1, *(f"{F1}.{name}" for name in shown)]
     if not data.val:
@@ -195,13 +197,13 @@ def _check(search: Search, data: Data) -> None:
         raise unknown("metric", search.metric, allowed, "Only classes that val shows can be a measure")
 
 
-def _judged(data: Data) -> list[str]:
+def _judged(data: TrainingData) -> list[str]:
     """Classes that val shows; of others an F1 would say nothing."""
     present = data.present(data.val)
     return [name for row, name in enumerate(data.classes) if present[:, row].any()]
 
 
-def _space(base: Recipe, data: Data, overrides: Sequence[str], metric: str) -> tuple[dict[str, Any], list[str]]:
+def _space(base: Recipe, data: TrainingData, overrides: Sequence[str], metric: str) -> tuple[dict[str, Any], list[str]]:
     """All that no flag pins; the recipe's own value is always among what may be chosen."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -256,7 +258,7 @@ def _plain(space: Mapping[str, Any]) -> list[Any]:
     return [(name, json.loads(distribution_to_json(one))) for name, one in space.items()]
 
 
-def overrides_of(task: Task, params: Mapping[str, Any]) -> list[str]:
+def overrides_of(task: TuneTask, params: Mapping[str, Any]) -> list[str]:
     """What `--set` has to say, where the trial departs from the recipe."""
     changed = {name: value for name, value in params.items() if value != task.own[name]}
     found = [f"{key}={value}" for key, value in _rates(task, changed.get("lr"))]
@@ -265,7 +267,7 @@ def overrides_of(task: Task, params: Mapping[str, Any]) -> list[str]:
     return [*found, *(_thawed(task.base, changed["freezing"]) if "freezing" in changed else [])]
 
 
-def _rates(task: Task, rate: float | None) -> Iterator[tuple[str, str]]:
+def _rates(task: TuneTask, rate: float | None) -> Iterator[tuple[str, str]]:
     """The rate, and those of phases that have their own: these keep their proportion to it."""
     if rate is None:
         return
@@ -289,7 +291,7 @@ def _thawed(base: Recipe, value: Any) -> list[str]:
 # --- the study ------------------------------------------------------------------------------------------------------
 
 
-def _study(task: Task) -> Any:
+def _study(task: TuneTask) -> Any:
     """The study in its file; the file comes into being whole. A trial that a kill left behind is drawn again."""
     import optuna
 
@@ -304,7 +306,7 @@ def _study(task: Task) -> Any:
     return study
 
 
-def _connected(task: Task, file: Path) -> Any:
+def _connected(task: TuneTask, file: Path) -> Any:
     import optuna
     from sqlalchemy.pool import NullPool
 
@@ -340,7 +342,7 @@ def _ended(study: Any) -> list[Any]:
     return found
 
 
-def _searched(task: Task, study: Any, progress: Progress) -> None:
+def _searched(task: TuneTask, study: Any, progress: Progress) -> None:
     """Trial after trial until there are enough, or the time is up."""
     until = time.monotonic() + task.search.seconds
     first = len(_ended(study))
@@ -356,7 +358,7 @@ def _searched(task: Task, study: Any, progress: Progress) -> None:
         files.remove(left)
 
 
-def _drawn(task: Task, study: Any, number: int) -> Any:
+def _drawn(task: TuneTask, study: Any, number: int) -> Any:
     """The next trial. It follows from its number and the trials before it: no state of a generator can be lost."""
     import optuna
 
@@ -367,7 +369,7 @@ def _drawn(task: Task, study: Any, number: int) -> Any:
     return study.ask(dict(task.space))
 
 
-def _shown(progress: Progress, name: str, task: Task) -> Progress:
+def _shown(progress: Progress, name: str, task: TuneTask) -> Progress:
     epochs = sum(one.epochs for one in task.base.parts)
     return lambda stage, done, total: progress(name, done, total * epochs)
 
@@ -376,7 +378,7 @@ class _TimeUp(Exception):
     """The trial stays where it is; the next run goes on with it."""
 
 
-def _tried(task: Task, study: Any, trial: Any, progress: Progress, until: float) -> None:
+def _tried(task: TuneTask, study: Any, trial: Any, progress: Progress, until: float) -> None:
     import optuna
 
     overrides = overrides_of(task, trial.params)
@@ -389,7 +391,7 @@ def _tried(task: Task, study: Any, trial: Any, progress: Progress, until: float)
         tell(fitted)  # where a kill came after the last epoch, the loop has nothing left to tell
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    except loop.Unfit as error:  # without a value the sampler takes the trial for the worst
+    except loop.UnsuitableSettings as error:  # without a value the sampler takes the trial for the worst
         trial.set_user_attr("unfit", str(error))
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     else:
@@ -397,7 +399,7 @@ def _tried(task: Task, study: Any, trial: Any, progress: Progress, until: float)
     files.remove(folder)
 
 
-def _fitted(task: Task, made: Recipe, folder: Path, progress: Progress, ended: Ended) -> Fitted:
+def _fitted(task: TuneTask, made: Recipe, folder: Path, progress: Progress, ended: Ended) -> FitResult:
     from curate.embed._network import device_of
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -405,16 +407,16 @@ def _fitted(task: Task, made: Recipe, folder: Path, progress: Progress, ended: E
     workers = training.workers_of(device) if task.wish.workers is None else task.wish.workers
     model, start = training.network_of(made, task.data)
     plan = training.plan_of(task.project, made, task.data)
-    return loop.fit(model, Setting(made, task.data, plan, start.frozen, folder, device, workers), progress, ended)
+    return loop.fit(model, FitSettings(made, task.data, plan, start.frozen, folder, device, workers), progress, ended)
 
 
-def _telling(task: Task, trial: Any) -> Ended:
+def _telling(task: TuneTask, trial: Any) -> Ended:
     """What the loop says of its epochs reaches the study, which may end the trial. A resumed one says all again."""
     import optuna
 
     known = 0
 
-    def tell(fitted: Fitted) -> None:
+    def tell(fitted: FitResult) -> None:
         nonlocal known
         for row in fitted.history[known:]:
             trial.report(_value(task, row), row["epoch"])
@@ -429,7 +431,7 @@ def _until(until: float, tell: Ended) -> Ended:
     """Stops when the time is up, but never before one epoch: else short times would never end a trial."""
     first = True
 
-    def ended(fitted: Fitted) -> None:
+    def ended(fitted: FitResult) -> None:
         nonlocal first
         tell(fitted)
         if not first and time.monotonic() >= until:
@@ -439,7 +441,7 @@ def _until(until: float, tell: Ended) -> Ended:
     return ended
 
 
-def _value(task: Task, row: Mapping[str, Any]) -> float:
+def _value(task: TuneTask, row: Mapping[str, Any]) -> float:
     """The measure of an epoch; F1 alone is the mean over the classes that val shows."""
     if task.search.metric == LOSS:
         return float(row[LOSS])
@@ -450,7 +452,7 @@ def _value(task: Task, row: Mapping[str, Any]) -> float:
 # --- what came of it ------------------------------------------------------------------------------------------------
 
 
-def _tuned(task: Task, study: Any, before: int) -> Tuned:
+def _tuned(task: TuneTask, study: Any, before: int) -> Tuned:
     trials = tuple(_described(number, one) for number, one in enumerate(_ended(study), 1))
     left = max(0, task.search.trials - len(trials))
     best = next((one for one in ranked(trials, task.search.metric) if one.state == "done"), None)

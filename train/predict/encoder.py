@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.embed import _network
-from curate.embed._network import Network
+from curate.embed._network import NetworkEncoder
 from curate.project import Project
 from train import store
 from train.recipe import SCALES
@@ -16,7 +16,7 @@ from train.recipe import SCALES
 SIZE = 224  # pixels of a window's side as a segmenter's encoder sees it
 
 
-def handle(project: Project, device: str = "auto") -> Network | None:
+def handle(project: Project, device: str = "auto") -> NetworkEncoder | None:
     """The model's encoder; None where nothing is trained yet."""
     from train.predict.run import recipe_of
 
@@ -28,7 +28,7 @@ def handle(project: Project, device: str = "auto") -> Network | None:
     mean, std = SCALES[made.input.scale]
     make = partial(encoder, str(model.weights.parent))
     dim = _network.dim_of(make(), size)
-    return Network("model", model.key, dim, "auto", 0.25, size, mean, std, make, _network.device_of(device))
+    return NetworkEncoder("model", model.key, dim, "auto", 0.25, size, mean, std, make, _network.device_of(device))
 
 
 def encoder(folder: str) -> Any:

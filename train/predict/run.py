@@ -35,7 +35,7 @@ from curate.vectors.run import Engine
 from train import architectures, checkpoint, recipe, store
 from train.data.pixels import Pixels, normalised, padded, read, resized, starts, up_to_stride, with_channels
 from train.recipe import Recipe
-from train.store import Stored
+from train.store import StoredModel
 
 TILE = 1 << 20  # pixels of one tile
 SIDE = 1024  # of a tile of a large image; a strip's may be as long as TILE allows
@@ -48,7 +48,7 @@ Sure = tuple[tuple[Defect, float], ...]
 Progress = Callable[[str, int, int], None]
 
 
-class Seen(NamedTuple):
+class ImagePrediction(NamedTuple):
     """One image, in the order of the model's classes. `bald`: where the model has dropout."""
 
     probability: Floats
@@ -80,23 +80,23 @@ class Predictor:
         """How predictions and scores name their author."""
         return f"model-{self.key}"
 
-    def predict_image(self, pixels: Pixels) -> Seen:
+    def predict_image(self, pixels: Pixels) -> ImagePrediction:
         """All that the model says of an image (uint8, HxW or HxWx3)."""
         image = with_channels(pixels, self.recipe.input.channels)
         return self.seen(self.probabilities(image)) if self.recipe.task == "segmentation" else self._whole(image)
 
-    def prediction(self, seen: Seen) -> Prediction:
+    def prediction(self, seen: ImagePrediction) -> Prediction:
         return Prediction(seen.defects, seen.classes, self.by)
 
     # --- segmentation ---
 
-    def seen(self, p: Floats) -> Seen:
+    def seen(self, p: Floats) -> ImagePrediction:
         """All that a segmenter's map (C, H, W) says."""
         found = scores.summarise(p)
         by_class = [self._of(name, values) for name, values in zip(self.classes, p, strict=True)]
         # The likeliest small tile would miss a crack that is thinner than half a tile, however sure the model is of it.
         surest = [max((sure for _, sure in regions), default=0.0) for regions in by_class]
-        return Seen(
+        return ImagePrediction(
             probability=np.maximum(np.asarray(found["probability"]), np.array(surest, np.float32)),
             defects=tuple(one for regions in by_class for one in regions),
             class_entropy=np.asarray(found["class_tile_entropy"]),
@@ -133,7 +133,7 @@ class Predictor:
 
     # --- classification ---
 
-    def _whole(self, image: Pixels) -> Seen:
+    def _whole(self, image: Pixels) -> ImagePrediction:
         import torch
 
         wanted = self.recipe.input
@@ -145,7 +145,9 @@ class Predictor:
             bald = self._bald(last)
         by_class = p[: len(self.classes)]
         unsure = scores.entropy(p[None]) if self.single else scores.predictive_entropy_multilabel(p[None])
-        return Seen(by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._named(p), bald=bald)
+        return ImagePrediction(
+            by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._named(p), bald=bald
+        )
 
     def _sure(self, logits: Any) -> Floats:
         values = logits.float()[0]
@@ -231,11 +233,11 @@ def load(project: Project, key: str | None = None, device: str = "auto") -> Pred
     return Predictor(found.key, tuple(made["classes"]), recipe_of(found), made["single"], module, place)
 
 
-def recipe_of(model: Stored) -> Recipe:
+def recipe_of(model: StoredModel) -> Recipe:
     return recipe.validated(model.manifest["recipe"], f"{model.folder / store.MANIFEST}: ")
 
 
-def network(model: Stored) -> Any:
+def network(model: StoredModel) -> Any:
     """The trained network, in eval mode; in memory as channels-last, which convolutions like best."""
     import torch
 
@@ -249,7 +251,7 @@ def network(model: Stored) -> Any:
 
 
 @dataclass
-class Report:
+class PredictReport:
     """What a run did: images `predicted` now, `kept` from before, `failed` with the reason, `missing` on disk."""
 
     model: str
@@ -275,7 +277,7 @@ def run(
     everything: bool = False,
     device: str = "auto",
     engine: str = "local",
-) -> Report:
+) -> PredictReport:
     """Predict what this model has not seen yet: of a saved view, of `everything`, else of what nobody has labelled.
 
     Scores go to `work/scores/model-<key>.lance`, regions and classes to the index. The caller holds the writer lock.
@@ -289,7 +291,7 @@ def run(
     table = table_of(project, predictor)
     known = done(index, table, predictor.by)
     todo = [(id, Path(path)) for id, path in sorted(there.items()) if id not in known]
-    report = Report(predictor.key, table.path, list(predictor.classes), kept=len(there) - len(todo))
+    report = PredictReport(predictor.key, table.path, list(predictor.classes), kept=len(there) - len(todo))
     report.missing = len(wanted) - len(there)
     for part in chunks(_seen(predictor, todo, project.config.limits.max_pixels, engine), CHUNK):
         _write(part, index, table, predictor, report)
@@ -341,7 +343,7 @@ def done(index: Index, table: Table, by: str) -> set[str]:
     return shown.intersection(table.ids())
 
 
-Outcome = tuple[str, Seen | None, str]
+Outcome = tuple[str, ImagePrediction | None, str]
 
 
 def _seen(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int, engine: str) -> Iterator[Outcome]:
@@ -367,7 +369,7 @@ def seen_here(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels
             yield id, predictor.predict_image(pixels), ""
 
 
-def _write(part: list[Outcome], index: Index, table: Table, predictor: Predictor, report: Report) -> None:
+def _write(part: list[Outcome], index: Index, table: Table, predictor: Predictor, report: PredictReport) -> None:
     """Predictions first: scores mark an image as done."""
     report.failed |= {id: reason for id, seen, reason in part if seen is None}
     good = {id: seen for id, seen, _ in part if seen is not None}

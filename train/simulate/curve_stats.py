@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.simulate.one_run import Curve, Point
+from train.simulate.one_run import Curve, CurvePoint
 
 DRAWS = 2000
 EXACT = 16  # differences up to which every pattern of signs is tried
@@ -34,7 +34,7 @@ def value(curve: Curve, metric: str, place: int = -1) -> float:
     return _at(curve.points[place], metric, curve.setting.rare)
 
 
-def _at(point: Point, metric: str, rare: str | None) -> float:
+def _at(point: CurvePoint, metric: str, rare: str | None) -> float:
     if metric in OWN:
         return float(getattr(point, metric))
     key, _, name = metric.partition(":")

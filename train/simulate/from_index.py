@@ -15,7 +15,7 @@ from curate.project import Project
 from curate.select.pool import Windows
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
-from train.simulate.oracle_dataset import World
+from train.simulate.oracle_dataset import OracleDataset
 
 FEWEST = 30  # labelled images below which nothing can be said
 
@@ -27,7 +27,7 @@ class _Row:
     present: frozenset[str]
 
 
-def of_project(project: Project, encoder: str | None = None) -> tuple[World, list[str]]:
+def of_project(project: Project, encoder: str | None = None) -> tuple[OracleDataset, list[str]]:
     """Its labelled images with the newest vectors, and what a person should know of it."""
     index = Index(project)
     found, labelled = vectors.open_latest(project.work, encoder), _labelled(index)
@@ -59,7 +59,7 @@ def _labelled(index: Index) -> dict[str, _Row]:
     }
 
 
-def _world(index: Index, found: Vectors, ids: Sequence[str], rows: Sequence[_Row]) -> World:
+def _world(index: Index, found: Vectors, ids: Sequence[str], rows: Sequence[_Row]) -> OracleDataset:
     names = [name for name in index.project.active_classes if any(name in row.present for row in rows)]
     if not names:
         raise CurateError(f"none of the {len(ids)} labelled images shows a defect: there is nothing to find")
@@ -68,7 +68,7 @@ def _world(index: Index, found: Vectors, ids: Sequence[str], rows: Sequence[_Row
         raise CurateError(f"some vectors are no numbers; compute them anew. {found.remedy}")
     windows, boxes = _tiles(found, ids)
     labels = {one.id: one.label for one in index.shown(ids)}
-    return World(
+    return OracleDataset(
         name=index.project.name,
         ids=tuple(ids),
         vectors=matrix,

@@ -17,8 +17,8 @@ from curate import files, workers
 from curate.errors import CurateError
 from curate.index.rounds import key_of
 from train.simulate.learners import probe
-from train.simulate.one_run import Curve, Picker, Point, Setting, Teacher, play
-from train.simulate.oracle_dataset import World, fingerprint, load, save
+from train.simulate.one_run import Curve, CurvePoint, Picker, RunSettings, Teacher, play
+from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save
 
 CODE = (
     *("curate/greedy", "curate/strategies"),
@@ -26,32 +26,32 @@ CODE = (
     *(f"train/simulating/{name}.py" for name in ("judged", "learners", "play", "world")),
 )
 Progress = Callable[[str, int, int], None]
-Pickers = Callable[[Setting], Picker | None]
+Pickers = Callable[[RunSettings], Picker | None]
 """Which picker plays a setting; None: ours. A function of a module (processes find it by its name)."""
-Teachers = Callable[[Setting], Teacher]
+Teachers = Callable[[RunSettings], Teacher]
 
 
-def ours(setting: Setting) -> None:
+def ours(setting: RunSettings) -> None:
     """No peers."""
 
 
-def linear(setting: Setting) -> Teacher:
+def linear(setting: RunSettings) -> Teacher:
     return probe
 
 
 @dataclass(frozen=True)
-class _Play:
+class _RunJob:
     """All that a process needs to know."""
 
     world: Path
-    setting: Setting
+    setting: RunSettings
     target: Path
     pickers: Pickers
     teachers: Teachers
 
 
 def play_all(
-    plays: Sequence[tuple[World, Setting]],
+    plays: Sequence[tuple[OracleDataset, RunSettings]],
     folder: Path,
     jobs: int = 1,
     pickers: Pickers = ours,
@@ -63,7 +63,7 @@ def play_all(
     A picker's CurateError ends its own curve alone (`failed`), and is tried again next time. Killed, it goes on.
     """
     homes = {id(world): _home(world, folder) for world, _ in plays}
-    made = [_Play(homes[id(world)], setting, folder, pickers, teachers) for world, setting in plays]
+    made = [_RunJob(homes[id(world)], setting, folder, pickers, teachers) for world, setting in plays]
     places = {_file(one): one for one in made}
     todo = [one for file, one in places.items() if not file.is_file()]
     progress("playing", len(places) - len(todo), len(places))
@@ -71,14 +71,14 @@ def play_all(
     return [failed.get(_file(one)) or _read(_file(one), one.setting) for one in made]
 
 
-def _home(world: World, folder: Path) -> Path:
+def _home(world: OracleDataset, folder: Path) -> Path:
     home = folder / "worlds" / fingerprint(world)
     if not home.is_dir():
         save(world, home)
     return home
 
 
-def _file(one: _Play) -> Path:
+def _file(one: _RunJob) -> Path:
     asked = asdict(one.setting) | {"options": dict(one.setting.options)}
     return one.target / "curves" / f"{key_of([one.world.name, asked, code()])}.json"
 
@@ -93,7 +93,7 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def _serial(todo: Sequence[_Play], progress: Progress, total: int) -> dict[Path, Curve]:
+def _serial(todo: Sequence[_RunJob], progress: Progress, total: int) -> dict[Path, Curve]:
     found = {}
     for one in todo:
         found[_file(one)] = _played(one)
@@ -101,7 +101,7 @@ def _serial(todo: Sequence[_Play], progress: Progress, total: int) -> dict[Path,
     return found
 
 
-def _parallel(todo: Sequence[_Play], jobs: int, progress: Progress, total: int) -> dict[Path, Curve]:
+def _parallel(todo: Sequence[_RunJob], jobs: int, progress: Progress, total: int) -> dict[Path, Curve]:
     found = {}
     with workers.pool(min(jobs, max(1, len(todo)))) as pool:
         futures = {pool.submit(_played, one): _file(one) for one in todo}
@@ -120,7 +120,7 @@ def _parallel(todo: Sequence[_Play], jobs: int, progress: Progress, total: int) 
     return found
 
 
-def _played(one: _Play) -> Curve:
+def _played(one: _RunJob) -> Curve:
     """One curve; one thread, since sums depend on how they are split."""
     import sklearn.linear_model  # noqa: F401 - its import must not count as the time of who first needs it
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -142,13 +142,13 @@ def _played(one: _Play) -> Curve:
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path) -> World:
+def _opened(folder: Path) -> OracleDataset:
     return load(folder)
 
 
-def _read(file: Path, setting: Setting) -> Curve:
+def _read(file: Path, setting: RunSettings) -> Curve:
     known = json.loads(file.read_text(encoding="utf-8"))
-    points = tuple(Point(**{name: _numbers(value) for name, value in one.items()}) for one in known["points"])
+    points = tuple(CurvePoint(**{name: _numbers(value) for name, value in one.items()}) for one in known["points"])
     return Curve(known["world"], setting, points, _numbers(known["full"]), known["pieces"], tuple(known["notes"]))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from curate.select import uncertainty as scores
 from curate.select.pool import Floats, Mask, Rows
-from train.simulate.oracle_dataset import World
+from train.simulate.oracle_dataset import OracleDataset
 
 STRENGTH = 0.1  # of the fit against the penalty on large weights, as in `curate.select.linear_probe`
 STEPS = 200
@@ -18,7 +18,7 @@ LIKELY = 0.5
 Numbers = NDArray[np.float64]
 
 
-class Said(NamedTuple):
+class LearnerOutput(NamedTuple):
     """Of every row of the world: how likely it shows each class, whether it is said to, and how unsure that is."""
 
     probability: Floats
@@ -31,15 +31,15 @@ class Said(NamedTuple):
         return {"probability": self.probability, "class_entropy": by_class, "uncertainty": self.uncertainty}
 
 
-Learner = Callable[[Rows], Said | None]
+Learner = Callable[[Rows], LearnerOutput | None]
 """Learns from the labels of these rows alone, and speaks of all rows. None: there is nothing to tell apart yet."""
 
 
-def probe(world: World) -> Learner:
+def probe(world: OracleDataset) -> Learner:
     """A class-balanced logistic regression on the vectors: one softmax where no image shows two classes."""
     features, truth = _scaled(world), outputs(world)
 
-    def learn(rows: Rows) -> Said | None:
+    def learn(rows: Rows) -> LearnerOutput | None:
         shown = truth[rows].sum(axis=0)
         known = np.flatnonzero(shown if world.single else shown * (len(rows) - shown))
         if len(known) < 1 + world.single:
@@ -52,21 +52,21 @@ def probe(world: World) -> Learner:
     return learn
 
 
-def outputs(world: World) -> Mask:
+def outputs(world: OracleDataset) -> Mask:
     """(n, C), and a column for clean where classes exclude each other and some image is clean."""
     clean = ~world.present.any(axis=1, keepdims=True)
     return np.hstack([world.present, clean]) if world.single and clean.any() else world.present
 
 
-def said(p: Numbers, classes: int, single: bool) -> Said:
+def said(p: Numbers, classes: int, single: bool) -> LearnerOutput:
     """From the probabilities of all outputs."""
     likely = np.asarray(p[:, :classes], np.float32)
     best = np.arange(p.shape[1]) == p.argmax(axis=1)[:, None]
     shows = best[:, :classes] if single else likely >= LIKELY
-    return Said(likely, shows, scores.entropy(p) if single else scores.predictive_entropy_multilabel(likely))
+    return LearnerOutput(likely, shows, scores.entropy(p) if single else scores.predictive_entropy_multilabel(likely))
 
 
-def _scaled(world: World) -> Floats:
+def _scaled(world: OracleDataset) -> Floats:
     """Every dimension spreads alike over what may be asked for: no label has a part in that."""
     sample = world.vectors[np.flatnonzero(world.pooled)]
     mean, spread = sample.mean(axis=0), np.maximum(sample.std(axis=0), 1e-6)

@@ -15,14 +15,14 @@ from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.select import build_pool, cost
 from curate.select import rules as selection
-from curate.select.cost import Seconds
+from curate.select.cost import TimeBudget
 from curate.select.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
-from curate.select.rules import BARE, Rules
+from curate.select.rules import BARE, SelectionRules
 from curate.select.run import NEAR
 from curate.strategies import CATALOGUE, rare
 from curate.vectors import nearest
 from train.simulate.learners import Learner, probe
-from train.simulate.oracle_dataset import World, folded, imbalanced
+from train.simulate.oracle_dataset import OracleDataset, folded, imbalanced
 from train.simulate.test_scores import judged
 
 NOTHING, EXEMPLARS = "none", "exemplars"
@@ -32,7 +32,7 @@ IN_MEMORY = 1 << 30  # bytes of tile vectors that are kept in single precision; 
 NONE = np.zeros(0, np.int64)
 Picker = Callable[[Pool, int, np.random.Generator], Sequence[Pick] | Rows]
 """Asked like a strategy: at most so many of the pool's open rows, best first, as picks or as row numbers."""
-Teacher = Callable[[World], Learner]
+Teacher = Callable[[OracleDataset], Learner]
 Remember = Callable[[Any, Callable[[], dict[str, float]]], dict[str, float]]
 
 
@@ -41,7 +41,7 @@ class NotYet(CurateError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSettings:
     """What is played, but for the world.
 
     Args:
@@ -84,7 +84,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """What is known after a round; 0 is the start. `labels` are those that were asked for, exemplars not counted.
 
     By class: `group_recall`, `image_recall`, `groups`, `images` (found, outside the groups known at the start), and on
@@ -109,8 +109,8 @@ class Curve:
     """
 
     world: str
-    setting: Setting
-    points: tuple[Point, ...]
+    setting: RunSettings
+    points: tuple[CurvePoint, ...]
     full: Mapping[str, float]
     pieces: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -118,8 +118,8 @@ class Curve:
 
 
 def play(
-    world: World,
-    setting: Setting,
+    world: OracleDataset,
+    setting: RunSettings,
     picker: Picker | None = None,
     teacher: Teacher = probe,
     remember: Remember = lambda key, compute: compute(),
@@ -128,7 +128,7 @@ def play(
     if picker is None:
         CATALOGUE.check(setting.strategy, setting.options)
     table = prepared(world, setting)
-    desk = _Desk(table, setting, teacher(table.world), picker)
+    desk = _RunState(table, setting, teacher(table.world), picker)
     for turn in range(1, setting.rounds + 1):
         desk.play_round(turn)
     every = table.world.pooled
@@ -141,15 +141,15 @@ def play(
 # --- the start ------------------------------------------------------------------------------------------------------
 
 
-class Table(NamedTuple):
+class RunStart(NamedTuple):
     """The world as it is played: `given` rows are exemplars that everybody has, `first` are labelled at the start."""
 
-    world: World
+    world: OracleDataset
     given: Rows
     first: Rows
 
 
-def prepared(world: World, setting: Setting) -> Table:
+def prepared(world: OracleDataset, setting: RunSettings) -> RunStart:
     """Fold, long tail and exemplars, in this order. Raises CurateError where the world is too small for it."""
     _check(world, setting)
     if setting.fold is not None:
@@ -159,12 +159,12 @@ def prepared(world: World, setting: Setting) -> Table:
     if setting.start == EXEMPLARS:
         given = _exemplars(world, setting)
         gone = np.isin(world.groups, world.groups[given])
-        return Table(replace(world, spare=world.spare | gone, test=world.test & ~gone), given, NONE)
+        return RunStart(replace(world, spare=world.spare | gone, test=world.test & ~gone), given, NONE)
     each = 0 if setting.start == NOTHING else int(setting.start)
-    return Table(world, NONE, _each(world, each, np.random.default_rng([setting.seed, 3])))
+    return RunStart(world, NONE, _each(world, each, np.random.default_rng([setting.seed, 3])))
 
 
-def _check(world: World, setting: Setting) -> None:
+def _check(world: OracleDataset, setting: RunSettings) -> None:
     if setting.start not in (NOTHING, EXEMPLARS) and not re.fullmatch(r"[1-9][0-9]{0,3}", setting.start):
         raise CurateError(f"start '{setting.start}'; allowed: {NOTHING}, {EXEMPLARS}, or a number of images a class")
     for name in (*setting.wanted, *([setting.rare] if setting.rare is not None else [])):
@@ -176,7 +176,7 @@ def _check(world: World, setting: Setting) -> None:
         raise CurateError(f"{setting.rounds} rounds, {setting.exemplars} exemplars; allowed: 1 or more of each")
 
 
-def _exemplars(world: World, setting: Setting) -> Rows:
+def _exemplars(world: OracleDataset, setting: RunSettings) -> Rows:
     """One a group; of what subsampling removed as far as that goes, else of the pool."""
     rng, name = np.random.default_rng([setting.seed, 2]), str(setting.rare)
     rows: Rows = rng.permutation(np.flatnonzero(world.present[:, world.number(name)] & ~world.test))
@@ -192,7 +192,7 @@ def _exemplars(world: World, setting: Setting) -> Rows:
     return np.sort(given)
 
 
-def _each(world: World, count: int, rng: np.random.Generator) -> Rows:
+def _each(world: OracleDataset, count: int, rng: np.random.Generator) -> Rows:
     """So many random images of the pool for each class, and as many clean ones."""
     clean = ~world.present.any(axis=1, keepdims=True)
     shelves = (np.flatnonzero(shown & world.pooled) for shown in np.hstack([world.present, clean]).T)
@@ -200,7 +200,7 @@ def _each(world: World, count: int, rng: np.random.Generator) -> Rows:
     return first
 
 
-def images_or_seconds(text: str, pool: int) -> int | Seconds:
+def images_or_seconds(text: str, pool: int) -> int | TimeBudget:
     """A round's budget: `40`, `2%` of the pool, `30m`."""
     share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?|100)\s*%", text.strip())
     if share and float(share[1]) > 0:
@@ -211,16 +211,16 @@ def images_or_seconds(text: str, pool: int) -> int | Seconds:
         raise CurateError(
             f"budget '{text}'; allowed: images (40), a share of the pool (2%), or time (30m), above 0, a round"
         ) from None
-    return budget if isinstance(budget, Seconds) else budget.count
+    return budget if isinstance(budget, TimeBudget) else budget.count
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------
 
 
-class _Desk:
+class _RunState:
     """What is known so far, and what became of it. `rows` are those of the world that a pool may show at all."""
 
-    def __init__(self, table: Table, setting: Setting, learner: Learner, picker: Picker | None) -> None:
+    def __init__(self, table: RunStart, setting: RunSettings, learner: Learner, picker: Picker | None) -> None:
         world, self.setting, self.learner, self.picker = table.world, setting, learner, picker
         self.world, self.given = world, table.given
         self.known, self.untaught = np.zeros(len(world), bool), np.zeros(len(world), bool)
@@ -230,11 +230,11 @@ class _Desk:
         self.budget = images_or_seconds(setting.budget, int((world.pooled & ~self.known).sum()))
         self.vectors = np.asarray(world.vectors[self.rows])
         self.windows = _Windows(world, self.rows, self.vectors) if world.windows is not None else None
-        self.rules = Rules(near=nearest.cosine(self.vectors, NEAR)) if setting.rules else BARE
+        self.rules = SelectionRules(near=nearest.cosine(self.vectors, NEAR)) if setting.rules else BARE
         self.minutes = world.regions * REGION / 60 + LOOK / 60
         self.notes: dict[str, None] = {}
         self.lasting: dict[str, Any] = {}
-        self.points: list[Point] = []
+        self.points: list[CurvePoint] = []
         self._learn(0, 0.0)
 
     def play_round(self, turn: int) -> None:
@@ -245,7 +245,7 @@ class _Desk:
         picks = self._picks(pool)
         took = time.perf_counter() - began
         rows = self.rows[pool.rows_of([pick.id for pick in picks])]
-        if isinstance(self.budget, Seconds):
+        if isinstance(self.budget, TimeBudget):
             within = np.cumsum(60 * self.minutes[rows]) <= self.budget.seconds
             within[:1] = True
             picks, rows = tuple(pick for pick, paid in zip(picks, within, strict=True) if paid), rows[within]
@@ -263,7 +263,9 @@ class _Desk:
             for number, name in enumerate(self.world.classes)
         }
         minutes = float(self.minutes[bought].sum())
-        self.points.append(Point(turn, int(bought.sum()), minutes, seconds, on_test.macro_f1, on_test.map, classes))
+        self.points.append(
+            CurvePoint(turn, int(bought.sum()), minutes, seconds, on_test.macro_f1, on_test.map, classes)
+        )
 
     def figures(self, every: Mask) -> dict[str, float]:
         """What a learner can reach that had all labels."""
@@ -307,7 +309,7 @@ class _Desk:
 
     def _picks(self, pool: Pool) -> Picks:
         setting, most = self.setting, int(pool.candidates.sum())
-        asked = min(most, int(self.budget.seconds / LOOK) if isinstance(self.budget, Seconds) else self.budget) or 1
+        asked = min(most, int(self.budget.seconds / LOOK) if isinstance(self.budget, TimeBudget) else self.budget) or 1
         try:
             if self.picker is None:
                 return self._ours(pool, setting.strategy, asked, setting.options)
@@ -342,7 +344,7 @@ def _as_strategy(picker: Picker) -> selection.Select:
 # --- what is found --------------------------------------------------------------------------------------------------
 
 
-def _sought(world: World, known: Mask) -> NDArray[np.bool_]:
+def _sought(world: OracleDataset, known: Mask) -> NDArray[np.bool_]:
     """(C, n): images of a class in groups of which no image of that class was known at the start."""
     every = []
     for shown in world.present.T:
@@ -351,7 +353,7 @@ def _sought(world: World, known: Mask) -> NDArray[np.bool_]:
     return np.array(every, bool).reshape(len(world.classes), len(world))
 
 
-def _found(world: World, bought: Mask, sought: Mask, number: int) -> dict[str, float]:
+def _found(world: OracleDataset, bought: Mask, sought: Mask, number: int) -> dict[str, float]:
     """Ten exposures of one tile are one group."""
     images = sought & bought
     groups, every = (len(np.unique(world.groups[rows])) for rows in (images, sought))
@@ -369,7 +371,7 @@ def _found(world: World, bought: Mask, sought: Mask, number: int) -> dict[str, f
 class _Windows:
     """Streams a pool's windows: whole images first, then the tiles of its rows alone."""
 
-    def __init__(self, world: World, rows: Rows, vectors: Floats) -> None:
+    def __init__(self, world: OracleDataset, rows: Rows, vectors: Floats) -> None:
         assert world.windows is not None
         self.whole, self.tiles = vectors, world.windows
         self.place = np.full(len(world), -1, np.int64)
@@ -394,7 +396,7 @@ class _Windows:
                 yield Windows(rows[mine], np.asarray(self.tiles.tiles[part][mine]), vectors)
 
 
-def _shown(world: World, pool: Pool, rows: Rows) -> Exemplars:
+def _shown(world: OracleDataset, pool: Pool, rows: Rows) -> Exemplars:
     """As `curate select` finds them: the known images of the scarcest classes, each by the tile that shows most."""
     names = pool.wanted or rare.scarce(pool)
     made = []
@@ -413,7 +415,7 @@ def _known(pool: Pool, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, 
     return zip(ids, rows[pool.rows_of(ids)].tolist(), strict=True)
 
 
-def _marked(world: World, pool: Pool, row: int, number: int) -> list[tuple[int, Floats]]:
+def _marked(world: OracleDataset, pool: Pool, row: int, number: int) -> list[tuple[int, Floats]]:
     """The marked windows; without a mark the image's most unusual one."""
     whole = (WHOLE, world.vectors[row])
     if world.windows is None:

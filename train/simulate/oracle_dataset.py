@@ -28,7 +28,7 @@ def _empty() -> Any:
 
 
 @dataclass(frozen=True)
-class World:
+class OracleDataset:
     """All rows are labelled; who plays decides what is known of that. What is left empty is filled in.
 
     Args:
@@ -92,7 +92,7 @@ class World:
         return self.classes.index(name)
 
 
-def folded(world: World, folds: int, fold: int) -> World:
+def folded(world: OracleDataset, folds: int, fold: int) -> OracleDataset:
     """With one of `folds` grouped folds as its test: groups are dealt out class by class, the rarest first."""
     if not 0 <= fold < folds:
         raise CurateError(f"fold {fold} of {folds} does not exist; allowed: 0 to {folds - 1}")
@@ -101,7 +101,7 @@ def folded(world: World, folds: int, fold: int) -> World:
     return replace(world, test=mine & ~world.spare)
 
 
-def _gathered(world: World) -> list[splits.Group]:
+def _gathered(world: OracleDataset) -> list[splits.Group]:
     names, rows = np.unique(world.groups, return_inverse=True)
     counts = np.zeros((len(names), len(world.classes)), np.int64)
     np.add.at(counts, rows, world.present)
@@ -113,7 +113,7 @@ def _gathered(world: World) -> list[splits.Group]:
 # --- long tails -----------------------------------------------------------------------------------------------------
 
 
-def imbalanced(world: World, ratio: float, rare: str | None, seed: int = 0, tail: str = "one") -> World:
+def imbalanced(world: OracleDataset, ratio: float, rare: str | None, seed: int = 0, tail: str = "one") -> OracleDataset:
     """With a long tail: whole groups of `rare` (tail `one`), or of all classes exponentially with `rare` last (`all`),
     become spare, until the largest class outnumbers the rarest by `ratio`. Test rows stay, weighted to that prior.
     """
@@ -131,7 +131,7 @@ def imbalanced(world: World, ratio: float, rare: str | None, seed: int = 0, tail
     return replace(world, spare=spare, weight=weight)
 
 
-def _targets(world: World, most: int, ratio: float, rare: str, tail: str) -> dict[str, float]:
+def _targets(world: OracleDataset, most: int, ratio: float, rare: str, tail: str) -> dict[str, float]:
     """How many images of each class may stay."""
     at = world.number(rare)
     if tail == "one":
@@ -140,7 +140,7 @@ def _targets(world: World, most: int, ratio: float, rare: str, tail: str) -> dic
     return {name: most * ratio ** (-place / max(1, len(order) - 1)) for place, name in enumerate(order)}
 
 
-def _removed(world: World, rows: Mask, images: float, rng: np.random.Generator) -> Mask:
+def _removed(world: OracleDataset, rows: Mask, images: float, rng: np.random.Generator) -> Mask:
     """The groups (of these rows) that must go, so that about so many images stay; one group always does."""
     names, sizes = np.unique(world.groups[rows], return_counts=True)
     order = rng.permutation(len(names))
@@ -152,7 +152,7 @@ def _removed(world: World, rows: Mask, images: float, rng: np.random.Generator) 
 # --- to disk and back -----------------------------------------------------------------------------------------------
 
 
-def fingerprint(world: World) -> str:
+def fingerprint(world: OracleDataset) -> str:
     """Changes with anything in it."""
     digest = hashlib.blake2b(json.dumps(_about(world), sort_keys=True).encode(), digest_size=12)
     for name, values in sorted(_arrays(world).items()):
@@ -161,7 +161,7 @@ def fingerprint(world: World) -> str:
     return digest.hexdigest()
 
 
-def save(world: World, folder: Path) -> None:
+def save(world: OracleDataset, folder: Path) -> None:
     """Plain arrays in a new folder, whole or not at all."""
     with files.written_aside(folder) as aside:
         aside.mkdir()
@@ -170,14 +170,14 @@ def save(world: World, folder: Path) -> None:
         files.write_json(aside / ABOUT, _about(world) | {"ids": world.ids})
 
 
-def load(folder: Path) -> World:
+def load(folder: Path) -> OracleDataset:
     """The arrays stay on disk until they are looked at: several processes share one copy."""
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     read = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
     windows = Windows(*(read[f"tile-{name}"] for name in TILES)) if f"tile-{TILES[0]}" in read else None
     scores = {name: read[f"score-{name}"] for name in about["scores"]}
     arrays = {name: read[name] for name in ARRAYS}
-    return World(
+    return OracleDataset(
         name=about["name"],
         ids=tuple(about["ids"]),
         classes=tuple(about["classes"]),
@@ -187,12 +187,12 @@ def load(folder: Path) -> World:
     )
 
 
-def _about(world: World) -> dict[str, Any]:
+def _about(world: OracleDataset) -> dict[str, Any]:
     ids = hashlib.blake2b("\0".join(world.ids).encode(), digest_size=12).hexdigest()
     return {"name": world.name, "classes": world.classes, "scores": sorted(world.scores), "digest": ids}
 
 
-def _arrays(world: World) -> dict[str, NDArray[Any]]:
+def _arrays(world: OracleDataset) -> dict[str, NDArray[Any]]:
     found = {name: getattr(world, name) for name in ARRAYS}
     found |= {f"score-{name}": values for name, values in world.scores.items()}
     if world.windows is not None:

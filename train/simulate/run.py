@@ -24,8 +24,8 @@ from train import recipe
 from train.simulate import grid
 from train.simulate.from_index import of_project
 from train.simulate.html_report import page
-from train.simulate.one_run import Curve, Setting, Teacher, prepared
-from train.simulate.oracle_dataset import World, fingerprint
+from train.simulate.one_run import Curve, RunSettings, Teacher, prepared
+from train.simulate.oracle_dataset import OracleDataset, fingerprint
 from train.simulate.summary import YARDSTICK, summary
 
 STEP = 1  # raise it when the same curves make another page than before
@@ -35,11 +35,11 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class SimulateRequest:
     """What the user asks for. `setting`: all that strategies, seeds and folds have in common."""
 
     strategies: tuple[str, ...] = ("portfolio", YARDSTICK)
-    setting: Setting = field(default_factory=Setting)
+    setting: RunSettings = field(default_factory=RunSettings)
     seeds: int = 6
     jobs: int = 1
     encoder: str | None = None
@@ -48,7 +48,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulateResult:
     """What came of it; `fresh` is false where nothing had to be played."""
 
     folder: Path
@@ -59,7 +59,9 @@ class Simulated:
         return {"key": self.folder.name, "folder": str(self.folder), "fresh": self.fresh} | self.found
 
 
-def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, total: None) -> Simulated:
+def run(
+    project: Project, wish: SimulateRequest, progress: Progress = lambda stage, done, total: None
+) -> SimulateResult:
     """Play what has not been played yet, and write the result."""
     world, notes = of_project(project, wish.encoder)
     settings = settings_of(world, wish)
@@ -69,19 +71,19 @@ def run(project: Project, wish: Wish, progress: Progress = lambda stage, done, t
     key, kept = key_of([*about, mark] if mark else about), home / "plays" / mark
     with files.writer_lock(home, "curate simulate"):
         if found := _stored(home / key):
-            return Simulated(home / key, found, fresh=False)
+            return SimulateResult(home / key, found, fresh=False)
         plays = [(world, one) for one in settings]
         curves = grid.play_all(plays, kept, jobs, grid.ours, teachers, progress)
         found = summary(curves, next(one.label for one in settings if one.strategy == YARDSTICK))
         found = _write(home / key, world, curves, found | {"notes": [*notes, *found["notes"]]})
         files.remove(kept / "worlds")  # a copy of vectors and labels, made again when it is needed
-    return Simulated(home / key, found, fresh=True)
+    return SimulateResult(home / key, found, fresh=True)
 
 
 # --- what is played -------------------------------------------------------------------------------------------------
 
 
-def settings_of(world: World, wish: Wish) -> list[Setting]:
+def settings_of(world: OracleDataset, wish: SimulateRequest) -> list[RunSettings]:
     """A play a strategy and seed; seeds take turns with the folds. Raises CurateError where one cannot be played."""
     names = list(dict.fromkeys((*wish.strategies, YARDSTICK)))
     for name in names:
@@ -94,7 +96,7 @@ def settings_of(world: World, wish: Wish) -> list[Setting]:
     return [replace(one, strategy=name) for name in names for one in every]
 
 
-def _check(world: World, wish: Wish) -> None:
+def _check(world: OracleDataset, wish: SimulateRequest) -> None:
     groups, rare = len(set(world.groups.tolist())), wish.setting.rare
     if wish.setting.learner not in LEARNERS:
         raise unknown("learner", wish.setting.learner, LEARNERS)
@@ -108,12 +110,12 @@ def _check(world: World, wish: Wish) -> None:
         raise CurateError(f"class {rare} comes from one group alone: nothing would be left to find. Label more of it")
 
 
-def _mark(wish: Wish) -> str:
+def _mark(wish: SimulateRequest) -> str:
     """Another recipe is another learner."""
     return " ".join([wish.setting.learner, *wish.overrides])
 
 
-def _teachers(project: Project, world: World, wish: Wish) -> tuple[grid.Teachers, int, str]:
+def _teachers(project: Project, world: OracleDataset, wish: SimulateRequest) -> tuple[grid.Teachers, int, str]:
     """And how many play at a time: networks use all cores, or the GPU. Last, a key of all that a network depends on
     beside the world, which knows nothing of outlines, recipes and first weights."""
     task = LEARNERS[wish.setting.learner]
@@ -122,13 +124,13 @@ def _teachers(project: Project, world: World, wish: Wish) -> tuple[grid.Teachers
     from curate.embed._network import device_of
     from train.fit import pretrained
     from train.fit import run as training
-    from train.simulate.networks import Network
+    from train.simulate.networks import NetworkLearner
 
     items = tuple(Index(project).items(list(world.ids)))
     known = recipe.load(recipe.DEFAULTS[task], wish.overrides)
-    made = Network(items, known, project.config.limits.max_pixels, device_of(wish.device))
+    made = NetworkLearner(items, known, project.config.limits.max_pixels, device_of(wish.device))
 
-    def teachers(setting: Setting) -> Teacher:
+    def teachers(setting: RunSettings) -> Teacher:
         return made
 
     outlines = [(one.id, one.label.digest) for one in items]
@@ -147,7 +149,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     return None if any(row.get("failed") for one in found["sections"] for row in one["rows"]) else found
 
 
-def _write(folder: Path, world: World, curves: Sequence[Curve], found: dict[str, Any]) -> dict[str, Any]:
+def _write(folder: Path, world: OracleDataset, curves: Sequence[Curve], found: dict[str, Any]) -> dict[str, Any]:
     """The result comes last: a folder with it is whole."""
     about = f"{len(world)} labelled images of {len(set(world.groups.tolist()))} groups, {label_log.now()}"
     plain: dict[str, Any] = grid.plain(found | {"about": about, "images": len(world)})

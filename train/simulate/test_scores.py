@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from train.simulate.learners import Said
-from train.simulate.oracle_dataset import World
+from train.simulate.learners import LearnerOutput
+from train.simulate.oracle_dataset import OracleDataset
 
 
-class Judged(NamedTuple):
+class TestScores(NamedTuple):
     """Means over the classes that the test shows; NaN without a test."""
 
     macro_f1: float
@@ -19,7 +19,7 @@ class Judged(NamedTuple):
     by_class: dict[str, dict[str, float]]
 
 
-def judged(world: World, said: Said | None) -> Judged:
+def judged(world: OracleDataset, said: LearnerOutput | None) -> TestScores:
     """Who says nothing finds nothing."""
     test = np.flatnonzero(world.test)
     shown, weight = world.present[test], world.weight[test].astype(np.float64)
@@ -31,9 +31,9 @@ def judged(world: World, said: Said | None) -> Judged:
             likely = said.probability[test, number] if said else np.zeros(len(test))
             by_class[name] = {"f1": f1(says, truth, weight), "ap": average_precision(likely, truth, weight)}
     if not by_class:
-        return Judged(np.nan, np.nan, {})
+        return TestScores(np.nan, np.nan, {})
     f1s, aps = ([one[key] for one in by_class.values()] for key in ("f1", "ap"))
-    return Judged(float(np.mean(f1s)), float(np.mean(aps)), by_class)
+    return TestScores(float(np.mean(f1s)), float(np.mean(aps)), by_class)
 
 
 def f1(says: NDArray[np.bool_], truth: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:

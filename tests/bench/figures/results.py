@@ -16,7 +16,7 @@ from curate import files
 from curate.index.dataset import Index
 from tests.bench.figures.plans import DATA, Plan, plans
 from train.evaluate import intervals
-from train.evaluate.intervals import Draws, exact
+from train.evaluate.intervals import BootstrapDraws, exact
 
 FILE = Path(__file__).parent / "RESULTS.md"
 TITLES = {"neu": "NEU-DET, six classes", "tile": "Magnetic tile, by tiles"}
@@ -32,7 +32,7 @@ def positives(folder: Path) -> Json:
 
     parquet: Any = pyarrow.parquet
     rows = parquet.read_table(folder / "per_image.parquet", columns=["group", "present", "decided"]).to_pylist()
-    draws = Draws.of([row["group"] for row in rows])
+    draws = BootstrapDraws.of([row["group"] for row in rows])
     names = sorted({name for row in rows for name in row["present"]})
     shown = np.array([bool(row["present"]) for row in rows])
     right = np.array([set(row["present"]) == set(row["decided"]) for row in rows])

@@ -79,9 +79,9 @@ def run_one(project: Project, plan: Plan, out: Path, full: bool) -> None:
 
     overrides = plan.overrides(str(WEIGHTS), full)
     with bars() as step:
-        trained = training.run(project, training.Wish(None, plan.recipe, overrides), step)
+        trained = training.run(project, training.TrainRequest(None, plan.recipe, overrides), step)
         with files.writer_lock(project.work, "figures: evaluate"):
-            found = evaluating.run(project, evaluating.Wish(trained.model.key), step)
+            found = evaluating.run(project, evaluating.EvaluateRequest(trained.model.key), step)
     about = {"plan": vars(plan), "full": full, "overrides": overrides, "positives": results.positives(found.folder)}
     about |= {"made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": results.machine()}
     kept = {name: value for name, value in trained.model.manifest.items() if name != "images"}
@@ -104,7 +104,7 @@ def compare_starts(project: Project, chosen: Sequence[Plan], out: Path, full: bo
             continue
         keys = [json.loads(file_of(out / "results", one, full).read_text())["trained"]["key"] for one in (other, plan)]
         with files.writer_lock(project.work, "figures: compare"):
-            found = compare.run(project, keys[0], keys[1], evaluating.Wish())
+            found = compare.run(project, keys[0], keys[1], evaluating.EvaluateRequest())
         files.write_json(file_of(out / "compared", plan, full), {"plan": vars(plan)} | found.to_json())
 
 
@@ -116,9 +116,9 @@ def look_into(project: Project, plan: Plan, out: Path, full: bool) -> None:
     found: dict[str, Any] = {"plan": vars(plan)}
     with bars() as step:
         key = training.run(
-            project, training.Wish(None, plan.recipe, plan.overrides(str(WEIGHTS), full)), step
+            project, training.TrainRequest(None, plan.recipe, plan.overrides(str(WEIGHTS), full)), step
         ).model.key
-        for name, look in looks(project, evaluating.Wish(key), step).items():
+        for name, look in looks(project, evaluating.EvaluateRequest(key), step).items():
             found[name] = look().to_json()
             files.write_json(file_of(out / "looks", plan, full), found)
             results.write(out)
@@ -128,7 +128,7 @@ def looks(project: Project, wish: Any, step: Any) -> dict[str, Callable[[], Any]
     from train.evaluate import explain, leave_out, robustness
 
     return {
-        "explain": lambda: explain.run(project, explain.Wish(wish.model), step),
+        "explain": lambda: explain.run(project, explain.ExplainRequest(wish.model), step),
         "robustness": lambda: robustness.run(project, wish, step),
         "leave_out": lambda: leave_out.run(leave_out.prepared(project, wish, "exposure"), step),
     }

@@ -21,7 +21,7 @@ from curate.select.pool import Floats, Picks, Pool, Rows
 from curate.strategies import CATALOGUE
 from tests.bench.proof import sets
 from tests.bench.proof.worlds import PEERS
-from train.simulate.one_run import NotYet, Picker, Setting
+from train.simulate.one_run import NotYet, Picker, RunSettings
 
 PATIENCE = 60.0  # seconds that a peer has for one batch
 AHEAD = 3  # times the missing picks, where groups are: what the shared layer puts back must not cost another batch
@@ -31,7 +31,7 @@ NEED_LABELS = {"skactiveml.badge", "modal", "baal", "cleanlab"}
 _GIVEN_UP: dict[tuple[str, int], str] = {}  # who failed with so many images is not asked again
 
 
-def pickers(setting: Setting) -> Picker | None:
+def pickers(setting: RunSettings) -> Picker | None:
     """Ours play as they are. Who cannot choose yet, of ours and theirs, is chosen for by `nearest` or at random."""
     name = setting.strategy
     if name in PEERS:

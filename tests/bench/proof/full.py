@@ -19,7 +19,7 @@ from curate.vectors import run as embedding
 from tests.bench.proof.sets import CACHE, WEIGHTS
 from tests.fakes import REAL, need_real
 from train.simulate import run as simulating
-from train.simulate.one_run import Setting
+from train.simulate.one_run import RunSettings
 
 STRATEGIES = ("portfolio", "random", "entropy", "maxherding")
 SEEDS, ROUNDS, BUDGET = 3, 5, "4%"
@@ -46,8 +46,10 @@ def main() -> None:
     need_real()
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
-        setting = Setting(start="none", rounds=asked.rounds, budget=BUDGET, learner="segmenter")
-        wish = simulating.Wish(tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set))
+        setting = RunSettings(start="none", rounds=asked.rounds, budget=BUDGET, learner="segmenter")
+        wish = simulating.SimulateRequest(
+            tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set)
+        )
         with bars() as step:
             done = simulating.run(project, wish, step)
         print(f"{name}: {done.folder}")

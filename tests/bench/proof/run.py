@@ -22,7 +22,7 @@ from tests.bench.proof.sets import CACHE
 from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, settings, world
 from tests.fakes import need_real
 from train.simulate import grid
-from train.simulate.one_run import Curve, Setting
+from train.simulate.one_run import Curve, RunSettings
 
 Row = dict[str, Any]
 ENCODERS = {"main": MAIN, "second": SECOND}
@@ -71,7 +71,7 @@ def _is_asked(case: Case, table: str, asked: argparse.Namespace) -> bool:
     return part and asked.data in ("", case.data) and asked.start in ("", case.start)
 
 
-def _played(data: str, table: str, wanted: Sequence[Setting], jobs: int) -> list[Curve]:
+def _played(data: str, table: str, wanted: Sequence[RunSettings], jobs: int) -> list[Curve]:
     from rich.progress import Progress
 
     here = world(data, ENCODERS[table][data])
@@ -86,7 +86,7 @@ def _played(data: str, table: str, wanted: Sequence[Setting], jobs: int) -> list
         )
 
 
-def _rows(table: str, plays: Sequence[tuple[Case, Setting]], curves: Sequence[Curve]) -> Iterator[Row]:
+def _rows(table: str, plays: Sequence[tuple[Case, RunSettings]], curves: Sequence[Curve]) -> Iterator[Row]:
     for (case, setting), curve in zip(plays, curves, strict=True):
         row: Row = {"table": table, **case._asdict(), "dev": case.dev, "strategy": setting.label, "seed": setting.seed}
         yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": grid.code()}

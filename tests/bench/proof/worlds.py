@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from curate.select.pool import WHOLE, Windows
 from tests.bench.proof import sets
-from train.simulate.one_run import Setting
-from train.simulate.oracle_dataset import World
+from train.simulate.one_run import RunSettings
+from train.simulate.oracle_dataset import OracleDataset
 
 EXEMPLARS, ROUNDS, LONG = 5, {"exemplars": 5, "none": 8}, 20  # LONG: the rounds of random, to see when it gets there
 SHARE = {
@@ -59,11 +59,11 @@ class Case(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def world(data: str, vectors: str) -> World:
+def world(data: str, vectors: str) -> OracleDataset:
     found = sets.load(data, vectors)
     mine = found.tiles != WHOLE
     windows = Windows(found.rows[mine], found.tiles[mine], found.vectors[mine])
-    return World(
+    return OracleDataset(
         name=f"{data} {vectors}",
         ids=tuple(found.ids.tolist()),
         vectors=found.whole,
@@ -104,14 +104,14 @@ def strategies(case: Case) -> tuple[str, ...]:
     return tuple(name for name in names if case.start == "exemplars" or name not in NEED_EXEMPLARS)
 
 
-def settings(case: Case, names: tuple[str, ...] = ()) -> Iterator[Setting]:
+def settings(case: Case, names: tuple[str, ...] = ()) -> Iterator[RunSettings]:
     """Every strategy and seed, with the shared layer; without it, too, where there are groups to spread over."""
     for name in names or strategies(case):
         for seed in range(1 if name in SLOW else SEEDS[case.data]):
-            yield from _layers(case, Setting(strategy=name, seed=seed, **_shared(case, name, seed)))
+            yield from _layers(case, RunSettings(strategy=name, seed=seed, **_shared(case, name, seed)))
 
 
-def _layers(case: Case, setting: Setting) -> Iterator[Setting]:
+def _layers(case: Case, setting: RunSettings) -> Iterator[RunSettings]:
     if setting.strategy != "probe":
         yield setting
     grouped = case.data == "magnetic_tile" or setting.strategy in {"probe", "random"}

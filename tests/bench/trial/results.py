@@ -11,18 +11,24 @@ from curate import files
 from synth.trial import run as trial
 from synth.trial import verdict
 from synth.trial.arms import BALANCED, BLENDS, Arm
-from synth.trial.design import Plot
-from synth.trial.verdict import MAIN, Line
+from synth.trial.design import TrialDesign
+from synth.trial.verdict import MAIN, ArmResult
 from tests.bench.figures.results import machine
-from train.evaluate.intervals import Figure
-from train.evaluate.metrics import Judged
+from train.evaluate.intervals import Estimate
+from train.evaluate.metrics import EvaluatedImages
 
 HERE = Path(__file__).parent
 PLACES = {"": "mean IoU"}
-Answers = Mapping[tuple[int, Arm], Sequence[Judged]]
+Answers = Mapping[tuple[int, Arm], Sequence[EvaluatedImages]]
 
 
-def write(screen: Plot, full: Plot, curve: Plot, more: Mapping[str, Plot], target: Path = HERE / "RESULTS.md") -> None:
+def write(
+    screen: TrialDesign,
+    full: TrialDesign,
+    curve: TrialDesign,
+    more: Mapping[str, TrialDesign],
+    target: Path = HERE / "RESULTS.md",
+) -> None:
     """The learning curve, and what `more` holds by its title, may be missing yet."""
     if not full.runs:
         raise SystemExit("no seed is whole yet: python -m tests.bench.trial.run")
@@ -36,14 +42,14 @@ def write(screen: Plot, full: Plot, curve: Plot, more: Mapping[str, Plot], targe
     files.write_text(target, "\n\n".join(parts) + "\n")
 
 
-def _held(found: Answers) -> list[Line]:
+def _held(found: Answers) -> list[ArmResult]:
     """What learns against Poisson blending: the same ratio, gated against gated."""
     bases = {arm for _, arm in found if arm.name == "poisson"}
     order = sorted(bases, key=lambda arm: (arm.gated, arm.ratio))
     return [line for poisson in order for line in _held_against(found, poisson)]
 
 
-def _held_against(found: Answers, poisson: Arm) -> list[Line]:
+def _held_against(found: Answers, poisson: Arm) -> list[ArmResult]:
     alike = {
         key: seeds
         for key, seeds in found.items()
@@ -55,7 +61,7 @@ def _held_against(found: Answers, poisson: Arm) -> list[Line]:
 # --- parts of the page ----------------------------------------------------------------------------------------------
 
 
-def _head(full: Plot, trainings: int) -> str:
+def _head(full: TrialDesign, trainings: int) -> str:
     seeds, folds = (sorted({getattr(one, name) for one in full.runs}) for name in ("seed", "fold"))
     return (
         "# Results of the trial of synthesis\n\n"
@@ -67,7 +73,7 @@ def _head(full: Plot, trainings: int) -> str:
     )
 
 
-def _bar(lines: Sequence[Line], against: Sequence[Line]) -> str:
+def _bar(lines: Sequence[ArmResult], against: Sequence[ArmResult]) -> str:
     gated = [one for one in lines if one.arm.gated and one.differences]
     harmed = [f"{one.arm}: {place or 'mean'}" for one in gated for place, row in _mains(one) if verdict.below(row)]
     above = [str(one.arm) for one in against if verdict.above(one.differences[""][MAIN])]
@@ -80,7 +86,7 @@ def _bar(lines: Sequence[Line], against: Sequence[Line]) -> str:
     return "\n".join(f"- {row}" for row in rows)
 
 
-def _mains(line: Line) -> Iterator[tuple[str, Figure]]:
+def _mains(line: ArmResult) -> Iterator[tuple[str, Estimate]]:
     return ((place, row[MAIN]) for place, row in line.differences.items())
 
 
@@ -88,13 +94,13 @@ def _met(yes: bool, names: Sequence[str]) -> str:
     return f"**{'met' if yes else 'missed'}**" + (f" ({', '.join(names)})" if names else "")
 
 
-def _arms(full: Plot, lines: Sequence[Line]) -> str:
+def _arms(full: TrialDesign, lines: Sequence[ArmResult]) -> str:
     budgets = {one.budget for one in full.runs}
     text = verdict.text([one for one in lines if one.budget in budgets], full.classes)
     return "## With ten real defects of each class\n\n" + _table(text)
 
 
-def _more(title: str, plot: Plot) -> str:
+def _more(title: str, plot: TrialDesign) -> str:
     """A screening at other budgets or ratios: the bar for each budget, the arms, the gates."""
     if not plot.runs:
         return f"## {title}\n\nNot played."
@@ -109,19 +115,19 @@ def _more(title: str, plot: Plot) -> str:
     return "\n\n".join([*said, _table(_apart(plot, against)), _left(plot)])
 
 
-def _screened(screen: Plot) -> str:
+def _screened(screen: TrialDesign) -> str:
     if not screen.runs:
         return "## Screening\n\nNot played."
     text = verdict.text(verdict.table(trial.answers(screen)), screen.classes)
     return "## Screening\n\nThe first fold alone, three seeds.\n\n" + _table(text)
 
 
-def _against(full: Plot, lines: Sequence[Line]) -> str:
+def _against(full: TrialDesign, lines: Sequence[ArmResult]) -> str:
     said = "## Against Poisson blending\n\nIoU, gated against gated and unfiltered against unfiltered.\n\n"
     return said + _table(_apart(full, lines))
 
 
-def _apart(plot: Plot, lines: Sequence[Line]) -> list[list[str]]:
+def _apart(plot: TrialDesign, lines: Sequence[ArmResult]) -> list[list[str]]:
     places = (*plot.classes, "")
     rows = [
         [str(one.budget), str(one.arm), *(_cell(one.differences[place][MAIN]) for place in places)] for one in lines
@@ -129,7 +135,7 @@ def _apart(plot: Plot, lines: Sequence[Line]) -> list[list[str]]:
     return [["budget", "arm", *plot.classes, "mean IoU"], *rows]
 
 
-def _curve(full: Plot, lines: Sequence[Line]) -> str:
+def _curve(full: TrialDesign, lines: Sequence[ArmResult]) -> str:
     base = [one for one in lines if one.arm.name == BALANCED]
     rows = [["real defects a class", *full.classes, "mean IoU"]]
     for one in base:
@@ -138,18 +144,18 @@ def _curve(full: Plot, lines: Sequence[Line]) -> str:
     return "## What real defects are worth\n\nIoU of `balanced` by how many it learnt from.\n\n" + _table(rows)
 
 
-def _words(lines: Sequence[Line]) -> str:
+def _words(lines: Sequence[ArmResult]) -> str:
     said = [f"**{one.arm}**\n\n" + "\n".join(f"- {text}" for text in verdict.words(one).values()) for one in lines]
     shown = [text for one, text in zip(lines, said, strict=True) if one.differences]
     return "## In words\n\n" + "\n\n".join(shown)
 
 
-def _gates(full: Plot) -> str:
+def _gates(full: TrialDesign) -> str:
     notes = "\n".join(f"- {one}" for one in trial.unmade(full))
     return f"## What the gates left\n\nAn image may fail several gates.\n\n{_left(full)}\n\n{notes}".rstrip()
 
 
-def _left(plot: Plot) -> str:
+def _left(plot: TrialDesign) -> str:
     rows = [["budget", "arm", "fold", "made", "passed", "refused, by gate", "used, by class"]]
     for run in plot.runs:
         if run.arm.gated and run.seed == min(one.seed for one in plot.runs):
@@ -165,7 +171,7 @@ def _listed(of: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in of.items())
 
 
-def _cell(one: Figure) -> str:
+def _cell(one: Estimate) -> str:
     return f"{one.value:+.3f} [{one.low:+.2f}, {one.high:+.2f}]" if math.isfinite(one.value) else "-"
 
 

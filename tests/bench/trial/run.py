@@ -23,15 +23,15 @@ from curate.project import FILE, Project, load
 from synth.trial import design
 from synth.trial import run as trial
 from synth.trial.arms import BALANCED
-from synth.trial.design import Plot, Wish
-from synth.trial.run import Report
+from synth.trial.design import TrialDesign, TrialRequest
+from synth.trial.run import TrialReport
 from tests.bench.trial import results
 from tests.fakes import REAL, REPOSITORY, need_real
 
 WEIGHTS = REAL / "weights" / "mobilenet_v2_imagenet_bnfolded.pth"
 SYNTHETIC = ("paste", "poisson", "diffusion", "gan")
 CLASSES = ("Blowhole", "Break", "Crack", "Fray")
-SCREEN = Wish(
+SCREEN = TrialRequest(
     arms=design.ARMS,
     classes=CLASSES,
     budgets=(10,),
@@ -81,19 +81,19 @@ def main() -> None:
     results.write(screen, full, curve, more)
 
 
-def played(project: Project, wish: Wish) -> Report:
+def played(project: Project, wish: TrialRequest) -> TrialReport:
     with bars() as step:
         return trial.run(project, wish, step)
 
 
-def whole(project: Project, wish: Wish) -> Plot:
+def whole(project: Project, wish: TrialRequest) -> TrialDesign:
     """With those seeds alone of which every arm is trained in every fold."""
     plot = design.planned(project, wish)
     lacking = {one.seed for one in plot.runs if not trial.file_of(plot, one).is_file()}
     return replace(plot, runs=tuple(one for one in plot.runs if one.seed not in lacking))
 
 
-def unseen(plot: Plot) -> Plot:
+def unseen(plot: TrialDesign) -> TrialDesign:
     """The seeds that the first look did not have."""
     return replace(plot, runs=tuple(one for one in plot.runs if one.seed >= (SCREEN.seeds or 0)))
 

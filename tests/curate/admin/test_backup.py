@@ -24,8 +24,8 @@ from curate.errors import CurateError
 from curate.index import database, rounds, sync
 from curate.index.dataset import Index
 from curate.index.documents import NewSample
-from curate.index.intake import Picture
-from curate.labels.log import State
+from curate.index.intake import ImageFacts
+from curate.labels.log import LabelState
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import Make, dump
@@ -384,7 +384,7 @@ def test_the_second_of_two_restores_into_one_folder_says_so(foreign: Path, tmp_p
     """The first is held up where it asks."""
 
     def meanwhile(named: object) -> bool:
-        with pytest.raises(files.Busy, match=r"another restore to .*back is under way"):
+        with pytest.raises(files.ProjectBusy, match=r"another restore to .*back is under way"):
             backup.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
         return True
 
@@ -414,11 +414,11 @@ def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -
     """Entries without files: an archive holds no image."""
     (tmp_path / "line").mkdir()
     project = make([{"name": "line", "format": "images", "data": tmp_path / "line"}], ["crack"])
-    state = State(Label("labelled"))
+    state = LabelState(Label("labelled"))
     index = Index(project, create=True)
     for start in range(0, 10_000, 1000):
         numbers = range(start, start + 1000)
-        pictures = [Picture(f"{number:064x}", 32, 24, 1, 900, "image/png", None) for number in numbers]
+        pictures = [ImageFacts(f"{number:064x}", 32, 24, 1, 900, "image/png", None) for number in numbers]
         place = {"source": "public", "format": "images", "stratum": None, "state": state, "key": ""}
         index.add([NewSample(one, tmp_path / one.id, f"line:{one.id}.png", group=one.id, **place) for one in pictures])
     backup.backup(project, tmp_path / "big.tar.gz")

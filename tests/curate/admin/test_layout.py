@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.admin.layout import Layout, guess
-from curate.index.intake import Rules, group_of, stratum_of, template_pattern
+from curate.index.intake import SourceRules, group_of, stratum_of, template_pattern
 from curate.project import LimitsConfig, SourceConfig
 
 SHIFTS = [
@@ -63,13 +63,13 @@ def test_what_paths_say(paths: list[str], stratum: str | None, group: str | None
     assert group_of(last, rules) == group
 
 
-def rules_of(found: Layout) -> Rules:
+def rules_of(found: Layout) -> SourceRules:
     from pathlib import Path
 
     SourceConfig(format="images", data=Path("x"), **found.__dict__)  # what project.toml would refuse raises here
     template = template_pattern(found.template) if found.template else None
     group = re.compile(found.group) if found.group else None
-    return Rules(Path("x"), LimitsConfig(), {}, frozenset(), False, template, found.stratum, group)
+    return SourceRules(Path("x"), LimitsConfig(), {}, frozenset(), False, template, found.stratum, group)
 
 
 def test_a_few_strange_files_do_not_spoil_the_guess() -> None:

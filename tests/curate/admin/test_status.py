@@ -15,7 +15,7 @@ from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.select import run as selecting
-from curate.select.run import Wish
+from curate.select.run import SelectRequest
 from tests.conftest import LINE, Make
 from tests.curate.select.test_run import embedded
 
@@ -91,7 +91,7 @@ def test_the_facts_of_a_project_that_goes_on(indexed: Project, monkeypatch: pyte
     assert first(indexed).startswith("curate embed")
     embedded(indexed)
     assert first(indexed).startswith("curate select")
-    chosen = selecting.run(indexed, Wish("4"))
+    chosen = selecting.run(indexed, SelectRequest("4"))
     assert first(indexed).startswith("curate labelstudio up")
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:1")
     assert summarise(indexed)["next"][0] == {

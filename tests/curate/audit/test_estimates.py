@@ -13,7 +13,7 @@ import pytest
 import scipy.stats  # type: ignore[import-untyped]
 
 from curate.audit import estimates
-from curate.audit.estimates import Interval, Round
+from curate.audit.estimates import AuditDraw, Interval
 from curate.errors import CurateError
 
 Ints = npt.NDArray[np.int_]
@@ -132,29 +132,29 @@ def test_picks_without_a_probability_or_label_are_refused() -> None:
 
 def test_one_round_combined_is_the_prevalence() -> None:
     y, pi, strata, sizes = [1, 0, 0, 0, 0, 1], [0.04] * 4 + [0.1] * 2, ["a"] * 4 + ["b"] * 2, {"a": 100, "b": 20}
-    alone, both = estimates.prevalence(y, pi, strata, sizes), estimates.combined([Round(y, pi, sizes, strata)])
+    alone, both = estimates.prevalence(y, pi, strata, sizes), estimates.combined([AuditDraw(y, pi, sizes, strata)])
     assert both == pytest.approx(alone)
 
 
 def test_known_labels_count_themselves() -> None:
     """100 labelled images of which 40 are defective, and an audit of the other 900."""
     audit = estimates.prevalence([0] * 9 + [1], [10 / 900] * 10)
-    share = estimates.combined([Round([0] * 9 + [1], [10 / 900] * 10, {"all": 900}, None, 100, 40)])
+    share = estimates.combined([AuditDraw([0] * 9 + [1], [10 / 900] * 10, {"all": 900}, None, 100, 40)])
     assert share.estimate == pytest.approx((40 + 90) / 1000)
     assert share.low == pytest.approx((40 + 900 * audit.low) / 1000, abs=1e-3)
     assert share.high == pytest.approx((40 + 900 * audit.high) / 1000)
 
 
 def test_when_all_is_labelled_the_share_is_known() -> None:
-    rounds = [Round([0] * 10, [0.1] * 10, {"all": 100}), Round([1] * 5, [1] * 5, {"all": 5}, None, 95, 7)]
+    rounds = [AuditDraw([0] * 10, [0.1] * 10, {"all": 100}), AuditDraw([1] * 5, [1] * 5, {"all": 5}, None, 95, 7)]
     assert estimates.combined(rounds)[:3] == pytest.approx((0.12, 0.12, 0.12))
     assert estimates.combined(rounds[:1], labelled=100, defective=12)[:3] == pytest.approx((0.12, 0.12, 0.12))
-    assert estimates.combined([Round([], [], {}, None, 100, 12)])[1:3] == pytest.approx((0.12, 0.12))
+    assert estimates.combined([AuditDraw([], [], {}, None, 100, 12)])[1:3] == pytest.approx((0.12, 0.12))
 
 
 def test_rounds_of_different_populations_are_refused() -> None:
     with pytest.raises(CurateError, match="100, 105"):
-        estimates.combined([Round([0], [0.01], {"all": 100}), Round([0], [0.01], {"all": 100}, None, 5)])
+        estimates.combined([AuditDraw([0], [0.01], {"all": 100}), AuditDraw([0], [0.01], {"all": 100}, None, 5)])
 
 
 # --- simulation -------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_combined_rounds_cover_while_active_picks_drain_the_population(share: fl
         assert np.mean(last) == pytest.approx(here.y.mean(), rel=0.1)
 
 
-def _audit(here: Plant, open_: npt.NDArray[np.bool_], rng: Any) -> Round:
+def _audit(here: Plant, open_: npt.NDArray[np.bool_], rng: Any) -> AuditDraw:
     before = ~open_
     done, defective = int(before.sum()), int(here.y[before].sum())
     left = [m[open_[m]] for m in here.members]
@@ -264,4 +264,4 @@ def _audit(here: Plant, open_: npt.NDArray[np.bool_], rng: Any) -> Round:
     pi = np.repeat([10 / len(m) for m in left], 10)
     open_[picks] = False
     sizes = {name: float(len(m)) for name, m in zip("abc", left, strict=True)}
-    return Round(here.y[picks], pi, sizes, np.repeat(["a", "b", "c"], 10), done, defective)
+    return AuditDraw(here.y[picks], pi, sizes, np.repeat(["a", "b", "c"], 10), done, defective)

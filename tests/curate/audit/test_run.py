@@ -12,12 +12,12 @@ import pytest
 
 from curate.audit import estimates
 from curate.audit import run as auditing
-from curate.audit.run import Draw, Facts, Known
+from curate.audit.run import AuditFacts, AuditRound, ImageHistory
 from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
-from curate.labels.log import Book, Entry, Writer
+from curate.labels.log import Entry, LabelLog, Writer
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
@@ -37,31 +37,31 @@ def manifest(number: int, at: str, strata: Mapping[str, int], by: str | None = N
     return {"round": number, "made_at": at, "strata": dict(strata), "predicted_by": by, "pushed": at}
 
 
-def labelled(*names: str, at: str = DAY) -> Known:
-    return Known("labelled", frozenset(names), "", at)
+def labelled(*names: str, at: str = DAY) -> ImageHistory:
+    return ImageHistory("labelled", frozenset(names), "", at)
 
 
-def simple(picks: int, hits: int, population: int = 10_000) -> Facts:
+def simple(picks: int, hits: int, population: int = 10_000) -> AuditFacts:
     """One round, all of it labelled: so many audit picks, so many of them with a crack."""
     rows = [row(f"p{i}", picks / population) for i in range(picks)]
     known = {f"p{i}": labelled(*(["crack"] if i < hits else [])) for i in range(picks)}
-    return Facts([Draw(manifest(1, FIRST, {"": population}), rows)], known)
+    return AuditFacts([AuditRound(manifest(1, FIRST, {"": population}), rows)], known)
 
 
-def of(found: auditing.Survey, name: str | None) -> auditing.Figures:
+def of(found: auditing.AuditReport, name: str | None) -> auditing.ClassEstimates:
     return next(one for one in found.figures if one.name == name)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
-def two_strata() -> Facts:
+def two_strata() -> AuditFacts:
     """A: 4 of 40 images drawn, B: 5 of 10. The chance differs, so a plain mean of the picks would be wrong."""
     rows = [row(f"a{i}", 0.1, stratum="A", predicted=["crack"] if i < 1 else []) for i in range(4)]
     rows += [row(f"b{i}", 0.5, stratum="B", predicted=["crack"] if i in (0, 4) else []) for i in range(5)]
     known = {"a0": labelled("crack"), "b0": labelled("crack"), "b1": labelled("crack", "hole")}
     known = {one["id"]: known.get(one["id"], labelled()) for one in rows}
-    return Facts([Draw(manifest(1, FIRST, {"A": 40, "B": 10}, "model"), rows)], known)
+    return AuditFacts([AuditRound(manifest(1, FIRST, {"A": 40, "B": 10}, "model"), rows)], known)
 
 
 def test_figures_by_hand() -> None:
@@ -97,8 +97,8 @@ def test_a_round_without_predictions_has_no_recall() -> None:
 
 def test_a_class_that_the_predictions_do_not_know_has_no_recall() -> None:
     facts = two_strata()
-    draw = Draw(facts.draws[0].manifest, facts.draws[0].picks, frozenset({"crack"}))
-    found = auditing.survey(Facts([draw], facts.known), CLASSES)
+    draw = AuditRound(facts.draws[0].manifest, facts.draws[0].picks, frozenset({"crack"}))
+    found = auditing.survey(AuditFacts([draw], facts.known), CLASSES)
     assert of(found, "hole").recall is None
     assert of(found, "crack").recall is not None
 
@@ -107,7 +107,7 @@ def test_active_picks_do_not_count_as_a_sample_but_as_what_is_known() -> None:
     facts = simple(100, 1, 1000)
     rows = [*facts.draws[0].picks, *(row(f"active{i}", None, "rare") for i in range(50))]
     known = {**facts.known, **{f"active{i}": labelled("crack") for i in range(50)}}
-    found = auditing.survey(Facts([Draw(facts.draws[0].manifest, rows)], known), CLASSES)
+    found = auditing.survey(AuditFacts([AuditRound(facts.draws[0].manifest, rows)], known), CLASSES)
     share = of(found, "crack").prevalence
     assert found.labelled == 100
     assert share.estimate == pytest.approx(51 / 1000)  # so many are known: the audit's 1 % cannot be
@@ -119,30 +119,32 @@ def test_picks_without_a_label_are_left_out_and_told() -> None:
     states = {"p16": "waiting", "p17": "waiting", "p18": "skipped", "p19": "disputed"}
     known = {id: one._replace(status=states.get(id, one.status)) for id, one in facts.known.items()}
     del known["p15"]
-    found = auditing.survey(Facts(facts.draws, known), CLASSES)
+    found = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
     assert found.left_out == {"waiting": 2, "skipped": 1, "disputed": 1, "gone": 1}
     assert of(found, "crack").prevalence.estimate == pytest.approx(4 / 15)
     (note,) = found.notes
     assert note.startswith("5 of 20 audit picks are left out (2 not labelled yet, ")
     assert "more than 10 %" in note
-    few = Facts(facts.draws, {**facts.known, "p19": Known("skipped")})
+    few = AuditFacts(facts.draws, {**facts.known, "p19": ImageHistory("skipped")})
     assert auditing.survey(few, CLASSES).notes == ["1 of 20 audit picks are left out (1 skipped)"]
 
 
 def test_a_stratum_without_a_labelled_pick_is_told_and_widens_the_interval() -> None:
     facts = two_strata()
-    known = {id: one if id[0] == "a" else Known("waiting") for id, one in facts.known.items()}
-    found = auditing.survey(Facts(facts.draws, known), CLASSES)
+    known = {id: one if id[0] == "a" else ImageHistory("waiting") for id, one in facts.known.items()}
+    found = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
     assert any("B (10)" in note for note in found.notes)
     assert of(found, None).prevalence.high - of(auditing.survey(facts, CLASSES), None).prevalence.high > 0.1
 
 
 def test_all_takes_rounds_drawn_at_random_as_a_whole_and_no_leftovers() -> None:
-    plain = Draw(manifest(1, FIRST, {"A": 30, "B": 20}), [row(f"r{i}", 0.2, "random", "AB"[i % 2]) for i in range(10)])
+    plain = AuditRound(
+        manifest(1, FIRST, {"A": 30, "B": 20}), [row(f"r{i}", 0.2, "random", "AB"[i % 2]) for i in range(10)]
+    )
     spare = [row(f"s{i}", 0.5, "spare") for i in range(5)]
-    mixed = Draw(manifest(2, SECOND, {"": 50}), [row("x", None, "rare"), *spare])
+    mixed = AuditRound(manifest(2, SECOND, {"": 50}), [row("x", None, "rare"), *spare])
     known = {one["id"]: labelled() for draw in (plain, mixed) for one in draw.picks}
-    facts = Facts([plain, mixed], {**known, "r0": labelled("crack")})
+    facts = AuditFacts([plain, mixed], {**known, "r0": labelled("crack")})
     found = auditing.survey(facts, CLASSES, every=True)
     assert found.rounds == [1]
     assert of(found, "crack").prevalence.estimate == pytest.approx(0.1)
@@ -154,7 +156,7 @@ def test_shelves_of_unlike_chance_are_urns_of_their_own() -> None:
     rows = [row(f"c{i}", 0.5, "foreground_random") for i in range(10)]
     rows += [row(f"n{i}", 0.1, "foreground_random") for i in range(8)]
     known = {one["id"]: labelled(*(["crack"] if one["id"][0] == "c" else [])) for one in rows}
-    found = auditing.survey(Facts([Draw(manifest(1, FIRST, {"": 100}), rows)], known), CLASSES, every=True)
+    found = auditing.survey(AuditFacts([AuditRound(manifest(1, FIRST, {"": 100}), rows)], known), CLASSES, every=True)
     assert of(found, "crack").prevalence.estimate == pytest.approx(20 / 100)
     assert found.population == 100
 
@@ -162,15 +164,18 @@ def test_shelves_of_unlike_chance_are_urns_of_their_own() -> None:
 # --- several rounds ---------------------------------------------------------------------------------------------------
 
 
-def two_rounds(size_of_second: int = 900) -> Facts:
+def two_rounds(size_of_second: int = 900) -> AuditFacts:
     """1000 images; round 1: 50 audit and 50 active picks, all labelled; round 2 audits what was left."""
     first = [*(row(f"p{i}", 0.05) for i in range(50)), *(row(f"q{i}", None, "rare") for i in range(50))]
     second = [row(f"z{i}", 60 / size_of_second) for i in range(60)]
     known = {one["id"]: labelled("crack") if one["id"][0] == "q" else labelled() for one in first}
     known |= {one["id"]: labelled(at=LATER) for one in second}
     known |= {id: labelled("crack", at=known[id].at) for id in ("p0", "p1", "p2", "p3", "z0", "z1")}
-    draws = [Draw(manifest(1, FIRST, {"": 1000}), first), Draw(manifest(2, SECOND, {"": size_of_second}), second)]
-    return Facts(draws, known)
+    draws = [
+        AuditRound(manifest(1, FIRST, {"": 1000}), first),
+        AuditRound(manifest(2, SECOND, {"": size_of_second}), second),
+    ]
+    return AuditFacts(draws, known)
 
 
 def test_rounds_of_one_population_are_combined() -> None:
@@ -178,8 +183,8 @@ def test_rounds_of_one_population_are_combined() -> None:
     found = auditing.survey(facts, CLASSES)
     y1, y2 = [1] * 4 + [0] * 46, [1] * 2 + [0] * 58
     parts = [
-        estimates.Round(y1, [0.05] * 50, {"": 1000}, [""] * 50),
-        estimates.Round(y2, [60 / 900] * 60, {"": 900}, [""] * 60, labelled=100, defective=54),
+        estimates.AuditDraw(y1, [0.05] * 50, {"": 1000}, [""] * 50),
+        estimates.AuditDraw(y2, [60 / 900] * 60, {"": 900}, [""] * 60, labelled=100, defective=54),
     ]
     assert found.prevalence_rounds == [1, 2]
     assert of(found, "crack").prevalence == pytest.approx(estimates.combined(parts, labelled=160, defective=56))
@@ -203,32 +208,32 @@ def test_another_population_leaves_the_newest_audit_alone(size: int) -> None:
 
 def test_images_that_came_between_two_rounds_are_another_population() -> None:
     facts = two_rounds()
-    found = auditing.survey(Facts(facts.draws, facts.known, ["2090-01-05T00:00:00Z"]), CLASSES)
+    found = auditing.survey(AuditFacts(facts.draws, facts.known, ["2090-01-05T00:00:00Z"]), CLASSES)
     assert found.prevalence_rounds == [2]
-    before = auditing.survey(Facts(facts.draws, facts.known, ["2089-01-05T00:00:00Z", LATER]), CLASSES)
+    before = auditing.survey(AuditFacts(facts.draws, facts.known, ["2089-01-05T00:00:00Z", LATER]), CLASSES)
     assert before.prevalence_rounds == [1, 2]
 
 
 def test_what_was_labelled_of_a_round_s_population() -> None:
     draws = two_rounds().draws
     cases = {
-        "seen in the App": (Known("labelled", frozenset(), "", DAY), 1),
-        "labelled before": (Known("labelled", frozenset(), "", "2089-01-01T00:00:00Z"), 0),
-        "came labelled": (Known("labelled", frozenset(), "", DAY, imported=True), 0),
-        "came later": (Known("labelled", frozenset(), DAY, DAY), 0),
-        "skipped": (Known("skipped", frozenset(), "", DAY), 0),
-        "not in the log yet": (Known("labelled"), 1),
-        "z5": (Known("labelled", frozenset(), "", LATER, imported=True), 1),  # picked later: it was there
+        "seen in the App": (ImageHistory("labelled", frozenset(), "", DAY), 1),
+        "labelled before": (ImageHistory("labelled", frozenset(), "", "2089-01-01T00:00:00Z"), 0),
+        "came labelled": (ImageHistory("labelled", frozenset(), "", DAY, imported=True), 0),
+        "came later": (ImageHistory("labelled", frozenset(), DAY, DAY), 0),
+        "skipped": (ImageHistory("skipped", frozenset(), "", DAY), 0),
+        "not in the log yet": (ImageHistory("labelled"), 1),
+        "z5": (ImageHistory("labelled", frozenset(), "", LATER, imported=True), 1),  # picked later: it was there
     }
     for id, (known, count) in cases.items():
-        assert len(auditing.samples(Facts(draws, {id: known, "p0": labelled()}))[0].since) == 1 + count, id
+        assert len(auditing.samples(AuditFacts(draws, {id: known, "p0": labelled()}))[0].since) == 1 + count, id
 
 
 def test_picks_labelled_after_the_next_draw_waited_in_the_queue_meanwhile() -> None:
     """They were not in the second population, and are known today: nothing is out of reach."""
     facts = two_rounds()
     late = {id: facts.known[id]._replace(at=LATER) for id in ("p0", "p9", "q0", "q1")}
-    found = Facts(facts.draws, {**facts.known, **late})
+    found = AuditFacts(facts.draws, {**facts.known, **late})
     assert len(auditing.samples(found)[1].since) == 60
     assert auditing.survey(found, CLASSES) == auditing.survey(facts, CLASSES)
 
@@ -237,8 +242,8 @@ def test_errors_pool_rounds_and_keep_their_chances_apart() -> None:
     facts = two_strata()
     more = [row(f"c{i}", 0.2, stratum="A", predicted=["crack"] * (i % 2)) for i in range(8)]
     known = {**facts.known, **{f"c{i}": labelled("crack", at=LATER) for i in range(8)}}
-    draws = [*facts.draws, Draw(manifest(2, SECOND, {"A": 40}, "model"), more)]
-    found = auditing.survey(Facts(draws, known), CLASSES)
+    draws = [*facts.draws, AuditRound(manifest(2, SECOND, {"A": 40}, "model"), more)]
+    found = auditing.survey(AuditFacts(draws, known), CLASSES)
     recall = of(found, "crack").recall
     assert recall is not None
     assert recall.estimate == pytest.approx((12 + 4 * 5) / (14 + 8 * 5))
@@ -248,7 +253,7 @@ def test_errors_pool_rounds_and_keep_their_chances_apart() -> None:
 # --- against a known truth --------------------------------------------------------------------------------------------
 
 
-def simulated(rng: np.random.Generator) -> tuple[Facts, float, float]:
+def simulated(rng: np.random.Generator) -> tuple[AuditFacts, float, float]:
     """Two strata of unlike prevalence and a model that finds half of the defects; its favourites are picked as well."""
     stratum = np.repeat(["A", "B"], [1500, 500])
     y = rng.random(2000) < np.where(stratum == "A", 0.05, 0.2)
@@ -262,7 +267,7 @@ def simulated(rng: np.random.Generator) -> tuple[Facts, float, float]:
     rows = [row(str(i), chance[stratum[i]], stratum=str(stratum[i]), predicted=said[i]) for i in audit]
     rows += [row(str(i), None, "rare", str(stratum[i]), predicted=said[i]) for i in active]
     known = {str(i): labelled(*(["crack"] if y[i] else [])) for i in (*audit, *active)}
-    facts = Facts([Draw(manifest(1, FIRST, {"A": 1500, "B": 500}, "model"), rows)], known)
+    facts = AuditFacts([AuditRound(manifest(1, FIRST, {"A": 1500, "B": 500}, "model"), rows)], known)
     return facts, float(y.mean()), float(flagged[y].mean())
 
 
@@ -294,12 +299,12 @@ def test_several_rounds_cover_the_truth_too() -> None:
         second = rng.choice(left, 60, replace=False)
         active = [row(str(i), None, "rare") for i in np.setdiff1d(likely, first)]
         draws = [
-            Draw(manifest(1, FIRST, {"": 1000}), [*(row(str(i), 0.06) for i in first), *active]),
-            Draw(manifest(2, SECOND, {"": len(left)}), [row(str(i), 60 / len(left)) for i in second]),
+            AuditRound(manifest(1, FIRST, {"": 1000}), [*(row(str(i), 0.06) for i in first), *active]),
+            AuditRound(manifest(2, SECOND, {"": len(left)}), [row(str(i), 60 / len(left)) for i in second]),
         ]
         days = dict.fromkeys((*first, *likely), DAY) | dict.fromkeys(second, LATER)
         known = {str(i): labelled(*(["crack"] if y[i] else []), at=at) for i, at in days.items()}
-        found = auditing.survey(Facts(draws, known), CLASSES)
+        found = auditing.survey(AuditFacts(draws, known), CLASSES)
         assert found.prevalence_rounds == [1, 2]
         share = of(found, None).prevalence
         covered += share.low <= y.mean() <= share.high
@@ -321,11 +326,21 @@ STEADY = (0.992, 0.995, 0.999)
         (simple(400, 0), (0.7, 0.8, 0.9), "go on", "still change"),
         (simple(40, 0), STEADY, "too little data", "it takes about 299 audit picks"),
         (simple(400, 0), (), "too little data", "needs 3 comparisons"),
-        (Facts([Draw(manifest(1, FIRST, {"": 9}), [row("a", 0.5)])], {}), STEADY, "too little data", "No audit pick"),
-        (Facts([Draw(manifest(1, FIRST, {"": 9}), [row("a", None, "rare")])], {}), STEADY, "too little data", "299"),
+        (
+            AuditFacts([AuditRound(manifest(1, FIRST, {"": 9}), [row("a", 0.5)])], {}),
+            STEADY,
+            "too little data",
+            "No audit pick",
+        ),
+        (
+            AuditFacts([AuditRound(manifest(1, FIRST, {"": 9}), [row("a", None, "rare")])], {}),
+            STEADY,
+            "too little data",
+            "299",
+        ),
     ],
 )
-def test_clear_cut_advice(facts: Facts, kappas: Sequence[float], verdict: str, said: str) -> None:
+def test_clear_cut_advice(facts: AuditFacts, kappas: Sequence[float], verdict: str, said: str) -> None:
     found = auditing.check(facts, kappas)
     assert found.advice.verdict == verdict
     assert any(said in reason for reason in found.advice.reasons), found.advice.reasons
@@ -337,7 +352,10 @@ def test_what_was_labelled_since_the_draw_is_no_longer_left() -> None:
     facts = simple(400, 8, 2000)
     rows = [*facts.draws[0].picks, *(row(f"q{i}", None, "rare") for i in range(32))]
     known = {**facts.known, **{f"q{i}": labelled("crack") for i in range(32)}}
-    before, after = auditing.check(facts), auditing.check(Facts([Draw(facts.draws[0].manifest, rows)], known))
+    before, after = (
+        auditing.check(facts),
+        auditing.check(AuditFacts([AuditRound(facts.draws[0].manifest, rows)], known)),
+    )
     assert before.missed is not None
     assert after.missed is not None
     assert before.missed.estimate == pytest.approx(32)
@@ -349,7 +367,7 @@ def test_a_round_that_people_have_just_begun_does_not_hide_the_last_one() -> Non
     facts = two_rounds()
     known = {id: one for id, one in facts.known.items() if id[0] != "z" or id in ("z7", "z8")}
     assert auditing.check(facts).round == 2
-    assert auditing.check(Facts(facts.draws, known)).round == 1
+    assert auditing.check(AuditFacts(facts.draws, known)).round == 1
 
 
 def predicted(work: Path, number: int, values: Any, names: Sequence[str] = CLASSES) -> None:
@@ -378,7 +396,7 @@ def test_predictions_settle_by_the_class_that_moves_most(plant: Project) -> None
 def test_a_renamed_class_is_followed(plant: Project) -> None:
     predicted(plant.work, 1, [[0.9, 0.1]] * 10, ("scratch", "hole"))
     predicted(plant.work, 3, [[0.1, 0.8]] * 10, ("hole", "crack"))
-    with Writer(Book(plant.work / "labels").segments) as log:
+    with Writer(LabelLog(plant.work / "labels").segments) as log:
         log.append({"event": "rename", "names": {"scratch": "crack"}, "who": "ann", "at": "2090-01-02T00:00:00Z"})
     assert auditing.settling(plant, {}) == [1.0]
 
@@ -408,7 +426,7 @@ def names(project: Project) -> list[str]:
 
 def say(project: Project, labels: Mapping[str, Label], at: str = DAY) -> None:
     index = Index(project)
-    book = Book(project.work / "labels")
+    book = LabelLog(project.work / "labels")
     for id, label in labels.items():
         book.append(Entry(id, label, "app", "ann", at))
     book.flush()
@@ -472,7 +490,7 @@ def test_a_table_for_people_says_no_more_than_it_knows(run: Run, audited: Projec
 def test_a_class_that_was_renamed_keeps_its_recall(audited: Project) -> None:
     answer(audited)
     facts = auditing.read(audited)
-    log = Book(audited.work / "labels")
+    log = LabelLog(audited.work / "labels")
     log.rename({"crack": "split"}, "ann", "rename")
     log.close()
     assert {name for one in facts.draws[0].picks for name in one["predicted"]} == {"crack"}

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from curate.demo import plant, steel
-from curate.demo.plant import CLASSES, RARE, Coil, Plan, Summary
+from curate.demo.plant import CLASSES, RARE, Coil, DemoSummary, PlantPlan
 from curate.demo.steel import SIZE
 from curate.errors import CurateError
 from curate.masks.rle import kaggle_to_mask
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = SIZE
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoSummary]:
     folder = tmp_path_factory.mktemp("demo") / "plant"
     return folder, plant.draw(folder, images=120, seed=3, workers=1)
 
@@ -143,7 +143,7 @@ def test_refuses_arguments_that_cannot_be_drawn(tmp_path: Path, images: int, see
 # --- pixels -------------------------------------------------------------------------------------------------------
 
 
-def unharmed(plan: Plan, coil: Coil) -> Coil:
+def unharmed(plan: PlantPlan, coil: Coil) -> Coil:
     return replace(coil, views=tuple(replace(view, classes=()) for view in coil.views))
 
 
@@ -190,13 +190,13 @@ def test_lines_look_different_and_coils_hang_together() -> None:
 # --- the folder ---------------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_with_one_and_with_two_workers(drawn: tuple[Path, Summary], tmp_path: Path) -> None:
+def test_the_same_bytes_with_one_and_with_two_workers(drawn: tuple[Path, DemoSummary], tmp_path: Path) -> None:
     folder, summary = drawn
     assert plant.draw(tmp_path / "again", images=120, seed=3, workers=2) == summary
     assert digests(tmp_path / "again") == digests(folder)
 
 
-def test_truth_covers_every_image_that_opens(drawn: tuple[Path, Summary]) -> None:
+def test_truth_covers_every_image_that_opens(drawn: tuple[Path, DemoSummary]) -> None:
     folder, summary = drawn
     truth = rows(folder / "truth.csv")
     broken = {*summary.truncated, *summary.empty, *summary.not_an_image}
@@ -207,7 +207,7 @@ def test_truth_covers_every_image_that_opens(drawn: tuple[Path, Summary]) -> Non
     assert all(bool(row["class"]) == bool(row["rle"]) for row in truth)
 
 
-def test_truth_has_the_masks_that_were_painted(drawn: tuple[Path, Summary]) -> None:
+def test_truth_has_the_masks_that_were_painted(drawn: tuple[Path, DemoSummary]) -> None:
     folder, _ = drawn
     truth = {(row["image"], row["class"]): row["rle"] for row in rows(folder / "truth.csv")}
     for coil in plant.plan(120, 3).coils:
@@ -216,7 +216,7 @@ def test_truth_has_the_masks_that_were_painted(drawn: tuple[Path, Summary]) -> N
                 assert (kaggle_to_mask(truth[view.path, label], HEIGHT, WIDTH).astype(bool) == mask).all()
 
 
-def test_the_librarys_labels_are_the_truth_but_for_the_conflict(drawn: tuple[Path, Summary]) -> None:
+def test_the_librarys_labels_are_the_truth_but_for_the_conflict(drawn: tuple[Path, DemoSummary]) -> None:
     folder, summary = drawn
     wrong = {copy for _, copy in summary.conflicts}
     truth = {(r["image"], r["class"], r["rle"]) for r in rows(folder / "truth.csv") if r["image"].startswith("lib")}
@@ -229,7 +229,7 @@ def test_the_librarys_labels_are_the_truth_but_for_the_conflict(drawn: tuple[Pat
     assert {row[0] for row in train} >= wrong
 
 
-def test_faults_are_what_the_summary_says(drawn: tuple[Path, Summary]) -> None:
+def test_faults_are_what_the_summary_says(drawn: tuple[Path, DemoSummary]) -> None:
     folder, summary = drawn
     for path in summary.truncated:
         with pytest.raises(OSError, match="truncated"), Image.open(folder / path) as image:
@@ -242,7 +242,7 @@ def test_faults_are_what_the_summary_says(drawn: tuple[Path, Summary]) -> None:
         assert (folder / one).read_bytes() == (folder / other).read_bytes()
 
 
-def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, Summary]) -> None:
+def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, DemoSummary]) -> None:
     folder, summary = drawn
     kinds = {}
     for view in plant.plan(120, 3).views:
@@ -256,7 +256,7 @@ def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, Summary]) 
     assert len({found[path] for path in kinds}) == summary.images
 
 
-def test_drawing_again_changes_nothing(drawn: tuple[Path, Summary]) -> None:
+def test_drawing_again_changes_nothing(drawn: tuple[Path, DemoSummary]) -> None:
     folder, summary = drawn
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert plant.draw(folder, images=120, seed=3) == summary
@@ -265,7 +265,7 @@ def test_drawing_again_changes_nothing(drawn: tuple[Path, Summary]) -> None:
     assert (stored["version"], stored["seed"], stored["images"]) == (plant.VERSION, 3, 120)
 
 
-def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(drawn: tuple[Path, Summary]) -> None:
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_draws_is_not(drawn: tuple[Path, DemoSummary]) -> None:
     folder, _ = drawn
     dead = 2**22 + 1  # no process has this number
     for name in (f"{dead}.part", f"{dead}.gone.part", f"{os.getpid()}.part"):
@@ -330,11 +330,11 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, workers: int) -> None:
 def test_a_kill_leaves_no_folder_and_the_next_draw_succeeds(tmp_path: Path) -> None:
     folder = tmp_path / "plant"
     script = (
-        "import os, signal, sys; from pathlib import Path; from curate import demo\n"
+        "import os, signal, sys; from pathlib import Path; from curate.demo import plant\n"
         "die = lambda done: os.kill(os.getpid(), signal.SIGKILL) if done > 20 else None\n"
-        "demo.draw(Path(sys.argv[1]), 60, workers=1, progress=die)"
+        "plant.draw(Path(sys.argv[1]), 60, workers=1, progress=die)"
     )
-    root = Path(plant.__file__).parents[1]
+    root = Path(plant.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", script, str(folder)], cwd=root).returncode == -9
     assert not folder.exists()
     assert plant.draw(folder, 60, workers=1).images == 60

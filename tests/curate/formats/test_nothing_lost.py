@@ -18,7 +18,7 @@ from curate import formats
 from curate.data import Label, Record
 from curate.errors import LabelProblem
 from curate.index import intake
-from curate.index.intake import Rules
+from curate.index.intake import SourceRules
 from curate.project import LimitsConfig
 from labeling import results as wire
 from tests.fakes import coco, save_image, save_text, voc_xml
@@ -116,7 +116,7 @@ def test_every_format_is_tried() -> None:
 
 def labels_of(name: str, root: Path, options: dict[str, Any]) -> tuple[dict[str, Label], set[str]]:
     """The label of each image that comes in, and the images that do not."""
-    rules = Rules(root, LimitsConfig(), {"1": "crack"}, frozenset({"crack", "hole", "defect"}))
+    rules = SourceRules(root, LimitsConfig(), {"1": "crack"}, frozenset({"crack", "hole", "defect"}))
     taken: dict[str, Label] = {}
     refused: set[str] = set()
     for found in formats.read(name, root, None, True, options):

@@ -22,7 +22,7 @@ from curate.errors import CurateError
 from curate.files import writer_lock
 from curate.index import app_edits, classes, conflicts, sync
 from curate.index.dataset import Index
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump
@@ -168,7 +168,7 @@ def test_a_sample_added_by_hand_is_left_alone(indexed: Project, tmp_path: Path) 
     index.dataset.add_sample(index.fo.Sample(filepath=str(tmp_path / "mine.png")))
     report = sync.run(indexed)
     assert (report.app_edits, report.unchanged) == (0, 26)
-    assert None not in set(Book(indexed.work / "labels").ids())
+    assert None not in set(LabelLog(indexed.work / "labels").ids())
 
 
 # --- classes --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from curate.admin.status import summarise
 from curate.errors import CurateError
 from curate.index import classes, sync
 from curate.index.dataset import Index
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.project import Project, load
 from tests import fakes
 from tests.conftest import dump
@@ -26,7 +26,7 @@ def test_rename_reaches_config_log_and_index(indexed: Project) -> None:
     renamed = load(indexed.folder)
     assert renamed.class_names == ["fissure", "hole"]
     assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
-    book = Book(indexed.work / "labels")
+    book = LabelLog(indexed.work / "labels")
     assert {name for id in book.ids() for name in book.state(id).label.present} == {"fissure", "hole"}
     report = sync.run(renamed)
     assert (report.updated, report.quarantined, report.app_edits) == (0, 0, 0)
@@ -78,7 +78,7 @@ def test_labels_survive_a_lost_database_after_a_rename(indexed: Project) -> None
 
 def test_a_kill_between_log_and_config_is_mended_by_the_next_run(indexed: Project, monkeypatch: object) -> None:
     """The log is written first; here the process dies before project.toml is."""
-    book = Book(indexed.work / "labels")
+    book = LabelLog(indexed.work / "labels")
     book.rename({"crack": "fissure"}, "someone", "renamed crack to fissure")
     book.close()
     classes.rename(indexed, "crack", "fissure")
@@ -108,7 +108,7 @@ def test_add_and_retire(indexed: Project) -> None:
     project = load(indexed.folder)
     assert [(c.name, c.retired) for c in project.config.classes] == [("crack", True), ("hole", False), ("dent", False)]
     assert project.colors["dent"] == "#102030"
-    events = [line for _, _, line in Book(project.work / "labels").segments.lines() if "event" in line]
+    events = [line for _, _, line in LabelLog(project.work / "labels").segments.lines() if "event" in line]
     assert [(line["event"], line["name"]) for line in events] == [("add", "dent"), ("retire", "crack")]
     assert "class dent" in Index(project).dataset.list_saved_views()
     assert by_class(project)["crack"] == 8, "labels of a retired class stay: no defect turns into a clean image"
@@ -137,7 +137,7 @@ def test_a_finished_command_repeated_says_that_it_is_done(indexed: Project) -> N
 
 
 def log_of(project: Project) -> list[dict[str, object]]:
-    return [line for _, _, line in Book(project.work / "labels").segments.lines()]
+    return [line for _, _, line in LabelLog(project.work / "labels").segments.lines()]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"did": "x", "change": "y", "moves": {"crack": 5}}'])

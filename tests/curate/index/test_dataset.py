@@ -24,7 +24,7 @@ from curate.files import writer_lock
 from curate.index import app_edits, conflicts, sync
 from curate.index.dataset import Index
 from curate.labels import splits
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.masks import rle
 from curate.masks.shapes import mask_of
 from curate.project import Project, load
@@ -32,8 +32,8 @@ from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make, dump
 
 
-def book_of(project: Project) -> Book:
-    return Book(project.work / "labels")
+def book_of(project: Project) -> LabelLog:
+    return LabelLog(project.work / "labels")
 
 
 def by_name(project: Project) -> dict[str, Item]:

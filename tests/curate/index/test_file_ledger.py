@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.errors import CurateError
-from curate.index.file_ledger import MISSING, OK, QUARANTINED, Ledger, Row
+from curate.index.file_ledger import MISSING, OK, QUARANTINED, FileRow, Ledger
 from curate.paths import printable
 
 
-def ok(reference: str, id: str, group: str | None = None, stratum: str | None = None, note: str | None = None) -> Row:
-    return Row(reference, f"print-{reference}", OK, id, group, stratum, note=note)
+def ok(
+    reference: str, id: str, group: str | None = None, stratum: str | None = None, note: str | None = None
+) -> FileRow:
+    return FileRow(reference, f"print-{reference}", OK, id, group, stratum, note=note)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def test_a_row_comes_back_as_it_went_in(ledger: Ledger) -> None:
-    row = Row("lib:ö a.jpg", "f", QUARANTINED, "id", "g", "A/c1", 'it\'s "bad"', "l.csv", 7, "note")
+    row = FileRow("lib:ö a.jpg", "f", QUARANTINED, "id", "g", "A/c1", 'it\'s "bad"', "l.csv", 7, "note")
     ledger.save([row])
     assert ledger.find(["lib:ö a.jpg"]) == {"lib:ö a.jpg": row}
     assert ledger.find(["lib:b.jpg"]) == {}
@@ -37,7 +39,7 @@ def test_a_row_comes_back_as_it_went_in(ledger: Ledger) -> None:
 
 def test_a_name_that_is_no_utf8_is_kept_in_escaped_form(ledger: Ledger) -> None:
     name = "lib:" + os.fsdecode(b"gr\xfcn.jpg")
-    ledger.save([Row(name, "f", QUARANTINED, problem=f"bad {name}", label_file=name)])
+    ledger.save([FileRow(name, "f", QUARANTINED, problem=f"bad {name}", label_file=name)])
     found = ledger.find([name]).get(printable(name))
     assert found is not None
     assert found.reference == "lib:gr\\udcfcn.jpg"
@@ -46,7 +48,7 @@ def test_a_name_that_is_no_utf8_is_kept_in_escaped_form(ledger: Ledger) -> None:
 
 def test_images_are_in_the_order_of_their_first_file_and_files_in_theirs(ledger: Ledger) -> None:
     ledger.save([ok("z", "i2", "g2"), ok("b", "i1", "g1", "B"), ok("a", "i2", "g3", "C"), ok("y", "i2", "g2", "A")])
-    ledger.save([ok("c", "i1"), Row("q", "", QUARANTINED, "i9"), Row("m", "", MISSING)])
+    ledger.save([ok("c", "i1"), FileRow("q", "", QUARANTINED, "i9"), FileRow("m", "", MISSING)])
     assert list(ledger.images()) == [
         ("i2", ["z", "a", "y"], ["g2", "g3"], "A"),
         ("i1", ["b", "c"], ["g1"], "B"),
@@ -92,12 +94,12 @@ def test_a_file_of_an_earlier_run_is_gone_unless_its_image_has_another(tmp_path:
 def test_a_quarantined_file_is_not_gone(ledger: Ledger) -> None:
     ledger.save([ok("a", "i1")])
     ledger.begin()
-    ledger.save([Row("a", "f", QUARANTINED, "i1", problem="bad")])
+    ledger.save([FileRow("a", "f", QUARANTINED, "i1", problem="bad")])
     assert ledger.gone() == []
 
 
 def test_all_rows_of_a_batch_or_none(ledger: Ledger) -> None:
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[FileRow]:
         yield ok("a", "i1")
         raise ValueError("killed")
 

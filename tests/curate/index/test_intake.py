@@ -20,8 +20,8 @@ from curate import files
 from curate.data import UNLABELLED, Box, Label, MaskFile, Record, Region, make_defect
 from curate.errors import LabelProblem
 from curate.index.intake import (
-    Picture,
-    Rules,
+    ImageFacts,
+    SourceRules,
     fingerprint,
     group_of,
     label_of,
@@ -38,16 +38,18 @@ from tests.fakes import REAL, save_image, save_mask, steel
 KINDS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
 
 
-def picture(record: Record, rules: Rules) -> Picture:
+def picture(record: Record, rules: SourceRules) -> ImageFacts:
     return picture_of(safe_join(rules.root, record.path), record, rules)
 
 
-def mark_of(record: Record, rules: Rules, mark: str) -> str | None:
+def mark_of(record: Record, rules: SourceRules, mark: str) -> str | None:
     return fingerprint(safe_join(rules.root, record.path), record, rules, mark)
 
 
-def rules(root: Path, **more: Any) -> Rules:
-    return Rules(root, **({"limits": LimitsConfig(), "names": {}, "allowed": frozenset({"crack", "hole"})} | more))
+def rules(root: Path, **more: Any) -> SourceRules:
+    return SourceRules(
+        root, **({"limits": LimitsConfig(), "names": {}, "allowed": frozenset({"crack", "hole"})} | more)
+    )
 
 
 def encoded(kind: str, width: int = 64, height: int = 48, **options: Any) -> bytes:

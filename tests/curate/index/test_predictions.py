@@ -9,7 +9,7 @@ from curate.data import Label, make_defect
 from curate.index import app_edits, predictions
 from curate.index.dataset import Index
 from curate.index.predictions import Prediction
-from curate.labels.log import Book, Entry
+from curate.labels.log import Entry, LabelLog
 from curate.masks import shapes
 from curate.project import Project
 from tests import fakes
@@ -56,7 +56,7 @@ def test_a_severity_goes_through_log_and_index(indexed: Project) -> None:
     id = _some(index)[0]
     mask, box = (replace(one, severity="heavy") for one in _region())
     label = Label("labelled", (mask, box))
-    with closing(Book(indexed.work / "labels", indexed.class_names)) as book:
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
         book.append(Entry(id, label, "label-studio", "anna", "2026-01-01T00:00:00Z"))
         app_edits.show(index, book, [id], indexed.class_names)
     assert next(iter(index.shown([id]))).label.digest == label.digest
@@ -64,7 +64,7 @@ def test_a_severity_goes_through_log_and_index(indexed: Project) -> None:
     sample = index.dataset.match({"content_id": id}).first()
     sample.defects.detections[0].severity = "light"
     sample.save()
-    with closing(Book(indexed.work / "labels", indexed.class_names)) as book:
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
         assert app_edits.capture(index, book, indexed.class_names) == [id]
         assert sorted(d.severity for d in book.state(id).label.defects) == ["heavy", "light"]
 
@@ -75,7 +75,7 @@ def test_versions_that_contradict_an_entry_are_shown_beside_it_and_follow_a_rena
     mask, box = _region()
     other = Label("labelled", (box,))
     extra = {"others": {"label-studio: ben": other.to_json()}}
-    with closing(Book(indexed.work / "labels", indexed.class_names)) as book:
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
         disputed = Label("disputed", (mask,), reason="edited-in-app")
         book.append(Entry(id, disputed, "decision", "curate", "2026-01-01T00:00:00Z", extra=extra))
         assert book.state(id).others == (("label-studio: ben", other),)

@@ -14,7 +14,7 @@ from curate import formats, workers
 from curate.errors import CurateError
 from curate.index import reading
 from curate.index.file_ledger import MISSING, OK, QUARANTINED
-from curate.index.intake import Rules
+from curate.index.intake import SourceRules
 from curate.project import LimitsConfig
 from tests import fakes
 
@@ -34,7 +34,7 @@ def jobs(tmp_path: Path) -> list[reading.Job]:
 
 @pytest.fixture
 def examine(tmp_path: Path) -> reading.Examine:
-    rules = Rules(tmp_path / "data", LimitsConfig(), {}, frozenset({"crack"}))
+    rules = SourceRules(tmp_path / "data", LimitsConfig(), {}, frozenset({"crack"}))
     return partial(reading.examine_all, source="s", rules=rules, mark=rules.mark)
 
 

@@ -21,7 +21,7 @@ from curate.admin import gc, setup
 from curate.index import database, rounds, sync
 from curate.index.dataset import Index
 from curate.labels import log as label_log
-from curate.labels.log import Book
+from curate.labels.log import LabelLog
 from curate.project import Project
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, dump
@@ -53,7 +53,7 @@ def test_labels_keep_their_order_when_the_clock_goes_back(indexed: Project, monk
     sample["defects"].detections[0].label = "crack"
     sample.save()
     assert sync.run(indexed).app_edits == 1
-    history = Book(indexed.work / "labels").history(id)
+    history = LabelLog(indexed.work / "labels").history(id)
     assert [(entry.at[:4], entry.label.present) for entry in history] == [("2026", {"hole"}), ("2020", {"crack"})]
     before = dump(indexed)
     assert sync.run(indexed).updated == 0
@@ -90,7 +90,7 @@ def test_the_newest_round_and_result_are_so_by_order_and_not_by_the_clock(plant:
     with files.writer_lock(plant.work, "curate index"):
         holder = json.loads((plant.work / ".lock").read_text())
         (plant.work / ".lock").write_text(json.dumps(holder | {"since": time.time() + 1e6}))
-        with pytest.raises(files.Busy, match="since 0 s"), files.writer_lock(plant.work, "curate index"):
+        with pytest.raises(files.ProjectBusy, match="since 0 s"), files.writer_lock(plant.work, "curate index"):
             pass
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from curate.data import UNLABELLED, Defect, Label
 from curate.errors import CurateError
-from curate.labels.log import DUPLICATE_LABELS, Book, Entry, Segments, State, Writer, me, now
+from curate.labels.log import DUPLICATE_LABELS, Entry, LabelLog, LabelState, Segments, Writer, me, now
 
 CRACK = Label("labelled", (Defect("crack", (1.0, 2.0, 3.0, 4.0), "PPY11"),))
 HOLE = Label("labelled", (Defect("hole", (0.5, 0.25, 3.0, 4.125)),))
@@ -34,25 +34,25 @@ def said(label: Label, origin: Any = "app", id: str = "i1") -> Entry:
     return Entry(id, label, origin, "ann", now())
 
 
-def reopened(book: Book) -> Book:
+def reopened(book: LabelLog) -> LabelLog:
     book.flush()
-    return Book(book.segments.folder)
+    return LabelLog(book.segments.folder)
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Book:
-    return Book(tmp_path / "labels")
+def book(tmp_path: Path) -> LabelLog:
+    return LabelLog(tmp_path / "labels")
 
 
 # --- lines and segments ----------------------------------------------------------------------------------------------
 
 
-def test_a_book_that_says_nothing_leaves_nothing_on_disk(book: Book) -> None:
+def test_a_book_that_says_nothing_leaves_nothing_on_disk(book: LabelLog) -> None:
     book.flush()
     book.close()
     assert not book.segments.folder.exists()
     assert list(book.ids()) == []
-    assert book.state("i1") == State(UNLABELLED)
+    assert book.state("i1") == LabelState(UNLABELLED)
     assert book.key("i1") == ""
     assert book.versions("i1") == []
     assert not book.person_decided("i1")
@@ -61,7 +61,7 @@ def test_a_book_that_says_nothing_leaves_nothing_on_disk(book: Book) -> None:
 def test_each_run_writes_a_segment_of_its_own_and_never_touches_an_older_one(tmp_path: Path) -> None:
     before: dict[str, bytes] = {}
     for run in range(12):
-        book = Book(tmp_path)
+        book = LabelLog(tmp_path)
         book.append(imported(CRACK if run % 2 else HOLE, f"lib:{run}.jpg"))
         book.rename({"crack": f"crack{run}"}, "ann", "rename")
         book.close()
@@ -72,7 +72,7 @@ def test_each_run_writes_a_segment_of_its_own_and_never_touches_an_older_one(tmp
     assert Segments(tmp_path).names() == [f"{n:06d}.jsonl" for n in range(1, 13)]
 
 
-def test_a_book_goes_on_after_close_in_a_new_segment(book: Book) -> None:
+def test_a_book_goes_on_after_close_in_a_new_segment(book: LabelLog) -> None:
     book.append(imported(CRACK))
     book.close()
     book.append(imported(HOLE, id="i2"))
@@ -82,13 +82,13 @@ def test_a_book_goes_on_after_close_in_a_new_segment(book: Book) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_line_cut_off_by_a_kill_is_passed_over(book: Book, cut: int) -> None:
+def test_a_line_cut_off_by_a_kill_is_passed_over(book: LabelLog, cut: int) -> None:
     book.append(imported(CRACK))
     book.append(imported(HOLE, id="i2"))
     book.close()
     file = book.segments.folder / "000001.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
-    again = Book(book.segments.folder)
+    again = LabelLog(book.segments.folder)
     assert list(again.ids()) == ["i1"]
     again.append(imported(CLEAN, id="i3"))
     last = reopened(again)
@@ -97,7 +97,7 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(book: Book, cut: int) -> None:
 
 
 @pytest.mark.parametrize("rubbish", [b"{", b"[1]", b"\xff\xfe", b"", b"null", b'{"id": "x"}', b'{"event": "rename"}'])
-def test_a_damaged_line_is_named_with_file_and_line(book: Book, rubbish: bytes) -> None:
+def test_a_damaged_line_is_named_with_file_and_line(book: LabelLog, rubbish: bytes) -> None:
     for number in range(3):
         book.append(imported(CRACK, id=f"i{number}"))
     book.close()
@@ -105,12 +105,12 @@ def test_a_damaged_line_is_named_with_file_and_line(book: Book, rubbish: bytes) 
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([lines[0], rubbish, *lines[2:]]))
     with pytest.raises(CurateError) as problem:
-        Book(book.segments.folder)
+        LabelLog(book.segments.folder)
     assert str(problem.value).startswith(f"{file}:2: damaged line")
     assert "curate restore" in str(problem.value)
 
 
-def test_a_line_that_is_damaged_while_the_book_is_open_is_named_too(book: Book) -> None:
+def test_a_line_that_is_damaged_while_the_book_is_open_is_named_too(book: LabelLog) -> None:
     for number in range(3):
         book.append(imported(CRACK, id=f"i{number}"))
     book.flush()
@@ -122,13 +122,13 @@ def test_a_line_that_is_damaged_while_the_book_is_open_is_named_too(book: Book) 
         book.state("i2")
 
 
-def test_lines_of_events_that_this_version_does_not_know_are_passed_over(book: Book) -> None:
+def test_lines_of_events_that_this_version_does_not_know_are_passed_over(book: LabelLog) -> None:
     with Writer(book.segments) as writer:
         writer.append({"event": "weighed", "grams": 3})
-    assert list(Book(book.segments.folder).ids()) == []
+    assert list(LabelLog(book.segments.folder).ids()) == []
 
 
-def test_a_file_name_that_is_no_utf8_survives_the_log(book: Book) -> None:
+def test_a_file_name_that_is_no_utf8_survives_the_log(book: LabelLog) -> None:
     path = "lib:" + os.fsdecode(b"gr\xfcn.jpg")
     entry = imported(CRACK, path)
     book.append(entry)
@@ -139,8 +139,8 @@ def test_a_file_name_that_is_no_utf8_survives_the_log(book: Book) -> None:
 def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from curate.labels.log import Book, Entry; from curate.data import Label\n"
-        "book = Book(Path(sys.argv[1]))\n"
+        "from curate.labels.log import LabelLog, Entry; from curate.data import Label\n"
+        "book = LabelLog(Path(sys.argv[1]))\n"
         "for i in range(1000): book.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
         "book.flush()\n"
         "for i in range(1000, 1500): book.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
@@ -148,7 +148,7 @@ def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL
-    ids = list(Book(tmp_path).ids())
+    ids = list(LabelLog(tmp_path).ids())
     assert len(ids) >= 1000
     assert ids == [f"i{n}" for n in range(len(ids))]
 
@@ -156,7 +156,7 @@ def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
 # --- what holds ------------------------------------------------------------------------------------------------------
 
 
-def test_entries_come_back_as_they_went_in(book: Book) -> None:
+def test_entries_come_back_as_they_went_in(book: LabelLog) -> None:
     entries = [
         Entry("i1", Label("disputed", reason="unclear"), "label-studio", "bo", now(), None, {"task": 7}),
         Entry("i2", Label("labelled", (), ("Riß", "a b")), "import", "coco", now(), "lib:ö/a.jpg", {"line": 3}),
@@ -169,7 +169,7 @@ def test_entries_come_back_as_they_went_in(book: Book) -> None:
     assert [again.history(e.id) for e in entries] == [[e] for e in entries]
 
 
-def test_a_person_wins_over_imports_that_come_before_and_after(book: Book) -> None:
+def test_a_person_wins_over_imports_that_come_before_and_after(book: LabelLog) -> None:
     assert book.imported(imported(CRACK))
     book.append(said(CLEAN))
     assert book.imported(imported(HOLE))
@@ -182,18 +182,18 @@ def test_a_person_wins_over_imports_that_come_before_and_after(book: Book) -> No
 
 
 @pytest.mark.parametrize("origin", ["app", "label-studio", "decision"])
-def test_the_newest_word_of_a_person_holds(book: Book, origin: Any) -> None:
+def test_the_newest_word_of_a_person_holds(book: LabelLog, origin: Any) -> None:
     book.append(said(CRACK))
     book.append(said(HOLE, origin))
     assert reopened(book).state("i1").label == HOLE
 
 
-def test_history_tells_what_is_not_flushed_yet(book: Book) -> None:
+def test_history_tells_what_is_not_flushed_yet(book: LabelLog) -> None:
     book.append(imported(CRACK))
     assert [e.label for e in book.history("i1")] == [CRACK]
 
 
-def test_the_same_import_is_logged_once(book: Book) -> None:
+def test_the_same_import_is_logged_once(book: LabelLog) -> None:
     assert book.imported(imported(CRACK))
     assert not book.imported(imported(CRACK, at="later"))
     assert book.imported(imported(CRACK, "lib:copy.jpg"))
@@ -204,13 +204,13 @@ def test_the_same_import_is_logged_once(book: Book) -> None:
     assert again.state("i1").others == ()
 
 
-def test_regions_in_another_order_are_the_same_label(book: Book) -> None:
+def test_regions_in_another_order_are_the_same_label(book: LabelLog) -> None:
     both = CRACK.defects + HOLE.defects
     book.imported(imported(Label("labelled", both)))
     assert not book.imported(imported(Label("labelled", both[::-1])))
 
 
-def test_a_first_import_without_a_label_is_not_logged_but_a_retraction_is(book: Book) -> None:
+def test_a_first_import_without_a_label_is_not_logged_but_a_retraction_is(book: LabelLog) -> None:
     assert not book.imported(imported(UNLABELLED))
     assert list(book.ids()) == []
     book.imported(imported(CRACK))
@@ -220,7 +220,7 @@ def test_a_first_import_without_a_label_is_not_logged_but_a_retraction_is(book: 
     assert [e.label for e in book.history("i1")] == [CRACK, UNLABELLED]
 
 
-def test_copies_with_different_labels_are_disputed_and_all_versions_kept(book: Book) -> None:
+def test_copies_with_different_labels_are_disputed_and_all_versions_kept(book: LabelLog) -> None:
     book.imported(imported(CRACK, "lib:a.jpg"))
     book.imported(imported(HOLE, "lib:b.jpg"))
     book.imported(imported(CRACK, "lib:c.jpg"))
@@ -235,7 +235,7 @@ def test_copies_with_different_labels_are_disputed_and_all_versions_kept(book: B
     assert book.state("i1").label == HOLE
 
 
-def test_a_copy_without_a_label_contradicts_nobody_and_a_retraction_ends_the_dispute(book: Book) -> None:
+def test_a_copy_without_a_label_contradicts_nobody_and_a_retraction_ends_the_dispute(book: LabelLog) -> None:
     book.imported(imported(CRACK, "lib:a.jpg"))
     book.imported(imported(HOLE, "lib:b.jpg"))
     book.imported(imported(UNLABELLED, "lib:c.jpg"))
@@ -252,7 +252,7 @@ def named(*names: str) -> Label:
     return Label("labelled", (), tuple(sorted(names)))
 
 
-def test_a_chain_of_renames_and_a_class_made_later_under_an_old_name(book: Book) -> None:
+def test_a_chain_of_renames_and_a_class_made_later_under_an_old_name(book: LabelLog) -> None:
     book.imported(imported(named("a"), id="old"))
     book.rename({"a": "b"}, "ann", "1")
     book.imported(imported(named("a"), id="new"))
@@ -266,7 +266,7 @@ def test_a_chain_of_renames_and_a_class_made_later_under_an_old_name(book: Book)
         assert seen.history("old")[0].label.classes == ("c",)
 
 
-def test_a_swap_is_no_merge(book: Book) -> None:
+def test_a_swap_is_no_merge(book: LabelLog) -> None:
     book.imported(imported(named("a"), id="i1"))
     book.imported(imported(named("a", "b", "c"), id="i2"))
     book.rename({"a": "b", "b": "a"}, "ann", "swap")
@@ -276,7 +276,7 @@ def test_a_swap_is_no_merge(book: Book) -> None:
     assert reopened(book).state("i1").label == named("a")
 
 
-def test_a_merge_ends_a_dispute_about_what_is_now_one_class(book: Book) -> None:
+def test_a_merge_ends_a_dispute_about_what_is_now_one_class(book: LabelLog) -> None:
     book.imported(imported(named("scratch"), "lib:a.jpg"))
     book.imported(imported(named("kratzer"), "lib:b.jpg"))
     before = book.key("i1")
@@ -288,7 +288,7 @@ def test_a_merge_ends_a_dispute_about_what_is_now_one_class(book: Book) -> None:
         assert seen.key("i1") != before
 
 
-def test_after_a_rename_a_source_that_says_the_new_name_says_nothing_new(book: Book) -> None:
+def test_after_a_rename_a_source_that_says_the_new_name_says_nothing_new(book: LabelLog) -> None:
     book.imported(imported(CRACK))
     book.rename({"crack": "riss"}, "ann", "rename")
     assert not book.imported(imported(CRACK.renamed({"crack": "riss"})))
@@ -357,7 +357,7 @@ OPERATIONS = st.lists(
 @given(OPERATIONS)
 def test_a_book_does_what_the_plain_model_does(operations: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        book, model = Book(Path(folder)), Model()
+        book, model = LabelLog(Path(folder)), Model()
         seen: dict[tuple[str, str], Any] = {}
         keys: dict[tuple[str, Any], str] = {}
         for kind, *rest in operations:
@@ -382,7 +382,7 @@ def test_a_book_does_what_the_plain_model_does(operations: list[Any]) -> None:
                 assert keys.setdefault((id, expected), key) == key
 
 
-def test_every_line_is_one_json_object_that_names_who_and_when(book: Book) -> None:
+def test_every_line_is_one_json_object_that_names_who_and_when(book: LabelLog) -> None:
     book.imported(imported(CRACK))
     book.append(said(HOLE, "label-studio"))
     book.rename({"hole": "pore"}, "bo", "renamed hole to pore")

@@ -28,7 +28,7 @@ from curate.masks.rle import (
 )
 
 Mask = NDArray[np.uint8]
-REAL = Path(os.environ.get("CURATE_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+REAL = Path(os.environ.get("CURATE_REAL_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
 masks = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 

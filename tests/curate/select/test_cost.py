@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.errors import CurateError
-from curate.select.cost import CostModel, Images, Seconds, parse_budget
+from curate.select.cost import CostModel, ImageBudget, TimeBudget, parse_budget
 
 Floats = npt.NDArray[np.float64]
 CLASSES = ("crack", "hole", "scale")
@@ -21,18 +21,18 @@ BASE, REGION = 12.0, np.array([25.0, 6.0, 11.0])
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
-        ("500", Images(500)),
-        (" 1 ", Images(1)),
-        ("4h", Seconds(14400)),
-        ("90m", Seconds(5400)),
-        ("45s", Seconds(45)),
-        ("2h30m", Seconds(9000)),
-        ("2H 30m", Seconds(9000)),
-        ("1.5h", Seconds(5400)),
-        ("1h1m1s", Seconds(3661)),
+        ("500", ImageBudget(500)),
+        (" 1 ", ImageBudget(1)),
+        ("4h", TimeBudget(14400)),
+        ("90m", TimeBudget(5400)),
+        ("45s", TimeBudget(45)),
+        ("2h30m", TimeBudget(9000)),
+        ("2H 30m", TimeBudget(9000)),
+        ("1.5h", TimeBudget(5400)),
+        ("1h1m1s", TimeBudget(3661)),
     ],
 )
-def test_budgets(text: str, budget: Images | Seconds) -> None:
+def test_budgets(text: str, budget: ImageBudget | TimeBudget) -> None:
     assert parse_budget(text) == budget
 
 
@@ -71,7 +71,7 @@ def test_what_is_no_budget_is_refused_with_a_remedy(text: str) -> None:
 def test_every_time_is_read_back(hours: int, minutes: int, seconds: int) -> None:
     total = 3600 * hours + 60 * minutes + seconds
     if total:
-        assert parse_budget(f"{hours}h{minutes}m{seconds}s") == Seconds(total)
+        assert parse_budget(f"{hours}h{minutes}m{seconds}s") == TimeBudget(total)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

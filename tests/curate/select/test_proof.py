@@ -22,7 +22,7 @@ from curate.demo import plant as demo
 from curate.demo.steel import SHAPE
 from curate.masks import rle
 from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
-from curate.select.rules import BARE, Rules, choose
+from curate.select.rules import BARE, SelectionRules, choose
 from curate.vectors import nearest
 from curate.vectors import run as embedding
 
@@ -66,7 +66,9 @@ def _truth(file: Path) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     return {path: frozenset(names) for path, names in shows.items()}, masks
 
 
-def _pool(paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], found: list[embedding.Outcome]) -> Pool:
+def _pool(
+    paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], found: list[embedding.EncodedImage]
+) -> Pool:
     order = np.argsort(paths)
     rank = np.empty(len(paths), np.int64)
     rank[order] = np.arange(len(paths))
@@ -122,7 +124,7 @@ def found_groups(plant: Plant, pool: Pool, picks: Picks) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
-    rules = Rules(near=nearest.cosine(plant.pool.vectors, 0.15))
+    rules = SelectionRules(near=nearest.cosine(plant.pool.vectors, 0.15))
     counts: dict[str, list[dict[str, int]]] = {"random": [], "portfolio": []}
     for seed in range(SEEDS):
         pool = with_exemplars(plant, seed)

@@ -19,11 +19,11 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
-from curate.labels.log import Book, Entry, now
+from curate.labels.log import Entry, LabelLog, now
 from curate.project import Project, load
 from curate.select import run as selecting
-from curate.select.rules import Rules
-from curate.select.run import Wish
+from curate.select.rules import SelectionRules
+from curate.select.run import SelectRequest
 from curate.tables import Table
 from curate.vectors.store import Vectors
 from tests import fakes
@@ -59,7 +59,7 @@ def ready(make: Make, library: Path, tmp_path: Path) -> Project:
 
 
 def label(project: Project, id: str, *classes: str, extra: dict[str, Any] | None = None) -> None:
-    book = Book(project.work / "labels", project.class_names)
+    book = LabelLog(project.work / "labels", project.class_names)
     book.append(Entry(id, Label("labelled", classes=classes), "label-studio", "ann", now(), None, extra or {}))
     book.flush()
     app_edits.show(Index(project), book, [id], project.class_names)
@@ -67,7 +67,7 @@ def label(project: Project, id: str, *classes: str, extra: dict[str, Any] | None
 
 
 def test_a_round_is_written_and_shown(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20", seed=3))
+    chosen = selecting.run(ready, SelectRequest("20", seed=3))
     one = rounds.find(ready.work, None)
     assert one.number == 1
     assert [row["rank"] for row in one.picks()] == list(range(1, 21))
@@ -83,16 +83,16 @@ def test_a_round_is_written_and_shown(ready: Project) -> None:
 
 
 def test_the_same_again_changes_nothing(ready: Project) -> None:
-    selecting.run(ready, Wish("20"))
+    selecting.run(ready, SelectRequest("20"))
     before = (ready.work / "rounds/001/round.json").read_bytes()
-    again = selecting.run(ready, Wish("20"))
+    again = selecting.run(ready, SelectRequest("20"))
     assert not again.fresh
     assert (ready.work / "rounds/001/round.json").read_bytes() == before
 
 
 def test_a_round_that_nobody_touched_is_replaced(ready: Project) -> None:
-    selecting.run(ready, Wish("20"))
-    selecting.run(ready, Wish("7", strategy="kcenter"))
+    selecting.run(ready, SelectRequest("20"))
+    selecting.run(ready, SelectRequest("7", strategy="kcenter"))
     assert [one.number for one in rounds.every(ready.work)] == [1]
     index = Index(ready)
     assert index.tally("round") == {"1": 7}
@@ -101,10 +101,10 @@ def test_a_round_that_nobody_touched_is_replaced(ready: Project) -> None:
 
 
 def test_a_pushed_round_is_never_replaced(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20"))
+    chosen = selecting.run(ready, SelectRequest("20"))
     rounds.mark(rounds.find(ready.work, 1), pushed="2026-11-21T00:00:00Z")
     Index(ready).set({"status": {row["id"]: "queued" for row in chosen.picks}})
-    second = selecting.run(ready, Wish("20"))
+    second = selecting.run(ready, SelectRequest("20"))
     assert [one.number for one in rounds.every(ready.work)] == [1, 2]
     assert not {row["id"] for row in chosen.picks} & {row["id"] for row in second.picks}
     with pytest.raises(CurateError, match="never replaced"):
@@ -112,16 +112,16 @@ def test_a_pushed_round_is_never_replaced(ready: Project) -> None:
 
 
 def test_a_round_that_was_labelled_in_the_app_is_kept_and_gc_leaves_it(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("10"))
+    chosen = selecting.run(ready, SelectRequest("10"))
     sample = Index(ready).dataset.match({"content_id": chosen.picks[0]["id"]}).first()
     sample["status"] = "labelled"
     sample.save()
-    second = selecting.run(ready, Wish("10"))
+    second = selecting.run(ready, SelectRequest("10"))
     assert second.manifest["round"] == 2
     assert chosen.picks[0]["id"] not in {row["id"] for row in second.picks}
-    history = list(Book(ready.work / "labels", ready.class_names).history(chosen.picks[0]["id"]))
+    history = list(LabelLog(ready.work / "labels", ready.class_names).history(chosen.picks[0]["id"]))
     assert history[-1].origin == "app"  # what was drawn in the App went to the log before the choice
-    selecting.run(ready, Wish("9"))
+    selecting.run(ready, SelectRequest("9"))
     assert [path.path.name for path in gc.find(ready)] == []
 
 
@@ -130,12 +130,12 @@ def test_what_may_not_be_picked_is_not(ready: Project) -> None:
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
     index.set({"status": {ids[0]: "skipped", ids[1]: "queued", ids[2]: "disputed"}})
     index.set({"split": {ids[3]: "test"}, "missing": {ids[4]: True}})
-    chosen = selecting.run(ready, Wish("500"), dry=True)
+    chosen = selecting.run(ready, SelectRequest("500"), dry=True)
     assert chosen.manifest["picked"] == 55
     assert not {row["id"] for row in chosen.picks} & set(ids[:5])
     assert any("budget of 500 is more than can be picked: 55" in note for note in chosen.notes)
     for id, why in zip(ids[:5], ("skipped", "queue", "disputed", "leak", "missing"), strict=True):
-        assert why in selecting.explain(ready, Wish(), id)["barred"]
+        assert why in selecting.explain(ready, SelectRequest(), id)["barred"]
 
 
 def test_where_all_is_labelled_it_points_to_what_else_can_be_done(make: Make, library: Path) -> None:
@@ -143,7 +143,7 @@ def test_where_all_is_labelled_it_points_to_what_else_can_be_done(make: Make, li
     sync.run(project)
     embedded(project)
     with pytest.raises(selecting.NothingToPick) as told:
-        selecting.run(project, Wish("5"))
+        selecting.run(project, SelectRequest("5"))
     assert "all 16 images are labelled" in str(told.value)
     assert "curate train" in str(told.value)
     assert "curate simulate" in str(told.value)
@@ -154,7 +154,7 @@ def test_where_nothing_is_left_it_counts_why(ready: Project) -> None:
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
     index.set({"status": dict.fromkeys(ids[2:], "queued") | {ids[0]: "skipped"}, "split": {ids[1]: "test"}})
     with pytest.raises(selecting.NothingToPick) as told:
-        selecting.run(ready, Wish("5"), dry=True)
+        selecting.run(ready, SelectRequest("5"), dry=True)
     assert "of 76 images 58 in the annotators' queue, 16 labelled, 1 skipped, 1 held out for test" in str(told.value)
     assert str(told.value).endswith("curate pull")
 
@@ -162,40 +162,40 @@ def test_where_nothing_is_left_it_counts_why(ready: Project) -> None:
 def test_without_vectors_it_says_so_before_it_asks_the_database(indexed: Project, monkeypatch: Any) -> None:
     monkeypatch.setattr(selecting, "Index", lambda project: pytest.fail("the database was asked"))
     with pytest.raises(CurateError, match=r"no vectors yet .* Run: curate embed"):
-        selecting.run(indexed, Wish("5"))
+        selecting.run(indexed, SelectRequest("5"))
 
 
 def test_without_an_index_the_index_is_what_is_missing(plant: Project) -> None:
     with pytest.raises(CurateError, match=r"no index yet\. Run: curate index"):
-        selecting.run(plant, Wish("5"))
+        selecting.run(plant, SelectRequest("5"))
 
 
 def test_without_classes_a_note_says_so(make: Make, line: Path) -> None:
     project = make([LINE | {"data": line}], classes=())
     sync.run(project)
     embedded(project)
-    notes = selecting.run(project, Wish("5"), dry=True).notes
+    notes = selecting.run(project, SelectRequest("5"), dry=True).notes
     assert any("curate classes add NAME" in note for note in notes)
 
 
 def test_explain_a_pick_and_an_image_that_was_left(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("10"))
-    found = selecting.explain(ready, Wish(), chosen.picks[0]["id"][:16])
+    chosen = selecting.run(ready, SelectRequest("10"))
+    found = selecting.explain(ready, SelectRequest(), chosen.picks[0]["id"][:16])
     assert found["picked"]["round"] == 1
     assert found["picked"]["reason"] == chosen.picks[0]["reason"]
     left = next(id for id in Index(ready).ids() if id not in {row["id"] for row in chosen.picks})
-    assert selecting.explain(ready, Wish(), left)["picked"] is None
+    assert selecting.explain(ready, SelectRequest(), left)["picked"] is None
     with pytest.raises(CurateError, match="fits 0 images"):
-        selecting.explain(ready, Wish(), "zzz")
+        selecting.explain(ready, SelectRequest(), "zzz")
 
 
 def test_a_budget_of_time_follows_what_people_take(ready: Project) -> None:
-    first = selecting.run(ready, Wish("10m"), dry=True)
+    first = selecting.run(ready, SelectRequest("10m"), dry=True)
     assert first.manifest["picked"] == 20  # 30 s an image before anybody was timed
     ids = sorted(id for id, status in Index(ready).rows("status") if status == "unlabelled")
     for id in ids[:12]:
         label(ready, id, extra={"lead_time": 120.0})
-    second = selecting.run(ready, Wish("10m"), dry=True)
+    second = selecting.run(ready, SelectRequest("10m"), dry=True)
     assert 3 <= second.manifest["picked"] <= 10
     assert second.manifest["seconds"] <= 600
 
@@ -205,7 +205,7 @@ def test_exemplars_by_view_tag_and_id(ready: Project) -> None:
     crack = next(id for id, path in index.rows("filepath") if "piece0_0" in path)
     index.tag("look here", [crack])
     index.dataset.save_view("cracks", index.dataset.match({"content_id": crack}))
-    by = {given: selecting.run(ready, Wish("6", strategy="rare", exemplars=given), dry=True) for given in
+    by = {given: selecting.run(ready, SelectRequest("6", strategy="rare", exemplars=given), dry=True) for given in
           ("cracks", "look here", crack[:14])}  # fmt: skip
     assert len({tuple(row["id"] for row in one.picks) for one in by.values()}) == 1
     assert by["cracks"].manifest["exemplars"][0].startswith(crack)
@@ -215,24 +215,24 @@ def test_exemplars_by_view_tag_and_id(ready: Project) -> None:
 def test_exemplars_that_do_not_exist_name_what_does(ready: Project) -> None:
     Index(ready).tag("cracked", [Index(ready).ids()[0]])
     with pytest.raises(CurateError, match=r"no saved view, no tag and no image.*did you mean 'cracked'"):
-        selecting.run(ready, Wish("5", exemplars="cracks"))
+        selecting.run(ready, SelectRequest("5", exemplars="cracks"))
 
 
 def test_no_vectors_yet_names_the_command(indexed: Project) -> None:
     with pytest.raises(CurateError, match="curate embed"):
-        selecting.run(indexed, Wish("5"))
+        selecting.run(indexed, SelectRequest("5"))
 
 
 def test_images_without_vectors_are_counted_and_named_by_command(ready: Project) -> None:
     embedded(ready, seed=7, only=50)
-    chosen = selecting.run(ready, Wish("60"), dry=True)
+    chosen = selecting.run(ready, SelectRequest("60"), dry=True)
     assert any("have no drawn vectors yet" in note and "curate embed" in note for note in chosen.notes)
 
 
 def test_vectors_that_are_no_numbers_are_named_and_left_out(ready: Project) -> None:
     embedded(ready, seed=8, spoilt=2)
     spoilt = sorted(Index(ready).ids())[:2]
-    chosen = selecting.run(ready, Wish("60"), dry=True)
+    chosen = selecting.run(ready, SelectRequest("60"), dry=True)
     assert any(spoilt[0][:12] in note for note in chosen.notes)
     assert not {row["id"] for row in chosen.picks} & set(spoilt)
 
@@ -249,7 +249,7 @@ def test_scores_of_a_model_are_used(ready: Project) -> None:
     wanted = [row for row, id in enumerate(ids) if status[id] == "unlabelled"][:5]
     likely[wanted, 1] = 0.5
     table.append({"id": ids, "probability": likely})
-    chosen = selecting.run(ready, Wish("5", strategy="margin", rules=Rules(spread=False)))
+    chosen = selecting.run(ready, SelectRequest("5", strategy="margin", rules=SelectionRules(spread=False)))
     assert {row["id"] for row in chosen.picks} == {ids[row] for row in wanted}
     assert all("model gives crack 0.50" in row["reason"] for row in chosen.picks)
     assert all(row["predicted"] == ["crack"] for row in chosen.picks)
@@ -258,7 +258,7 @@ def test_scores_of_a_model_are_used(ready: Project) -> None:
 
 
 def test_rounds_come_back_after_the_database_was_lost(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20"))
+    chosen = selecting.run(ready, SelectRequest("20"))
     audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
     index = Index(ready)
     index.fo.delete_dataset(index.dataset.name)
@@ -269,7 +269,7 @@ def test_rounds_come_back_after_the_database_was_lost(ready: Project) -> None:
 
 
 def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("30", options={"audit": 1.0}))
+    chosen = selecting.run(ready, SelectRequest("30", options={"audit": 1.0}))
     for row in chosen.picks:
         label(ready, row["id"])
     sync.run(ready)
@@ -280,7 +280,7 @@ def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) ->
 
 
 def test_strata_quotas_hold_in_the_round(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20", rules=Rules(per_stratum="equal")), dry=True)
+    chosen = selecting.run(ready, SelectRequest("20", rules=SelectionRules(per_stratum="equal")), dry=True)
     assert set(chosen.manifest["by_stratum"].values()) == {10}
 
 
@@ -353,7 +353,7 @@ def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
     process.wait()
     found = rounds.every(ready.work)
     assert all(len(one.picks()) == 20 for one in found)
-    assert len(selecting.run(ready, Wish("20")).picks) == 20
+    assert len(selecting.run(ready, SelectRequest("20")).picks) == 20
     assert Index(ready).tally("round") == {"1": 20}
 
 
@@ -361,13 +361,13 @@ def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
 
 
 def test_labels_straight_from_the_app_get_their_splits_before_anything_is_learnt(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("30", options={"audit": 1.0}))
+    chosen = selecting.run(ready, SelectRequest("30", options={"audit": 1.0}))
     dataset = Index(ready).dataset
     for row in chosen.picks:
         sample = dataset.match({"content_id": row["id"]}).first()
         sample["status"] = "labelled"
         sample.save()
-    second = selecting.run(ready, Wish("20", options={"audit": 0.0}))
+    second = selecting.run(ready, SelectRequest("20", options={"audit": 0.0}))
     split = dict(Index(ready).rows("split"))
     audited = {row["group"] for row in chosen.picks if row["slot"] == "audit"}
     assert {split[row["id"]] for row in chosen.picks if row["group"] in audited} <= {"val", "test"}
@@ -376,7 +376,7 @@ def test_labels_straight_from_the_app_get_their_splits_before_anything_is_learnt
 
 def test_a_group_waits_for_its_audit_pick(ready: Project) -> None:
     """The audit's siblings are labelled first: the group may not go to train meanwhile."""
-    chosen = selecting.run(ready, Wish("60", options={"audit": 1.0}))
+    chosen = selecting.run(ready, SelectRequest("60", options={"audit": 1.0}))
     audits = [row for row in chosen.picks if row["slot"] == "audit"]
     groups = {row["group"] for row in audits}
     others = [row for row in chosen.picks if row["slot"] != "audit" and row["group"] in groups]
@@ -392,20 +392,20 @@ def test_a_group_waits_for_its_audit_pick(ready: Project) -> None:
 
 
 def test_what_changed_since_makes_a_new_choice(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20"))
+    chosen = selecting.run(ready, SelectRequest("20"))
     gone = chosen.picks[0]["id"]
     Path(chosen.picks[0]["path"]).unlink()
     sync.run(ready)
-    again = selecting.run(ready, Wish("20"))
+    again = selecting.run(ready, SelectRequest("20"))
     assert again.fresh
     assert gone not in {row["id"] for row in again.picks}
 
 
 def test_an_audit_pick_stays_one_whatever_a_later_round_does(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("60", options={"audit": 1.0}))
+    chosen = selecting.run(ready, SelectRequest("60", options={"audit": 1.0}))
     audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
     rounds.mark(rounds.find(ready.work, 1), touched="2026-11-21T00:00:00Z")
-    second = selecting.run(ready, Wish("60", options={"audit": 0.0}))
+    second = selecting.run(ready, SelectRequest("60", options={"audit": 0.0}))
     assert {row["id"] for row in second.picks} >= audits
     dataset = Index(ready).dataset
     assert set(dataset.match_tags("audit").values("content_id")) == audits
@@ -413,11 +413,11 @@ def test_an_audit_pick_stays_one_whatever_a_later_round_does(ready: Project) -> 
 
 
 def test_what_waits_in_a_pushed_round_is_not_offered_again(ready: Project) -> None:
-    chosen = selecting.run(ready, Wish("20"))
+    chosen = selecting.run(ready, SelectRequest("20"))
     rounds.mark(rounds.find(ready.work, 1), pushed="2026-11-21T00:00:00Z")
-    second = selecting.run(ready, Wish("40"))
+    second = selecting.run(ready, SelectRequest("40"))
     assert not {row["id"] for row in chosen.picks} & {row["id"] for row in second.picks}
-    assert selecting.explain(ready, Wish(), chosen.picks[0]["id"])["barred"] == "it waits in round 001"
+    assert selecting.explain(ready, SelectRequest(), chosen.picks[0]["id"])["barred"] == "it waits in round 001"
 
 
 def test_a_class_named_id_keeps_its_predictions_apart(make: Make, library: Path, tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_a_class_named_id_keeps_its_predictions_apart(make: Make, library: Path,
     project = make([source, LINE | {"data": tmp_path / "line"}], classes=("id", "hole"))
     sync.run(project)
     embedded(project)
-    selecting.run(project, Wish("5"))
+    selecting.run(project, SelectRequest("5"))
     ids, values, names = rounds.find(project.work, 1).predicted()
     assert names == ["id", "hole"]
     assert set(ids) == set(Index(project).ids())
@@ -439,7 +439,7 @@ def test_exemplars_of_val_and_test_teach_nothing(ready: Project) -> None:
     rows = [(id, split) for id, split, path in index.rows("split", "filepath") if "piece" in path]
     held = [id for id, split in rows if split in ("val", "test")]
     with pytest.raises(CurateError, match="all exemplars belong to val or test"):
-        selecting.run(ready, Wish("5", strategy="rare", exemplars=",".join(held)), dry=True)
+        selecting.run(ready, SelectRequest("5", strategy="rare", exemplars=",".join(held)), dry=True)
 
 
 def test_clean_images_are_no_exemplars(ready: Project) -> None:
@@ -447,21 +447,23 @@ def test_clean_images_are_no_exemplars(ready: Project) -> None:
     clean = [i for i, s, sp, p in index.rows("status", "split", "filepath") if "piece6" in p or "piece7" in p]
     index.set({"split": dict.fromkeys(clean, "train")})
     with pytest.raises(CurateError, match="none of these images shows crack"):
-        selecting.run(ready, Wish("5", strategy="rare", exemplars=",".join(clean), classes=("crack",)), dry=True)
+        selecting.run(
+            ready, SelectRequest("5", strategy="rare", exemplars=",".join(clean), classes=("crack",)), dry=True
+        )
 
 
 def test_exemplars_by_a_view_of_patches(ready: Project) -> None:
     index = Index(ready)
     cracked = index.dataset.match({"defects.detections.label": "crack", "split": "train"})
     index.dataset.save_view("patches", cracked.to_patches("defects"))
-    chosen = selecting.run(ready, Wish("5", strategy="rare", exemplars="patches"), dry=True)
+    chosen = selecting.run(ready, SelectRequest("5", strategy="rare", exemplars="patches"), dry=True)
     assert len(chosen.picks) == 5
 
 
 @pytest.mark.parametrize("name", ["picks.parquet", "predicted.parquet"])
 @pytest.mark.parametrize("command", ["select", "audit", "stop-check"])
 def test_a_damaged_round_is_one_line(ready: Project, run: Run, name: str, command: str) -> None:  # noqa: F811
-    selecting.run(ready, Wish("20"))
+    selecting.run(ready, SelectRequest("20"))
     file = ready.work / "rounds" / "001" / name
     file.write_bytes(file.read_bytes()[:100])
     if name == "picks.parquet" or command != "select":
@@ -473,15 +475,15 @@ def test_copies_are_offered_when_the_better_one_is_gone(ready: Project) -> None:
     first, second = sorted(id for id, status in index.rows("status") if status == "unlabelled")[:2]
     index.declare(near_of=index.fo.StringField)
     index.set({"near_of": {second: first}})
-    assert "nearly equals" in selecting.explain(ready, Wish(), second)["barred"]
+    assert "nearly equals" in selecting.explain(ready, SelectRequest(), second)["barred"]
     index.set({"missing": {first: True}})
-    assert selecting.explain(ready, Wish(), second)["barred"] is None
+    assert selecting.explain(ready, SelectRequest(), second)["barred"] is None
 
 
 def test_a_retired_class_is_not_sought(ready: Project) -> None:
     text = ready.file.read_text().replace('name = "crack"', 'name = "crack"\nretired = true')
     ready.file.write_text(text)
-    chosen = selecting.run(load(ready.folder), Wish("20"), dry=True)
+    chosen = selecting.run(load(ready.folder), SelectRequest("20"), dry=True)
     assert not any("crack" in row["reason"] for row in chosen.picks)
 
 
@@ -492,7 +494,7 @@ def test_shares_are_checked(ready: Project, run: Run, given: str) -> None:  # no
 
 def test_a_table_that_was_just_begun_is_not_the_newest(ready: Project) -> None:
     Vectors.create(ready.work / "vectors" / "drawn-9999.lance", "9999", DIM)
-    assert len(selecting.run(ready, Wish("5"), dry=True).picks) == 5
+    assert len(selecting.run(ready, SelectRequest("5"), dry=True).picks) == 5
     assert "drawn-0000.lance" not in {one.path.name for one in gc.find(ready)}
 
 

@@ -294,7 +294,7 @@ def test_tensors_are_welcome() -> None:
 
 def test_a_summary_of_passes_equals_the_scores_of_all_maps_at_once() -> None:
     samples = sigmoids((5, 2, 70, 90))
-    summary = uncertainty.Summary()
+    summary = uncertainty.UncertaintySummary()
     for sample in samples:
         summary.add(sample)
     flat = samples.reshape(5, 2, -1).transpose(0, 2, 1)
@@ -308,7 +308,7 @@ def test_a_summary_of_passes_equals_the_scores_of_all_maps_at_once() -> None:
 
 
 def test_a_summary_keeps_two_maps_however_many_passes_there_are() -> None:
-    summary = uncertainty.Summary()
+    summary = uncertainty.UncertaintySummary()
     for seed in range(9):
         summary.add(sigmoids((2, 8, 8), seed))
     held = sum(v.size for v in vars(summary).values() if isinstance(v, np.ndarray))
@@ -317,7 +317,7 @@ def test_a_summary_keeps_two_maps_however_many_passes_there_are() -> None:
 
 
 def test_passes_that_agree_have_no_bald_and_no_pass_is_an_error() -> None:
-    summary = uncertainty.Summary()
+    summary = uncertainty.UncertaintySummary()
     with pytest.raises(ValueError, match="no stochastic pass"):
         summary.scores()
     for _ in range(3):

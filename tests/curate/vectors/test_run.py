@@ -22,7 +22,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from curate.tables import Table
 from curate.vectors import run as embedding
-from curate.vectors.run import Outcome, outcomes, pixels_of
+from curate.vectors.run import EncodedImage, outcomes, pixels_of
 from curate.vectors.store import Vectors, open_latest
 from tests import fakes
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
@@ -38,7 +38,7 @@ def named(file: Path) -> tuple[str, str]:
     return hashlib.sha256(file.read_bytes()).hexdigest(), str(file)
 
 
-def assert_same(first: Sequence[Outcome], second: Sequence[Outcome]) -> None:
+def assert_same(first: Sequence[EncodedImage], second: Sequence[EncodedImage]) -> None:
     assert [one.id for one in first] == [one.id for one in second]
     for a, b in zip(first, second, strict=True):
         assert a.problem == b.problem
@@ -187,7 +187,8 @@ def test_missing_and_damaged_files_are_counted_and_tried_again(indexed: Project,
 SLOW = """
 import sys, time
 from pathlib import Path
-from curate import embed, embedding
+from curate import embed
+from curate.vectors import run as embedding
 from curate.index.dataset import chunks
 from curate.vectors.store import Vectors
 folder = Path(sys.argv[1])
@@ -216,7 +217,7 @@ def test_kill_9_leaves_whole_images_and_the_rest_completes_them(tmp_path: Path) 
     done = set(made.ids())
     assert 0 < len(done) < 120, "it ended before it could be killed"
     assert all(len(made.windows(id)) == len(made.windows(work[0][0])) for id in sorted(done)[:5])
-    report = embedding.Report("texture", "k", str(path))
+    report = embedding.EmbedReport("texture", "k", str(path))
     rest = list(outcomes(encoder, [pair for pair in work if pair[0] not in done], LIMIT))
     embedding._write(rest, made, report)
     calm = np.stack([one.vectors[0] for one in outcomes(encoder, work, LIMIT)])

@@ -23,8 +23,8 @@ from curate.project import Project
 from synth import generate, masks
 from synth.trial import arms, batches, design, downscale, verdict
 from synth.trial import run as trial
-from synth.trial.arms import Arm, Run
-from synth.trial.design import Wish
+from synth.trial.arms import Arm, TrialRun
+from synth.trial.design import TrialRequest
 from tests.conftest import Make
 from tests.synth import conftest as steel
 from tests.synth.answers import judged
@@ -149,7 +149,9 @@ def test_worth_reads_the_learning_curve_backwards() -> None:
 # --- figures and words ------------------------------------------------------------------------------------------------
 
 
-def lines(arm: Arm, base: dict[str, float], hits: dict[str, float], groups: int = 12, **worse: Any) -> verdict.Line:
+def lines(
+    arm: Arm, base: dict[str, float], hits: dict[str, float], groups: int = 12, **worse: Any
+) -> verdict.ArmResult:
     table = verdict.table(
         {
             (10, BALANCED): [judged(base, groups, seed) for seed in range(3)],
@@ -282,7 +284,7 @@ def test_a_defect_that_finds_no_place_gives_way_to_another(tmp_path: Path, monke
     real = [one for one in steel.items(tmp_path, 8) if one.label.present]
     clean = [one for one in steel.items(tmp_path, 12) if one.label.clean]
     narrow = [_comb(tmp_path, number) for number in range(2 * len(clean))]
-    order = batches.Order("paste", {}, 48)
+    order = batches.BatchOrder("paste", {}, 48)
     found = batches._scenes(masks.bank_of([*real, *clean, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order)
     assert len(found) == len({scene.seed for scene, _ in found}) == 6
     assert not {site.ground.id for _, site in found} & {one.id for one in narrow}
@@ -303,7 +305,7 @@ TINY = (
     *("model.encoder=resnet18", "model.weights=none", "batch=4", "input.scale=tf"),
     'model.options={"encoder_depth": 3, "decoder_channels": [16, 8, 8]}',
 )
-SMALL = Wish(
+SMALL = TrialRequest(
     arms=("balanced", "paste"), budgets=(4,), seeds=2, folds=2, steps=6, size=64, cleans=4, device="cpu", overrides=TINY
 )
 
@@ -328,7 +330,7 @@ def works(make: Make, tmp_path: Path) -> Project:
 def test_a_trial_from_end_to_end(
     works: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = generate.generate(works, "paste", generate.Wish(count=2, window=64), device="cpu")
+    batch = generate.generate(works, "paste", generate.GenerateRequest(count=2, window=64), device="cpu")
     dry = trial.run(works, replace(SMALL, dry_run=True))
     assert (dry.trainings, dry.done, dry.lines) == (6, 0, [])
     assert dry.seconds_each > 0
@@ -366,7 +368,7 @@ def test_a_trial_from_end_to_end(
     # Killed when it was trained, before it was judged: the network is the trained one, not a new one.
     _as_people_call_it(works, monkeypatch, capsys)
     plot = design.planned(works, SMALL)
-    run, real = Run(0, 4, BALANCED, 1), design.real_of(plot, 0, 4)
+    run, real = TrialRun(0, 4, BALANCED, 1), design.real_of(plot, 0, 4)
     once, twice = (trial.trained(plot, run, real).module.state_dict() for _ in range(2))
     assert all((once[name] == twice[name]).all() for name in once)
 
@@ -385,7 +387,7 @@ def _as_people_call_it(project: Project, monkeypatch: pytest.MonkeyPatch, capsys
     assert "paste x1 gated, 4 real:" in out
 
 
-def _no_leak(project: Project, wish: Wish) -> None:
+def _no_leak(project: Project, wish: TrialRequest) -> None:
     """Nothing of a fold's test part, and nothing of val or test, is a parent of its synthetic images."""
     plot = design.planned(project, wish)
     rows = list(Index(project).rows("split", "group"))
@@ -396,7 +398,7 @@ def _no_leak(project: Project, wish: Wish) -> None:
     for fold, part in enumerate(plot.parts):
         groups = {one.group for one in part.test} | {group for _, group in barred}
         bank = trial.bank_of(plot, fold, 4)
-        order = trial.order_of(plot, Run(fold, 4, Arm("paste", 1), 0))
+        order = trial.order_of(plot, TrialRun(fold, 4, Arm("paste", 1), 0))
         parents = {group for one in batches.made(plot.home, bank, order, lambda *step: None) for group in one.parents}
         assert parents
         assert not groups & {one.group for one in (*bank.donors, *bank.grounds)}

@@ -15,14 +15,14 @@ from curate.project import Project
 from tests.curate.select.test_run import label
 from tests.train.conftest import CLASSES, data, drawn, tiny
 from train.data import augment, dataset
-from train.data.dataset import Batches, Examples, Plan, crop_place, loader
+from train.data.dataset import EpochBatches, Examples, LoadPlan, crop_place, loader
 from train.recipe import Augmentation, Input
 
 CROP = Input(height=32, width=32)
 
 
-def plan(**more: object) -> Plan:
-    return replace(Plan("segmentation", CLASSES, False, True, CROP, tiny().augmentation, 0, 10**8), **more)  # type: ignore[arg-type]
+def plan(**more: object) -> LoadPlan:
+    return replace(LoadPlan("segmentation", CLASSES, False, True, CROP, tiny().augmentation, 0, 10**8), **more)  # type: ignore[arg-type]
 
 
 def test_only_labelled_images_of_train_and_val_teach(works: Project) -> None:
@@ -137,7 +137,7 @@ def test_classes_that_do_not_exclude_each_other_are_told_of(works: Project) -> N
 def test_a_batch_keeps_one_shape_whatever_is_turned(tmp_path: Path) -> None:
     strips = Input(height=32, width=64)
     turned = plan(input=strips, augmentation=Augmentation(rotate90=1.0, flip_vertical=0.5))
-    batches = Batches(8)
+    batches = EpochBatches(8)
     batches.begin(range(8), epoch=0)
     for task in ("segmentation", "classification"):
         feed = loader(Examples(data(tmp_path, 8).train, replace(turned, task=task)), batches, workers=0, pin=False)
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     items = data(tmp_path, 8).train
     items[2].path.write_bytes(items[2].path.read_bytes()[:200])
     items[5].path.unlink()
-    batches = Batches(3)
+    batches = EpochBatches(3)
     feed = loader(Examples(items, plan()), batches, workers=0, pin=False)
     batches.begin(range(8), epoch=0)
     found = list(feed)
@@ -168,7 +168,7 @@ def test_other_processes_read_the_same(tmp_path: Path) -> None:
     items = data(tmp_path, 8).train
     found = []
     for workers in (0, 2):
-        batches = Batches(4)
+        batches = EpochBatches(4)
         feed = loader(Examples(items, plan()), batches, workers, pin=False)
         for epoch in range(2):
             batches.begin(range(8), epoch)

@@ -8,18 +8,18 @@ import pytest
 from tests.train.evaluate.test_metrics import NAMES, drawn, with_pixels, with_regions
 from train.evaluate import compare, intervals, metrics
 from train.evaluate.compare import Comparison
-from train.evaluate.metrics import Judged
+from train.evaluate.metrics import EvaluatedImages
 
 
-def with_decisions(judged: Judged, recall: float, alarms: float, seed: int = 0) -> Judged:
+def with_decisions(judged: EvaluatedImages, recall: float, alarms: float, seed: int = 0) -> EvaluatedImages:
     """A model that finds a share of what there is, the same images first: two such models agree where they can."""
     luck = np.random.default_rng(10_000 + seed).random(judged.present.shape)
     decided = np.where(judged.present, luck < recall, luck < alarms)
     p = np.where(decided, 0.6 + 0.4 * luck, 0.4 * luck)
-    return Judged(**{**vars(judged), "decided": decided, "p": p})
+    return EvaluatedImages(**{**vars(judged), "decided": decided, "p": p})
 
 
-def of(before: Judged, after: Judged) -> Comparison:
+def of(before: EvaluatedImages, after: EvaluatedImages) -> Comparison:
     return compare.compared(before, after, "a" * 24, "b" * 24, "test", [])
 
 
@@ -78,11 +78,11 @@ def test_few_groups_are_too_few_to_say() -> None:
     rare = judged.present.copy()
     rare[:, 2] = False
     rare[:3, 2] = True
-    truth = Judged(**{**vars(judged), "present": rare})
+    truth = EvaluatedImages(**{**vars(judged), "present": rare})
     found = of(with_decisions(truth, 0.0, 0.0), with_decisions(truth, 1.0, 0.0))
     groups = len(set(truth.groups[:3]))
     assert f"scale: {groups} groups are too few to say" in found.verdict
-    nothing = Judged(**{**vars(truth), "present": rare & [True, True, False]})
+    nothing = EvaluatedImages(**{**vars(truth), "present": rare & [True, True, False]})
     assert "scale: no image shows it, nothing can be said" in of(nothing, nothing).verdict
 
 

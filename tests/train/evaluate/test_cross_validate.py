@@ -26,16 +26,16 @@ from curate.index.dataset import Index
 from curate.project import Project
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
 from train import recipe, store
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.evaluate import cross_validate, intervals, metrics, per_image
 from train.evaluate import run as evaluating
-from train.evaluate.cross_validate import Fold, Task, Wish, group_of
-from train.evaluate.metrics import Judged
+from train.evaluate.cross_validate import CrossValidateRequest, CrossValidationTask, Fold, group_of
+from train.evaluate.metrics import EvaluatedImages
 from train.fit import run as training
 
 SHARES = {"train": 0.7, "val": 0.15}
 QUICK = [*TINY, "epochs=1", "steps=3", "optimiser.lr=3e-3", "augmentation.brightness=0", "augmentation.contrast=0"]
-CPU = Wish(count=2, repeats=2, device="cpu")
+CPU = CrossValidateRequest(count=2, repeats=2, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
             Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
     project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
     sync.run(project)
-    training.run(project, training.Wish(recipe="unet-resnet", overrides=QUICK, device="cpu"))
+    training.run(project, training.TrainRequest(recipe="unet-resnet", overrides=QUICK, device="cpu"))
     yield project
     fo = database.connect(folder)
     fo.delete_dataset(project.dataset_name)
@@ -77,8 +77,8 @@ def pieces(*shown: tuple[str, ...], views: int = 2) -> list[Item]:
     ]
 
 
-def all_of(items: list[Item]) -> Data:
-    return Data("classification", CLASSES, tuple(items), (), False, True)
+def all_of(items: list[Item]) -> TrainingData:
+    return TrainingData("classification", CLASSES, tuple(items), (), False, True)
 
 
 # --- dealing --------------------------------------------------------------------------------------------------------
@@ -137,12 +137,12 @@ def test_too_little_to_deal_is_said() -> None:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def judged(seed: int, n: int = 60) -> Judged:
+def judged(seed: int, n: int = 60) -> EvaluatedImages:
     random = np.random.default_rng(seed)
     present = np.arange(2 * n).reshape(n, 2) % 5 < 2
     p = np.clip(0.6 * present + random.random((n, 2)) * 0.6, 0, 1)
     groups = tuple(f"g{row // 3}" for row in range(n))
-    return Judged(CLASSES, tuple(map(str, range(n))), groups, present, p, p > 0.5)
+    return EvaluatedImages(CLASSES, tuple(map(str, range(n))), groups, present, p, p > 0.5)
 
 
 def test_the_same_answers_three_times_tell_what_they_tell_once() -> None:
@@ -269,7 +269,7 @@ def test_thresholds_are_fitted_on_each_fold_s_val(plant: Project, found: cross_v
     assert point["held"]["recall"]["by_repeat"] == pytest.approx(recalls, abs=1e-6)
 
 
-def _recall(task: Task, repeat: int) -> float:
+def _recall(task: CrossValidationTask, repeat: int) -> float:
     """Counted anew: a fold's own threshold on its own images."""
     hits, shown = 0, 0
     for fold in (one for one in task.folds if one.repeat == repeat):
@@ -281,7 +281,7 @@ def _recall(task: Task, repeat: int) -> float:
     return hits / shown
 
 
-def _gathered(task: Task, fold: Fold, which: str) -> Judged:
+def _gathered(task: CrossValidationTask, fold: Fold, which: str) -> EvaluatedImages:
     table, items = (task.said_of_val(fold), fold.data.val) if which == "val" else (task.said(fold.repeat), fold.held)
     return per_image.gathered(table, items, CLASSES, False)
 
@@ -322,7 +322,7 @@ def test_a_corrected_label_asks_for_other_folds(plant: Project, found: cross_val
         (replace(CPU, count=99), "99 folds need at least 99 labelled groups"),
     ],
 )
-def test_wishes_that_cannot_be(plant: Project, wish: Wish, message: str) -> None:
+def test_wishes_that_cannot_be(plant: Project, wish: CrossValidateRequest, message: str) -> None:
     with pytest.raises(CurateError, match=message):
         cross_validate.prepared(plant, wish)
 

@@ -24,7 +24,7 @@ from train.evaluate import run as evaluating
 from train.fit import run as training
 from train.predict.run import Predictor
 
-CPU = evaluating.Wish(device="cpu", split="val")
+CPU = evaluating.EvaluateRequest(device="cpu", split="val")
 
 
 def predictor(made: recipe.Recipe, model: Any, single: bool = False) -> Predictor:
@@ -146,7 +146,7 @@ def test_the_sheet_says_where_there_is_no_heat() -> None:
 
 @pytest.fixture
 def trained(works: Project) -> Project:
-    training.run(works, training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu"))
+    training.run(works, training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu"))
     return works
 
 
@@ -174,12 +174,14 @@ def test_explain_as_people_and_scripts_meet_it(run: Run, trained: Project) -> No
 
 def test_another_model_s_mistakes_are_not_explained(trained: Project) -> None:
     first = store.find(trained).key
-    training.run(trained, training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", "seed=1"), device="cpu"))
+    training.run(
+        trained, training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1", "seed=1"), device="cpu")
+    )
     second = store.find(trained).key
-    evaluating.run(trained, evaluating.Wish(second, device="cpu", split="val"))
+    evaluating.run(trained, evaluating.EvaluateRequest(second, device="cpu", split="val"))
     wrong = {"missed", "false alarm"}
     for key, mine in ((first, False), (second, True)):
-        made = explain.run(trained, explain.Wish(key, images=2, device="cpu"))
+        made = explain.run(trained, explain.ExplainRequest(key, images=2, device="cpu"))
         assert ({one["why"] for one in made.report["images"]} <= wrong) == mine
 
 

@@ -21,34 +21,36 @@ from tests.curate.index.test_browser import FLAGS, SCREENSHOTS
 from tests.train.evaluate.test_metrics import NAMES, drawn, with_pixels, with_regions
 from train.evaluate import html_report
 from train.evaluate import run as evaluating
-from train.evaluate.html_report import Shot
-from train.evaluate.metrics import Judged
+from train.evaluate.html_report import MistakePicture
+from train.evaluate.metrics import EvaluatedImages
 from train.evaluate.run import Evaluation
-from train.store import Stored
+from train.store import StoredModel
 
 HOSTILE = "<script>alert(1)</script>"
 COLORS = {"crack": "#e6194b", "hole": "#3cb44b", "scale": "#4363d8"}
 
 
-def model(epochs: int = 6) -> Stored:
+def model(epochs: int = 6) -> StoredModel:
     rows = [{"epoch": n, "train_loss": 1 / (n + 1), "val_loss": 1.2 / (n + 1)} for n in range(epochs)]
     recipe = {"model": {"architecture": "Unet", "encoder": "resnet18"}}
     made = {"key": "b" * 24, "recipe": recipe, "data": {"train": 70}, "history": rows, "best": rows[-1] if rows else {}}
-    return Stored(Path("model"), made)
+    return StoredModel(Path("model"), made)
 
 
-def evaluation(judged: Judged, notes: tuple[str, ...] = (), targets: dict[str, float] | None = None) -> Evaluation:
+def evaluation(
+    judged: EvaluatedImages, notes: tuple[str, ...] = (), targets: dict[str, float] | None = None
+) -> Evaluation:
     values = json.loads(json.dumps(evaluating.described(judged, judged, targets or {})))
     made = {"project": "plant", "split": "test", "task": "segmentation", "notes": list(notes), "draws": 1000}
     return Evaluation(Path("work"), made | {"model": "b" * 24, "made": "2026-01-01T00:00:00Z"}, values)
 
 
-def shots(count: int = 5, aspect: float = 1.0) -> list[Shot]:
+def shots(count: int = 5, aspect: float = 1.0) -> list[MistakePicture]:
     image = html_report._uri(np.full((60, round(60 * aspect), 3), 128, np.uint8))
-    return [Shot(image, aspect, "missed crack; sure to 93%", f"{number}.png") for number in range(count)]
+    return [MistakePicture(image, aspect, "missed crack; sure to 93%", f"{number}.png") for number in range(count)]
 
 
-def everything(judged: Judged | None = None, target: str = "crack") -> str:
+def everything(judged: EvaluatedImages | None = None, target: str = "crack") -> str:
     about = evaluation(judged or with_regions(with_pixels(drawn(60))), ("a word of caution",), {target: 0.9})
     return html_report.page(about, model(), shots(), COLORS)
 
@@ -111,10 +113,12 @@ def test_the_numbers_are_those_of_the_evaluation() -> None:
 
 def test_any_name_is_only_a_name() -> None:
     judged = with_regions(with_pixels(drawn(60)))
-    renamed = Judged(**{**vars(judged), "classes": (HOSTILE, *NAMES[1:])})
+    renamed = EvaluatedImages(**{**vars(judged), "classes": (HOSTILE, *NAMES[1:])})
     about = evaluation(renamed, (HOSTILE,), {HOSTILE: 0.9})
     about.manifest["project"] = HOSTILE
-    page = html_report.page(about, model(), [Shot(shots(1)[0].image, 1.0, HOSTILE, HOSTILE)], {HOSTILE: '"><b>'})
+    page = html_report.page(
+        about, model(), [MistakePicture(shots(1)[0].image, 1.0, HOSTILE, HOSTILE)], {HOSTILE: '"><b>'}
+    )
     assert "<script" not in page
     assert '"><b>' not in page
     parsed(page)
@@ -123,14 +127,14 @@ def test_any_name_is_only_a_name() -> None:
 def test_what_cannot_be_measured_is_said() -> None:
     judged = with_regions(with_pixels(drawn(60)))
     empty = judged.present & [False, True, True]
-    page = everything_of(Judged(**{**vars(judged), "present": empty}), [])
+    page = everything_of(EvaluatedImages(**{**vars(judged), "present": empty}), [])
     assert "nothing to measure" in page
     assert "nan" not in page.lower().replace("nance", "")
     few = with_regions(with_pixels(drawn(6)))
     assert "too few to say" in everything_of(few, [])
 
 
-def everything_of(judged: Judged, of: list[Shot]) -> str:
+def everything_of(judged: EvaluatedImages, of: list[MistakePicture]) -> str:
     page = html_report.page(evaluation(judged), model(0 if not of else 3), of, COLORS)
     parsed(page)
     return page
@@ -164,7 +168,7 @@ LONG = ("inclusion of mould powder, upper side", "inclusion of mould powder, low
 
 def test_no_name_is_cut() -> None:
     judged = with_regions(with_pixels(drawn(60)))
-    page = everything(Judged(**{**vars(judged), "classes": LONG}), LONG[0])
+    page = everything(EvaluatedImages(**{**vars(judged), "classes": LONG}), LONG[0])
     for name in LONG[:2]:
         assert page.count(f">{name}</text>") == 1  # beside its bars
     assert "…" not in page
@@ -179,7 +183,7 @@ def test_in_a_browser_nothing_sticks_out(tmp_path: Path, width: int) -> None:
     from playwright.sync_api import sync_playwright
 
     file, judged = tmp_path / "report.html", with_regions(with_pixels(drawn(60)))
-    file.write_text(everything(Judged(**{**vars(judged), "classes": LONG}), LONG[0]), encoding="utf-8")
+    file.write_text(everything(EvaluatedImages(**{**vars(judged), "classes": LONG}), LONG[0]), encoding="utf-8")
     asked: list[str] = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=FLAGS.split())

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from train.evaluate import intervals
-from train.evaluate.intervals import Draws, Measure, figure
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, figure
 
 
 def test_sums_are_those_of_the_images_that_were_drawn() -> None:
     random = np.random.default_rng(0)
     groups = [f"g{random.integers(7)}" for _ in range(40)]
     values = random.normal(size=(40, 2, 3))
-    draws = Draws.of(groups, draws=20, seed=3)
+    draws = BootstrapDraws.of(groups, draws=20, seed=3)
     names = sorted(set(groups))
     for row, weights in enumerate(draws.weights):
         often = dict(zip(names, weights.astype(int), strict=True))
@@ -33,8 +33,8 @@ def test_sums_are_those_of_the_images_that_were_drawn() -> None:
 def test_the_order_of_images_does_not_matter(order: list[int]) -> None:
     groups = np.array([f"coil{number // 2}" for number in range(12)])
     values = np.arange(12.0)
-    plain = Draws.of(groups.tolist(), draws=5).sums(values)
-    assert np.allclose(Draws.of(groups[order].tolist(), draws=5).sums(values[order]), plain)
+    plain = BootstrapDraws.of(groups.tolist(), draws=5).sums(values)
+    assert np.allclose(BootstrapDraws.of(groups[order].tolist(), draws=5).sums(values[order]), plain)
 
 
 def test_the_spread_is_the_one_that_theory_gives() -> None:
@@ -43,7 +43,7 @@ def test_the_spread_is_the_one_that_theory_gives() -> None:
     by_group = random.random(200)
     groups = [f"{number}" for number in range(200) for _ in range(3)]
     values = np.repeat(by_group, 3)
-    measure = Draws.of(groups, draws=4000).share(values, np.ones(600))
+    measure = BootstrapDraws.of(groups, draws=4000).share(values, np.ones(600))
     assert np.isclose(measure.values[0], by_group.mean())
     assert np.isclose(measure.values[1:].std(), by_group.std() / math.sqrt(200), rtol=0.05)
     found = figure(measure)
@@ -63,7 +63,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(groups: int) -> None:
         hits = [random.random(size) < rate for rate, size in zip(rates, sizes, strict=True)]
         names = [f"{row}" for row, size in enumerate(sizes) for _ in range(size)]
         values = np.concatenate(hits).astype(float)
-        found = figure(Draws.of(names, draws=300, seed=seed).share(values, np.ones(len(values))))
+        found = figure(BootstrapDraws.of(names, draws=300, seed=seed).share(values, np.ones(len(values))))
         held += found.low <= 0.8 <= found.high
         low, high = intervals.exact(values.mean(), len(values))
         naive += low <= 0.8 <= high
@@ -72,7 +72,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(groups: int) -> None:
 
 
 def test_few_groups_are_as_wide_as_so_many_throws_of_a_coin() -> None:
-    measure = Draws.of(["a", "a", "b", "c"]).share(np.array([1, 1, 1, 0]), np.ones(4))
+    measure = BootstrapDraws.of(["a", "a", "b", "c"]).share(np.array([1, 1, 1, 0]), np.ones(4))
     found = figure(measure)
     low, high = stats.binomtest(1, 2).proportion_ci(0.95, "exact")
     assert found.groups == 3
@@ -84,7 +84,7 @@ def test_few_groups_are_as_wide_as_so_many_throws_of_a_coin() -> None:
 
 def test_a_share_of_one_is_not_certain() -> None:
     groups = [f"{number}" for number in range(27)]
-    found = figure(Draws.of(groups).share(np.ones(27), np.ones(27)))
+    found = figure(BootstrapDraws.of(groups).share(np.ones(27), np.ones(27)))
     assert found.high == 1
     assert np.isclose(found.low, stats.binomtest(27, 27).proportion_ci(0.95, "exact")[0])
 
@@ -97,7 +97,7 @@ def test_exact_is_clopper_and_pearson(share: float, n: int) -> None:
 
 
 def test_nothing_to_measure_stays_nothing() -> None:
-    found = figure(Draws.of(["a", "b"]).share(np.zeros(2), np.zeros(2)))
+    found = figure(BootstrapDraws.of(["a", "b"]).share(np.zeros(2), np.zeros(2)))
     assert math.isnan(found.value)
     assert found.silent
     assert found.to_json()["value"] is None
@@ -105,8 +105,8 @@ def test_nothing_to_measure_stays_nothing() -> None:
 
 def test_a_mean_is_as_wide_as_what_is_wide_in_it() -> None:
     """A class of one group must not hide behind others of many."""
-    many = Measure(np.concatenate([[0.8], np.random.default_rng(0).normal(0.8, 0.01, 1000)]), 500, 200)
-    lone = Measure(np.full(1001, 0.5), 3, 1)
+    many = BootstrapMetric(np.concatenate([[0.8], np.random.default_rng(0).normal(0.8, 0.01, 1000)]), 500, 200)
+    lone = BootstrapMetric(np.full(1001, 0.5), 3, 1)
     found = figure(intervals.mean([many, lone]))
     assert np.isclose(found.value, 0.65, atol=1e-9)
     alone = figure(lone)
@@ -116,6 +116,8 @@ def test_a_mean_is_as_wide_as_what_is_wide_in_it() -> None:
 
 
 def test_a_mean_leaves_out_what_cannot_be_measured() -> None:
-    nothing = Measure(np.full(3, np.nan), 0, 0)
-    assert np.allclose(intervals.mean([nothing, Measure(np.array([0.5, 0.4, np.nan]), 9, 3)]).values[:2], [0.5, 0.4])
+    nothing = BootstrapMetric(np.full(3, np.nan), 0, 0)
+    assert np.allclose(
+        intervals.mean([nothing, BootstrapMetric(np.array([0.5, 0.4, np.nan]), 9, 3)]).values[:2], [0.5, 0.4]
+    )
     assert math.isnan(intervals.mean([nothing]).values[0])

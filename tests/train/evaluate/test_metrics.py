@@ -15,13 +15,13 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from train.evaluate import metrics
-from train.evaluate.intervals import Draws
-from train.evaluate.metrics import Judged, Pixels, Regions
+from train.evaluate.intervals import BootstrapDraws
+from train.evaluate.metrics import EvaluatedImages, Pixels, Regions
 
 NAMES = ("crack", "hole", "scale")
 
 
-def drawn(n: int = 60, seed: int = 0, single: bool = False, classes: int = 3) -> Judged:
+def drawn(n: int = 60, seed: int = 0, single: bool = False, classes: int = 3) -> EvaluatedImages:
     """A model that knows something."""
     random = np.random.default_rng(seed)
     if single:
@@ -36,10 +36,12 @@ def drawn(n: int = 60, seed: int = 0, single: bool = False, classes: int = 3) ->
         decided = p > 0.5
     ids = tuple(f"{row:03d}" for row in range(n))
     groups = tuple(f"coil{random.integers(n // 3)}" for _ in range(n))
-    return Judged(NAMES[:classes], ids, groups, present, p, decided, single)
+    return EvaluatedImages(NAMES[:classes], ids, groups, present, p, decided, single)
 
 
-def values(judged: Judged, draws: Draws | None = None) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def values(
+    judged: EvaluatedImages, draws: BootstrapDraws | None = None
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     overall, by_class = metrics.measures(judged, draws or judged.draws())
     first = {name: float(one.values[0]) for name, one in overall.items()}
     return first, {key: {name: float(one.values[0]) for name, one in found.items()} for key, found in by_class.items()}
@@ -67,7 +69,7 @@ def test_decisions_and_rankings_are_scikit_learn_s(single: bool, seed: int) -> N
 def test_each_draw_is_the_figure_of_the_images_it_took() -> None:
     """What the bootstrap computes from sums is what one gets by taking the images again and measuring anew."""
     judged = with_regions(with_pixels(drawn(40, seed=5), seed=5), seed=5)
-    draws = Draws.of(judged.groups, draws=12, seed=1)
+    draws = BootstrapDraws.of(judged.groups, draws=12, seed=1)
     overall, by_class = metrics.measures(judged, draws)
     for draw in (3, 11):
         rows = np.repeat(np.arange(40), draws.weights[draw][draws.group].astype(int))
@@ -79,14 +81,14 @@ def test_each_draw_is_the_figure_of_the_images_it_took() -> None:
                 assert np.isclose(one.values[draw], classes[key][name], equal_nan=True), (key, name)
 
 
-def repeated(judged: Judged, rows: np.ndarray[Any, Any]) -> Judged:
+def repeated(judged: EvaluatedImages, rows: np.ndarray[Any, Any]) -> EvaluatedImages:
     """The images, some of them several times."""
     parts = [judged.taken(np.array([row])) for row in rows]
     regions = [part.regions for part in parts]
     numbers = {name: [vars(one)[name] for one in regions] for name in vars(regions[0])}
     for name in ("row", "found_row"):
         numbers[name] = [one + place for place, one in enumerate(numbers[name])]
-    return Judged(
+    return EvaluatedImages(
         judged.classes,
         tuple(f"{place}" for place in range(len(rows))),
         tuple(f"{place}" for place in range(len(rows))),
@@ -98,7 +100,7 @@ def repeated(judged: Judged, rows: np.ndarray[Any, Any]) -> Judged:
 
 def test_equals_are_one_step() -> None:
     truth = np.array([1, 0, 1, 0, 1], bool)
-    auroc, ap = metrics.ranked(np.full(5, 0.3), truth, Draws.of(list("abcde")))
+    auroc, ap = metrics.ranked(np.full(5, 0.3), truth, BootstrapDraws.of(list("abcde")))
     assert auroc.values[0] == 0.5
     assert np.isclose(ap.values[0], 0.6)
 
@@ -107,7 +109,7 @@ def test_a_class_that_nothing_shows_is_nothing() -> None:
     judged = drawn()
     present = judged.present.copy()
     present[:, 0] = False
-    overall, by_class = values(Judged(**{**vars(judged), "present": present}))
+    overall, by_class = values(EvaluatedImages(**{**vars(judged), "present": present}))
     crack = by_class["crack"]
     assert all(math.isnan(crack[name]) for name in ("recall", "f1", "ap", "auroc"))
     assert np.isclose(overall["macro_f1"], np.mean([by_class[name]["f1"] for name in NAMES[1:]]))
@@ -117,7 +119,7 @@ def test_a_class_that_nothing_shows_is_nothing() -> None:
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def with_pixels(judged: Judged, seed: int = 0, size: int = 24) -> Judged:
+def with_pixels(judged: EvaluatedImages, seed: int = 0, size: int = 24) -> EvaluatedImages:
     maps = [map_of(judged.present[row], seed * 1000 + row, size) for row in range(len(judged.ids))]
     counts, histogram, largest = [], [], []
     for p, truth in maps:
@@ -127,7 +129,7 @@ def with_pixels(judged: Judged, seed: int = 0, size: int = 24) -> Judged:
         histogram.append([metrics.histogram(one, mask) for one, mask in pairs])
         largest.append([metrics.largest_regions(one) for one in p])
     pixels = Pixels(*(np.array(one, np.int64) for one in (counts, histogram, largest)))
-    return Judged(**{**vars(judged), "pixels": pixels})
+    return EvaluatedImages(**{**vars(judged), "pixels": pixels})
 
 
 def map_of(shows: np.ndarray[Any, Any], seed: int, size: int = 24) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -165,10 +167,12 @@ def test_pixels_are_those_of_brute_force() -> None:
 def test_an_empty_submission_gets_the_share_of_empty_pairs() -> None:
     judged = with_pixels(drawn(30))
     found = metrics.empty_submission(judged, judged.draws())["kaggle_dice"]
-    silent = Judged(**{**vars(judged), "pixels": Pixels(*(np.zeros_like(one) for one in vars(judged.pixels).values()))})
+    silent = EvaluatedImages(
+        **{**vars(judged), "pixels": Pixels(*(np.zeros_like(one) for one in vars(judged.pixels).values()))}
+    )
     missed = judged.present[..., None] * np.array([0, 0, 64])
     counts = Pixels(missed, silent.pixels.histogram, silent.pixels.largest)
-    overall, _ = metrics.measures(Judged(**{**vars(judged), "pixels": counts}), judged.draws())
+    overall, _ = metrics.measures(EvaluatedImages(**{**vars(judged), "pixels": counts}), judged.draws())
     assert np.allclose(found.values, overall["kaggle_dice"].values)
     assert np.isclose(found.values[0], 1 - judged.present.mean())
 
@@ -210,7 +214,7 @@ def scene(seed: int, images: int) -> list[tuple[int, int, Any, Any, Any]]:
     return rows
 
 
-def with_regions(judged: Judged, seed: int = 0) -> Judged:
+def with_regions(judged: EvaluatedImages, seed: int = 0) -> EvaluatedImages:
     labelled, found = [], []
     for image, kind, truth, said, score in scene(seed, len(judged.ids)):
         right = metrics.matched(said, score, truth)
@@ -220,7 +224,7 @@ def with_regions(judged: Judged, seed: int = 0) -> Judged:
     theirs = np.array(found, float)
     ints = [one.astype(np.int64) for one in (row, of, theirs[:, 0], theirs[:, 1])]
     regions = Regions(ints[0], ints[1], area, hit > 0, ints[2], ints[3], theirs[:, 2], theirs[:, 3:] > 0)
-    return Judged(**{**vars(judged), "regions": regions})
+    return EvaluatedImages(**{**vars(judged), "regions": regions})
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -269,8 +273,10 @@ def test_regions_by_size() -> None:
     area = np.array([1023.0, 1024, 9215, 9216])
     hit, nobody = np.array([True, False, True, True]), np.zeros((0, 10), bool)
     regions = Regions(one, one * 0, area, hit, one[:0], one[:0], area[:0], nobody)
-    judged = Judged(("crack",), ("a", "b"), ("a", "b"), np.ones((2, 1), bool), np.ones((2, 1)), np.ones((2, 1), bool))
-    _, found = values(Judged(**{**vars(judged), "regions": regions}))
+    judged = EvaluatedImages(
+        ("crack",), ("a", "b"), ("a", "b"), np.ones((2, 1), bool), np.ones((2, 1)), np.ones((2, 1), bool)
+    )
+    _, found = values(EvaluatedImages(**{**vars(judged), "regions": regions}))
     sizes = [found["crack"][f"region_recall{size}"] for size in ("", "_small", "_medium", "_large")]
     assert sizes == [0.75, 1.0, 0.5, 1.0]
 
@@ -301,7 +307,7 @@ def test_confusion_is_scikit_learn_s() -> None:
 def test_confusion_of_several_classes() -> None:
     present = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]], bool)
     decided = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]], bool)
-    judged = Judged(NAMES, tuple("abcd"), tuple("abcd"), present, decided.astype(float), decided)
+    judged = EvaluatedImages(NAMES, tuple("abcd"), tuple("abcd"), present, decided.astype(float), decided)
     _, columns, table = metrics.confusion(judged)
     assert columns == [*NAMES, "nothing"]
     # a: the hole is missed, and nothing else is said instead; b: the crack is taken for scale; d: a false alarm
@@ -314,9 +320,9 @@ def test_confusion_of_several_classes() -> None:
 def test_ece_by_hand() -> None:
     p = np.array([0.05, 0.05, 0.95, 0.95])
     truth = np.array([0, 0, 1, 0], bool)
-    assert np.isclose(metrics.ece(p, truth, Draws.of(list("abcd"))).values[0], (0.05 * 2 + 0.45 * 2) / 4)
+    assert np.isclose(metrics.ece(p, truth, BootstrapDraws.of(list("abcd"))).values[0], (0.05 * 2 + 0.45 * 2) / 4)
     assert np.allclose(metrics.reliability(p, truth), [(0.05, 0, 2), (0.95, 0.5, 2)])
-    assert metrics.ece(np.array([1.0]), np.array([True]), Draws.of(["a"])).values[0] == 0
+    assert metrics.ece(np.array([1.0]), np.array([True]), BootstrapDraws.of(["a"])).values[0] == 0
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -332,8 +338,8 @@ def test_the_temperature_is_found_again(single: bool) -> None:
     else:
         p = 1 / (1 + np.exp(-random.normal(size=(n, 3)) * 1.5))
         present = random.random((n, 3)) < p
-    judged = Judged(NAMES, tuple(map(str, range(n))), tuple(map(str, range(n))), present, p, p > 0.5, single)
-    sure = Judged(**{**vars(judged), "p": metrics.tempered(p, 1 / 3, single)})
+    judged = EvaluatedImages(NAMES, tuple(map(str, range(n))), tuple(map(str, range(n))), present, p, p > 0.5, single)
+    sure = EvaluatedImages(**{**vars(judged), "p": metrics.tempered(p, 1 / 3, single)})
     assert np.isclose(metrics.fitted_temperature(sure), 3, rtol=0.1)
     assert np.isclose(metrics.fitted_temperature(judged), 1, rtol=0.1)
     kept = (sure.p > 1e-5).all(axis=1) & (sure.p.sum(axis=1) < 1 - 1e-5 if single else (sure.p < 1 - 1e-5).all(axis=1))
@@ -373,7 +379,7 @@ def test_a_segmenter_s_point_is_the_cheapest_of_all(target: float) -> None:
 def test_a_point_that_cannot_be_reached_says_so() -> None:
     judged = with_pixels(drawn(20, seed=4))
     blind = Pixels(judged.pixels.counts, judged.pixels.histogram, np.zeros_like(judged.pixels.largest))
-    point = metrics.fitted_point(Judged(**{**vars(judged), "pixels": blind}), 0, 0.9)
+    point = metrics.fitted_point(EvaluatedImages(**{**vars(judged), "pixels": blind}), 0, 0.9)
     assert not point.reached
 
 

@@ -31,7 +31,7 @@ def test_less_recall_of_the_rarest_class_is_an_objection_more_is_none() -> None:
 
 
 def test_the_first_is_free_and_what_cannot_be_compared_needs_force(works: Project) -> None:
-    wish = [training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}")) for n in range(2)]
+    wish = [training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}")) for n in range(2)]
     first, second = (training.run(works, one).model.key for one in wish)
     assert promote.run(works, first).notes
     assert promote.run(works, first).key == first

@@ -17,12 +17,12 @@ from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fix
 from tests.train.conftest import TINY, drawn
 from train.evaluate import leave_out, robustness
 from train.evaluate import run as evaluating
-from train.evaluate.robustness import CONDITIONS, LEVELS, Answers, changed
-from train.evaluate.run import Wish
+from train.evaluate.robustness import CONDITIONS, LEVELS, ConditionResults, changed
+from train.evaluate.run import EvaluateRequest
 from train.fit import run as training
 
-FAST = training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=2"), device="cpu")
-CPU = Wish(device="cpu", split="val")
+FAST = training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=2"), device="cpu")
+CPU = EvaluateRequest(device="cpu", split="val")
 
 
 # --- the changes ----------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_exposure_goes_both_ways_and_images_differ() -> None:
 # --- the figures ----------------------------------------------------------------------------------------------------
 
 
-def answers(images: int = 40, segments: bool = False) -> Answers:
+def answers(images: int = 40, segments: bool = False) -> ConditionResults:
     """Two classes, right on images as they are; the first goes wrong where there is strong noise."""
     random = np.random.default_rng(0)
     present = random.random((images, 2)) < 0.5
@@ -67,7 +67,7 @@ def answers(images: int = 40, segments: bool = False) -> Answers:
     counts = np.zeros((*decided.shape, 3), np.int64)
     counts[..., 0], counts[..., 2] = 50 * (decided & present), 50 * (~decided & present)
     groups = tuple(f"g{number // 2}" for number in range(images))
-    return Answers(("crack", "hole"), groups, present, decided, counts if segments else None)
+    return ConditionResults(("crack", "hole"), groups, present, decided, counts if segments else None)
 
 
 @pytest.mark.parametrize("segments", [False, True])

@@ -30,13 +30,13 @@ from train.data import dataset, pixels
 from train.evaluate import compare
 from train.evaluate import per_image as judging
 from train.evaluate import run as evaluating
-from train.evaluate.run import Evaluation, Wish
+from train.evaluate.run import EvaluateRequest, Evaluation
 from train.fit import run as training
 from train.predict import run as predicting
 
 QUICK = [*TINY, "augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=3e-3", "steps=8"]
 WHOLE = ["input.height=64", "input.width=64", "epochs=1", "steps=4"]
-CPU = Wish(device="cpu")
+CPU = EvaluateRequest(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,11 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
     project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
     sync.run(project)
     torch.set_num_threads(2)
-    training.run(project, training.Wish(recipe="simple-cnn", overrides=WHOLE, device="cpu"))
+    training.run(project, training.TrainRequest(recipe="simple-cnn", overrides=WHOLE, device="cpu"))
     for epochs in (1, 4):
-        training.run(project, training.Wish(recipe="unet-resnet", overrides=(*QUICK, f"epochs={epochs}"), device="cpu"))
+        training.run(
+            project, training.TrainRequest(recipe="unet-resnet", overrides=(*QUICK, f"epochs={epochs}"), device="cpu")
+        )
     yield project
     fo = database.connect(folder)
     fo.delete_dataset(project.dataset_name)
@@ -74,7 +76,7 @@ def models(project: Project) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def found(plant: Project) -> Evaluation:
-    return evaluating.run(plant, Wish(models(plant)["good"], targets={"crack": 0.9}, device="cpu"))
+    return evaluating.run(plant, EvaluateRequest(models(plant)["good"], targets={"crack": 0.9}, device="cpu"))
 
 
 def items(project: Project, split: str = "test") -> list[Item]:
@@ -157,11 +159,11 @@ def test_an_operating_point_is_fitted_on_val_alone(plant: Project, found: Evalua
 
 def test_the_same_model_and_labels_are_done_already(plant: Project, found: Evaluation) -> None:
     before = {file: file.stat().st_mtime_ns for file in found.folder.iterdir()}
-    again = evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    again = evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
     assert not again.fresh
     assert again.figures == found.figures
     assert {file: file.stat().st_mtime_ns for file in found.folder.iterdir()} == before
-    asked = evaluating.run(plant, Wish(found.model, targets={"crack": 0.5}, device="cpu"))
+    asked = evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.5}, device="cpu"))
     assert asked.fresh
     assert asked.figures["overall"] == found.figures["overall"]  # nothing was looked at anew
 
@@ -175,13 +177,16 @@ def test_a_corrected_label_costs_one_image(plant: Project, found: Evaluation) ->
     kept = sample["defects"].copy()
     sample["defects"] = index.fo.Detections()
     sample.save()
-    corrected = evaluating.run(plant, Wish(found.model, device="cpu"))
+    corrected = evaluating.run(plant, EvaluateRequest(found.model, device="cpu"))
     assert corrected.fresh
     assert corrected.figures["support"]["clean"]["images"] == found.figures["support"]["clean"]["images"] + 1
     assert len(Table(table.path)) == before + 1
     sample["defects"] = kept
     sample.save()
-    assert evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu")).figures == found.figures
+    assert (
+        evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu")).figures
+        == found.figures
+    )
     assert len(Table(table.path)) == before + 2
 
 
@@ -189,21 +194,21 @@ def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.Mon
     key = models(plant)["poor"]
     monkeypatch.setattr(judging, "CHUNK", 8)
     looked: list[str] = []
-    look = judging.Judge.look
+    look = judging.ModelEvaluator.look
 
-    def counting(self: judging.Judge, item: Item) -> Any:
+    def counting(self: judging.ModelEvaluator, item: Item) -> Any:
         looked.append(item.id)
         return look(self, item)
 
     def killed(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging.Judge, "look", counting)
+    monkeypatch.setattr(judging.ModelEvaluator, "look", counting)
     with pytest.raises(KeyboardInterrupt):
-        evaluating.run(plant, Wish(key, device="cpu"), killed)
+        evaluating.run(plant, EvaluateRequest(key, device="cpu"), killed)
     assert not list((plant.work / "evaluations" / key).glob("test-*"))
     first = len(looked)
-    done = evaluating.run(plant, Wish(key, device="cpu"))
+    done = evaluating.run(plant, EvaluateRequest(key, device="cpu"))
     assert done.fresh
     total = len(items(plant)) + len(items(plant, "val"))
     assert 8 <= first < total
@@ -215,8 +220,8 @@ def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.Mon
 
 def test_the_app_shows_the_mistakes(plant: Project) -> None:
     keys = models(plant)
-    evaluating.run(plant, Wish(keys["poor"], device="cpu"))
-    found = evaluating.run(plant, Wish(keys["good"], device="cpu"))
+    evaluating.run(plant, EvaluateRequest(keys["poor"], device="cpu"))
+    found = evaluating.run(plant, EvaluateRequest(keys["good"], device="cpu"))
     app_views.arrange(plant)
     index = Index(plant)
     rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
@@ -248,9 +253,9 @@ def per_image(project: Project, key: str) -> Path:
 
 
 def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, found: Evaluation) -> None:
-    evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
     predicting.run(plant, found.model, everything=True, device="cpu")
-    evaluating.run(plant, Wish(found.model, targets={"crack": 0.9}, device="cpu"))
+    evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
     app_views.arrange(plant)
     index = Index(plant)
     view = index.dataset.load_saved_view("label suspects")
@@ -275,7 +280,7 @@ def _number(path: str) -> int:
 
 
 def test_predictions_of_the_split_are_shown(plant: Project, found: Evaluation) -> None:
-    evaluating.run(plant, Wish(models(plant)["whole"], device="cpu"))
+    evaluating.run(plant, EvaluateRequest(models(plant)["whole"], device="cpu"))
     index = Index(plant)
     by = dict(index.rows("predicted_by"))
     assert all(by[item.id] == f"model-{models(plant)['whole']}" for item in items(plant))
@@ -285,7 +290,7 @@ def test_predictions_of_the_split_are_shown(plant: Project, found: Evaluation) -
 
 
 def test_a_classifier(plant: Project) -> None:
-    done = evaluating.run(plant, Wish(models(plant)["whole"], device="cpu"))
+    done = evaluating.run(plant, EvaluateRequest(models(plant)["whole"], device="cpu"))
     assert "iou" not in done.figures["classes"]["crack"]
     assert done.figures["baselines"]["majority"]["exact_match"]["value"] > 0
     predictor = predicting.load(plant, done.model, "cpu")
@@ -296,7 +301,7 @@ def test_a_classifier(plant: Project) -> None:
 
 
 def test_val_is_said_to_flatter(plant: Project, found: Evaluation) -> None:
-    done = evaluating.run(plant, Wish(found.model, "val", device="cpu"))
+    done = evaluating.run(plant, EvaluateRequest(found.model, "val", device="cpu"))
     assert done.figures["images"] == len(items(plant, "val"))
     assert any("flatter" in note for note in done.manifest["notes"])
     assert done.folder.name.startswith("val-")
@@ -321,7 +326,9 @@ def test_comparing_two_models(plant: Project, found: Evaluation) -> None:
         other = back.overall[name]
         assert np.isclose(one.value, -other.value, equal_nan=True), name
         assert np.allclose([one.low, one.high], [-other.high, -other.low], equal_nan=True), name
-    mine, theirs = (evaluating.run(plant, Wish(keys[name], device="cpu")).figures for name in ("good", "poor"))
+    mine, theirs = (
+        evaluating.run(plant, EvaluateRequest(keys[name], device="cpu")).figures for name in ("good", "poor")
+    )
     expected = mine["classes"]["crack"]["dice"]["value"] - theirs["classes"]["crack"]["dice"]["value"]
     assert np.isclose(there.classes["crack"]["dice"].value, expected, atol=1e-5)
     with pytest.raises(CurateError, match="are the same model"):
@@ -340,7 +347,7 @@ def test_no_model(make: Callable[..., Project], library: Path) -> None:
 
 def test_train_is_no_test(plant: Project) -> None:
     with pytest.raises(CurateError, match=r"unknown split 'train'.*allowed: test, val.*by heart"):
-        evaluating.run(plant, Wish(split="train"))
+        evaluating.run(plant, EvaluateRequest(split="train"))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +360,7 @@ def test_train_is_no_test(plant: Project) -> None:
 )
 def test_targets_that_cannot_be(plant: Project, targets: dict[str, float], message: str) -> None:
     with pytest.raises(CurateError, match=message):
-        evaluating.run(plant, Wish(targets=targets, device="cpu"))
+        evaluating.run(plant, EvaluateRequest(targets=targets, device="cpu"))
 
 
 @pytest.fixture
@@ -373,12 +380,12 @@ def changed(plant: Project, found: Evaluation) -> Iterator[Callable[..., str]]:
 def test_a_model_that_has_learnt_the_test_is_refused(plant: Project, changed: Callable[..., str]) -> None:
     mine, others = items(plant), items(plant, "train")
     key = changed(images={"train": [one.id for one in others[:5]], "val": []})
-    evaluating.run(plant, Wish(key, device="cpu"))
+    evaluating.run(plant, EvaluateRequest(key, device="cpu"))
     key = changed(images={"train": [others[0].id, mine[0].id], "val": [mine[-1].id]})
     with pytest.raises(CurateError, match=r"has learnt from .* images of test.*--allow-leak") as error:
-        evaluating.run(plant, Wish(key, device="cpu"))
+        evaluating.run(plant, EvaluateRequest(key, device="cpu"))
     assert mine[0].path.name in str(error.value)
-    notes = evaluating.prepared(Index(plant), Wish(key, allow_leak=True)).notes
+    notes = evaluating.prepared(Index(plant), EvaluateRequest(key, allow_leak=True)).notes
     assert any("flatter" in note for note in notes)
     assert any("1 images of test were val" in note for note in notes)
     groups = [one for one in mine if one.group == mine[0].group]
@@ -386,20 +393,20 @@ def test_a_model_that_has_learnt_the_test_is_refused(plant: Project, changed: Ca
 
 
 def test_a_model_from_before_says_so(plant: Project, changed: Callable[..., str]) -> None:
-    notes = evaluating.prepared(Index(plant), Wish(changed(images=None))).notes
+    notes = evaluating.prepared(Index(plant), EvaluateRequest(changed(images=None))).notes
     assert any("cannot be ruled out" in note for note in notes)
 
 
 def test_a_model_of_other_classes_is_refused(plant: Project, changed: Callable[..., str]) -> None:
     key = changed(classes=["crack", "dent"])
     with pytest.raises(CurateError, match=r"knows dent, which this project does not look for.*curate train"):
-        evaluating.run(plant, Wish(key, device="cpu"))
+        evaluating.run(plant, EvaluateRequest(key, device="cpu"))
 
 
 def test_a_class_that_the_model_does_not_know_is_missed(plant: Project, found: Evaluation) -> None:
     classes = [{"name": name} for name in ("scale", *CLASSES)]
     more = load(plant.folder, {"classes": classes})
-    done = evaluating.run(more, Wish(found.model, device="cpu"))
+    done = evaluating.run(more, EvaluateRequest(found.model, device="cpu"))
     assert any("no labelled image of test shows scale" in note for note in done.manifest["notes"])
     assert done.figures["classes"]["scale"]["recall"]["value"] is None
     assert done.figures["classes"]["crack"] == found.figures["classes"]["crack"]
@@ -411,7 +418,7 @@ def test_nothing_labelled_in_the_split(plant: Project, found: Evaluation) -> Non
     test = [item.id for item in items(plant)]
     index.set({"status": dict.fromkeys(test, "unlabelled")})
     with pytest.raises(CurateError, match="no labelled image in test"):
-        evaluating.run(plant, Wish(found.model, device="cpu"))
+        evaluating.run(plant, EvaluateRequest(found.model, device="cpu"))
     index.set({"status": dict.fromkeys(test, "labelled")})
 
 
@@ -421,7 +428,7 @@ def test_a_file_that_is_gone_is_counted_and_named(plant: Project, found: Evaluat
     table = Path(judging.table_of(plant, store.find(plant, models(plant)["whole"]), CLASSES).path)
     table.rename(table.with_name("aside"))
     victim.path.write_bytes(b"no image")
-    done = evaluating.run(plant, Wish(models(plant)["whole"], targets={"hole": 0.5}, device="cpu"))
+    done = evaluating.run(plant, EvaluateRequest(models(plant)["whole"], targets={"hole": 0.5}, device="cpu"))
     victim.path.write_bytes(content)
     assert done.figures["images"] == len(items(plant)) - 1
     assert any("could not be read" in note and victim.path.name in note for note in done.manifest["notes"])

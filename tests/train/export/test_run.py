@@ -26,22 +26,22 @@ from train import store
 from train.data import dataset
 from train.data.pixels import read
 from train.evaluate import metrics
-from train.evaluate.intervals import Draws
+from train.evaluate.intervals import BootstrapDraws
 from train.export import onnx_int8
 from train.export import run as exporting
-from train.export.run import INT8, ONNX, SIDECAR, Wish
+from train.export.run import INT8, ONNX, SIDECAR, ExportRequest
 from train.fit import run as training
 from train.predict import run as predicting
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SEGMENTER = ("epochs=6", "optimiser.lr=3e-3", "predict.flips=true")
 # Most tests ask for files; what INT8 costs so small a network is no matter.
-LAX = Wish(max_drop=0.5, calibration=6, activations="int8")
+LAX = ExportRequest(max_drop=0.5, calibration=6, activations="int8")
 
 
-def trained(project: Project, *more: str, task: str = "segmentation", recipe: str = "unet-resnet") -> store.Stored:
+def trained(project: Project, *more: str, task: str = "segmentation", recipe: str = "unet-resnet") -> store.StoredModel:
     base = TINY if task == "segmentation" else TINY[2:]
-    return training.run(project, training.Wish(task, recipe, (*base, *more), "cpu")).model
+    return training.run(project, training.TrainRequest(task, recipe, (*base, *more), "cpu")).model
 
 
 def val_of(project: Project) -> list[Item]:
@@ -57,14 +57,14 @@ def session(file: Path) -> Any:
 
 
 @pytest.fixture
-def model(works: Project) -> store.Stored:
+def model(works: Project) -> store.StoredModel:
     return trained(works, *SEGMENTER)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_segmenter_s_files_stand_alone_and_say_what_torch_says(works: Project, model: store.Stored) -> None:
+def test_a_segmenter_s_files_stand_alone_and_say_what_torch_says(works: Project, model: store.StoredModel) -> None:
     found = exporting.run(works, LAX)
     assert found.fresh
     assert found.folder == works.work / "exports" / model.key
@@ -120,7 +120,7 @@ def _figures_are_those_of_evaluate(project: Project, about: dict[str, Any]) -> N
     """Recall and Dice against what `curate evaluate` says of the same model and images."""
     from train.evaluate import run as evaluating
 
-    said = evaluating.run(project, evaluating.Wish(split="val", device="cpu")).figures["classes"]
+    said = evaluating.run(project, evaluating.EvaluateRequest(split="val", device="cpu")).figures["classes"]
     for name, one in about["accuracy"]["torch"].items():
         assert one["recall"] == pytest.approx(said[name]["recall"]["value"], abs=1e-6)
         assert one["dice"] == pytest.approx(said[name]["dice"]["value"], abs=1e-6)
@@ -189,7 +189,7 @@ def test_calibration_takes_real_images_of_train_rare_classes_among_them() -> Non
 
 
 def test_calibration_reads_nothing_but_train(
-    works: Project, model: store.Stored, monkeypatch: pytest.MonkeyPatch
+    works: Project, model: store.StoredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[str] = set()
     begun: list[str] = []
@@ -228,8 +228,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(works: Project, model: store.Stored) -> None:
-    found = exporting.run(works, Wish())
+def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(
+    works: Project, model: store.StoredModel
+) -> None:
+    found = exporting.run(works, ExportRequest())
     assert found.refusal is not None
     assert found.about["quantisation"]["activations"] == onnx_int8.fast("auto", platform.machine())
     assert "crack" in found.refusal or "hole" in found.refusal
@@ -238,12 +240,12 @@ def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(works: Pr
     assert found.about["gate"]["drop"]["dice"] > 0.005  # what it would have cost, and how fast it was, is told
     assert found.about["speed"]["ms"].keys() == {"torch", "onnx", "int8"}
     assert left_over(works) == []
-    forced = exporting.run(works, Wish(force=True))
+    forced = exporting.run(works, ExportRequest(force=True))
     about = json.loads((forced.folder / SIDECAR).read_text())
     assert forced.refusal is None
     assert about["gate"] | {"passed": False, "forced": True} == about["gate"]
-    assert not exporting.run(works, Wish(force=True)).fresh
-    again = exporting.run(works, Wish())  # an export that was forced is no pass for whoever does not force
+    assert not exporting.run(works, ExportRequest(force=True)).fresh
+    again = exporting.run(works, ExportRequest())  # an export that was forced is no pass for whoever does not force
     assert again.refusal is not None
     assert not again.fresh
     assert left_over(works) == [model.key]
@@ -252,7 +254,7 @@ def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(works: Pr
 @pytest.mark.parametrize(("drop", "passes"), [(-0.2, True), (0.0, True), (1 - 0.995, True), (0.0051, False)])
 def test_the_gate_s_edge(drop: float, passes: bool) -> None:
     judge: Any = None
-    job = exporting.Job(judge, judge, (), (), {}, Wish(), "")
+    job = exporting.ExportJob(judge, judge, (), (), {}, ExportRequest(), "")
     job = replace(
         job, judge=type("J", (), {"predictor": type("P", (), {"classes": ("hole",)})})(), labelled={"hole": 1}
     )
@@ -266,11 +268,11 @@ def test_accuracy_is_that_of_the_figures() -> None:
     random = np.random.default_rng(3)
     truth, decided = random.random((40, 2)) < 0.4, random.random((40, 2)) < 0.5
     judge: Any = type("J", (), {"classes": CLASSES})()
-    job = exporting.Job(judge, judge, (), (), {}, Wish(), "")
+    job = exporting.ExportJob(judge, judge, (), (), {}, ExportRequest(), "")
     shown = [" ".join(name for name, yes in zip(CLASSES, row, strict=True) if yes) for row in truth]
     chosen = list(items("val", *((classes, "public") for classes in shown)))
     found = exporting._accuracy(job, chosen, [{"decided": row} for row in decided])
-    draws = Draws.of([str(row) for row in range(40)])
+    draws = BootstrapDraws.of([str(row) for row in range(40)])
     for place, name in enumerate(CLASSES):
         expected = metrics.decision(truth[:, place], decided[:, place], draws)
         assert found[name]["recall"] == pytest.approx(expected["recall"].values[0])
@@ -282,18 +284,18 @@ def test_accuracy_is_that_of_the_figures() -> None:
 
 def test_no_model(works: Project) -> None:
     with pytest.raises(CurateError, match="no trained model yet"):
-        exporting.run(works, Wish())
+        exporting.run(works, ExportRequest())
 
 
 @pytest.mark.parametrize(
     ("wish", "text"),
     [
-        (Wish(max_drop=1.5), "max-drop 1.5"),
-        (Wish(calibration=0), "calibration 0"),
-        (Wish(activations="int4"), "allowed: auto, int8, uint8"),
+        (ExportRequest(max_drop=1.5), "max-drop 1.5"),
+        (ExportRequest(calibration=0), "calibration 0"),
+        (ExportRequest(activations="int4"), "allowed: auto, int8, uint8"),
     ],
 )
-def test_bad_wishes(wish: Wish, text: str) -> None:
+def test_bad_wishes(wish: ExportRequest, text: str) -> None:
     nothing: Any = None
     with pytest.raises(CurateError, match=text):
         exporting.run(nothing, wish)
@@ -302,7 +304,7 @@ def test_bad_wishes(wish: Wish, text: str) -> None:
 def test_what_stands_in_the_way_is_named_and_leaves_nothing(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(works, "epochs=1")
     with pytest.raises(CurateError, match="unknown model 'nobody'"):
-        exporting.run(works, Wish(model="nobody"))
+        exporting.run(works, ExportRequest(model="nobody"))
     _without_the_extra(works)
     _without_val(works)
     _without_the_rarest(works)
@@ -324,10 +326,12 @@ def _without_the_extra(project: Project) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_int8, "find_spec", lambda name: None if name == "onnxruntime" else object())
         with pytest.raises(CurateError, match=r"missing: onnxruntime\. .*steel-curate\[export\]"):
-            exporting.run(project, Wish())
+            exporting.run(project, ExportRequest())
 
 
-def _with(project: Project, change: Callable[[dataset.Data], dataset.Data], wish: Wish, text: str) -> None:
+def _with(
+    project: Project, change: Callable[[dataset.TrainingData], dataset.TrainingData], wish: ExportRequest, text: str
+) -> None:
     collect = dataset.collect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "collect", lambda *given: change(collect(*given)))
@@ -336,17 +340,17 @@ def _with(project: Project, change: Callable[[dataset.Data], dataset.Data], wish
 
 
 def _without_val(project: Project) -> None:
-    _with(project, lambda data: replace(data, val=()), Wish(force=True), "no labelled image in val")
+    _with(project, lambda data: replace(data, val=()), ExportRequest(force=True), "no labelled image in val")
 
 
 def _without_the_rarest(project: Project) -> None:
-    def change(data: dataset.Data) -> dataset.Data:
+    def change(data: dataset.TrainingData) -> dataset.TrainingData:
         others = [one for one in data.train if "hole" not in one.label.present]
         rare = next(one for one in data.train if "hole" in one.label.present)
         val = tuple(one for one in data.val if "hole" not in one.label.present)
         return replace(data, train=(*others, rare), val=val)
 
-    _with(project, change, Wish(), r"no labelled image of val shows hole.*gate cannot judge.*--force")
+    _with(project, change, ExportRequest(), r"no labelled image of val shows hole.*gate cannot judge.*--force")
 
 
 def test_a_network_that_onnx_cannot_say_is_named(tmp_path: Path) -> None:

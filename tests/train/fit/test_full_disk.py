@@ -15,7 +15,8 @@ from curate.errors import CurateError
 from curate.project import Project, ProjectConfig, SourceConfig
 from tests.train.conftest import data
 from tests.train.fit.test_loop import CNN, Pulled, network, setting
-from train import loop, recipe, store
+from train import recipe, store
+from train.fit import loop
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -73,7 +74,7 @@ print(json.dumps(found))
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
-    house = Path(__file__).resolve().parents[2]
+    house = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     ended = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -13,22 +13,24 @@ from curate.errors import CurateError
 from tests.fakes import real_data
 from tests.train.conftest import data, tiny
 from train import architectures, checkpoint, recipe
-from train.data.dataset import Data, Plan
+from train.data.dataset import LoadPlan, TrainingData
 from train.fit import loop, pretrained
-from train.fit.loop import Setting
-from train.processes import ALONE, Team
+from train.fit.loop import FitSettings
+from train.processes import ALONE, ProcessGroup
 from train.recipe import Recipe
 
 CNN = ('model.options={"widths": [8, 16]}', "model.dropout=0.3", "input.height=32", "input.width=32", "batch=3")
 
 
-def setting(made: Recipe, of: Data, folder: Path, frozen: tuple[str, ...] = (), team: Team = ALONE) -> Setting:
+def setting(
+    made: Recipe, of: TrainingData, folder: Path, frozen: tuple[str, ...] = (), team: ProcessGroup = ALONE
+) -> FitSettings:
     folder.mkdir(exist_ok=True)
-    about = Plan(of.task, of.classes, of.single, of.clean, made.input, made.augmentation, made.seed, 10**8)
-    return Setting(made, of, about, frozen, folder, team=team)
+    about = LoadPlan(of.task, of.classes, of.single, of.clean, made.input, made.augmentation, made.seed, 10**8)
+    return FitSettings(made, of, about, frozen, folder, team=team)
 
 
-def network(made: Recipe, of: Data, seed: int = 0) -> Any:
+def network(made: Recipe, of: TrainingData, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return architectures.build(made.task, made.model, made.input.channels, len(of.outputs))
 
@@ -44,7 +46,7 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, steps: int) -> None:
     made = recipe.load("simple-cnn", [*CNN, f"phases={json.dumps(phases)}", "ema=0.8", "augmentation.rotate=20"])
     of = data(tmp_path, 8, 4, "classification")
 
-    def go(name: str, limit: int | None = None, seed: int = 0) -> loop.Fitted:
+    def go(name: str, limit: int | None = None, seed: int = 0) -> loop.FitResult:
         done = 0
 
         def step(stage: str, now: int, total: int) -> None:

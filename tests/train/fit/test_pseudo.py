@@ -24,11 +24,11 @@ from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fix
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
 from train import store
 from train.data import dataset, sampling
-from train.data.dataset import Data
+from train.data.dataset import TrainingData
 from train.evaluate import run as evaluating
 from train.fit import loop, pseudo
 from train.fit import run as training
-from train.fit.run import Wish
+from train.fit.run import TrainRequest
 from train.predict import run as predicting
 from train.recipe import Pseudo
 
@@ -78,7 +78,7 @@ WANTED = Pseudo(model="x", threshold=0.95, thresholds={"hole": 0.8})
 
 
 def said(p: tuple[float, float], *regions: tuple[Defect, float], single: bool = False, task: str = "") -> Label | None:
-    of = Data(task or "segmentation", CLASSES, (), (), single, clean=True)
+    of = TrainingData(task or "segmentation", CLASSES, (), (), single, clean=True)
     return pseudo.decided(np.array(p), Prediction(regions), of, WANTED)
 
 
@@ -98,7 +98,7 @@ def test_whole_images_are_decided_by_class() -> None:
     assert said((0.96, 0.85), task="classification") == Label("labelled", classes=("crack", "hole"))
     assert said((0.96, 0.85), task="classification", single=True) is None
     assert said((0.01, 0.01), task="classification", single=True) == Label("labelled")
-    of = Data("classification", CLASSES, (), (), single=True, clean=False)
+    of = TrainingData("classification", CLASSES, (), (), single=True, clean=False)
     assert pseudo.decided(np.array([0.01, 0.01]), Prediction(), of, WANTED) is None
 
 
@@ -107,7 +107,7 @@ def test_whole_images_are_decided_by_class() -> None:
 
 def teach(project: Project, sure: float = 0.97) -> tuple[str, list[str]]:
     """A model that says the truth of the unlabelled images, as sure as this; its key, and their ids."""
-    key = training.run(project, Wish(recipe="unet-resnet", overrides=SETS, device="cpu")).model.key
+    key = training.run(project, TrainRequest(recipe="unet-resnet", overrides=SETS, device="cpu")).model.key
     index, predictor = Index(project), predicting.load(project, key, "cpu")
     table = predicting.table_of(project, predictor)
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
@@ -121,8 +121,8 @@ def teach(project: Project, sure: float = 0.97) -> tuple[str, list[str]]:
     return key, ids
 
 
-def lent(project: Project, *sets: str) -> Data:
-    wish = Wish(recipe="unet-resnet", overrides=[*SETS, "pseudo.model=candidate", *sets], device="cpu")
+def lent(project: Project, *sets: str) -> TrainingData:
+    wish = TrainRequest(recipe="unet-resnet", overrides=[*SETS, "pseudo.model=candidate", *sets], device="cpu")
     return training.prepared(project, wish)[1]
 
 
@@ -151,7 +151,7 @@ def test_who_lends(works: Project) -> None:
 def test_what_cannot_be_is_one_line(works: Project) -> None:
     with pytest.raises(CurateError, match="no trained model yet"):
         lent(works)
-    training.run(works, Wish(recipe="unet-resnet", overrides=SETS, device="cpu"))
+    training.run(works, TrainRequest(recipe="unet-resnet", overrides=SETS, device="cpu"))
     with pytest.raises(CurateError, match=r"has looked at nothing yet\. Run: curate predict"):
         lent(works)
     with pytest.raises(CurateError, match=r"batch 8 has no room for pseudo-labels at a share of 0.12: --set batch=9"):
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_one_line(works: Project) -> None:
     with pytest.raises(CurateError, match=r"pseudo.thresholds names scratch; the classes are: crack, hole"):
         lent(works, 'pseudo.thresholds={"scratch": 0.9}')
     small = ["model.encoder=resnet18", "model.weights=none", "input.height=64", "input.width=64", "epochs=1"]
-    training.run(works, Wish(recipe="mobilenetv2-fast", overrides=small, device="cpu"))
+    training.run(works, TrainRequest(recipe="mobilenetv2-fast", overrides=small, device="cpu"))
     with pytest.raises(CurateError, match="tells classes, no pixels"):
         lent(works)
 
@@ -196,9 +196,9 @@ def test_they_teach_and_are_written_nowhere(run: Run, works: Project, monkeypatc
     assert not ok(run(*arguments, "--pseudo", teacher))["fresh"]
     assert "unknown model 'gone'" in failed(run(*arguments, "--pseudo", "gone"))
     later = list(index.items(ids[:1]))  # labelled one day, and drawn into test: the model knows it all the same
-    assert evaluating._leaks(index, store.find(works, teacher), later, evaluating.Wish()) == []
+    assert evaluating._leaks(index, store.find(works, teacher), later, evaluating.EvaluateRequest()) == []
     with pytest.raises(CurateError, match="has learnt from 1 of 1 images of test"):
-        evaluating._leaks(index, store.find(works, made["model"]), later, evaluating.Wish())
+        evaluating._leaks(index, store.find(works, made["model"]), later, evaluating.EvaluateRequest())
 
 
 def test_each_process_has_room_for_one() -> None:

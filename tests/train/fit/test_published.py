@@ -241,7 +241,7 @@ def test_attention_gates_on_the_skip_connections() -> None:
     plain = network(recipe.load("unet-attention", ["model.attention=none"]))
     sizes = [(256, 512), (128, 256), (64, 128), (64, 64)]  # a ResNet-34's skips, and the maps that they join
     expected = [4 * skip * (skip // 2) + coarse * (skip // 2) + skip // 2 + skip // 2 + 1 for skip, coarse in sizes]
-    gates = [part for part in gated.modules() if isinstance(part, _attention.Gate)]
+    gates = [part for part in gated.modules() if isinstance(part, _attention.AttentionGate)]
     assert [count(gate) for gate in gates] == expected
     assert count(gated) - count(plain) == sum(expected)
     seen: list[tuple[Any, Any]] = []
@@ -256,7 +256,7 @@ def test_attention_gates_on_the_skip_connections() -> None:
 
 def test_a_gate_by_hand() -> None:
     """A gate that is shut lets nothing through, an open one all; in between it is the sigmoid of the sum."""
-    gate = _attention.Gate(4, 6)
+    gate = _attention.AttentionGate(4, 6)
     skip, coarse = torch.rand(1, 4, 8, 8), torch.rand(1, 6, 4, 4)
     for bias, share in ((-50.0, 0.0), (50.0, 1.0)):
         nn.init.constant_(gate.joint.bias, bias)
@@ -346,8 +346,8 @@ def test_the_gate_learns_whether_a_class_is_anywhere() -> None:
 def test_the_loop_asks_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step; what the gate remembers between forward and cost is in no checkpoint, and no shadow."""
     asked: list[torch.Size] = []
-    own = _gate.Gated.side_cost
-    monkeypatch.setattr(_gate.Gated, "side_cost", lambda one, t: (asked.append(t.shape), own(one, t))[1])
+    own = _gate.GatedSegmenter.side_cost
+    monkeypatch.setattr(_gate.GatedSegmenter, "side_cost", lambda one, t: (asked.append(t.shape), own(one, t))[1])
     made = recipe.load("two-stage", [*SMALL, *SMALL_GATE, "ema=0.5", "epochs=1"])
     loop.fit(network(made), setting(made, data(tmp_path, 4, 2), tmp_path / "x"))
     assert asked == [(4, 2, 64, 64)]

@@ -25,12 +25,12 @@ from tests.train.conftest import data
 from tests.train.fit.test_loop import CNN
 from train import recipe, store
 from train.fit import tune as tuning
-from train.fit.run import Wish
-from train.fit.tune import Search, Task, Trial, Tuned
+from train.fit.run import TrainRequest
+from train.fit.tune import Trial, TuneBudget, Tuned, TuneTask
 
 EPOCHS = 3
 TINY = (*CNN[:-1], f"epochs={EPOCHS}", "patience=99", "model.dropout=0")
-WISH = Wish(recipe="simple-cnn", overrides=TINY, device="cpu")
+WISH = TrainRequest(recipe="simple-cnn", overrides=TINY, device="cpu")
 TUNE = ("tune", "--recipe", "simple-cnn", "--device", "cpu", *(part for text in TINY for part in ("--set", text)))
 
 
@@ -47,7 +47,7 @@ class Steps:
 
 
 def tune(project: Project, trials: int, metric: str = "val_loss", seconds: float = 1e6, steps: Any = None) -> Tuned:
-    return tuning.run(project, WISH, Search(trials, seconds, metric), steps or Steps())
+    return tuning.run(project, WISH, TuneBudget(trials, seconds, metric), steps or Steps())
 
 
 def leftovers(project: Project) -> list[Path]:
@@ -152,7 +152,7 @@ def test_hopeless_trials_end_early(works: Project) -> None:
     assert any(one.epochs < EPOCHS for one in pruned)
     assert all(one.number > tuning.BEFORE_PRUNING for one in pruned)
     assert all(one.epochs == EPOCHS for one in found.trials if one.state == "done")
-    images = len(tuning.prepared(works, WISH, Search()).data.train)
+    images = len(tuning.prepared(works, WISH, TuneBudget()).data.train)
     steps = [one.epochs * math.ceil(images / one.params["batch"]) for one in found.trials]
     assert count.done == sum(steps)  # what the study says was trained is what was trained
     best = found.ranked[0]
@@ -177,7 +177,7 @@ def test_test_is_never_looked_at(works: Project) -> None:
     taught = index.dataset.match(index.fo.ViewField("split") == "train").first()
     taught["status"] = "skipped"
     taught.save()
-    assert tuning.prepared(works, WISH, Search()).folder != before.folder
+    assert tuning.prepared(works, WISH, TuneBudget()).folder != before.folder
 
 
 def test_what_is_wrong_is_one_line(run: Run, works: Project) -> None:  # noqa: F811
@@ -204,21 +204,30 @@ def test_what_is_wrong_is_one_line(run: Run, works: Project) -> None:  # noqa: F
 
 def test_without_val_there_is_nothing_to_compare_by(tmp_path: Path) -> None:
     for of, search, said in (
-        (data(tmp_path, 8, 0, "classification"), Search(), "no labelled image in val"),
-        (data(tmp_path, 11, 1, "classification"), Search(), "no image of val shows a defect"),
+        (data(tmp_path, 8, 0, "classification"), TuneBudget(), "no labelled image in val"),
+        (data(tmp_path, 11, 1, "classification"), TuneBudget(), "no image of val shows a defect"),
     ):
         with pytest.raises(CurateError, match=said):
             tuning._check(search, of)
-    tuning._check(Search(metric="val_loss"), data(tmp_path, 11, 1, "classification"))
+    tuning._check(TuneBudget(metric="val_loss"), data(tmp_path, 11, 1, "classification"))
 
 
 # --- what is searched -----------------------------------------------------------------------------------------------
 
 
-def task_of(folder: Path, name: str, overrides: Sequence[str] = (), metric: str = "f1") -> Task:
+def task_of(folder: Path, name: str, overrides: Sequence[str] = (), metric: str = "f1") -> TuneTask:
     base, of = recipe.load(name, overrides), data(folder, 8, 4)
     space, notes = tuning._space(base, of, overrides, metric)
-    return Task(cast(Any, None), Wish(recipe=name, overrides=overrides), Search(), base, of, space, folder, (*notes,))
+    return TuneTask(
+        cast(Any, None),
+        TrainRequest(recipe=name, overrides=overrides),
+        TuneBudget(),
+        base,
+        of,
+        space,
+        folder,
+        (*notes,),
+    )
 
 
 @pytest.mark.parametrize("name", recipe.names())

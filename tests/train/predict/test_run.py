@@ -19,7 +19,7 @@ from curate.index.dataset import Index
 from curate.masks import shapes
 from curate.project import Project
 from curate.select import run as selecting
-from curate.select.run import Wish
+from curate.select.run import SelectRequest
 from curate.tables import Table
 from tests.curate.select.test_run import embedded
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
@@ -32,7 +32,7 @@ from train.predict import _ray, encoder
 from train.predict import run as predicting
 from train.predict.run import Predictor, components
 
-FAST = training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu")
+FAST = training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu")
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -147,11 +147,11 @@ def test_train_predict_select(works: Project) -> None:
     shown = dict(predictions.load(index, sorted(waiting)))
     assert len(shown.get(one.id, predictions.Prediction()).defects) == len(seen.defects)
     embedded(works)
-    chosen = selecting.run(works, Wish("4", strategy="entropy"))
+    chosen = selecting.run(works, SelectRequest("4", strategy="entropy"))
     assert len(chosen.picks) == 4
     assert all("by the model" in row["reason"] for row in chosen.picks)
     assert chosen.manifest["scores"] == report.table
-    assert selecting.run(works, Wish("4", strategy="portfolio"), dry=True).picks
+    assert selecting.run(works, SelectRequest("4", strategy="portfolio"), dry=True).picks
 
 
 def test_predict_goes_on_where_it_was_killed(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,9 @@ def test_predict_a_view_and_skip_what_cannot_be_read(works: Project) -> None:
 def test_another_model_s_predictions_are_replaced(works: Project) -> None:
     first = training.run(works, FAST).model.key
     predicting.run(works, device="cpu")
-    second = training.run(works, training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", "seed=1"))).model.key
+    second = training.run(
+        works, training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1", "seed=1"))
+    ).model.key
     assert first != second
     assert predicting.run(works, device="cpu").predicted == 6
     again = predicting.run(works, first, device="cpu")  # its scores are there, its regions were overwritten
@@ -235,7 +237,7 @@ def test_another_model_s_predictions_are_replaced(works: Project) -> None:
 def test_a_classifier_says_class_and_doubt(works: Project) -> None:
     made = training.run(
         works,
-        training.Wish(
+        training.TrainRequest(
             recipe="mobilenetv2-fast",
             overrides=("model.weights=none", "input.height=64", "input.width=64", "epochs=1", "model.encoder=resnet18"),
         ),
@@ -253,7 +255,7 @@ def test_a_classifier_says_class_and_doubt(works: Project) -> None:
     assert first.bald == second.bald
     assert np.array_equal(first.probability, second.probability)
     embedded(works)
-    assert selecting.run(works, Wish("3", strategy="bald")).picks
+    assert selecting.run(works, SelectRequest("3", strategy="bald")).picks
 
 
 def test_classes_that_exclude_each_other_get_a_softmax_and_clean(tmp_path: Path) -> None:
@@ -288,7 +290,9 @@ def test_aliases(works: Project) -> None:
     with pytest.raises(CurateError, match=r"no trained model yet\. Train one first: curate train"):
         predicting.load(works)
     keys = [
-        training.run(works, training.Wish(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}"))).model.key
+        training.run(
+            works, training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}"))
+        ).model.key
         for n in range(3)
     ]
     assert store.current(works) == keys[2]

@@ -18,7 +18,7 @@ from curate.data import Label
 from curate.errors import CurateError
 from curate.index import sync
 from curate.project import Project
-from curate.select.cost import Seconds
+from curate.select.cost import TimeBudget
 from curate.select.pool import WHOLE, Pool, Rows, Windows
 from curate.vectors import run as embedding
 from tests import fakes
@@ -30,16 +30,26 @@ from train.simulate import run as simulating
 from train.simulate.from_index import of_project
 from train.simulate.html_report import page
 from train.simulate.learners import fitted, probe
-from train.simulate.networks import Network
-from train.simulate.one_run import Curve, NotYet, Picker, Point, Setting, Teacher, images_or_seconds, play, prepared
-from train.simulate.oracle_dataset import World, fingerprint, folded, imbalanced, load, save
+from train.simulate.networks import NetworkLearner
+from train.simulate.one_run import (
+    Curve,
+    CurvePoint,
+    NotYet,
+    Picker,
+    RunSettings,
+    Teacher,
+    images_or_seconds,
+    play,
+    prepared,
+)
+from train.simulate.oracle_dataset import OracleDataset, fingerprint, folded, imbalanced, load, save
 from train.simulate.summary import BETTER, FEW, WORSE, summary
 from train.simulate.test_scores import average_precision, f1
 
-FIRST = Setting(start="exemplars", rare="c", exemplars=3, rounds=2, budget="6%", fold=0, folds=4)
+FIRST = RunSettings(start="exemplars", rare="c", exemplars=3, rounds=2, budget="6%", fold=0, folds=4)
 
 
-def world(n: int = 240, seed: int = 0, noise: float = 0.8) -> World:
+def world(n: int = 240, seed: int = 0, noise: float = 0.8) -> OracleDataset:
     """Two images a group and two tiles an image, the second of which is like the image; `c` is rare, half are clean."""
     rng = np.random.default_rng(seed)
     kind = np.repeat(rng.permutation([0] * 25 + [1] * 20 + [2] * 10 + [3] * 65), 2)[:n]
@@ -47,7 +57,7 @@ def world(n: int = 240, seed: int = 0, noise: float = 0.8) -> World:
     vectors = unit(centres[kind] + rng.normal(size=(n, 12)) * noise + 2)
     tiles = np.stack([unit(rng.normal(size=(n, 12)) + 2), vectors], axis=1).reshape(-1, 12)
     rows = np.arange(n)
-    return World(
+    return OracleDataset(
         name="tiny",
         ids=tuple(f"{row:05d}" for row in rows),
         vectors=vectors,
@@ -178,7 +188,7 @@ def test_exemplars_are_apart_and_their_groups_are_gone() -> None:
 def test_a_large_piece_is_no_likelier_an_exemplar() -> None:
     groups = np.array([0] * 20 + list(range(1, 10)))
     ids, vectors = tuple(f"{row:03d}" for row in range(29)), unit(np.random.default_rng(0).normal(size=(29, 4)))
-    whole = World("uneven", ids, vectors, ("c",), np.ones((29, 1), bool), groups)
+    whole = OracleDataset("uneven", ids, vectors, ("c",), np.ones((29, 1), bool), groups)
     given = [prepared(whole, replace(FIRST, fold=None, seed=seed)).given for seed in range(200)]
     assert 0.2 < np.mean([0 in groups[rows] for rows in given]) < 0.4  # 0.3 by chance; by images it would be 0.9
 
@@ -268,7 +278,7 @@ def test_budgets() -> None:
     assert images_or_seconds("40", 1000) == 40
     assert images_or_seconds("2%", 1000) == 20
     assert images_or_seconds("0.01%", 1000) == 1
-    assert images_or_seconds("30m", 1000) == Seconds(1800.0)
+    assert images_or_seconds("30m", 1000) == TimeBudget(1800.0)
     timed = play(world(), replace(FIRST, budget="4m"))
     spent = np.diff([point.minutes for point in timed.points])
     assert ((spent > 3) & (spent <= 4)).all()
@@ -334,8 +344,8 @@ def test_a_network_learns_from_what_was_bought_alone(tmp_path: Path) -> None:
     spare = np.arange(12) == 11
     vectors = unit(np.random.default_rng(0).normal(size=(12, 4)))
     ids = tuple(one.id for one in items)
-    whole = World("steel", ids, vectors, ("crack", "hole"), present, np.arange(12), spare=spare)
-    learn = Network(items, tiny("epochs=1", "steps=2"), 10**8)(whole)
+    whole = OracleDataset("steel", ids, vectors, ("crack", "hole"), present, np.arange(12), spare=spare)
+    learn = NetworkLearner(items, tiny("epochs=1", "steps=2"), 10**8)(whole)
     said = learn(np.arange(6))
     assert said is not None
     assert said.probability[:11].min() > 0
@@ -345,13 +355,13 @@ def test_a_network_learns_from_what_was_bought_alone(tmp_path: Path) -> None:
     assert np.allclose(said.probability, again.probability, atol=1e-5)
     assert learn(np.zeros(0, np.int64)) is None
     named = tuple(replace(one, label=Label("labelled", classes=("crack",))) for one in items)
-    assert Network(named, tiny("epochs=1", "steps=2"), 10**8)(whole)(np.arange(6)) is None  # nobody said where
+    assert NetworkLearner(named, tiny("epochs=1", "steps=2"), 10**8)(whole)(np.arange(6)) is None  # nobody said where
 
 
 # --- many plays -----------------------------------------------------------------------------------------------------
 
 
-def settings(*names: str, seeds: int = 2) -> list[Setting]:
+def settings(*names: str, seeds: int = 2) -> list[RunSettings]:
     return [replace(FIRST, strategy=name, seed=seed) for name in names for seed in range(seeds)]
 
 
@@ -378,7 +388,7 @@ def test_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
-    def lazy(setting: Setting) -> Picker | None:
+    def lazy(setting: RunSettings) -> Picker | None:
         def out_of_time(pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
             raise CurateError("out of time")
 
@@ -399,7 +409,7 @@ def test_a_peer_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
 def curve(values: Sequence[float], seed: int = 0, name: str = "random", full: float = 1.0, pieces: int = 0) -> Curve:
     """Ten labels a round; recall and macro-F1 are these values."""
     points = tuple(
-        Point(
+        CurvePoint(
             number,
             10 * number,
             1.0,
@@ -548,11 +558,11 @@ def test_simulate_as_people_and_scripts_meet_it(run: Run, steel: Project) -> Non
 
 
 def test_what_failed_is_tried_again(steel: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(setting: Setting) -> Teacher:
+    def full(setting: RunSettings) -> Teacher:
         raise CurateError("out of memory")
 
     embedding.run(steel, "texture", {})
-    wish = simulating.Wish(("rare",), Setting(rare="crack", budget="10%", rounds=1), seeds=1)
+    wish = simulating.SimulateRequest(("rare",), RunSettings(rare="crack", budget="10%", rounds=1), seeds=1)
     with monkeypatch.context() as patched:
         patched.setattr(simulating, "_teachers", lambda *given: (full, 1, ""))
         failed_ = simulating.run(steel, wish)
@@ -566,7 +576,7 @@ def test_what_failed_is_tried_again(steel: Project, monkeypatch: pytest.MonkeyPa
 def test_a_network_is_played_again_on_other_outlines_or_by_another_recipe(steel: Project, tmp_path: Path) -> None:
     embedding.run(steel, "texture", {})
     (before, _), sets = of_project(steel), ("model.weights=none",)
-    wish = simulating.Wish(setting=Setting(learner="segmenter"), overrides=sets, device="cpu")
+    wish = simulating.SimulateRequest(setting=RunSettings(learner="segmenter"), overrides=sets, device="cpu")
     mark = simulating._teachers(steel, before, wish)[2]
     assert simulating._teachers(steel, before, wish)[2] == mark
     assert simulating._teachers(steel, before, replace(wish, overrides=(*sets, "epochs=1")))[2] != mark
