@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from curate.data import Label, Origin
-from curate.labels.log import Entry, LabelLog, LabelState
+from curate.labels.log import DAMAGE, Entry, LabelLog, LabelState
 from labeling import agreement
 
 ORIGIN: Origin = "label-studio"
@@ -80,7 +80,10 @@ class LoggedAnnotations:
         book.writer.push()
         for line in book.segments.holding(f'"{ORIGIN}"'.encode()):
             if line.get("origin") == ORIGIN and "task" in (extra := line.get("extra", {})):
-                known.note(extra, line["digest"])
+                try:
+                    known.note(extra, line["digest"])
+                except DAMAGE:
+                    raise book.segments.damaged() from None
         return known
 
     def note(self, extra: Mapping[str, Any], digest: str) -> None:

@@ -116,7 +116,7 @@ def label_in(
     if cancelled or any(name == VERDICT and value == UNSURE for name, value in said):
         return replace(label, status="skipped", reason=", ".join(whys) or (SKIPPED if cancelled else UNSURE))
     if faults:
-        return replace(label, status="disputed", reason=f"{UNREADABLE}: {faults[0]}")
+        return replace(label, status="disputed", reason=" ".join(f"{UNREADABLE}: {faults[0]}".split()))
     if label.present and any(_clean(name, value, label.present) for name, value in said):
         return replace(label, status="disputed", reason=CONTRADICTORY)
     return label

@@ -55,17 +55,22 @@ def _outcome(
 ) -> ReadOutcome:
     where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
     if isinstance(record, Reject):
-        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=record.reason, **where))
+        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=_one_line(record.reason), **where))
     try:
         path = paths.safe_join(rules.root, record.path)
     except LabelProblem as problem:
-        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=str(problem), **where))
+        return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=_one_line(str(problem)), **where))
     print_ = intake.fingerprint(path, record, rules, mark)
     if print_ is None:
         return ReadOutcome(FileRow(reference, "", MISSING, problem="named by the labels, not on disk", **where))
     if known and known.fingerprint == print_:
         return ReadOutcome(known)
     return _examine(FileRow(reference, print_, OK, **where), path, record, rules)
+
+
+def _one_line(reason: str) -> str:
+    """A reason repeats what stands in a label file, line breaks and all."""
+    return " ".join(paths.printable(reason).split())
 
 
 def _examine(row: FileRow, path: Path, record: Record, rules: SourceRules) -> ReadOutcome:
@@ -76,7 +81,7 @@ def _examine(row: FileRow, path: Path, record: Record, rules: SourceRules) -> Re
         id = picture.id
         label = intake.label_of(record, rules, picture.width, picture.height)
     except LabelProblem as problem:
-        return ReadOutcome(row._replace(outcome=QUARANTINED, id=id, problem=str(problem)))
+        return ReadOutcome(row._replace(outcome=QUARANTINED, id=id, problem=_one_line(str(problem))))
     except OSError as error:  # no fingerprint: it may be readable the next time, without a change of the file
         return ReadOutcome(
             row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}")

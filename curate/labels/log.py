@@ -158,8 +158,8 @@ class Segments:
         except DAMAGE:
             raise self.damaged(segment, offset) from None
 
-    def damaged(self, segment: str, offset: int) -> CurateError:
-        """The error for the line at this place."""
+    def damaged(self, segment: str = "", offset: int = 0) -> CurateError:
+        """The error for the line at this place, if that is known."""
         where = f"a file of {self.folder}"
         if segment:
             with open(self.folder / segment, "rb") as handle:

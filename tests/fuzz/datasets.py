@@ -315,8 +315,9 @@ def _text(path: Path) -> str:
 
 
 def _walk(root: Path, *suffixes: str) -> list[Path]:
-    """Everything with such a name, whatever it is; folders are entered."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    """Everything with such a name that is no folder: pipes, devices and links, too."""
+    named = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(path for path in named if path.is_symlink() or not path.is_dir())
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -398,6 +399,8 @@ def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _coco_evidence(root: Path, options: Mapping[str, Any]) -> Counter[str]:
     found: Counter[str] = Counter()
     for path in _walk(root, ".json"):
+        if not path.name.startswith("instances"):
+            continue
         try:
             content = json.loads(_text(path), object_pairs_hook=_pairs)
             owners = {(type(one["id"]), one["id"]): one["file_name"] for one in content["images"] if _is_image(one)}
@@ -422,7 +425,7 @@ def _yolo(root: Path, options: Mapping[str, Any]) -> Counter[str]:
         for image in owners:
             mirrored = image.replace("images/", "labels/", 1)
             places = [root / PurePosixPath(path).with_suffix(".txt") for path in (mirrored, image)]
-            there = [path for path in places if path.is_symlink() or path.exists()]
+            there = [path for path in places if path.is_symlink() or (path.exists() and not path.is_dir())]
             if there and not _plain(there[0]):
                 found[image] = 1
             elif there:

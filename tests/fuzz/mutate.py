@@ -45,6 +45,7 @@ QUOTES = (
 )
 ENCODINGS = ("utf-16", "utf-16-le", "utf-32", "latin-1", "utf-8-sig", "cp500", "utf-7")
 DEEP = (500, 3_000, 100_000)
+SEARCHED = 5_000  # characters in which names and numbers are looked for
 
 
 def names(outside: Path) -> list[str]:
@@ -148,7 +149,7 @@ def _edit(random: Random, found: str, outside: Path, planted: Sequence[str]) -> 
 
 
 def _replaced(random: Random, pattern: re.Pattern[str], found: str, by: str) -> str:
-    places = list(pattern.finditer(found))
+    places = list(pattern.finditer(found[:SEARCHED]))
     if not places:
         return found
     place = random.choice(places)
@@ -157,7 +158,8 @@ def _replaced(random: Random, pattern: re.Pattern[str], found: str, by: str) -> 
 
 def _element(random: Random, found: str) -> str:
     """An XML element (or else a word) that is left out, doubled, or put into itself."""
-    places = list(re.finditer(r"<(\w+)>.*?</\1>", found, re.DOTALL)) or list(re.finditer(r"\S+", found))
+    head = found[:SEARCHED]
+    places = list(re.finditer(r"<(\w+)>.*?</\1>", head, re.DOTALL)) or list(re.finditer(r"\S+", head))
     if not places:
         return found
     place = random.choice(places)

@@ -184,6 +184,14 @@ class Run:
         self.children: list[Child] = []
 
     def __call__(self) -> Tally:
+        before = [(kind, signal.getsignal(kind)) for kind in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            return self._run()
+        finally:
+            for kind, handler in before:
+                signal.signal(kind, handler)
+
+    def _run(self) -> Tally:
         self.begun = shown = time.monotonic()
         try:
             self.children = [self._child() for _ in range(self.options.processes)]
@@ -197,6 +205,8 @@ class Run:
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
         finally:
+            for kind in (signal.SIGINT, signal.SIGTERM):  # one is enough; a second must not cut the tidying short
+                signal.signal(kind, signal.SIG_IGN)
             for child in self.children:
                 child.end()
         self.tally.seconds = time.monotonic() - self.begun

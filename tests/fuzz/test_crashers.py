@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 
 from curate import tables
+from curate.data import Record, Reject
 from curate.errors import CurateError
-from curate.index import rounds
+from curate.index import reading, rounds
+from curate.index.intake import SourceRules
 from curate.labels.log import LabelLog, lead_times
 from curate.labels.splits import Decisions
+from curate.project import LimitsConfig
 from curate.tables import Table
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
+from labeling import results
+from labeling.consensus import LoggedAnnotations
+from tests import fakes
 
 LINE: dict[str, Any] = {
     "id": "a" * 64,
@@ -80,6 +86,30 @@ def test_a_damaged_line_of_the_label_log_is_told_in_one_line(changed: dict[str, 
 def test_a_line_that_is_no_entry_is_damage(line: str, tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"000001.jsonl:1: damaged line"):
         whole_log(log(tmp_path / "labels", line))
+
+
+@pytest.mark.parametrize("of", ["x", {"7@x": ["2026"]}, {"7@x": 5}])
+def test_a_damaged_note_on_annotations_is_told(of: Any, tmp_path: Path) -> None:
+    line = {**LINE, "origin": "label-studio", "extra": {"task": "1@x", "of": of}}
+    book = LabelLog(log(tmp_path / "labels", json.dumps(line, separators=(",", ":"))))
+    with pytest.raises(CurateError, match=r"damaged line in an append-only log"):
+        LoggedAnnotations.of(book)
+
+
+@pytest.mark.parametrize("kind", ["a\nb", "\r\n"])
+def test_a_reason_for_a_dispute_is_one_line(kind: str) -> None:
+    label = results.label_in([{"id": "r", "type": kind, "value": {"x": 1}}], (16, 12))
+    assert label.status == "disputed"
+    assert "\n" not in (label.reason or "")
+
+
+def test_a_reason_for_quarantine_is_one_line(tmp_path: Path) -> None:
+    rules = SourceRules(tmp_path, LimitsConfig(), {}, frozenset({"crack"}))
+    fakes.save_image(tmp_path / "a.jpg")
+    found = [Reject("a.jpg", "2 label files: a\nb.xml"), Record("a.jpg", classes=("a\nb",), labelled=True)]
+    found += [Record("../a\nb.jpg", labelled=True)]
+    outcomes = reading.examine_all([(one, None) for one in found], "src", rules, rules.mark)
+    assert all(one.row.problem and "\n" not in one.row.problem for one in outcomes)
 
 
 def test_a_folder_in_the_place_of_a_log_file_is_told(tmp_path: Path) -> None:
