@@ -226,7 +226,9 @@ def _changed(random: Random, found: Any, outside: Path) -> Any:
         case 6 if isinstance(holder[key], str | int | float) and not isinstance(holder[key], bool):
             part = holder[key]
             holder[key] = (
-                part[: len(part) // 2] if isinstance(part, str) else random.choice((-part, part * 1e9, str(part)))
+                part[: len(part) // 2]
+                if isinstance(part, str)
+                else random.choice((-part, part * 10**9, repr(part)[:50]))
             )
         case _:
             holder[key] = copy.deepcopy(random.choice(VALUES))
