@@ -137,7 +137,7 @@ def test_a_project_that_was_moved_copied_or_linked_finds_its_database_and_images
         assert (report["added"], report["missing"], report["app_edits"]) == (0, 0, 0)
     assert shown(link) == found
     assert {row[1].startswith(f"{copy}/data/") for row in shown(copy).values()} == {True}
-    inside = [path for path in copy.rglob("*") if path.is_file() and "db" not in path.relative_to(copy / "..").parts]
+    inside = [path for path in copy.rglob("*") if path.is_file() and "db" not in path.relative_to(copy).parts]
     stale = [path for path in inside if str(first).encode() in path.read_bytes()]
     assert not stale, "no file of the project holds where it lay before"
     for project in (moved, copy):
