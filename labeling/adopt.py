@@ -9,15 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from curate.errors import CurateError, unknown
 from curate.index import app_edits, sync
 from curate.index.dataset import Index, chunks
-from curate.labels.log import LabelLog
-from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import pull, tasks
 from labeling.client import NotFound, Studio
@@ -43,8 +40,8 @@ def run(
     index = Index(project)
     report = PullReport(desk.url, notes=[f"adopted from '{title}' (project {number})"])
     finder = _Finder(index, studio)
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        report.captured = len(app_edits.capture(index, book, project.class_names))
+    with app_edits.opened_log(index) as (book, edited):
+        report.captured = len(edited)
         known = LoggedAnnotations.of(book)
         people = pull.people_on(desk)
         for page in chunks(tasks.listed(desk, [], "all", pull.FIELDS, PAGE), PAGE):
@@ -52,7 +49,7 @@ def run(
             found = list(_ours(page, finder, report))
             made = [pull.task_of(desk, task, finder.sizes[id], people, names) for id, task in found]
             pull.settle_all(index, book, known, made, report)
-    sync.give_splits(index, Decisions(project.work / "splits"))
+    sync.give_splits(index)
     return report
 
 

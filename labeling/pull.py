@@ -14,7 +14,6 @@ from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import Round
 from curate.labels.log import LabelLog
-from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import consensus, results, tasks
 from labeling import remote_project as desks
@@ -70,10 +69,10 @@ def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO
         )
     index = Index(project)
     report = PullReport(desk.url)
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        report.captured = len(app_edits.capture(index, book, project.class_names))
+    with app_edits.opened_log(index) as (book, edited):
+        report.captured = len(edited)
         cursor = _pull(index, book, desk, None if full else desk.cursor, report, progress)
-    sync.give_splits(index, Decisions(project.work / "splits"))
+    sync.give_splits(index)
     if cursor != desk.cursor:
         desk.save(cursor=cursor)
     report.drafts = tasks.drafts(desk)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from curate.data import AUDIT, Label
 from curate.errors import CurateError, LabelProblem, unknown
-from curate.index import app_edits, predictions, rounds, sync
+from curate.index import predictions, rounds, sync
 from curate.index.dataset import Index
 from curate.index.documents import ShownLabel
 from curate.index.predictions import Prediction
@@ -18,7 +18,6 @@ from curate.index.rounds import Round
 from curate.labels import log as label_log
 from curate.labels import splits
 from curate.labels.log import LabelLog
-from curate.labels.splits import Decisions
 from curate.project import Project
 from labeling import images, tabs, tasks
 from labeling import remote_project as desks
@@ -74,9 +73,7 @@ def run(project: Project, studio: Studio, wish: PushRequest, progress: Any = NO_
         told = f"project '{project.name}' has no classes, so annotators would have nothing to choose"
         raise CurateError(f"{told}. Run: curate classes add NAME")
     index = Index(project)
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        app_edits.capture(index, book, project.class_names)
-    sync.give_splits(index, Decisions(project.work / "splits"))
+    sync.capture_app_edits(index)
     batch = _review(index, wish.view) if wish.view else _picked(index, wish.round)
     desk = desks.opened(project, studio, wish.reset_config)
     report = PushReport(batch.name, desk.url, labelled=batch.labelled, notes=list(desk.notes))

@@ -78,9 +78,9 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
     scratch = project.work / f".backup.{os.getpid()}.part"
     with files.writer_lock(project.work, "curate backup"), files.room_for(scratch), _cleared(scratch):
         _remove_left_over(project.work, file)
-        index, book = Index(project), LabelLog(project.work / "labels")
-        app_edits.capture(index, book, project.class_names)
-        book.close()
+        index = Index(project)
+        with app_edits.opened_log(index):
+            pass
         index.dataset.export(
             export_dir=str(scratch / INDEX), dataset_type=index.fo.types.FiftyOneDataset, export_media=False
         )

@@ -38,12 +38,11 @@ def embed(
     if listing:
         _list(json)
         return
-    from curate.files import writer_lock
-    from curate.vectors import run as embedding
+    from curate.ops import embed as embedding
 
     made = open_project(project)
     built, options = _built(made, encoder, set_ or [], device)
-    with writer_lock(made.work, "curate embed"), bars() as step:
+    with bars() as step:
         report = embedding.run(
             made, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
         )

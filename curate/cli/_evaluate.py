@@ -67,9 +67,8 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """How good a model is on labelled images that it has not learnt from, with intervals, and where it fails."""
-    from curate.files import writer_lock
-    from curate.index import app_views
-    from train.evaluate import run as evaluating
+    from curate.ops import evaluate as evaluating
+    from train.evaluate.run import EvaluateRequest
 
     made = open_project(project)
     if folds is not None:
@@ -81,10 +80,9 @@ def evaluate(
         return
     if with_test:
         raise CurateError("--with-test goes with --folds: without folds, test is what is judged")
-    wish = evaluating.EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
-    with writer_lock(made.work, "curate evaluate"), bars() as step:
+    wish = EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
+    with bars() as step:
         found = evaluating.run(made, wish, step)
-        app_views.arrange(made)
     emit(found.to_json()) if json else _evaluated(found, made)
 
 
@@ -218,13 +216,12 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Whether model B is better than A, on the same images: differences with intervals, and a verdict in words."""
-    from curate.files import writer_lock
-    from train.evaluate import compare as comparing
+    from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 
     made = open_project(project)
-    with writer_lock(made.work, "curate compare"), bars() as step:
-        found = comparing.run(made, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step)
+    with bars() as step:
+        found = evaluating.compare(made, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step)
     emit(found.to_json()) if json else _compared(found)
 
 

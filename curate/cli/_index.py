@@ -36,14 +36,11 @@ def index(
     json: JsonOption = False,
 ) -> None:
     """Bring the index up to date with the images and label files. Safe to repeat, safe to kill."""
-    from curate.files import writer_lock
-    from curate.index import app_views, sync
+    from curate.ops import index as indexing
 
     made = open_project(project, {"splits": {"ratio": split}} if split else None)
-    with writer_lock(made.work, "curate index"), bars() as step:
-        report = sync.run(made, step, reread=reread, rebuild=rebuild)
-        drawn = sync.draw_folds(made, folds, repeats) if folds else 0
-        app_views.arrange(made)
+    with bars() as step:
+        report, drawn = indexing.run(made, step, reread=reread, rebuild=rebuild, folds=folds, repeats=repeats)
     result = report.to_json() | ({"folds": folds, "repeats": repeats, "groups_in_folds": drawn} if folds else {})
     if json:
         emit(result)

@@ -46,26 +46,22 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """Send a round to Label Studio, one task an image in the order of the picks; safe to repeat."""
-    from curate.files import writer_lock
-    from curate.index import app_views
+    from curate.ops import push as pushing
     from labeling import client
-    from labeling import push as pushing
+    from labeling.push import PushRequest
 
     if number is not None and view is not None:
         raise CurateError("--round and --view are two different things to push: give one of them")
     made = open_project(project)
-    wish = pushing.PushRequest(number, view, predictions, suggest, reset_config)
+    wish = PushRequest(number, view, predictions, suggest, reset_config)
     studio = client.connect(made)
-    with writer_lock(made.work, "curate push"), bars() as step:
-        if withdraw:
-            found = pushing.withdraw(made, studio, wish)
-        else:
-            report = pushing.run(made, studio, wish, step)
-        app_views.arrange(made)
     if withdraw:
+        found = pushing.withdraw(made, studio, wish)
         emit(found) if json else _withdrawn(found)
-    else:
-        emit(report.to_json()) if json else _pushed(report)
+        return
+    with bars() as step:
+        report = pushing.run(made, studio, wish, step)
+    emit(report.to_json()) if json else _pushed(report)
 
 
 def _withdrawn(found: dict[str, Any]) -> None:
@@ -113,27 +109,22 @@ def pull(
     json: JsonOption = False,
 ) -> None:
     """Fetch what annotators did, with who, when and how long; safe to repeat."""
-    from curate.files import writer_lock
-    from curate.index import app_views
-    from labeling import adopt as adopting
+    from curate.ops import pull as pulling
     from labeling import client
-    from labeling import pull as pulling
 
     names = dict(_named(text) for text in map_ or [])
     made = open_project(project)
-    studio = None if rebuild else client.connect(made)
-    with writer_lock(made.work, "curate pull"), bars() as step:
-        if studio is None:
-            found = pulling.rebuild(made)
-        elif adopt is not None:
-            report = adopting.run(made, studio, adopt, names, step)
+    if rebuild:
+        found = pulling.rebuild(made)
+        emit(found) if json else _rebuilt(found)
+        return
+    studio = client.connect(made)
+    with bars() as step:
+        if adopt is not None:
+            report = pulling.adopt(made, studio, adopt, names, step)
         else:
             report = pulling.run(made, studio, full, step)
-        app_views.arrange(made)
-    if studio is None:
-        emit(found) if json else _rebuilt(found)
-    else:
-        emit(report.to_json()) if json else _pulled(report)
+    emit(report.to_json()) if json else _pulled(report)
 
 
 def _rebuilt(found: dict[str, int]) -> None:

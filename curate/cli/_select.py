@@ -12,7 +12,7 @@ from curate.units import duration
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from curate.select.run import SelectRequest, SelectResult
+    from curate.select.run import SelectResult
     from curate.vectors.duplicates import DuplicatesReport
 
 
@@ -34,14 +34,11 @@ def duplicates(
     json: JsonOption = False,
 ) -> None:
     """Find pictures that are nearly the same, also across splits and sources; nothing is removed."""
-    from curate.files import writer_lock
-    from curate.index import app_views
-    from curate.vectors import duplicates as search
+    from curate.ops import duplicates as search
 
     made = open_project(project)
-    with writer_lock(made.work, "curate duplicates"), bars() as step:
+    with bars() as step:
         report = search.run(made, near, encoder, join, step)
-        app_views.arrange(made)
     emit(report.to_json()) if json else _clusters(made, report)
 
 
@@ -103,6 +100,7 @@ def select(
     json: JsonOption = False,
 ) -> None:
     """Choose the images that are worth labelling next, rare defects first, and say why for each."""
+    from curate.ops import select as choosing
     from curate.select import run as selecting
     from curate.select.rules import BARE, SelectionRules
     from curate.strategies import CATALOGUE
@@ -130,7 +128,8 @@ def select(
         found = selecting.explain(made, wish, explain)
         emit(found) if json else _explain(found)
         return
-    chosen = _run(made, wish, dry_run)
+    with bars() as step:
+        chosen = choosing.run(made, wish, step, dry=dry_run)
     emit(chosen.to_json()) if json else _show(made, chosen)
 
 
@@ -152,20 +151,6 @@ def _quota(text: str) -> Any:
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
-
-
-def _run(made: Project, wish: SelectRequest, dry: bool) -> SelectResult:
-    from contextlib import nullcontext
-
-    from curate.files import writer_lock
-    from curate.index import app_views
-    from curate.select import run as selecting
-
-    with nullcontext() if dry else writer_lock(made.work, "curate select"), bars() as step:
-        chosen = selecting.run(made, wish, step, dry=dry)
-        if not dry:
-            app_views.arrange(made)
-    return chosen
 
 
 def _show(made: Project, chosen: SelectResult) -> None:

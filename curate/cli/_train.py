@@ -138,18 +138,15 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """What the model says of the images that it has not seen yet: scores for select, regions for people and the App."""
-    from curate.files import writer_lock
-    from curate.index import app_views
-    from train.predict import run as predicting
+    from curate.ops import predict as predicting
 
     if view is not None and everything:
         raise CurateError("--view and --all contradict each other; give one")
     made = open_project(project)
-    with writer_lock(made.work, "curate predict"), bars() as step:
+    with bars() as step:
         report = predicting.run(
             made, model, view, step, everything=everything, device=device_named(device), engine=engine
         )
-        app_views.arrange(made)
     emit(report.to_json()) if json else _predicted(report)
 
 
@@ -226,12 +223,11 @@ def models_promote(
 
     A first model is compared with nothing, and false alarms alone refuse none: see curate evaluate and curate compare.
     """
-    from curate.files import writer_lock
-    from train.evaluate import promote
+    from curate.ops import evaluate
 
     made = open_project(project)
-    with writer_lock(made.work, "curate models promote"), bars() as step:
-        found = promote.run(made, model, force, device_named(device), step)
+    with bars() as step:
+        found = evaluate.promote(made, model, force, device_named(device), step)
     if json:
         emit({"production": found.key, "forced": found.forced, "notes": found.notes, "warnings": found.warnings})
         return

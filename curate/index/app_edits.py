@@ -1,8 +1,9 @@
-"""Labels that people changed in the App: into the log, before anything could overwrite them."""
+"""Labels that people changed in the App go to the label log before anything could overwrite them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from curate.data import STATUSES, Box, Defect, Label, make_defect
@@ -17,9 +18,17 @@ OUTSIDE = "box-outside-the-image"
 ATTEMPTS = 10
 
 
-def capture(index: Index, book: LabelLog, classes: Collection[str]) -> list[str]:
+@contextmanager
+def opened_log(index: Index) -> Iterator[tuple[LabelLog, list[str]]]:
+    """Open the label log with every App edit appended to it; beside it the ids of the images that were edited."""
+    names = index.project.class_names
+    with closing(LabelLog(index.project.work / "labels", names)) as log:
+        yield log, capture(index, log, names)
+
+
+def capture(index: Index, log: LabelLog, classes: Collection[str]) -> list[str]:
     """Append every App edit to the log and settle it in the index; the ids of the images that were edited."""
-    return show(index, book, index.edited(), classes)
+    return show(index, log, index.edited(), classes)
 
 
 def show(index: Index, book: LabelLog, ids: Iterable[str], classes: Collection[str]) -> list[str]:

@@ -48,17 +48,19 @@ def _picture_of(project: Project, id: str) -> Path:
 def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
     """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
     with writer_lock(project.work, "curate resolve"):
-        index, book = Index(project), LabelLog(project.work / "labels", project.class_names)
-        app_edits.capture(index, book, project.class_names)
-        ids = _disputed(index, image)
-        open_yet = [id for id in ids if book.state(id).label.status == "disputed"]  # others a kill kept from the index
-        chosen = {id: choose(book.versions(id), keep) for id in open_yet}
-        report = [_listed(id, book) | {"kept": keep} for id in ids]
-        for id, label in chosen.items():
-            book.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
-        book.flush()
-        app_edits.show(index, book, ids, project.class_names)
-        book.close()
+        index = Index(project)
+        with app_edits.opened_log(index) as (log, _):
+            ids = _disputed(index, image)
+            # Others, which a killed run decided, are logged already and only shown.
+            open_yet = [
+                id for id in ids if log.state(id).label.status == "disputed"
+            ]
+            chosen = {id: choose(log.versions(id), keep) for id in open_yet}
+            report = [_listed(id, log) | {"kept": keep} for id in ids]
+            for id, label in chosen.items():
+                log.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
+            log.flush()
+            app_edits.show(index, log, ids, project.class_names)
         for id in ids:
             files.remove(_picture_of(project, id))
         return report

@@ -18,8 +18,7 @@ from typing import Any
 from curate import files, formats, state, workers
 from curate.data import UNLABELLED, Label, Record, Reject
 from curate.errors import CurateError
-from curate.index import app_edits as edits
-from curate.index import classes, intake, reading, rounds, synthetic
+from curate.index import app_edits, classes, intake, reading, rounds, synthetic
 from curate.index.dataset import ImageState, Index, chunks
 from curate.index.documents import NewSample
 from curate.index.file_ledger import MISSING, QUARANTINED, FileRow, Ledger, LedgerImage
@@ -122,7 +121,7 @@ class _Run:
         self.made: dict[str, synthetic.SyntheticOrigin] = {}
 
     def run(self, reread: bool, rebuild: bool) -> IndexReport:
-        self.report.app_edits = len(edits.capture(self.index, self.book, self.project.class_names))
+        self.report.app_edits = len(app_edits.capture(self.index, self.book, self.project.class_names))
         self.cards = self.index.cards()
         if reread:
             self.table.forget()
@@ -248,7 +247,7 @@ class _Run:
     def _reconcile(self, rebuild: bool) -> set[str]:
         """Show every state that differs from what the index shows; with `rebuild` every state there is."""
         stale = [id for id, card in self.cards.items() if rebuild or card.key != self.book.key(id)]
-        self.report.app_edits += len(edits.show(self.index, self.book, stale, self.project.class_names))
+        self.report.app_edits += len(app_edits.show(self.index, self.book, stale, self.project.class_names))
         return set(stale)
 
     def _place(self, images: list[LedgerImage]) -> set[str]:
@@ -320,8 +319,19 @@ class _Run:
         report.notes = table.notes()
 
 
-def give_splits(index: Index, decisions: Decisions) -> dict[str, Member]:
-    """Decide the splits that are due, and show them; every image as the splits see it."""
+def capture_app_edits(index: Index) -> None:
+    """Log what curators changed in the App, and give splits to what is labelled by now.
+
+    Comes before anything is chosen, sent or learnt: nothing of val and test may teach.
+    """
+    with app_edits.opened_log(index):
+        pass
+    give_splits(index)
+
+
+def give_splits(index: Index, decisions: Decisions | None = None) -> dict[str, Member]:
+    """Decide the splits that are due, and show them; returns every image as the splits see it."""
+    decisions = decisions or Decisions(index.project.work / "splits")
     config, members = index.project.config.splits, index.members()
     decisions.assign(splits.due(list(members.values()), decisions, config.shares, config.seed))
     wanted = {id: decisions.split(member.group) for id, member in members.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +14,10 @@ import numpy as np
 
 from curate import __version__, state, tables
 from curate.errors import CurateError
-from curate.index import app_edits, rounds, sync
+from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.index.rounds import Round
 from curate.labels import log as label_log
-from curate.labels.log import LabelLog
-from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.select import build_pool, cost, linear_probe
 from curate.select import rules as selection
@@ -95,7 +92,7 @@ def run(project: Project, wish: SelectRequest, progress: Any = NO_PROGRESS, *, d
         vectors.open_latest(project.work, wish.encoder)  # before the database takes its time
     index = Index(project)
     if not dry:
-        _capture(index)
+        sync.capture_app_edits(index)
     progress("reading vectors", 0, 1)
     built = build_pool.build(index, wish.encoder, wish.exemplars, wish.classes)
     progress("reading vectors", 1, 1)
@@ -124,14 +121,6 @@ def _rules(rules: SelectionRules, pool: Pool) -> SelectionRules:
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
     return replace(rules, near=nearest.cosine(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
-
-
-def _capture(index: Index) -> None:
-    """What curators drew in the App goes to the log first, and gets its split: nothing of val and test may teach."""
-    names = index.project.class_names
-    with closing(LabelLog(index.project.work / "labels", names)) as book:
-        app_edits.capture(index, book, names)
-    sync.give_splits(index, Decisions(index.project.work / "splits"))
 
 
 def cost_model(project: Project) -> CostModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ import numpy as np
 
 from curate import files
 from curate.errors import CurateError, unknown
-from curate.index import app_edits, sync
+from curate.index import sync
 from curate.index.dataset import Index
 from curate.index.rounds import key_of
-from curate.labels.log import LabelLog
-from curate.labels.splits import Decisions
 from curate.project import Project
 from curate.units import duration
 from curate.workers import cores
@@ -128,7 +126,7 @@ def prepared(project: Project, wish: TrainRequest) -> tuple[Recipe, TrainingData
     named = _named(wish)
     with files.writer_lock(project.work, "curate train: labels"):
         index = Index(project)
-        _capture(index)
+        sync.capture_app_edits(index)
         data = dataset.collect(index, named.task if named else wish.task)
         resolved = _resolved(named or recipe.load(recipe.DEFAULTS[data.task], wish.overrides), data)
         return pseudo.added(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
@@ -145,14 +143,6 @@ def _named(wish: TrainRequest) -> Recipe | None:
         fitting = [name for name in recipe.names() if recipe.load(name).task == wish.task]
         raise CurateError(f"recipe '{wish.recipe}' is for {found.task}; for {wish.task}: {', '.join(fitting)}")
     return found
-
-
-def _capture(index: Index) -> None:
-    """What curators drew in the App is in the log, and has its split, before anything is learnt."""
-    names = index.project.class_names
-    with closing(LabelLog(index.project.work / "labels", names)) as book:
-        app_edits.capture(index, book, names)
-    sync.give_splits(index, Decisions(index.project.work / "splits"))
 
 
 def _resolved(named: Recipe, data: TrainingData) -> Recipe:

@@ -1,0 +1,41 @@
+"""`curate evaluate`, `compare`, `models promote`: how good a model is, and whether it becomes production's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from curate.ops._lock import Progress, no_progress, writing
+from curate.project import Project
+
+if TYPE_CHECKING:
+    from train.evaluate.compare import Comparison
+    from train.evaluate.promote import Promoted
+    from train.evaluate.run import EvaluateRequest, Evaluation
+
+
+def run(
+    project: Project, request: EvaluateRequest, progress: Progress = no_progress, command: str = "evaluate"
+) -> Evaluation:
+    """Evaluate a model and show its mistakes in the App."""
+    from train.evaluate import run as evaluating
+
+    with writing(project, command):
+        return evaluating.run(project, request, progress)
+
+
+def compare(project: Project, a: str, b: str, request: EvaluateRequest, progress: Progress = no_progress) -> Comparison:
+    """Evaluate two models on the same images."""
+    from train.evaluate import compare
+
+    with writing(project, "compare", views=False):
+        return compare.run(project, a, b, request, progress)
+
+
+def promote(
+    project: Project, model: str | None, force: bool, device: str, progress: Progress = no_progress
+) -> Promoted:
+    """Make a model production's."""
+    from train.evaluate import promote
+
+    with writing(project, "models promote", views=False):
+        return promote.run(project, model, force, device, progress)
