@@ -210,9 +210,9 @@ def _views(index: Index) -> None:
         old = {"input": {"$ifNull": ["$saved_views", []]}, "cond": {"$not": {"$in": ["$$this", kept + gone]}}}
         together = {"$concatArrays": [{"$filter": old}, kept]}
         db.datasets.update_one({"_id": home}, [{"$set": {"saved_views": together, "last_modified_at": now}}])
-        dataset._doc.reload("saved_views")
     if gone:
         db.views.delete_many({"_id": {"$in": gone}})
+    dataset._doc.reload("saved_views")  # another process may have written what this one had read before
 
 
 def _told_apart(views: Iterable[SavedView], taken: set[str], slug: Callable[[str], str]) -> Iterator[SavedView]:

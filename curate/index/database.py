@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from curate import files
 from curate.errors import CurateError
@@ -74,8 +74,8 @@ def embedded() -> bool:
 
 
 def shown(uri: str | None) -> str:
-    """The URI as it may be printed: without user, password and options."""
-    return str(uri).rpartition("@")[2].partition("?")[0]
+    """The server's address as it may be printed: without user, password and options."""
+    return unquote(str(uri).rpartition("@")[2].partition("?")[0].rpartition("//")[2])
 
 
 def _without_password(text: str, uri: str) -> str:
