@@ -21,7 +21,7 @@ from typing import IO, Any
 from curate.errors import CurateError
 
 FORMULA = "=+-@\t\r"  # a spreadsheet runs a cell that begins with one of these
-LARGEST = 1 << 32  # bytes of a file that is read whole: above any image or label file
+LARGEST = 1 << 30  # bytes of a file that is read whole: above any image or label file
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may have
 
@@ -122,11 +122,14 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
     The file is opened without waiting and judged by its handle, so that it cannot be exchanged in between.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        size = os.fstat(file.fileno()).st_size
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EINVAL, f"larger than {limit} bytes", str(path))
+        if size > limit:
+            raise OSError(errno.EINVAL, f"larger than {limit} bytes", str(path))
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise OSError(errno.EBUSY, "changed while it was read", str(path))
     return content
 
 

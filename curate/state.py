@@ -49,7 +49,7 @@ def recorded(project: Project) -> dict[str, Any]:
         return {**found, "schema": int(found["schema"])}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise CurateError(f'{file} is damaged; it should hold {{"schema": {SCHEMA}}}') from None
 
 

@@ -52,9 +52,7 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
         with app_edits.opened_log(index) as (log, _):
             ids = _disputed(index, image)
             # Others, which a killed run decided, are logged already and only shown.
-            open_yet = [
-                id for id in ids if log.state(id).label.status == "disputed"
-            ]
+            open_yet = [id for id in ids if log.state(id).label.status == "disputed"]
             chosen = {id: choose(log.versions(id), keep) for id in open_yet}
             report = [_listed(id, log) | {"kept": keep} for id in ids]
             for id, label in chosen.items():

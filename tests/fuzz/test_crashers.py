@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curate import tables
+from curate import state, tables
 from curate.data import Record, Reject
 from curate.errors import CurateError
 from curate.index import reading, rounds
 from curate.index.intake import SourceRules
 from curate.labels.log import LabelLog, lead_times
 from curate.labels.splits import Decisions
-from curate.project import LimitsConfig
+from curate.project import LimitsConfig, Project, ProjectConfig
 from curate.tables import Table
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
@@ -140,6 +140,15 @@ def test_groups_that_are_joined_in_a_circle_do_not_hang(tmp_path: Path) -> None:
     folder = log(tmp_path / "splits", "\n".join(map(json.dumps, circle)))
     with pytest.raises(CurateError, match=r"000001.jsonl:3: damaged line"):
         Decisions(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"schema": 1e400}', '{"schema": []}', "9" * 5000])
+def test_a_damaged_state_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+    config = ProjectConfig.model_validate({"sources": [{"format": "images", "data": "data"}]})
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "state.json").write_text(text)
+    with pytest.raises(CurateError, match=r"state.json is damaged"):
+        state.recorded(Project(tmp_path, config))
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
