@@ -210,8 +210,11 @@ def test_a_whole_round_by_mouse_and_keys(make: Make, tmp_path: Path, studio: Stu
     page.keyboard.press("1")
     drag(page, PATH)
     page.keyboard.press("u")  # else the next key would give the stroke another class
+    page.locator(".lsf-label_selected").wait_for(state="detached")
     page.keyboard.press("s")
+    page.locator(".lsf-label_selected", has_text="hole").wait_for()
     drag(page, [(200, 40), (260, 90)])
+    page.locator(".lsf-label_selected").wait_for(state="detached")  # the box is finished
     page.get_by_text("hole", exact=True).last.click()  # in the list of regions
     page.get_by_text("major").click()
     page.screenshot(path=SCREENSHOTS / "annotator-box.png")
