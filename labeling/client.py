@@ -113,6 +113,23 @@ def _from_environment() -> tuple[str, str] | None:
     return os.environ[URL], os.environ[KEY]
 
 
+def status(project: Project) -> dict[str, Any]:
+    """Facts of the server that the commands use, and whether it answers; never raises for one that does not."""
+    served = None if external() else server.find(project)
+    facts: dict[str, Any] = {"external": external(), "running": False, "url": os.environ.get(URL)}
+    facts |= {"version": None, "projects": None, "problem": None}
+    if served:
+        facts |= {"url": served.url, "pid": served.pid, "folder": str(served.folder), "log": str(served.log)}
+    try:
+        studio = connect(project)
+        release = studio.get("/api/version")["release"]
+        facts |= {"running": True, "url": studio.url, "version": release, "user": studio.me.email}
+        facts["projects"] = studio.get("/api/projects", page_size=1)["count"]
+    except CurateError as error:
+        facts["problem"] = str(error)
+    return facts
+
+
 def _from_own_server(project: Project) -> tuple[str, str]:
     served = server.find(project)
     if served is None:

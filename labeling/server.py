@@ -149,25 +149,6 @@ def find(project: Project) -> RunningServer | None:
     return running(folder_of(project))
 
 
-def status(project: Project) -> dict[str, Any]:
-    """Which server the commands use, and whether it answers; never raises for one that does not."""
-    from labeling import client
-
-    served = None if client.external() else find(project)
-    told: dict[str, Any] = {"external": client.external(), "running": False, "url": os.environ.get(client.URL)}
-    told |= {"version": None, "projects": None, "problem": None}
-    if served:
-        told |= {"url": served.url, "pid": served.pid, "folder": str(served.folder), "log": str(served.log)}
-    try:
-        studio = client.connect(project)
-        release = studio.get("/api/version")["release"]
-        told |= {"running": True, "url": studio.url, "version": release, "user": studio.me.email}
-        told["projects"] = studio.get("/api/projects", page_size=1)["count"]
-    except CurateError as error:
-        told["problem"] = str(error)
-    return told
-
-
 def remove_links(root: Path) -> None:
     """Remove the links to whole sources that earlier versions made in a document root: Label Studio follows links."""
     for path in root.iterdir() if root.is_dir() else ():

@@ -23,9 +23,9 @@ from curate.embed._base import Encoder, prepare_image, whole
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import contact_sheet, gates, masks
+from synth import contact_sheet, gates, generate, masks
 from synth.gates import Floats, Limits, ValueRange
-from synth.nouns import Donor, Mask, MaskBank, Pixels
+from synth.nouns import CandidateImage, Donor, Mask, MaskBank, Pixels
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor
@@ -40,18 +40,6 @@ REFERENCE = 30  # real defects of a class that the segmenter is tried on
 ROOM = 32  # pixels around a window that the segmenter sees, too
 LEAST = 8  # pixels of margin around a defect
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class CandidateImage:
-    """A synthetic image as gates see it; `told`: pixels of its mask, as the manifest has it."""
-
-    id: str
-    name: str
-    pixels: Pixels
-    mask: Mask
-    window: tuple[int, int, int, int]
-    told: int
 
 
 @dataclass(frozen=True)
@@ -126,8 +114,6 @@ def check(
     progress: Progress = lambda stage, done, total: None,
 ) -> CheckReport:
     """Judge a batch; writes `checked.parquet`, `checked.json` and `sheet.png` beside it."""
-    from synth import generate
-
     _known(without)
     batch = generate.opened(project, key)
     index = Index(project)

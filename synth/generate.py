@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +28,8 @@ from curate.paths import safe_join
 from curate.project import Project
 from synth import masks
 from synth.masks import Place
-from synth.nouns import Mask, MaskBank, Pixels, Scene, Site, SyntheticImage
+from synth.nouns import CandidateImage, Mask, MaskBank, Pixels, Scene, Site, SyntheticImage
 from train.data.pixels import read, with_channels
-
-if TYPE_CHECKING:
-    from synth.check import CandidateImage
 
 STEP = 1  # raise it when the same wish and bank give another batch than before
 FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
@@ -514,8 +511,6 @@ def every(project: Project) -> list[SyntheticBatch]:
 
 def looks(batch: SyntheticBatch) -> Iterator[CandidateImage]:
     """Every image of a batch with its mask, as gates see them."""
-    from synth.check import CandidateImage
-
     for one in batch.made():
         pixels, mask = both_of(batch, one)
         yield CandidateImage(one.id, one.name, pixels, mask, one.window, one.area)

@@ -139,3 +139,15 @@ class SyntheticImage:
 
 
 Examples = Sequence[TrainingWindow]
+
+
+@dataclass(frozen=True)
+class CandidateImage:
+    """A synthetic image as gates see it; `told`: pixels of its mask, as the manifest has it."""
+
+    id: str
+    name: str
+    pixels: Pixels
+    mask: Mask
+    window: tuple[int, int, int, int]
+    told: int

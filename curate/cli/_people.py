@@ -91,9 +91,9 @@ def labelstudio_down(project: ProjectOption = None, json: JsonOption = False) ->
 @_labelstudio.command("status")
 def labelstudio_status(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Which server the commands use, and whether it answers."""
-    from labeling import server
+    from labeling import client
 
-    told = server.status(open_project(project))
+    told = client.status(open_project(project))
     if json:
         emit(told)
         return

@@ -27,8 +27,7 @@ from curate.labels.splits import draw
 from curate.masks.shapes import defect_from_mask
 from curate.paths import safe_join
 from synth import check, generate, masks
-from synth.check import CandidateImage
-from synth.nouns import MaskBank, Scene, Site
+from synth.nouns import CandidateImage, MaskBank, Scene, Site
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
 from train.predict.run import Predictor

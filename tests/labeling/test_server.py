@@ -111,7 +111,7 @@ def test_all_commands_find_it(own: tuple[Project, list[dict[str, Any]]], monkeyp
         monkeypatch.delenv(name, raising=False)
     project, told = own
     assert client.connect(project).me.email == server.EMAIL
-    status = server.status(project)
+    status = client.status(project)
     expected = {"running": True, "external": False, "url": told[0]["url"], "pid": told[0]["pid"], "problem": None}
     assert expected.items() <= status.items()
     assert re.fullmatch(r"\d+\.\d+\.\d+", status["version"])
@@ -121,11 +121,11 @@ def test_status_of_a_server_elsewhere(
     own: tuple[Project, list[dict[str, Any]]], studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, _ = own
-    status = server.status(project)
+    status = client.status(project)
     assert (status["external"], status["running"], status["url"]) == (True, True, studio.url)
     assert "pid" not in status
     monkeypatch.setenv(client.URL, f"http://127.0.0.1:{server.any_port()}")
-    status = server.status(project)
+    status = client.status(project)
     assert (status["external"], status["running"]) == (True, False)
     assert "cannot reach" in status["problem"]
 
@@ -144,7 +144,7 @@ def test_only_its_owner_reads_what_is_secret(own: tuple[Project, list[dict[str, 
 def test_token_and_password_are_in_no_argument_log_or_answer(own: tuple[Project, list[dict[str, Any]]]) -> None:
     project, told = own
     known = server.read_credentials(served(project).folder)
-    seen = json.dumps(told) + json.dumps(server.status(project)) + served(project).log.read_text(encoding="utf-8")
+    seen = json.dumps(told) + json.dumps(client.status(project)) + served(project).log.read_text(encoding="utf-8")
     seen += (served(project).folder / "server.json").read_text(encoding="utf-8")
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

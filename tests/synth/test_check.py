@@ -18,8 +18,8 @@ from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
 from synth import accept, check, generate, masks
-from synth.check import CandidateImage, RealReference
-from synth.nouns import MaskBank
+from synth.check import RealReference
+from synth.nouns import CandidateImage, MaskBank
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, drawn, item
 from train.predict.run import Predictor
