@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both do all set-up themselves and may be repeated.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# The newest supported Python that runs here; a version manager may list ones that do not.
+PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev,bench,labelstudio,ray,export
@@ -16,7 +17,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench kill figures trial proof proof-full clean test-bounds fuzz
+.PHONY: help setup demo test quick constraints lint bench kill figures trial proof proof-full clean test-bounds fuzz
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -24,10 +25,11 @@ help: ## Show what can be made.
 
 setup: $(STAMP) ## Make .venv and install everything (some minutes, some GB the first time).
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" -o -x $(BIN)/python || { echo "Python 3.11, 3.12 or 3.13 is needed, and none runs here" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"
-	@$(BIN)/pip install -qq -e '.[$(EXTRAS)]'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m curate.mongod --install
 	@rm -f $(VENV)/.installed-* && touch $@
 
@@ -46,6 +48,12 @@ kill: setup ## Kill -9 at every write and at random moments of every command; MI
 
 test-bounds: setup ## Run the tests of the numba kernels with their bounds checked (compiled anew the first time).
 	@NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest $(KERNELS)
+
+quick: setup ## Run the tests that need no database, server, browser or training.
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not mongo and not studio and not browser and not train and not slow"
+
+constraints: setup ## Pin the versions that are installed, after `make test` has passed with them.
+	@{ echo "# Made by 'make constraints': the versions that were tested together."; $(BIN)/pip freeze --exclude-editable; } > constraints.txt
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .

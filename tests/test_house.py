@@ -25,7 +25,8 @@ HEAVY = {
 SLOW = HEAVY | {"numpy", "numba", "cv2", "pydantic", "PIL", "tomlkit", "yaml"}
 TOP = {
     *("pyproject.toml", "README.md", "curate", "labeling", "synth", "train", "tests", "projects"),
-    *("Makefile", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore", ".pre-commit-config.yaml", ".github"),
+    *("Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", "docs"),
+    *(".ci", ".gitignore", ".pre-commit-config.yaml", ".github"),
 }
 LARGEST = 200_000
 FIXTURE_LARGEST = 1_000_000  # an old project's backup
@@ -92,16 +93,89 @@ def test_the_walk_sees_what_it_should() -> None:
     assert {"curate.cli", "curate.cli._index", "curate.errors"} <= loaded_by("curate.cli")
 
 
+# Inside `curate`, from the ground up: a folder may import those before it, imports inside functions counted. Plug-ins of
+# one folder are listed with the room that they serve; what is in no folder is the ground floor.
+FLOORS: tuple[set[str], ...] = (
+    {"masks", "labels", "formats", "greedy"},
+    {"index", "exports"},
+    {"embed"},
+    {"vectors"},
+    {"select", "strategies"},
+    {"audit", "monitor"},
+    {"admin", "demo"},
+    {"ops"},
+    {"cli", "app", "__main__", "api"},
+)
+DOORS = ("curate.cli", "curate.ops", "curate.app", "curate.api")  # may reach up into other rooms, inside a function
+
+
+def floor(module: str) -> int:
+    folder = module.split(".")[1] if "." in module else ""
+    return next((number for number, rooms in enumerate(FLOORS, 1) if folder in rooms), 0)
+
+
+def ours(module: str) -> set[str]:
+    """Modules of ours that a module imports, anywhere in it; of `from package import name` the package, too."""
+    everything = modules()
+    return {name for name in imports_of(module, deep=True) if name in everything} - {module}
+
+
 @pytest.mark.parametrize("module", modules())
 def test_imports_follow_the_arrows(module: str) -> None:
     room = module.split(".")[0]
-    ours = {name for name in imports_of(module, deep=True) if name.split(".")[0] in ROOMS | {"tests", "projects"}}
-    wrong = {name for name in ours if name.split(".")[0] not in MAY_IMPORT[room]}
-    if module.startswith("curate.cli"):  # a command may reach up into the other rooms, inside its function
+    named = {name for name in imports_of(module, deep=True) if name.split(".")[0] in ROOMS | {"tests", "projects"}}
+    wrong = {name for name in named if name.split(".")[0] not in MAY_IMPORT[room]}
+    if module.startswith(DOORS):
         wrong &= {name for name in imports_of(module, deep=False) if name.split(".")[0] in ROOMS}
     if room == "labeling" and "backend" not in module:  # only the machine-learning backend needs models
-        wrong |= {name for name in ours if name.split(".")[0] == "train"}
+        wrong |= {name for name in named if name.split(".")[0] == "train"}
+    if room == "curate":
+        wrong |= {name for name in ours(module) if name.startswith("curate.") and floor(name) > floor(module)}
     assert not wrong, f"{module} may not import {sorted(wrong)}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Imports inside functions and for types counted."""
+    graph = {module: {name for name in ours(module) if modules()[name].name != "__init__.py"} for module in modules()}
+    circles = []
+    for start in graph:
+        seen: set[str] = set()
+        todo = list(graph[start])
+        while todo:
+            module = todo.pop()
+            if module == start:
+                circles.append(start)
+                break
+            if module not in seen:
+                seen.add(module)
+                todo += graph[module]
+    assert not circles
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+OPENINGS = ("Of ", "What ", "Those ", "Whether ", "Also ")
+
+
+def documented(path: Path) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield getattr(node, "name", "the module"), ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("module", modules())
+def test_docstrings_begin_with_a_verb_or_the_thing(module: str) -> None:
+    odd = [name for name, text in documented(modules()[module]) if text.startswith(OPENINGS)]
+    assert not odd, f"docstrings of {odd} open with one of {OPENINGS}"
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert not {name: home for name, home in homes.items() if len(home) > 1}
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if name.split(".")[0] == "curate"])
