@@ -84,13 +84,22 @@ def _label_file(root: Path, labels: Path | None) -> Path:
 
 def _load(source: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(read_text(source))
+        content = json.loads(read_text(source), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as problem:
         raise CurateError(f"'{source}' is not readable JSON: {problem}. Export it again") from None
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
         raise CurateError(f"'{source}' is not a COCO file: it needs the lists {', '.join(parts)}")
     return content
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two lists with one name, JSON readers keep the last: annotations would vanish in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"key {short(name)} stands twice in one object")
+    return found
 
 
 def _collect(content: dict[str, list[Any]], folder: str) -> tuple[dict[str, _Image], list[str]]:

@@ -25,8 +25,11 @@ from typing import Any, Literal
 from curate.data import MaskFile, Record, Region, Reject
 from curate.errors import CurateError, LabelProblem
 from curate.formats._common import folder_below, join, label_name, listing, short, stem, without_label
+from curate.paths import IMAGE_SUFFIXES
 
 ENDINGS = ("", "_mask", "_label", "_gt")
+UNREADABLE = frozenset({".gif", ".jp2", ".mat", ".npy", ".npz", ".pgm", ".ppm", ".svg"})
+"""Masks that nobody here reads: passed over, they would leave their image clean."""
 Regions = Callable[[str, str], tuple[Region, ...]]
 """From an image's path and its mask's path (relative to root) to the regions."""
 
@@ -68,6 +71,9 @@ def is_mask(path: str, masks: str = "masks", **_options: Any) -> bool:
 
 def _entry(path: str, masks: list[str], regions: Regions) -> Record | Reject:
     try:
+        for mask in masks:
+            if PurePosixPath(mask).suffix.lower() in UNREADABLE:
+                raise LabelProblem(f"mask {short(mask)} is in no format that is read here. Convert it to PNG")
         found = tuple(region for mask in masks for region in regions(path, mask))
         again = [label for label, count in Counter(region.label for region in found).items() if count > 1]
         if again:
@@ -90,7 +96,7 @@ def _inside(root: Path, image_folder: Path, mask_folder: Path) -> str:
 def _masks_by_image(images: list[str], folder: str, masks: Path, by_class: bool) -> dict[str, list[str]]:
     """The masks of each image, by class name; masks that fit no image stand under the name that one would have."""
     keys: dict[str, list[str]] = {}
-    for mask in listing(masks):
+    for mask in listing(masks, IMAGE_SUFFIXES | UNREADABLE):
         inside = mask.partition("/")[2] if by_class and "/" in mask else mask
         keys.setdefault(_without_ending(inside), []).append(mask)
     stems = Counter(PurePosixPath(image).stem for image in images)

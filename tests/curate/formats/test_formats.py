@@ -542,6 +542,14 @@ def test_coco_a_category_of_two_names_is_none(root: Path) -> None:
     assert "category id 1 is not listed; allowed: 2" in only_reject(read("coco", root), "a.jpg").reason
 
 
+def test_coco_a_key_that_stands_twice_hides_nothing(root: Path) -> None:
+    save_image(root / "a.jpg")
+    content = coco([{"id": 1, "file_name": "a.jpg"}], [annotation()])
+    save_text(root / "annotations.json", content[: content.rindex("}")] + ', "annotations": []}')
+    with pytest.raises(CurateError, match="key 'annotations' stands twice"):
+        read("coco", root, fully=True)
+
+
 def test_coco_bad_image_entries(root: Path) -> None:
     good = {"id": 1, "file_name": "a.jpg"}
     found = coco_set(root, images=[good, {"id": 2}, {"file_name": "x.jpg"}, None, {"id": 3, "file_name": 5}])
@@ -779,6 +787,13 @@ def test_mask_folder_bad_options(options: dict[str, Any], message: str, root: Pa
     (root / "masks").mkdir()
     with pytest.raises(CurateError, match=message):
         read("mask_folder", root, **options)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".gif"])
+def test_mask_folder_a_mask_that_is_not_read_leaves_no_image_clean(suffix: str, root: Path) -> None:
+    save_image(root / "images" / "a.png")
+    save_text(root / "masks" / "crack" / f"a{suffix}", "no picture")
+    assert "Convert it to PNG" in only_reject(read("mask_folder", root, fully=True), "images/a.png").reason
 
 
 def test_mask_folder_outside_of_the_root(root: Path, tmp_path: Path) -> None:
