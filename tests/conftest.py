@@ -21,10 +21,45 @@ database.quieten()
 
 Make = Callable[..., Project]
 FIRST = ("test_proof.py", "test_kill.py", "test_faults.py", "test_round_trip.py")  # minutes each: none may be the last
+HERE = Path(__file__).parent
+BY_FIXTURE = {"server": "mongo", "studio_server": "studio"}
+# What a whole file or folder needs, where no fixture tells: servers and processes that tests start by themselves.
+BY_PATH = {
+    "labeling/test_server.py": "studio",
+    "labeling/test_annotator_page.py": "studio",
+    "curate/index/test_database.py": "mongo",
+    "curate/index/test_surroundings.py": "mongo",
+    "curate/index/test_saved_views.py": "mongo",
+    "curate/index/test_kill.py": "mongo",
+    "curate/index/test_browser.py": "mongo",
+    "curate/index/test_app_server.py": "mongo",
+    "kill": "mongo",
+    "train/fit": "train",
+    "train/evaluate": "train",
+    "train/predict": "train",
+    "train/export": "train",
+    "train/simulate": "train",
+    "train/test_processes.py": "train",
+    "train/test_losses.py": "train",
+    "train/test_store.py": "train",
+    "synth/trial": "train",
+    "synth/test_diffusion.py": "train",
+    "synth/test_gan.py": "train",
+    "synth/test_sd_inpaint.py": "train",
+    "curate/select/test_proof.py": "slow",
+    "curate/demo": "slow",
+    "fuzz": "slow",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files begin, so that two workers end at about the same time (with --no-loadscope-reorder)."""
+    """Mark tests by what they need; long files begin, so that two workers end at about the same time."""
+    for item in items:
+        names, path = set(getattr(item, "fixturenames", ())), item.path.relative_to(HERE).as_posix()
+        needs = {mark for fixture, mark in BY_FIXTURE.items() if fixture in names}
+        needs |= {mark for place, mark in BY_PATH.items() if path == place or path.startswith(f"{place}/")}
+        for mark in needs:
+            item.add_marker(mark)
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 

@@ -93,8 +93,8 @@ def test_the_walk_sees_what_it_should() -> None:
     assert {"curate.cli", "curate.cli._index", "curate.errors"} <= loaded_by("curate.cli")
 
 
-# Inside `curate`, from the ground up: a folder may import those before it, imports inside functions counted. Plug-ins of
-# one folder are listed with the room that they serve; what is in no folder is the ground floor.
+# Inside `curate`, from the ground up: a folder may import those before it, imports inside functions counted. Plug-ins
+# are listed with the room that they serve; what is in no folder is the ground floor.
 FLOORS: tuple[set[str], ...] = (
     {"masks", "labels", "formats", "greedy"},
     {"index", "exports"},

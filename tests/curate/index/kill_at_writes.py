@@ -1,7 +1,7 @@
 """Run a command again and again, killed right before its first write to the database, its second, and so on.
 
-`python -m tests.curate.kill_at_writes PROJECT [COMMAND ...]`. Every run is a fork of this process, which has imported
-all that is heavy already. After each kill, `curate status` must work and the command, run again, must complete; then
+`python -m tests.curate.index.kill_at_writes PROJECT [COMMAND ...]`. Every run is a fork of this process, which has
+imported all that is heavy already. After each kill, `curate status` must work and the command, run again, must complete; then
 the saved views must be whole. Prints {"command": how often it was killed}.
 """
 
@@ -19,10 +19,12 @@ from pathlib import Path
 
 from pymongo import monitoring
 
-from curate import browse, classes, database, indexing, selecting, status  # noqa: F401 - imported once, for all forks
+from curate.admin import status  # noqa: F401 - imported once, for all forks
 from curate.cli import main
-from curate.index import Index
+from curate.index import app_views, classes, database, sync  # noqa: F401
+from curate.index.dataset import Index
 from curate.project import load
+from curate.select import run as selecting  # noqa: F401
 
 WRITES = {"insert", "update", "delete", "findAndModify", "create", "createIndexes", "drop", "dropIndexes", "collMod"}
 STEPS = 1_000
@@ -80,9 +82,9 @@ def check(project: Path) -> None:
     home = db.datasets.find_one({"name": index.dataset.name})
     views = {view["_id"]: view for view in db.views.find({"_dataset_id": home["_id"]})}
     assert sorted(views) == sorted(home["saved_views"]), "a reference or a view is left over"
-    wanted = {saved.name: (browse.OURS + saved.shows, saved.color) for saved in browse.wanted_views(index)}
+    wanted = {saved.name: (app_views.OURS + saved.shows, saved.color) for saved in app_views.wanted_views(index)}
     assert {view["name"]: (view["description"], view["color"]) for view in views.values()} == wanted
-    for saved in browse.wanted_views(index):
+    for saved in app_views.wanted_views(index):
         assert index.dataset.load_saved_view(saved.name).values("id") == saved.view.values("id"), saved.name
 
 
