@@ -1,8 +1,8 @@
 """Run a command again and again, killed right before its first write to the database, its second, and so on.
 
 `python -m tests.curate.index.kill_at_writes PROJECT [COMMAND ...]`. Every run is a fork of this process, which has
-imported all that is heavy already. After each kill, `curate status` must work and the command, run again, must complete; then
-the saved views must be whole. Prints {"command": how often it was killed}.
+imported all that is heavy already. After each kill, `curate status` must work and the command, run again, must
+complete; then the saved views must be whole. Prints {"command": how often it was killed}.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
-from tests.curate.test_selecting import embedded
+from tests.curate.select.test_run import embedded
 from tests.fakes import REPOSITORY
 
 
