@@ -1,8 +1,8 @@
 """`curate synth accept` and `drop`: a batch into the index and out again.
 
-What comes in is judged against the index as it is at that moment: nothing that is in val or test today, by id or group,
-may be among what the batch was made from, and the batch must have known all of val and test as forbidden. The label
-log says what came in and what went, and whether it was forced.
+A batch is checked against the index as it is at that moment: nothing that is in val or test today, by id or group, may
+be a parent of the batch, and the batch's block-list must hold all of val and test. The label log records what came in
+and what went, and whether it was forced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERDICT, ACCEPTED = "verdict.json", "accepted.json"
 
 @dataclass
 class AcceptResult:
-    """What came of it, in images; `left` by class, without a positive verdict."""
+    """Counts of images of an accepted batch. `left`: by class, images that stay out for want of a positive verdict."""
 
     key: str
     tag: str
@@ -58,7 +58,7 @@ def accept(project: Project, key: str, forced: bool = False) -> AcceptResult:
 
 
 def verdict_of(batch: SyntheticBatch) -> dict[str, bool]:
-    """What a full trial says of each class: whether such images help. Empty where there was none."""
+    """Verdict of a full trial by class: True where such images help. Empty where there was no full trial."""
     file = batch.folder / VERDICT
     if not file.is_file():
         return {}
@@ -162,7 +162,7 @@ def _same_project(project: Project, batch: SyntheticBatch) -> None:
 
 
 def _refuse_leaks(index: Index, batch: SyntheticBatch, made: Sequence[SyntheticImage]) -> None:
-    """Against val and test as they are now."""
+    """Raise where a parent of the batch is in val or test as they are now."""
     ids, groups = masks.blocked(index)
     known = batch.manifest.get("blocked", {})
     fresh = (ids - set(known.get("ids", ()))) | (groups - set(known.get("groups", ())))
@@ -209,7 +209,7 @@ def _show(index: Index, book: LabelLog, wanted: Mapping[str, SyntheticOrigin]) -
 
 @dataclass
 class DropResult:
-    """What went: images of the index, and whether the batch's folder did."""
+    """Result of a drop: images taken out of the index; `files`: True where the batch's folder was removed, too."""
 
     key: str
     dropped: int

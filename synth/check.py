@@ -1,4 +1,4 @@
-"""`curate synth check`: every synthetic image held against the real defects of train; what fails says why.
+"""`curate synth check`: every synthetic image compared with the real defects of train; a refused one has a reason.
 
     report = check(project, key)                                       a batch of the project
     found = inspected(looks, standard_of(bank, encoder), segmenter)    without a project: what the trial does
@@ -53,7 +53,7 @@ class RealReference:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What was found of one image. `reasons`: gate and words; without any it passed."""
+    """Result of the gates for one image. `reasons`: the gate's name and an explanation; without any it passed."""
 
     id: str
     name: str
@@ -75,7 +75,7 @@ class CheckedBatch:
 
 @dataclass
 class CheckReport:
-    """What a check found. `refused`: images by gate; one may fail several."""
+    """Result of a check. `refused`: images by gate; an image may fail several."""
 
     key: str
     images: int
@@ -149,7 +149,7 @@ def _known(without: Sequence[str]) -> None:
 
 
 def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, device: str) -> Encoder:
-    """By name; `model` is the project's own."""
+    """Return the encoder of that name; `model` is the project's own."""
     from curate import embed
 
     name = embed.plain(name)
@@ -182,14 +182,14 @@ def segmenter_of(index: Index, bank: MaskBank, wanted: str | None, device: str) 
 
 
 def _leaked(index: Index, bank: MaskBank, manifest: Mapping[str, Any]) -> set[str]:
-    """What a model learnt from, pseudo-labelled images too, that is in val or test now, or in a group of theirs."""
+    """Training images of a model, pseudo-labelled ones too, that are in val or test now, or in a group of theirs."""
     groups = {id: group or id for id, group in index.rows("group")}
     learnt = {*manifest["images"]["train"], *(manifest.get("pseudo") or {"labels": ()})["labels"]}
     return {id for id in learnt if id in bank.blocked_ids or groups.get(id) in bank.blocked_groups}
 
 
 def standard_of(bank: MaskBank, encoder: Encoder) -> RealReference:
-    """Learnt from the bank's donors; a class that comes from one group alone is as near and far as all classes are."""
+    """Learn the standard from the bank's donors; a class of one group alone gets the distances of all classes."""
     features = _encoded(encoder, [(one.pixels, one.mask) for one in bank.donors])
     groups, names = ([getattr(one, field) for one in bank.donors] for field in ("group", "name"))
     rows = {name: [row for row, other in enumerate(names) if other == name] for name in bank.classes}
@@ -211,7 +211,7 @@ def _limits(donors: Sequence[Any], near: ValueRange) -> Limits:
 
 
 def _encoded(encoder: Encoder, crops: Iterable[tuple[Pixels, Mask]]) -> Floats:
-    """Each defect in a square of the same size, whatever its own."""
+    """Encode each defect in a square of the same size."""
     arrays = []
     for pixels, mask in crops:
         crop, _ = cropped(pixels, mask)
@@ -245,7 +245,7 @@ def inspected(
     without: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> CheckedBatch:
-    """Figures of every image, and the reasons that follow from them."""
+    """Measure every image, and give the reasons for refusal that follow."""
     total = len(looks) if isinstance(looks, Sequence) else 0
     names, ids, figures, features = [], [], [], []
     for look in looks:
@@ -353,7 +353,7 @@ def by_gate(reasons: Iterable[Sequence[str]]) -> dict[str, int]:
 
 
 def compared(real: Floats, made: Floats, passed: Floats) -> dict[str, Any]:
-    """How a class's synthetic defects lie to the real ones of train: all of them, and those that passed."""
+    """Compare a class's synthetic defects, all of them and those that passed, with the real ones of train."""
     return {"real": len(real)} | {
         kind: {"n": len(of), "kernel_distance": gates.kernel_distance(real, of)} | gates.prdc(real, of)
         for kind, of in (("made", made), ("passed", passed))
@@ -361,7 +361,7 @@ def compared(real: Floats, made: Floats, passed: Floats) -> dict[str, Any]:
 
 
 def _add_reference(report: CheckReport, bank: MaskBank, segmenter: Predictor) -> None:
-    """How well the segmenter outlines the real defects that it learnt from: where it cannot, its gate says little."""
+    """Add the segmenter's IoU on real defects that it learnt from: where it is low, its gate says little."""
     for name, row in report.classes.items():
         found = [_resegmented(_real(one, bank), segmenter) for one in bank.of(name)[:REFERENCE]]
         row["resegmented_real"] = float(np.median(found))
@@ -395,7 +395,7 @@ def _add_floor(report: CheckReport, index: Index, bank: MaskBank, standard: Real
 
 
 def _write_rows(target: Path, rows: Sequence[GateResult], without: Sequence[str]) -> None:
-    """With the gates that were left out, so that nobody takes it for a whole check."""
+    """Write the rows, with the gates that were left out, so that nobody takes it for a whole check."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,8 +1,8 @@
-"""What lets a synthetic image pass, and what a batch as a whole is worth: pure functions of arrays.
+"""Gates that a synthetic image must pass, and metrics of a batch as a whole: pure functions of arrays.
 
-A gate takes one figure of every image and gives every image a reason to be refused, or nothing (''). What is usual is
-learnt from the real defects of train alone (`Limits`), and from pairs of different groups where it is about likeness:
-exposures of one piece are alike as no two defects are.
+A gate takes one metric of every image and gives every image a reason to be refused, or nothing (''). The usual range is
+learnt from the real defects of train alone (`Limits`), and from pairs of different groups where it is about similarity:
+exposures of one piece are more similar than any two defects.
 
 References: Kynkäänniemi et al. 2019 (precision and recall); Naeem et al. 2020 (density and coverage); Bińkowski et al.
 2018 (the kernel distance).
@@ -29,7 +29,7 @@ NEIGHBOURS = 5
 
 
 class ValueRange(NamedTuple):
-    """What real defects are like, with some room. NaN: nobody knows, so nothing is refused."""
+    """Range of a metric over real defects, with some room. NaN: not known, so nothing is refused."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ class ValueRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one class. `near`: distance to the nearest real defect."""
+    """Usual ranges of one class. `near`: distance to the nearest real defect."""
 
     near: ValueRange
     area: ValueRange
@@ -102,7 +102,7 @@ UNKNOWN = ValueRange(float("nan"), float("nan"))
 
 
 def nearness(features: Floats, groups: Sequence[str]) -> ValueRange:
-    """How near real defects of different groups ever come, and how far the loneliest ones are. Needs two groups."""
+    """Range of distances to the nearest real defect of another group, from train alone. Needs two groups."""
     other = np.asarray(groups)[:, None] != np.asarray(groups)
     if not other.any():
         return UNKNOWN
@@ -141,7 +141,7 @@ def elongation(mask: NDArray[np.bool_]) -> float:
 
 
 def seam(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
-    """How steep the grey values are along the mask's border: a hard seam stands out. NaN without a border."""
+    """Mean gradient of the grey values along the mask's border: a hard seam stands out. NaN without a border."""
     grey = pixels.reshape(*pixels.shape[:2], -1).mean(axis=2).astype(np.float32)
     steep = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8))
     rim = border(mask)
@@ -159,7 +159,7 @@ def border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def kernel_distance(a: Floats, b: Floats) -> float:
-    """Unbiased squared distance of two samples under the kernel (x y / d + 1)^3; around 0 for alike ones."""
+    """Unbiased squared distance of two samples under the kernel (x y / d + 1)^3; around 0 for similar ones."""
     if len(a) < 2 or len(b) < 2:
         return float("nan")
     within = [(_kernel(one, one).sum() - np.trace(_kernel(one, one))) / (len(one) * (len(one) - 1)) for one in (a, b)]
@@ -193,7 +193,7 @@ def _reach(points: Floats, k: int) -> Floats:
 
 
 def plain(figures: dict[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no NaN."""
+    """Replace NaN by None, for JSON."""
     return {
         name: plain(one) if isinstance(one, dict) else None if isinstance(one, float) and not np.isfinite(one) else one
         for name, one in figures.items()

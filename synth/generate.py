@@ -51,8 +51,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make: of which classes (all that have masks), how many of each (or how many times the real ones), and
-    what is set by hand instead of drawn as train has it."""
+    """Request for a batch: the classes (all that have masks), how many of each (or how many times the real ones), and
+    the values that are set by hand instead of drawn as train has them."""
 
     classes: tuple[str, ...] = ()
     count: int | None = None
@@ -357,7 +357,7 @@ def _seed(seed: int, name: str, number: int) -> int:
 
 
 class _Rows:
-    """What is finished of a batch in the making: a line an image, written after its files."""
+    """Finished images of a batch in the making: a line an image, written after its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

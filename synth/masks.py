@@ -196,7 +196,7 @@ def _box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def region_of(pixels: Pixels) -> Mask:
-    """Where steel is: all of the image but the black that begins at its border, if there is enough of it."""
+    """Mask of the steel: all of the image but the black that begins at its border, if there is enough of it."""
     grey = cv2.medianBlur(np.ascontiguousarray(pixels.max(axis=2)), 5)
     closed = cv2.morphologyEx((grey > BLACK).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
     _, dark = cv2.connectedComponents(1 - closed)
@@ -253,7 +253,7 @@ def _clean(bank: MaskBank, grounds: Sequence[Ground], size: int, rng: Rng) -> Tr
 
 
 def _start(first: int, length: int, size: int, whole: int, rng: Rng) -> int:
-    """Where a window begins that holds `first..first+length`, with good steel on both sides where there is any."""
+    """Start of a window that holds `first..first+length`, with good steel on both sides where there is any."""
     spare = max(0, size - length)
     rim = min(RIM, spare // 2)
     return min(max(first - int(rng.integers(rim, spare - rim + 1)), 0), whole - size)
@@ -279,7 +279,7 @@ def _pick(values: Sequence[T], rng: Rng) -> T:
 
 @dataclass(frozen=True)
 class Warp:
-    """How a donor is changed; the same warp at another scale is the same shape."""
+    """Change of a donor's shape; the same warp at another scale is the same shape."""
 
     scale: float
     stretch: float  # width grows by it, height shrinks
@@ -413,7 +413,7 @@ def _window_for(extent: int) -> int:
 
 
 def left_out(donors: Sequence[Donor], grounds: Sequence[Ground], size: int) -> str | None:
-    """Which real defects are too large for a window of this size, in words; None where all are used."""
+    """Describe the real defects that are too large for a window of this size; None where all are used."""
     longest = [max(one.extent) for one in donors if not holds(size, one)]
     if not longest:
         return None
@@ -495,8 +495,8 @@ def _opened(bank: MaskBank, grounds: Sequence[Ground], rng: Rng) -> tuple[Ground
 
 
 def _places(donor: Donor, flips: tuple[slice, slice], place: Place | None, rng: Rng) -> Iterator[Place]:
-    """Where the defect may lie, as shares of the room that the steel leaves: about where the donor did, mirrored as
-    the donor is. What touched an end of the steel still does."""
+    """Positions of the defect, as shares of the room that the steel leaves: about where the donor lay, mirrored as the
+    donor is. A donor that touched an end of the steel still does."""
     down, across = (1 - own if flip.step else own for own, flip in zip(donor.place[::-1], flips, strict=True))
     for _ in range(1 if place else DRAWS):
         yield place or (_near(across, rng), _near(down, rng))

@@ -100,7 +100,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a scene lies and who its parents are."""
+    """Position of a scene, and its parent images."""
 
     ground: Ground
     donor: Donor
@@ -111,7 +111,7 @@ class Site:
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """What a network learns from: a window around a real defect, or of clean steel (empty mask, `name` is '')."""
+    """Training example of a network: a window around a real defect, or of clean steel (empty mask, `name` is '')."""
 
     pixels: Pixels
     mask: Mask

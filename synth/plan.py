@@ -64,7 +64,7 @@ class SynthesisPlan:
 
     @property
     def command(self) -> str | None:
-        """What makes all that is planned, at the ratio that the scarcest class wants."""
+        """Command that makes all that is planned, at the ratio that the scarcest class needs."""
         wanted = [one for one in self.lines if one.make]
         if not wanted:
             return None
@@ -105,7 +105,7 @@ def _value(figure: Any) -> float | None:
 def planned(
     bank: MaskBank, items: Sequence[Item], figures: dict[str, dict[str, float | None]], evaluation: str | None
 ) -> SynthesisPlan:
-    """From counts and figures alone."""
+    """Plan from counts and metrics alone."""
     defects = Counter(one.name for one in bank.donors)
     most = max(defects.values(), default=0)
     lines = [_line(name, bank, items, defects[name], most, figures.get(name, {})) for name in bank.classes]

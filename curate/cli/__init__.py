@@ -123,7 +123,7 @@ def _ended(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """What a person can mend is one line and exit code 1; anything else is a bug and shows its traceback."""
+    """Run the command line: a user's error is one line and exit code 1; anything else is a bug with a traceback."""
     signal.signal(signal.SIGTERM, _ended)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class name must not end a command on a Latin-1 terminal
@@ -165,7 +165,7 @@ def _explained(error: Exception) -> str | None:
 
 
 def _lost_database(error: Exception) -> bool:
-    """What the database refused to do is a bug, and no loss. `--help` must not wait for pymongo: no import here."""
+    """Tell a lost connection from a refused operation (a bug). `--help` must not wait for pymongo: no import here."""
     known = sys.modules.get("pymongo.errors")
     lost = (known.ConnectionFailure, known.CursorNotFound) if known else ()
     return isinstance(error, (ConnectionError, *lost))

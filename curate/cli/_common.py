@@ -1,4 +1,4 @@
-"""What all commands share: options, the JSON contract, progress and tables. Standard output is for results only."""
+"""Shared by all commands: options, the JSON contract, progress and tables. Standard output is for results only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def device_named(name: str) -> str:
 
 
 def emit(value: Mapping[str, Any]) -> None:
-    """The one JSON object of `--json`, at once: a script may wait for it while the command goes on."""
+    """Print the one JSON object of `--json` at once: a script may wait for it while the command goes on."""
     plain = str(sys.stdout.encoding).lower() not in ("utf-8", "utf8")
     sys.stdout.write(json.dumps(value, ensure_ascii=plain) + "\n")
     sys.stdout.flush()
@@ -65,7 +65,7 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def say(text: str = "", lead: str = "", style: str = "bold") -> None:
-    """One line; its first words may have a style."""
+    """Print one line; its first words may have a style."""
     console.print(Text.assemble((lead, style), " " if lead else "", text), soft_wrap=True)
 
 
@@ -74,7 +74,7 @@ def warn(text: str) -> None:
 
 
 def rows(cells: Iterable[Sequence[object]], right: Collection[int] = ()) -> None:
-    """Aligned columns without a frame; those in `right` hold numbers."""
+    """Print aligned columns without a frame; those in `right` hold numbers."""
     made = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for row in cells:
         while len(made.columns) < len(row):
@@ -95,7 +95,7 @@ def near(path: Path) -> str:
 
 
 def tell(text: str) -> None:
-    """One line of progress on stderr; above the bars where there are some."""
+    """Print one line of progress on stderr, above the bars where there are some."""
     log.print(Text(text), soft_wrap=True)
 
 

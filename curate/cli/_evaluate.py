@@ -66,7 +66,7 @@ def evaluate(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """How good a model is on labelled images that it has not learnt from, with intervals, and where it fails."""
+    """Show how good a model is on labelled images that it has not learnt from, with intervals, and where it fails."""
     from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 
@@ -215,7 +215,7 @@ def compare(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Whether model B is better than A, on the same images: differences with intervals, and a verdict in words."""
+    """Compare models A and B on the same images: differences with intervals, and a verdict in words."""
     from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 

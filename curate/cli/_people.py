@@ -90,7 +90,7 @@ def labelstudio_down(project: ProjectOption = None, json: JsonOption = False) ->
 
 @_labelstudio.command("status")
 def labelstudio_status(project: ProjectOption = None, json: JsonOption = False) -> None:
-    """Which server the commands use, and whether it answers."""
+    """Show which server the commands use, and whether it answers."""
     from labeling import client
 
     told = client.status(open_project(project))

@@ -190,7 +190,7 @@ def annotators(
     number: Annotated[int | None, typer.Option("--round", min=1, help=r"Only this round \[default: all].")] = None,
     json: JsonOption = False,
 ) -> None:
-    """How far annotators agree, how fast each works, and who may be confirming without looking."""
+    """Show how far annotators agree, how fast each works, and who may be confirming without looking."""
     from labeling import annotations as words
 
     made = open_project(project)

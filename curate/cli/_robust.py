@@ -50,7 +50,7 @@ def robustness(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """What a model loses to exposure, glare, blur, noise and haze, or on an exposure that it has never seen."""
+    """Measure what a model loses to exposure, glare, blur, noise and haze, or on an exposure that it has never seen."""
     from train.evaluate import robustness as shaken
     from train.evaluate.run import EvaluateRequest
 
@@ -165,7 +165,7 @@ def explain(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Where a model looks (Grad-CAM): overlays on a sheet, and how much of the heat lies on the labelled defect."""
+    """Show where a model looks (Grad-CAM): overlays on a sheet, and the share of the heat on the labelled defect."""
     from train.evaluate import explain as explaining
 
     made = open_project(project)
@@ -193,7 +193,7 @@ def _explained(found: Explanation, project: Project) -> None:
 
 
 def _unmeasured(images: list[dict[str, Any]]) -> str:
-    """Why there is no figure for how much of the heat lies on the defect."""
+    """Reason why it is not known how much of the heat lies on the defect."""
     placed = sum("share" in one for one in images)
     if placed:
         return (

@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 @_synth.command("plan")
 def plan(project: ProjectOption = None, json: JsonOption = False) -> None:
-    """Which classes are scarce, how many defects to make, from how many real ones, and what stands in the way."""
+    """Show which classes are scarce, how many defects to make, from how many real ones, and what stands in the way."""
     from synth import plan as planning
 
     made = open_project(project)
@@ -221,7 +221,7 @@ def trial(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Whether synthetic defects help: paired trainings with and without them, on the same real images. Takes long."""
+    """Test whether synthetic defects help: paired trainings with and without them, on the same real images. Slow."""
     from synth.trial import design
     from synth.trial import run as trials
 

@@ -1,4 +1,4 @@
-"""`train`, `predict`, `models`: from labels to a model, and what it says of every image."""
+"""`train`, `predict`, `models`: from labels to a model, and its predictions on every image."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def predict(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """What the model says of the images that it has not seen yet: scores for select, regions for people and the App."""
+    """Run the model on the images that it has not seen yet: scores for select, regions for people and the App."""
     from curate.ops import predict as predicting
 
     if view is not None and everything:

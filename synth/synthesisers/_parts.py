@@ -1,4 +1,4 @@
-"""What the synthesisers share: the feathered seam, examples as tensors, and a state that outlives a kill."""
+"""Shared by the synthesisers: the feathered seam, examples as tensors, and a state that outlives a kill."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def composite(ground: Pixels, painted: Pixels, mask: Mask) -> Pixels:
 
 
 def hint(mask: Mask) -> NDArray[np.float32]:
-    """What a network is told: 1 in the mask, one half where it may blend, 0 where the ground is given."""
+    """Input channel of the mask: 1 in the mask, one half where the network may blend, 0 on given background."""
     return np.asarray((mask.astype(np.float32) + (nearness(mask) > 0)) / 2, np.float32)
 
 
 def look(pixels: NDArray[Any], mask: Mask) -> NDArray[np.float32]:
-    """How a defect looks, in three figures: brighter than the rest of the window, uneven, with steep edges."""
+    """Describe a defect's look by three metrics: brighter than the rest of the window, uneven, with steep edges."""
     grey = pixels.astype(np.float32).mean(axis=2)
     rest = grey[~mask].mean() if not mask.all() else 0.0
     down, across = np.gradient(grey)
@@ -152,7 +152,7 @@ def scenes_as_tensors(scenes: Sequence[Scene], classes: Sequence[str]) -> tuple[
 
 
 def noise(scenes: Sequence[Scene], *shape: int) -> Any:
-    """Of each scene its own noise, whatever else is in the batch."""
+    """Return each scene's own noise, which does not depend on the rest of the batch."""
     import torch
 
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one.seed)) for one in scenes])
@@ -165,7 +165,7 @@ def pixels_of(painted: Any, scene: Scene) -> Pixels:
 
 
 def parts(scenes: Sequence[Scene], device: str, batch: int, alike: Callable[[Scene], Any]) -> Iterator[list[int]]:
-    """Which scenes to make together. On a CPU each alone: it costs no time, and the batch cannot change its bits."""
+    """Split scenes into batches. On a CPU each is alone: it costs no time, and the batch cannot change its bits."""
     rows: dict[Any, list[int]] = {}
     for row, scene in enumerate(scenes):
         rows.setdefault(row if device == "cpu" else alike(scene), []).append(row)
@@ -237,7 +237,7 @@ def half(device: str) -> Any:
 
 @dataclass
 class FitState:
-    """Where a fit stands; beside tensors, all that a killed one needs to go on."""
+    """State of a fit: beside tensors, all that a killed one needs to go on."""
 
     step: int = 0
     seconds: float = 0.0
@@ -246,18 +246,18 @@ class FitState:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def share(self, steps: int, minutes: float | None) -> float:
-        """How much of the run is over, by steps or by the clock."""
+        """Share of the run that is over, by steps or by the clock."""
         return max(self.step / steps, self.seconds / (60 * minutes) if minutes else 0.0)
 
     def judged(self, loss: float, held: float | None) -> bool:
-        """Whether the loss on held-out groups is the best so far; without such groups the newest is."""
+        """Record the loss on held-out groups; True where it is the best so far. Without such groups the newest is."""
         better = held is None or self.best is None or held < self.best
         self.best, self.waited = (held, 0) if better else (self.best, self.waited + 1)
         self.history.append({"step": self.step, "loss": loss} | ({} if held is None else {"held_loss": held}))
         return better
 
     def report(self, **more: Any) -> dict[str, Any]:
-        """What a person should know of it."""
+        """Summary of the fit for a person."""
         found = {"steps": self.step, "seconds": round(self.seconds, 1), "held_loss": self.best}
         return found | more | {"history": self.history}
 
@@ -313,7 +313,7 @@ def averaged(ema: Any, parameters: Any) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """What `finish` was told, of a fit that is over."""
+    """Return the record that `finish` wrote, of a fit that is over."""
     file = folder / FITTED
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 

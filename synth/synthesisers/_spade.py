@@ -56,7 +56,7 @@ class Generator(nn.Module):  # type: ignore[misc]
 
 
 class Discriminator(nn.Module):  # type: ignore[misc]
-    """Whether patches of a window are real, given mask and class; only patches in or near the mask count."""
+    """Tell real patches of a window from painted ones, given mask and class; only patches in or near the mask count."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

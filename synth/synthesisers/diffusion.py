@@ -189,7 +189,7 @@ def _drawn(deck: ExampleTensors, count: int, random: np.random.Generator, device
 
 
 def _loss(net: Any, drawn: tuple[Any, ...]) -> Any:
-    """Of each window, the error of the velocity in and near the mask: a small defect weighs as much as a large one."""
+    """Error of the velocity in and near the mask, for each window: a small defect weighs as much as a large one."""
     pixels, hints, classes, noise, times = drawn
     schedule = _schedule()
     found = _told(net, schedule.add_noise(pixels, noise, times), hints, pixels, times, classes)

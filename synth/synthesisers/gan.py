@@ -125,7 +125,7 @@ def _trainable(config: dict[str, Any], device: str, seed: int, rate: float) -> t
 
 
 def _told(numbers: Any, classes: int, phase: float) -> Any:
-    """How much of each class: all alike in phase 0 (a clean window's null class too), the true one in phase 1."""
+    """Share of each class: all equal in phase 0 (a clean window's null class too), the true one in phase 1."""
     from torch.nn.functional import one_hot
 
     return phase * one_hot(numbers, classes + 1)[:, :classes].float() + (1 - phase) / classes
@@ -200,7 +200,7 @@ def _step(accelerator: Any, optimiser: Any, loss: Any) -> None:
 
 
 def _judged(painter: Any, deck: ExampleTensors | None, device: str) -> float | None:
-    """How far painted defects look from held-out ones with the same mask, class and ground."""
+    """Distance in looks of painted defects from held-out ones with the same mask, class and background."""
     import torch
 
     if deck is None:

@@ -166,7 +166,7 @@ def _prompt(name: str) -> str:
 
 
 def _told_prompts(pipeline: Any, classes: Sequence[str]) -> dict[str, Any]:
-    """What the network is told of each class, and of none."""
+    """Text embeddings of each class's prompt, and of the empty one."""
     prompts = {name: _prompt(name) for name in classes} | {"": ""}
     device = pipeline.unet.device
     return {name: pipeline.encode_prompt(text, device, 1, False)[0].detach() for name, text in prompts.items()}
@@ -196,7 +196,7 @@ def _loss(pipeline: Any, some: Examples, told: dict[str, Any], random: np.random
 
 
 def _latents(pipeline: Any, some: Examples, random: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Of the windows and of their grounds, and where the ground is not given; cut as the pipeline cuts its scenes."""
+    """Latents of windows and of their backgrounds, and the mask to paint in; cut as the pipeline cuts its scenes."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -284,7 +284,7 @@ def _best(scene: Scene, windows: Sequence[Pixels], real: NDArray[np.float32]) ->
 
 
 def _looks(learn: Examples) -> dict[str, Any]:
-    """How the real defects of train look, class by class."""
+    """Looks of the real defects of train, class by class."""
     import torch
 
     found: dict[str, list[NDArray[np.float32]]] = {}

@@ -1,4 +1,4 @@
-"""What the arms of a trial learn from, and how often they see it. Pure functions of items.
+"""Training images of a trial's arms, and how often each is seen. Pure functions of items.
 
 Arms differ in one thing each. `real` shows images as often as they are there; `balanced` shows every class, and clean,
 equally often; `augmented` is balanced, with the recipe's augmentation; the name of a synthesiser is balanced, with its
@@ -53,7 +53,7 @@ class TrialRun:
 
 @dataclass(frozen=True)
 class FoldData:
-    """What an arm may know of a fold, and what it is asked about."""
+    """Items of a fold that an arm may learn from, and those that it is tested on."""
 
     train: tuple[Item, ...]
     test: tuple[Item, ...]
@@ -67,7 +67,7 @@ def arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
 
 
 def runs(of: Sequence[Arm], folds: Iterable[int], budgets: Sequence[int], seeds: int) -> list[TrialRun]:
-    """In an order in which a fold's bank and generators are made once, and every arm has a seed before any has two."""
+    """List the runs: a fold's bank and generators are made once, and every arm has a seed before any has two."""
     return [
         TrialRun(fold, budget, arm, seed) for fold in folds for budget in budgets for seed in range(seeds) for arm in of
     ]
@@ -145,7 +145,7 @@ def defects(items: Sequence[Item], classes: Sequence[str]) -> dict[str, int]:
 
 
 def repeats(arm: Arm, items: Sequence[Item], classes: Sequence[str]) -> Repeats:
-    """How often each image comes, relative to the others."""
+    """Weight of each image: how often it comes, relative to the others."""
     present = np.array([[name in one.label.present for name in classes] for one in items], bool)
     made = np.array([one.source == "synthetic" for one in items], bool)
     if arm.name == REAL:
@@ -186,8 +186,8 @@ def drawn(items: Sequence[Item], chances: Repeats, count: int, seed: int) -> lis
 
 
 def worth(curve: Mapping[int, float], value: float) -> tuple[float, str]:
-    """How many real defects of each class give this figure, by the curve of real ones alone: between two of its points
-    by the logarithm of their number. With `<` or `>` where it leaves the curve."""
+    """Number of real defects of each class that give this metric, by the curve of real ones alone: between two of its
+    points by the logarithm of their number. With `<` or `>` where it leaves the curve."""
     budgets = sorted(curve)
     figures = np.maximum.accumulate([curve[one] for one in budgets])
     if value < figures[0]:

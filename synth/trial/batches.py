@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """What is to be made of which bank. `counts`: images of each class."""
+    """Order for a batch from a mask bank. `counts`: images of each class."""
 
     synthesiser: str
     counts: Mapping[str, int]
@@ -65,7 +65,7 @@ def mark(order: BatchOrder) -> str:
 
 @dataclass(frozen=True)
 class GateModels:
-    """What the gates look with. `segmenter` is called only where it is needed; `key` changes with it."""
+    """Models that the gates use. `segmenter` is called only where it is needed; `key` changes with it."""
 
     encoder: Encoder
     key: str
@@ -129,7 +129,7 @@ def _write(folder: Path, bank: MaskBank, order: BatchOrder, model: Path, progres
 
 
 def _scenes(bank: MaskBank, name: str, count: int, order: BatchOrder) -> list[tuple[Scene, Site]]:
-    """As many as are wanted, or as find a place: none where the class's defects do not fit, or have no mask."""
+    """Draw as many scenes as wanted, or as find a place: none where the class's defects do not fit or have no mask."""
     found: list[tuple[Scene, Site]] = []
     for number in range(TRIES * count):
         if len(found) == count:
@@ -176,7 +176,7 @@ def _sample(folder: Path, row: Mapping[str, Any]) -> SyntheticItem:
 
 
 def looks(bank: MaskBank, lot: Sequence[SyntheticItem]) -> Iterator[CandidateImage]:
-    """As gates see them."""
+    """Yield the images in the form that the gates check."""
     for one in lot:
         pixels = with_channels(masks.pixels_of(one.item, bank.max_pixels), bank.channels)
         mask = masks_of(one.item, [one.name])[0].astype(bool)
@@ -186,7 +186,7 @@ def looks(bank: MaskBank, lot: Sequence[SyntheticItem]) -> Iterator[CandidateIma
 def judged(
     home: Path, bank: MaskBank, order: BatchOrder, judge: GateModels, progress: Progress
 ) -> list[dict[str, Any]]:
-    """What the gates say of each image of a lot (`id`, `name`, `reasons`), kept beside it."""
+    """Results of the gates for each image of a lot (`id`, `name`, `reasons`), kept beside it."""
     lot = made(home, bank, order, progress)
     folder = home / LOTS / key_of([bank.digest, mark(order)])
     file = folder / f"gates-{key_of([judge.key, judge.encoder.key, check.STEP])}.json"

@@ -21,7 +21,7 @@ def write(target: Path, lines: Sequence[ArmResult], classes: Sequence[str], titl
 
 
 def drawn(lines: Sequence[ArmResult], classes: Sequence[str], title: str) -> Any:
-    """One row an arm and budget, one column a class, and all classes together at the right."""
+    """Draw one row an arm and budget, one column a class, and all classes together at the right."""
     from PIL import Image, ImageDraw
 
     shown = [one for one in lines if one.differences]
@@ -42,7 +42,7 @@ def drawn(lines: Sequence[ArmResult], classes: Sequence[str], title: str) -> Any
 
 
 def _reach(figures: Sequence[Estimate]) -> float:
-    """As far as any interval goes, to the next twentieth."""
+    """Limit of the axis: the end of the longest interval, rounded up to the next twentieth."""
     ends = [abs(end) for one in figures for end in (one.low, one.high) if math.isfinite(end)]
     return max(0.05, math.ceil(20 * max(ends, default=0.0)) / 20)
 

@@ -1,8 +1,8 @@
-"""What a trial is about: from a wish to the classes, folds, arms and recipe that its trainings follow from.
+"""Design of a trial: from a request to the classes, folds, arms and recipe of its trainings.
 
-    plot = planned(project, Wish(stage="screen"))
+    plot = planned(project, TrialRequest(stage="screen"))
 
-Here it is refused what cannot be tried: a class without defects, fewer groups than folds, an arm that nobody makes.
+A request that cannot be tried is refused: a class without defects, fewer groups than folds, an unknown arm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """What is to be tried. What is None follows from the stage: `screen` is one fold, one budget, one ratio and three
+    """Request for a trial. The stage sets values that are None: `screen` is one fold, one budget, one ratio and three
     seeds; `full` is all folds, three budgets, three ratios and five seeds of the baselines, and of the two generative
     synthesisers that were best when screened. `size` is the side of a crop in training, `window` of what is painted
     (the same, if it is None)."""
@@ -121,7 +121,7 @@ def planned(project: Project, wish: TrialRequest, progress: Progress = lambda st
 
 
 def _items(index: Index) -> tuple[list[Item], tuple[Item, ...]]:
-    """What may take part: real labelled images of train that say where their defects are; and all of val and test."""
+    """Items that may take part: real labelled images of train with located defects, and all of val and test."""
     rows = list(index.rows("status", "split", "source", "missing"))
     ours = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic" and not row[3]]
     judged = [id for id, _, split, *_ in rows if split in ("val", "test")]

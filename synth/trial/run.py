@@ -52,7 +52,7 @@ OVER = 3  # times as many images are made as an arm needs, for the gates to choo
 
 @dataclass
 class TrialReport:
-    """What a trial is about and what came of it; without `lines` it was a dry run."""
+    """Design and results of a trial; without `lines` it was a dry run."""
 
     stage: str
     trainings: int
@@ -69,7 +69,7 @@ class TrialReport:
 
     @property
     def minutes(self) -> float:
-        """What is still to do; the fitting of generators comes on top."""
+        """Estimated minutes that are left; the fitting of generators comes on top."""
         return (self.trainings - self.done) * self.seconds_each / 60
 
     @property
@@ -109,7 +109,7 @@ def _outline(plot: TrialDesign, todo: Sequence[TrialRun]) -> TrialReport:
 
 
 def _short(plot: TrialDesign) -> Iterator[str]:
-    """Where a budget asks for more than there is."""
+    """Notes on budgets that ask for more defects than there are."""
     for fold, budget in sorted({(one.fold, one.budget) for one in plot.runs}):
         found = arms.defects(real_of(plot, fold, budget), plot.classes)
         short = [f"{name} {count}" for name, count in found.items() if count < budget]
@@ -118,7 +118,7 @@ def _short(plot: TrialDesign) -> Iterator[str]:
 
 
 def _seconds(plot: TrialDesign) -> float:
-    """One training takes: the median of those that are there, else as some steps say."""
+    """Seconds of one training: the median of those that are there, else estimated from some steps."""
     known = [float(np.load(file, allow_pickle=False)["seconds"]) for file in sorted((plot.home / "runs").glob("*.npz"))]
     return statistics.median(known) if known else probed(plot)
 
@@ -143,7 +143,7 @@ def probed(plot: TrialDesign) -> float:
 
 
 def bank_of(plot: TrialDesign, fold: int, budget: int) -> MaskBank:
-    """From this part's own images; one of the test part, or of val or test, would raise."""
+    """Make the mask bank of this part's own images; one of the test part, or of val or test, would raise."""
     blocked = (*plot.parts[fold].test, *plot.blocked)
     return masks.bank_of(real_of(plot, fold, budget), blocked, plot.classes, plot.max_pixels)
 
@@ -188,7 +188,7 @@ def _first(lot: Sequence[SyntheticItem], name: str, count: int) -> list[Syntheti
 
 
 def key_of_run(plot: TrialDesign, run: TrialRun) -> str:
-    """By all that it follows from; known before anything is made."""
+    """Key of a run: a hash of all that it follows from, known before anything is made."""
     part = plot.parts[run.fold]
     shown = [
         sorted((one.id, one.label.digest) for one in of) for of in (real_of(plot, run.fold, run.budget), part.test)
@@ -248,7 +248,7 @@ def trained(plot: TrialDesign, run: TrialRun, items: Sequence[Item]) -> Predicto
 
 
 def training_folder(plot: TrialDesign, run: TrialRun) -> Path:
-    """Where a run is made; it outlives a kill."""
+    """Working folder of a run; it outlives a kill."""
     return plot.home / f".{key_of_run(plot, run)}.training"
 
 
@@ -322,7 +322,7 @@ def _judge_all(plot: TrialDesign, report: TrialReport) -> None:
 
 
 def answers(plot: TrialDesign) -> dict[tuple[int, Arm], list[EvaluatedImages]]:
-    """What every arm said of the test images, by budget: folds pooled, seeds side by side."""
+    """Predictions of every arm on the test images, by budget: folds pooled, seeds side by side."""
     found: dict[tuple[int, Arm], list[EvaluatedImages]] = {}
     for (budget, arm, _), alike in _by_seed(plot.runs):
         folds = [read(file_of(plot, one), plot.classes) for one in alike]
@@ -331,7 +331,7 @@ def answers(plot: TrialDesign) -> dict[tuple[int, Arm], list[EvaluatedImages]]:
 
 
 def unmade(plot: TrialDesign) -> Iterator[str]:
-    """Where an arm learnt from fewer than it should: windows had no place for more, or gates refused them."""
+    """Notes on arms that learnt from too few images: windows had no place for more, or gates refused them."""
     for one in plot.runs:
         if one.arm.synthetic and not one.seed:
             asked, real = order_of(plot, one).counts, arms.defects(real_of(plot, one.fold, one.budget), plot.classes)
@@ -352,7 +352,7 @@ def _name(line: ArmResult) -> str:
 
 
 def gated(plot: TrialDesign, run: TrialRun) -> dict[str, Any]:
-    """What the gates left an arm in a fold: images that it learnt from, by class, and those refused, by gate."""
+    """Counts of an arm's synthetic images in a fold: those learnt from, by class, and those refused, by gate."""
     with np.load(file_of(plot, run), allow_pickle=False) as of:
         left = dict(zip(plot.classes, of["made"].tolist(), strict=True))
         about = {"arm": str(run.arm), "fold": run.fold, "budget": run.budget, "used": left}
@@ -380,7 +380,7 @@ def _write(project: Project, plot: TrialDesign, report: TrialReport) -> None:
 
 
 def _verdict(plot: TrialDesign, report: TrialReport, batch: SyntheticBatch) -> dict[str, Any] | None:
-    """What the trial says of a batch: the gated arm of its synthesiser whose ratio and budget come next to its own."""
+    """Verdict on a batch, from the gated arm of its synthesiser whose ratio and budget are closest to the batch's."""
     counts = {name: count for name, count in batch.manifest["counts"].items() if plot.real.get(name)}
     if not counts:
         return None
@@ -395,7 +395,7 @@ def _verdict(plot: TrialDesign, report: TrialReport, batch: SyntheticBatch) -> d
 
 
 def conclusive(plot: TrialDesign) -> bool:
-    """Whether a verdict may open the door to training: a full trial, with all folds and seeds."""
+    """True where a verdict may let a batch into training: a full trial, with all folds and seeds."""
     seeds, folds = (len({getattr(one, name) for one in plot.runs}) for name in ("seed", "fold"))
     return plot.wish.stage == "full" and seeds >= SEEDS and folds == plot.wish.folds
 

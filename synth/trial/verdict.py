@@ -1,6 +1,6 @@
-"""What a trial's trainings come to: figures of every arm, differences from the balanced real arm, and words. Pure.
+"""Results of a trial: metrics of every arm, differences from the balanced real arm, and a verdict. Pure functions.
 
-Arms are held against each other on the same test images, seed by seed; intervals come from drawing whole groups again,
+Arms are compared on the same test images, seed by seed; intervals come from drawing whole groups again,
 and seeds with them, the same ones for every arm.
 """
 
@@ -104,7 +104,7 @@ def _measured(judged: EvaluatedImages, draws: BootstrapDraws) -> Measures:
 
 
 def _picks(seeds: int, draws: int) -> NDArray[np.int64]:
-    """Which seeds each draw takes; the first takes all."""
+    """Seeds that each draw takes; the first takes all."""
     found = np.random.default_rng(1).integers(seeds, size=(draws, seeds))
     found[0] = np.arange(seeds)
     return found
@@ -129,7 +129,7 @@ def pooled(folds: Sequence[EvaluatedImages]) -> EvaluatedImages:
 
 
 def _with_worth(lines: Sequence[ArmResult]) -> list[ArmResult]:
-    """What an arm's IoU would take in real defects, where the balanced real arm was trained with several budgets."""
+    """Add the number of real defects that give an arm's IoU, where the real arm was trained with several budgets."""
     base = [one for one in lines if one.arm == BASE]
     if len(base) < 2:
         return list(lines)
@@ -137,7 +137,7 @@ def _with_worth(lines: Sequence[ArmResult]) -> list[ArmResult]:
 
 
 def _worth(line: ArmResult, base: Sequence[ArmResult]) -> dict[str, str]:
-    """With the ends of the difference's interval: where that is wide, so is what the arm may be worth."""
+    """Worth in real defects, with the ends of the difference's interval: where that is wide, so is the worth."""
     if not line.arm.synthetic:
         return {}
     found = {}
@@ -160,7 +160,7 @@ def positive(differences: Mapping[str, Mapping[str, Estimate]]) -> dict[str, boo
 
 
 def harms(differences: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
-    """What is worse for sure: any figure of any class, or false alarms on clean images."""
+    """Metrics that are worse for sure: any of any class, or false alarms on clean images."""
     by_class = {place: row for place, row in differences.items() if place}
     found = [f"{NAMES[name]} of {place}" for place, row in by_class.items() for name in BY_CLASS if below(row[name])]
     return found + (["false alarms on clean images"] if _alarming(differences) else [])

@@ -50,7 +50,7 @@ def drawn(piece: int, view: int) -> tuple[np.ndarray, str, np.ndarray]:
 
 
 def save(root: Path, pieces: int, views: int = 2) -> Path:
-    """As `mask_folder` has them."""
+    """Save masks in the layout of `mask_folder`."""
     for folder in (root / "images", *(root / "masks" / name for name in CLASSES)):
         folder.mkdir(parents=True)
     for piece in range(pieces):

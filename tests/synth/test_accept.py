@@ -32,7 +32,7 @@ SMALL = GenerateRequest(count=3, window=48)
 
 
 def checked(batch: SyntheticBatch, failing: int = 0, without: str = "") -> SyntheticBatch:
-    """As if the gates had let all but the first ones through."""
+    """Write a check in which the gates passed all but the first images."""
     made = batch.made()
     rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": without})

@@ -21,7 +21,7 @@ def shape(name: str, number: int, side: int = 32) -> np.ndarray:
 
 
 def window(name: str, number: int, side: int = 32, channels: int = 1) -> TrainingWindow:
-    """One of a group of its own, of two windows."""
+    """Return a training window of a group that has two windows."""
     pixels = fakes.steel(side, side, seed=number).astype(int)
     mask = shape(name, number, side) if name else np.zeros((side, side), bool)
     pixels[mask] += SHIFT.get(name, 0)
