@@ -33,26 +33,32 @@ def audit(
     """Estimate how frequent each defect is and what the predictions miss, without bias, from the audit picks alone."""
     from curate.audit import run as auditing
 
-    made = open_project(project)
-    found = auditing.survey(auditing.read(made), made.class_names, classes or [], confidence, every)
-    emit(found.to_json()) if json else _show(made, found)
+    opened = open_project(project)
+    result = auditing.survey(auditing.read(opened), opened.class_names, classes or [], confidence, every)
+    emit(result.to_json()) if json else _show(opened, result)
 
 
-def _show(made: Project, found: AuditReport) -> None:
-    for note in found.notes:
+def _show(project: Project, report: AuditReport) -> None:
+    for note in report.notes:
         warn(note)
-    say(f"{found.labelled} labelled audit picks, from {_rounds(found.rounds)}", made.name)
+    say(f"{report.labelled} labelled audit picks, from {_rounds(report.rounds)}", project.name)
     say()
-    head = ("class", "audit picks that show it", f"prevalence ({100 * found.confidence:g} %)", "recall", "false alarms")
-    rows([head, *(_line(made, found, one) for one in found.figures)], right={1})
+    head = (
+        "class",
+        "audit picks that show it",
+        f"prevalence ({100 * report.confidence:g} %)",
+        "recall",
+        "false alarms",
+    )
+    rows([head, *(_line(project, report, estimates) for estimates in report.figures)], right={1})
     say()
     say(
-        f"share of the {found.population:,} images that could be picked in {_rounds(found.prevalence_rounds[:1])}",
+        f"share of the {report.population:,} images that could be picked in {_rounds(report.prevalence_rounds[:1])}",
         "prevalence:",
     )
-    if found.predicted_by:
+    if report.predicted_by:
         say(
-            f"predictions of the {' and the '.join(found.predicted_by)}, as they stood when the round was drawn",
+            f"predictions of the {' and the '.join(report.predicted_by)}, as they stood when the round was drawn",
             "recall, false alarms:",
         )
 
@@ -61,11 +67,21 @@ def _rounds(numbers: list[int]) -> str:
     return ", ".join(f"round {number:03d}" for number in numbers)
 
 
-def _line(made: Project, found: AuditReport, one: ClassEstimates) -> tuple[Any, ...]:
-    name = colored("any defect", None) if one.name is None else colored(one.name, made.colors.get(one.name))
-    few = f"too few to say ({one.shown} of {found.labelled} audit picks show it)"
-    prevalence = _share(one.prevalence, f"too few to say ({one.prevalence.n} audit picks)")
-    return name, one.shown, prevalence, _share(one.recall, few), _share(one.false_alarms, "too few to say")
+def _line(project: Project, report: AuditReport, estimates: ClassEstimates) -> tuple[Any, ...]:
+    name = (
+        colored("any defect", None)
+        if estimates.name is None
+        else colored(estimates.name, project.colors.get(estimates.name))
+    )
+    few = f"too few to say ({estimates.shown} of {report.labelled} audit picks show it)"
+    prevalence = _share(estimates.prevalence, f"too few to say ({estimates.prevalence.n} audit picks)")
+    return (
+        name,
+        estimates.shown,
+        prevalence,
+        _share(estimates.recall, few),
+        _share(estimates.false_alarms, "too few to say"),
+    )
 
 
 def _share(interval: Interval | None, few: str) -> str:
@@ -95,17 +111,17 @@ def stop_check(
     """Say whether another round is worth it: what the audit shows to be left, and whether predictions have settled."""
     from curate.audit import run as auditing
 
-    made = open_project(project)
-    facts = auditing.read(made)
-    found = auditing.check(facts, auditing.settling(made, facts.known), acceptable, confidence)
-    emit(found.to_json()) if json else _advise(found)
+    opened = open_project(project)
+    facts = auditing.read(opened)
+    result = auditing.check(facts, auditing.settling(opened, facts.known), acceptable, confidence)
+    emit(result.to_json()) if json else _advise(result)
 
 
-def _advise(found: StopCheck) -> None:
-    for note in found.notes:
+def _advise(result: StopCheck) -> None:
+    for note in result.notes:
         warn(note)
     styles = {"go on": "bold yellow", "stop": "bold green"}
-    by = f"(by the audit of round {found.round:03d})" if found.round is not None else ""
-    say(by, found.advice.verdict, styles.get(found.advice.verdict, "bold"))
-    for reason in found.advice.reasons:
+    by = f"(by the audit of round {result.round:03d})" if result.round is not None else ""
+    say(by, result.advice.verdict, styles.get(result.advice.verdict, "bold"))
+    for reason in result.advice.reasons:
         say(f"  {reason}")

@@ -75,12 +75,12 @@ def warn(text: str) -> None:
 
 def rows(cells: Iterable[Sequence[object]], right: Collection[int] = ()) -> None:
     """Print aligned columns without a frame; those in `right` hold numbers."""
-    made = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for row in cells:
-        while len(made.columns) < len(row):
-            made.add_column(justify="right" if len(made.columns) in right else "left", overflow="fold")
-        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    console.print(made)
+        while len(table.columns) < len(row):
+            table.add_column(justify="right" if len(table.columns) in right else "left", overflow="fold")
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    console.print(table)
 
 
 def colored(name: str, color: str | None) -> Text:

@@ -40,17 +40,17 @@ def embed(
         return
     from curate.ops import embed as embedding
 
-    made = open_project(project)
-    built, options = _built(made, encoder, set_ or [], device)
+    opened = open_project(project)
+    built, options = _built(opened, encoder, set_ or [], device)
     with bars() as step:
         report = embedding.run(
-            made, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
+            opened, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
         )
     if json:
         emit(report.to_json())
         return
     _show(report)
-    say(f"curate status --project {made.name}", "next:")
+    say(f"curate status --project {opened.name}", "next:")
 
 
 def _engine(name: str) -> Any:
@@ -87,7 +87,7 @@ def _trained(project: Project, device: str) -> Any:
 def _list(json: bool) -> None:
     from curate import embed as encoders
 
-    found: dict[str, dict[str, Any]] = {
+    entries: dict[str, dict[str, Any]] = {
         name: {
             "summary": encoders.summary(name),
             "options": {key: p.default for key, p in encoders.options(name).items()},
@@ -95,9 +95,9 @@ def _list(json: bool) -> None:
         for name in encoders.names()
     }
     if json:
-        emit({"encoders": found})
+        emit({"encoders": entries})
         return
-    rows((name, one["summary"], _defaults(one["options"])) for name, one in found.items())
+    rows((name, entry["summary"], _defaults(entry["options"])) for name, entry in entries.items())
 
 
 def _defaults(options: dict[str, Any]) -> str:

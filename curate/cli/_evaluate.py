@@ -70,88 +70,86 @@ def evaluate(
     from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 
-    made = open_project(project)
+    opened = open_project(project)
     if folds is not None:
         if split != "test" or allow_leak:
             raise CurateError(
                 "--folds deals train and val (--with-test: test, too): leave out --split and --allow-leak"
             )
-        _folds(made, (model, folds, repeats, with_test, _targets(target_recall or []), device_named(device)), json)
+        _folds(opened, (model, folds, repeats, with_test, _targets(target_recall or []), device_named(device)), json)
         return
     if with_test:
         raise CurateError("--with-test goes with --folds: without folds, test is what is judged")
-    wish = EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
+    request = EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
     with bars() as step:
-        found = evaluating.run(made, wish, step)
-    emit(found.to_json()) if json else _evaluated(found, made)
+        result = evaluating.run(opened, request, step)
+    emit(result.to_json()) if json else _evaluated(result, opened)
 
 
 def _targets(texts: Sequence[str]) -> dict[str, float]:
-    found = {}
+    targets = {}
     for text in texts:
         name, _, value = text.rpartition("=")
         try:
-            found[name] = float(value)
+            targets[name] = float(value)
         except ValueError:
             name = ""
         if not name:
             raise CurateError(f"--target-recall '{text}' is not CLASS=RECALL, for example crack=0.99")
-    return found
+    return targets
 
 
-def _folds(made: Project, wish: tuple[Any, ...], json: bool) -> None:
+def _folds(project: Project, request: tuple[Any, ...], json: bool) -> None:
     from train.evaluate import cross_validate as folds
 
-    task = folds.prepared(made, folds.CrossValidateRequest(*wish))
+    task = folds.prepared(project, folds.CrossValidateRequest(*request))
     if task.todo:
         warn(folds.cost(task))
     with bars() as step:
-        found = folds.run(task, step)
-    emit(found.to_json()) if json else _validated(found, made)
+        result = folds.run(task, step)
+    emit(result.to_json()) if json else _validated(result, project)
 
 
-def _validated(found: Validation, project: Project) -> None:
-    values, made = found.figures, found.manifest
-    for note in made["notes"]:
+def _validated(result: Validation, project: Project) -> None:
+    values, manifest = result.figures, result.manifest
+    for note in manifest["notes"]:
         warn(note)
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: this recipe is judged on these folds already")
-    head = (
-        f"by {made['folds']} folds, {made['repeats']} times, on {values['images']} images of {values['groups']} groups"
-    )
-    where = f"in {' and '.join(made['splits'])} ({values['support']['clean']['images']} clean)"
-    say(f"{head} {where}", f"recipe of model {made['model']}", "green")
+    head = f"by {manifest['folds']} folds, {manifest['repeats']} times, on {values['images']} images"
+    where = f"in {' and '.join(manifest['splits'])} ({values['support']['clean']['images']} clean)"
+    say(f"{head} of {values['groups']} groups {where}", f"recipe of model {manifest['model']}", "green")
     _overall(values)
     _by_class(values, project)
-    for name, one in values["operating"].items():
-        say(_held(name, one))
-    say(near(found.folder), "kept in:")
+    for name, point in values["operating"].items():
+        say(_held(name, point))
+    say(near(result.folder), "kept in:")
 
 
-def _held(name: str, one: Mapping[str, Any]) -> str:
+def _held(name: str, point: Mapping[str, Any]) -> str:
     parts = (
-        f"recall {_number(one[key]['recall'])} ({_between(one[key]['recall'])}), false alarms "
-        f"{_number(one[key]['false_alarms'])}"
+        f"recall {_number(point[key]['recall'])} ({_between(point[key]['recall'])}), false alarms "
+        f"{_number(point[key]['false_alarms'])}"
         for key in ("held", "before")
     )
-    fitted = f"{len(one['thresholds'])} folds, reached on {one['reached']} of their vals"
-    fitted += f" ({one['unfitted']} vals show none)" if one["unfitted"] else ""
-    return f"{name} at recall {one['target']:g}, fitted on {fitted}. On held-out folds: {'; before: '.join(parts)}"
+    fitted = f"{len(point['thresholds'])} folds, reached on {point['reached']} of their vals"
+    fitted += f" ({point['unfitted']} vals show none)" if point["unfitted"] else ""
+    return f"{name} at recall {point['target']:g}, fitted on {fitted}. On held-out folds: {'; before: '.join(parts)}"
 
 
-def _evaluated(found: Evaluation, project: Project) -> None:
-    values, made = found.figures, found.manifest
-    for note in made["notes"]:
+def _evaluated(result: Evaluation, project: Project) -> None:
+    values, manifest = result.figures, result.manifest
+    for note in manifest["notes"]:
         warn(note)
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: this model is evaluated on these labels already")
-    head = f"on {values['images']} images of {values['groups']} groups in {made['split']}"
-    say(f"{head} ({values['support']['clean']['images']} clean)", f"model {found.model}", "green")
+    head = f"on {values['images']} images of {values['groups']} groups in {manifest['split']}"
+    say(f"{head} ({values['support']['clean']['images']} clean)", f"model {result.model}", "green")
     _overall(values)
     _by_class(values, project)
-    for name, one in values["operating"].items():
-        say(_operating(name, one, made["split"]))
-    say(f"{near(found.folder / 'report.html')}; mistakes: curate app --project {project.name}", "report:")
+    for name, point in values["operating"].items():
+        say(_operating(name, point, manifest["split"]))
+    say(f"{near(result.folder / 'report.html')}; mistakes: curate app --project {project.name}", "report:")
 
 
 def _overall(values: Mapping[str, Any]) -> None:
@@ -163,8 +161,8 @@ def _overall(values: Mapping[str, Any]) -> None:
     for name, title in TITLES.items():
         if name in values["overall"]:
             beside = base.get("empty_submission", {}).get(name) or base["majority"].get(name)
-            one = values["overall"][name]
-            table.append((title, _number(one), _between(one), _number(beside) if beside else ""))
+            metric = values["overall"][name]
+            table.append((title, _number(metric), _between(metric), _number(beside) if beside else ""))
     rows(table, right={1, 3})
 
 
@@ -173,37 +171,39 @@ def _by_class(values: Mapping[str, Any], project: Project) -> None:
     names = {"recall": "recall", "precision": "precision", "f1": "F1", "ap": "AP"}
     names |= {"dice": "Dice"} if "dice" in values["overall"] else {}
     table: list[tuple[object, ...]] = [("  class", "images", "groups", *names.values())]
-    for name, one in values["classes"].items():
+    for name, metrics in values["classes"].items():
         shown = values["support"][name]
-        cells = (f"{_number(one[key])} ({_between(one[key])})" if _known(one[key]) else "-" for key in names)
+        cells = (
+            f"{_number(metrics[key])} ({_between(metrics[key])})" if _known(metrics[key]) else "-" for key in names
+        )
         table.append((colored(name, project.colors.get(name)), shown["images"], shown["groups"], *cells))
     rows(table, right={1, 2})
 
 
-def _operating(name: str, one: Mapping[str, Any], split: str) -> str:
-    area = "" if one["min_area"] is None else f" and {one['min_area']} pixels"
-    missed = "" if one["reached"] else " (val does not reach it)"
+def _operating(name: str, point: Mapping[str, Any], split: str) -> str:
+    area = "" if point["min_area"] is None else f" and {point['min_area']} pixels"
+    missed = "" if point["reached"] else " (val does not reach it)"
     parts = [
-        f"recall {_number(one[key]['recall'])} ({_between(one[key]['recall'])}), false alarms "
-        f"{_number(one[key]['false_alarms'])}"
+        f"recall {_number(point[key]['recall'])} ({_between(point[key]['recall'])}), false alarms "
+        f"{_number(point[key]['false_alarms'])}"
         for key in ("val", "split")
     ]
     held = f"val: {parts[0]}; {split}: {parts[1]}"
-    return f"{name} at recall {one['target']:g}{missed}: from {one['threshold']:.3f}{area} on. {held}"
+    return f"{name} at recall {point['target']:g}{missed}: from {point['threshold']:.3f}{area} on. {held}"
 
 
-def _known(one: Mapping[str, Any]) -> bool:
-    return one["value"] is not None
+def _known(metric: Mapping[str, Any]) -> bool:
+    return metric["value"] is not None
 
 
-def _number(one: Mapping[str, Any]) -> str:
-    return f"{one['value']:.3f}" if _known(one) else "-"
+def _number(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.3f}" if _known(metric) else "-"
 
 
-def _between(one: Mapping[str, Any]) -> str:
-    if not _known(one):
+def _between(metric: Mapping[str, Any]) -> str:
+    if not _known(metric):
         return "nothing to measure"
-    return "too few to say" if one["silent"] else f"{one['low']:.3f} to {one['high']:.3f}"
+    return "too few to say" if metric["silent"] else f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
 def compare(
@@ -219,15 +219,17 @@ def compare(
     from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        found = evaluating.compare(made, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step)
-    emit(found.to_json()) if json else _compared(found)
+        result = evaluating.compare(
+            opened, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step
+        )
+    emit(result.to_json()) if json else _compared(result)
 
 
-def _compared(found: Comparison) -> None:
-    for note in found.notes:
+def _compared(result: Comparison) -> None:
+    for note in result.notes:
         warn(note)
-    say(f"{found.a}, B: {found.b}, on {found.images} images of {found.groups} groups in {found.split}", "A:")
-    for line in found.verdict:
+    say(f"{result.a}, B: {result.b}, on {result.images} images of {result.groups} groups in {result.split}", "A:")
+    for line in result.verdict:
         say(line)

@@ -44,19 +44,19 @@ def export_model(
     """Write a model as ONNX and as INT8 ONNX, checked on val: what that costs in accuracy, and gains in speed."""
     from train.export import run as exporting
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        found = exporting.run(made, exporting.ExportRequest(model, max_drop, calibration, activations, force), step)
-    emit(found.to_json()) if json else _exported(found, made)
-    if found.refusal:
-        raise CurateError(f"{found.refusal}. {'Nothing was written' if found.fresh else 'What is there was forced'}")
+        result = exporting.run(opened, exporting.ExportRequest(model, max_drop, calibration, activations, force), step)
+    emit(result.to_json()) if json else _exported(result, opened)
+    if result.refusal:
+        raise CurateError(f"{result.refusal}. {'Nothing was written' if result.fresh else 'What is there was forced'}")
 
 
-def _exported(found: Export, project: Project) -> None:
-    about = found.about
+def _exported(result: Export, project: Project) -> None:
+    about = result.about
     for note in about["notes"]:
         warn(note)
-    if not found.fresh and not found.refusal:
+    if not result.fresh and not result.refusal:
         say("nothing to do: this model is exported already")
     _engines(about)
     _by_class(about, project)
@@ -66,9 +66,9 @@ def _exported(found: Export, project: Project) -> None:
         f"{check['images']} images of val",
         "ONNX and torch:",
     )
-    if found.refusal is None:
+    if result.refusal is None:
         _passed(about)
-        say(near(found.folder), f"model {about['key']}:", "green")
+        say(near(result.folder), f"model {about['key']}:", "green")
 
 
 def _engines(about: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _by_class(about: Mapping[str, Any], project: Project) -> None:
     table: list[tuple[object, ...]] = [head]
     for name, before in about["accuracy"]["torch"].items():
         after = about["accuracy"]["int8"][name]
-        cells = (_number(one[key]) for key in ("recall", "dice") for one in (before, after))
+        cells = (_number(values[key]) for key in ("recall", "dice") for values in (before, after))
         table.append((colored(name, project.colors.get(name)), *cells))
     rows(table, right={1, 2, 3, 4})
 

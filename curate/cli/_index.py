@@ -38,17 +38,17 @@ def index(
     """Bring the index up to date with the images and label files. Safe to repeat, safe to kill."""
     from curate.ops import index as indexing
 
-    made = open_project(project, {"splits": {"ratio": split}} if split else None)
+    opened = open_project(project, {"splits": {"ratio": split}} if split else None)
     with bars() as step:
-        report, drawn = indexing.run(made, step, reread=reread, rebuild=rebuild, folds=folds, repeats=repeats)
+        report, drawn = indexing.run(opened, step, reread=reread, rebuild=rebuild, folds=folds, repeats=repeats)
     result = report.to_json() | ({"folds": folds, "repeats": repeats, "groups_in_folds": drawn} if folds else {})
     if json:
         emit(result)
     else:
-        _show(result, made.work)
-        say(f"curate status --project {made.name}", "next:")
+        _show(result, opened.work)
+        say(f"curate status --project {opened.name}", "next:")
     if strict and report.quarantined:
-        raise CurateError(f"{report.quarantined} files are quarantined; see {made.work / 'quarantine.csv'}")
+        raise CurateError(f"{report.quarantined} files are quarantined; see {opened.work / 'quarantine.csv'}")
 
 
 def _show(result: dict[str, Any], work: Path) -> None:
@@ -58,8 +58,8 @@ def _show(result: dict[str, Any], work: Path) -> None:
     lines += [("note", count, note) for note, count in result["notes"].items()]
     if result["few_groups"] and "folds" not in result:
         few = ", ".join(f"{name} {n}" for name, n in result["few_groups"].items())
-        told = f"classes seen in few groups ({few}): one split says little of them; cross-validate with --folds 5"
-        lines.append(("few groups", len(result["few_groups"]), told))
+        text = f"classes seen in few groups ({few}): one split says little of them; cross-validate with --folds 5"
+        lines.append(("few groups", len(result["few_groups"]), text))
     if "folds" in result:
         drawn = f"drawn {result['repeats']} times over {result['groups_in_folds']} groups, in the field folds"
         lines.append(("folds", result["folds"], drawn))
@@ -83,16 +83,16 @@ def status(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Show what the index holds, and what to run next."""
     from curate.admin import status as state
 
-    made = open_project(project)
-    summary = state.summarise(made)
+    opened = open_project(project)
+    summary = state.summarise(opened)
     if json:
         emit(summary)
         return
     _overview(summary)
-    if lists := [near(made.work / f"{what}.csv") for what in ("quarantine", "missing") if summary[COUNTED[what]]]:
+    if lists := [near(opened.work / f"{what}.csv") for what in ("quarantine", "missing") if summary[COUNTED[what]]]:
         say(f"left out, and why: {', '.join(lists)}")
         say()
-    rows([(colored(name, made.colors.get(name)), n) for name, n in summary["by_class"].items()], right={1})
+    rows([(colored(name, opened.colors.get(name)), n) for name, n in summary["by_class"].items()], right={1})
     if not summary["by_class"].keys() - {"clean", "(clean)"}:
         say("no classes yet")
     say()
@@ -123,20 +123,20 @@ def resolve(
     """List images whose copies have different labels, or decide which version holds."""
     from curate.index import conflicts
 
-    made = open_project(project)
-    found = conflicts.conflicts(made, image) if keep is None else conflicts.resolve(made, image, keep)
+    opened = open_project(project)
+    listed = conflicts.conflicts(opened, image) if keep is None else conflicts.resolve(opened, image, keep)
     if json:
-        emit({"resolved" if keep else "conflicts": found})
+        emit({"resolved" if keep else "conflicts": listed})
         return
-    for conflict in found:
+    for conflict in listed:
         say(f"-> {conflict['kept']}" if keep else "", conflict["id"][:12])
         for number, version in enumerate(conflict["versions"], start=1):
             say(f"    {number}: {version}")
         _differences(conflict)
-    if not found:
+    if not listed:
         say("no conflicts")
     elif keep is None:
-        if "differences" not in found[-1]:
+        if "differences" not in listed[-1]:
             say("of the others, curate resolve ID shows how the versions differ")
         say("decide: curate resolve ID --keep PATH (or first, clean, union), or edit the label in the App")
 
@@ -144,15 +144,16 @@ def resolve(
 def _differences(conflict: dict[str, Any]) -> None:
     """A line a class: the versions' regions and areas, in their order, and how far these overlap."""
     lines = []
-    for name, one in conflict.get("differences", {}).items():
+    for name, difference in conflict.get("differences", {}).items():
         regions = " / ".join(
             str(count) if count or not shown else "whole image"
-            for count, shown in zip(one["regions"], one["shown"], strict=True)
+            for count, shown in zip(difference["regions"], difference["shown"], strict=True)
         )
-        areas = " / ".join(f"{area:,}" for area in one["area"])
-        lines.append(("   ", name, regions, areas, "-" if one["iou"] is None else f"{one['iou']:.2f}"))
-        if any(one["severity"]):
-            lines.append(("   ", "", "severity", " / ".join(", ".join(found) or "-" for found in one["severity"]), ""))
+        areas = " / ".join(f"{area:,}" for area in difference["area"])
+        lines.append(("   ", name, regions, areas, "-" if difference["iou"] is None else f"{difference['iou']:.2f}"))
+        if any(difference["severity"]):
+            severities = " / ".join(", ".join(names) or "-" for names in difference["severity"])
+            lines.append(("   ", "", "severity", severities, ""))
     if lines:
         rows([("   ", "class", "regions", "area (pixels)", "IoU"), *lines])
     if conflict.get("picture"):

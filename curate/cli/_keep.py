@@ -83,15 +83,15 @@ def classes_list(project: ProjectOption = None, json: JsonOption = False) -> Non
     """The project's classes, their colours and how many images show them."""
     from curate.index import classes
 
-    found = classes.listing(open_project(project))
+    entries = classes.listing(open_project(project))
     if json:
-        emit({"classes": found})
+        emit({"classes": entries})
         return
     cells = [
-        (colored(c["name"], c["color"]), c["images"], c["color"], "retired" if c["retired"] else "") for c in found
+        (colored(c["name"], c["color"]), c["images"], c["color"], "retired" if c["retired"] else "") for c in entries
     ]
     rows(cells, right={1})
-    if not found:
+    if not entries:
         say("no classes yet: curate classes add NAME")
 
 
@@ -161,22 +161,22 @@ def gc(
     from curate.admin import gc as garbage
     from curate.files import writer_lock
 
-    made = open_project(project)
-    with writer_lock(made.work, "curate gc"):
-        found = garbage.find(made)
-        size = sum(item.bytes for item in found)
+    opened = open_project(project)
+    with writer_lock(opened.work, "curate gc"):
+        superseded = garbage.find(opened)
+        size = sum(item.bytes for item in superseded)
         if not json:
-            for item in found:
-                say(f"{item.bytes / 1e6:9.1f} MB  {item.path.relative_to(made.work)}  ({item.why})")
-            say(f"{len(found)} superseded, {size / 1e6:.1f} MB" if found else "nothing to remove")
-        removed = bool(found) and not dry_run and (yes or not json)  # with --json nothing goes without --yes
+            for item in superseded:
+                say(f"{item.bytes / 1e6:9.1f} MB  {item.path.relative_to(opened.work)}  ({item.why})")
+            say(f"{len(superseded)} superseded, {size / 1e6:.1f} MB" if superseded else "nothing to remove")
+        removed = bool(superseded) and not dry_run and (yes or not json)  # with --json nothing goes without --yes
         left: list[str] = []
         if removed:
             confirm("remove them?", yes)
-            gone = garbage.remove(made, found)
-            left = [str(item.path) for item in found if item not in gone]
+            gone = garbage.remove(opened, superseded)
+            left = [str(item.path) for item in superseded if item not in gone]
         if left:
             warn(f"{len(left)} were left: a command has begun to work there")
     if json:
-        listed = [{"path": str(i.path), "bytes": i.bytes, "why": i.why} for i in found]
+        listed = [{"path": str(i.path), "bytes": i.bytes, "why": i.why} for i in superseded]
         emit({"found": listed, "bytes": size, "removed": removed, "left": left})

@@ -31,7 +31,7 @@ def browse(
 
     from curate.index import app_views as app
 
-    made = open_project(project)
+    opened = open_project(project)
 
     def ready(served: ServedApp) -> None:
         if json:
@@ -46,7 +46,7 @@ def browse(
         if remote and address in ("127.0.0.1", "localhost"):
             say(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} USER@{socket.gethostname()}")
 
-    app.launch(made, port=port, address=address, remote=remote, view=view, ready=ready)
+    app.launch(opened, port=port, address=address, remote=remote, view=view, ready=ready)
 
 
 def export(
@@ -69,10 +69,10 @@ def export(
 
     from curate import exports
 
-    made = open_project(project)
+    opened = open_project(project)
     catalogue = replace(exports.CATALOGUE, also=("labeling.exports",))
     with bars() as step:
-        report = exports.export(made, format, to, split, classes, step, catalogue)
+        report = exports.export(opened, format, to, split, classes, step, catalogue)
     counts = f"{report['images']} images, {report['regions']} {report['counted']}"
     listed = f", {report['image_classes']} image-level classes (image_classes.csv)" if report["image_classes"] else ""
     emit(report) if json else say(f"{counts}{listed} to {to}", "wrote", "green")

@@ -45,12 +45,12 @@ def labelstudio_up(
     """Start it, and leave it running. The first start takes about a minute."""
     from labeling import client, images, server
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        served = server.up(made, port, host, step)
+        served = server.up(opened, port, host, step)
         try:
             if not client.external():
-                images.renew(made, client.connect(made), step)
+                images.renew(opened, client.connect(opened), step)
         except CurateError as error:  # the server is up nevertheless
             warn(f"tasks that an earlier version pushed show no image until the next curate push ({error})")
     _warn_about(served, port, host)
@@ -93,11 +93,11 @@ def labelstudio_status(project: ProjectOption = None, json: JsonOption = False) 
     """Show which server the commands use, and whether it answers."""
     from labeling import client
 
-    told = client.status(open_project(project))
+    state = client.status(open_project(project))
     if json:
-        emit(told)
+        emit(state)
         return
-    rows((name.replace("_", " "), value) for name, value in told.items() if value is not None)
+    rows((name.replace("_", " "), value) for name, value in state.items() if value is not None)
 
 
 @_labelstudio.command("backend")
@@ -113,16 +113,17 @@ def labelstudio_backend(
     import threading
 
     from labeling import backend as backends
-    from labeling import client
-    from labeling import remote_project as desks
+    from labeling import client, remote_project
 
-    made = open_project(project)
-    studio = client.connect(made)
-    desk = desks.find(made, studio)
-    if desk is None:
-        raise CurateError(f"nothing of project '{made.name}' was pushed to {studio.url}. Run: curate push")
-    backend = backends.opened(made, model, device_named(device))
-    with backends.served(backend, host, port) as (url, password), backends.connected(desk, url, password):
-        told = {"url": url, "model": backend.predictor.key, "project": desk.url}
-        emit(told) if json else say(f"{desk.url} from {url} with {backend.version}; Ctrl-C ends it", "serving", "green")
+    opened = open_project(project)
+    studio = client.connect(opened)
+    ls_project = remote_project.find(opened, studio)
+    if ls_project is None:
+        raise CurateError(f"nothing of project '{opened.name}' was pushed to {studio.url}. Run: curate push")
+    backend = backends.opened(opened, model, device_named(device))
+    with backends.served(backend, host, port) as (url, password), backends.connected(ls_project, url, password):
+        state = {"url": url, "model": backend.predictor.key, "project": ls_project.url}
+        emit(state) if json else say(
+            f"{ls_project.url} from {url} with {backend.version}; Ctrl-C ends it", "serving", "green"
+        )
         threading.Event().wait()

@@ -52,20 +52,24 @@ def push(
 
     if number is not None and view is not None:
         raise CurateError("--round and --view are two different things to push: give one of them")
-    made = open_project(project)
-    wish = PushRequest(number, view, predictions, suggest, reset_config)
-    studio = client.connect(made)
+    opened = open_project(project)
+    request = PushRequest(number, view, predictions, suggest, reset_config)
+    studio = client.connect(opened)
     if withdraw:
-        found = pushing.withdraw(made, studio, wish)
-        emit(found) if json else _withdrawn(found)
+        result = pushing.withdraw(opened, studio, request)
+        emit(result) if json else _withdrawn(result)
         return
     with bars() as step:
-        report = pushing.run(made, studio, wish, step)
+        report = pushing.run(opened, studio, request, step)
     emit(report.to_json()) if json else _pushed(report)
 
 
-def _withdrawn(found: dict[str, Any]) -> None:
-    say(f"{found['withdrawn']} tasks of {found['batch']}; {found['kept']} are worked on and stay", "withdrew", "green")
+def _withdrawn(result: dict[str, Any]) -> None:
+    say(
+        f"{result['withdrawn']} tasks of {result['batch']}; {result['kept']} are worked on and stay",
+        "withdrew",
+        "green",
+    )
 
 
 def _pushed(report: Pushed) -> None:
@@ -83,11 +87,11 @@ def _pushed(report: Pushed) -> None:
     say("curate pull", "then:")
 
 
-def _listed(what: str, found: list[dict[str, str]]) -> None:
-    for one in found[:LISTED]:
-        warn(f"{what}: {one['id'][:12]}: {one['reason']}")
-    if len(found) > LISTED:
-        warn(f"{what}: {len(found) - LISTED} more; --json lists all")
+def _listed(what: str, entries: list[dict[str, str]]) -> None:
+    for entry in entries[:LISTED]:
+        warn(f"{what}: {entry['id'][:12]}: {entry['reason']}")
+    if len(entries) > LISTED:
+        warn(f"{what}: {len(entries) - LISTED} more; --json lists all")
 
 
 def pull(
@@ -113,24 +117,24 @@ def pull(
     from labeling import client
 
     names = dict(_named(text) for text in map_ or [])
-    made = open_project(project)
+    opened = open_project(project)
     if rebuild:
-        found = pulling.rebuild(made)
-        emit(found) if json else _rebuilt(found)
+        result = pulling.rebuild(opened)
+        emit(result) if json else _rebuilt(result)
         return
-    studio = client.connect(made)
+    studio = client.connect(opened)
     with bars() as step:
         if adopt is not None:
-            report = pulling.adopt(made, studio, adopt, names, step)
+            report = pulling.adopt(opened, studio, adopt, names, step)
         else:
-            report = pulling.run(made, studio, full, step)
+            report = pulling.run(opened, studio, full, step)
     emit(report.to_json()) if json else _pulled(report)
 
 
-def _rebuilt(found: dict[str, int]) -> None:
-    say(f"{found['images']} images from the log; {found['changed']} showed another label", "rebuilt", "green")
-    if found["captured"]:
-        say(f"{found['captured']} edits of the App were logged first")
+def _rebuilt(result: dict[str, int]) -> None:
+    say(f"{result['images']} images from the log; {result['changed']} showed another label", "rebuilt", "green")
+    if result["captured"]:
+        say(f"{result['captured']} edits of the App were logged first")
 
 
 def _pulled(report: Pulled) -> None:
@@ -169,20 +173,19 @@ def watch(
     import threading
     from contextlib import nullcontext
 
-    from labeling import client
-    from labeling import remote_project as desks
+    from labeling import client, remote_project
     from labeling import watch as watching
 
-    made = open_project(project)
-    studio, wake = client.connect(made), threading.Event()
-    desk = desks.find(made, studio)
-    if desk is None:
-        raise CurateError(f"nothing of project '{made.name}' was pushed to {studio.url}. Run: curate push")
+    opened = open_project(project)
+    studio, wake = client.connect(opened), threading.Event()
+    ls_project = remote_project.find(opened, studio)
+    if ls_project is None:
+        raise CurateError(f"nothing of project '{opened.name}' was pushed to {studio.url}. Run: curate push")
     tell = (lambda report: emit(report.to_json())) if json else _pulled
     if not json:
-        say(f"{desk.url}, every {every:g} s; Ctrl-C ends it", "watching", "green")
-    with watching.webhook(desk, host, port, wake) if webhook else nullcontext():
-        watching.run(made, studio, every, tell, warn, wake)
+        say(f"{ls_project.url}, every {every:g} s; Ctrl-C ends it", "watching", "green")
+    with watching.webhook(ls_project, host, port, wake) if webhook else nullcontext():
+        watching.run(opened, studio, every, tell, warn, wake)
 
 
 def annotators(
@@ -191,40 +194,44 @@ def annotators(
     json: JsonOption = False,
 ) -> None:
     """Show how far annotators agree, how fast each works, and who may be confirming without looking."""
-    from labeling import annotations as words
+    from labeling import annotations
 
-    made = open_project(project)
-    found = words.report(made, number)
-    emit(found) if json else _agreement(made, found)
+    opened = open_project(project)
+    report = annotations.report(opened, number)
+    emit(report) if json else _agreement(opened, report)
 
 
-def _agreement(made: Project, found: dict[str, Any]) -> None:
-    say(f"{found['images']} annotated images, {found['images_with_several']} of them by several people", made.name)
-    if not found["images"]:
+def _agreement(project: Project, report: dict[str, Any]) -> None:
+    say(f"{report['images']} annotated images, {report['images_with_several']} of them by several people", project.name)
+    if not report["images"]:
         say("curate pull", "nothing to compare yet:")
         return
     say()
     head = ("annotator", "images", "per hour", "median s", "skipped", "suggestions kept", "Dice with others")
-    rows([head, *(_person(name, one) for name, one in found["annotators"].items())], right=range(1, 7))
-    if found["images_with_several"]:
+    rows([head, *(_person(name, person) for name, person in report["annotators"].items())], right=range(1, 7))
+    if report["images_with_several"]:
         say()
         head = ("class", "shown by anyone", "IoU", "Dice", "alpha", "Fleiss", "Cohen")
-        lines = (_class(made, name, one) for name, one in found["classes"].items() if one["shown_by_anyone"])
+        lines = (
+            _class(project, name, agreement)
+            for name, agreement in report["classes"].items()
+            if agreement["shown_by_anyone"]
+        )
         rows([head, *lines], right=range(1, 7))
-    for text in found["warnings"]:
+    for text in report["warnings"]:
         warn(text)
 
 
-def _person(name: str, one: dict[str, Any]) -> tuple[Any, ...]:
-    kept = "-" if one["kept"] is None else f"{100 * one['kept']:.0f} % of {one['preannotated']}"
-    skipped = f"{100 * one['skipped']:.0f} %"
-    pace = (_number(one["images_per_hour"], 0), _number(one["lead_time_median"], 1))
-    return (name, one["images"], *pace, skipped, kept, _number(one["dice"], 2))
+def _person(name: str, person: dict[str, Any]) -> tuple[Any, ...]:
+    kept = "-" if person["kept"] is None else f"{100 * person['kept']:.0f} % of {person['preannotated']}"
+    skipped = f"{100 * person['skipped']:.0f} %"
+    pace = (_number(person["images_per_hour"], 0), _number(person["lead_time_median"], 1))
+    return (name, person["images"], *pace, skipped, kept, _number(person["dice"], 2))
 
 
-def _class(made: Project, name: str, one: dict[str, Any]) -> tuple[Any, ...]:
-    values = (_number(one[key], 2) for key in ("iou", "dice", "alpha", "fleiss", "cohen"))
-    return (colored(name, made.colors.get(name)), one["shown_by_anyone"], *values)
+def _class(project: Project, name: str, agreement: dict[str, Any]) -> tuple[Any, ...]:
+    values = (_number(agreement[key], 2) for key in ("iou", "dice", "alpha", "fleiss", "cohen"))
+    return (colored(name, project.colors.get(name)), agreement["shown_by_anyone"], *values)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -54,39 +54,39 @@ def robustness(
     from train.evaluate import robustness as shaken
     from train.evaluate.run import EvaluateRequest
 
-    made = open_project(project)
-    wish = EvaluateRequest(model, split, {}, allow_leak, device_named(device))
+    opened = open_project(project)
+    request = EvaluateRequest(model, split, {}, allow_leak, device_named(device))
     if leave_out is not None:
-        _leave_out(made, wish, leave_out, json)
+        _leave_out(opened, request, leave_out, json)
         return
     with bars() as step:
-        found = shaken.run(made, wish, step)
-    emit(found.to_json()) if json else _shaken(found, made)
+        result = shaken.run(opened, request, step)
+    emit(result.to_json()) if json else _shaken(result, opened)
 
 
-def _leave_out(made: Project, wish: Any, by: str, json: bool) -> None:
+def _leave_out(project: Project, request: Any, by: str, json: bool) -> None:
     from train.evaluate import leave_out as leaving
 
-    task = leaving.prepared(made, wish, by)
+    task = leaving.prepared(project, request, by)
     warn(leaving.cost(task))
     with bars() as step:
-        found = leaving.run(task, step)
-    emit(found.to_json()) if json else _left(found)
+        result = leaving.run(task, step)
+    emit(result.to_json()) if json else _left(result)
 
 
-def _head(found: Robustness) -> None:
-    for note in found.manifest["notes"]:
+def _head(result: Robustness) -> None:
+    for note in result.manifest["notes"]:
         warn(note)
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: this model is tested on these labels already")
 
 
-def _shaken(found: Robustness, project: Project) -> None:
-    _head(found)
-    values, made = found.figures, found.manifest
+def _shaken(result: Robustness, project: Project) -> None:
+    _head(result)
+    values, manifest = result.figures, result.manifest
     say(
-        f"on {values['images']} images of {values['groups']} groups in {made['split']}",
-        f"model {made['model']}",
+        f"on {values['images']} images of {values['groups']} groups in {manifest['split']}",
+        f"model {manifest['model']}",
         "green",
     )
     clean, score = values["clean"]["all"], values["score"]
@@ -94,24 +94,29 @@ def _shaken(found: Robustness, project: Project) -> None:
     table: list[tuple[object, ...]] = [(f"  {score} at severity", *range(1, 6), "lost at worst", "clean, flagged")]
     for name, levels in values["changes"].items():
         lost, alarms = values["worst_of"][name]["all"]["score"]["drop"], levels[-1]["all"]["clean_false_alarms"]
-        scores = [_number(one["all"]["score"]) for one in levels]
+        scores = [_number(level["all"]["score"]) for level in levels]
         table.append((name, *scores, f"{_number(lost)} ({_between(lost)})", _number(alarms)))
     rows(table, right={1, 2, 3, 4, 5, 7})
     say()
     head = ("  class", f"{score} clean", "worst", "where", "lost", "recall clean", "worst", "lost")
     by_class: list[tuple[object, ...]] = [head]
-    for name in made["classes"]:
-        one, before = values["worst"][name], values["clean"][name]
-        cells = (_number(before["score"]), _number(one["score"]["worst"]), _where(one["score"]), _lost(one["score"]))
-        recalls = (_number(before["recall"]), _number(one["recall"]["worst"]), _lost(one["recall"]))
+    for name in manifest["classes"]:
+        metric, before = values["worst"][name], values["clean"][name]
+        cells = (
+            _number(before["score"]),
+            _number(metric["score"]["worst"]),
+            _where(metric["score"]),
+            _lost(metric["score"]),
+        )
+        recalls = (_number(before["recall"]), _number(metric["recall"]["worst"]), _lost(metric["recall"]))
         by_class.append((colored(name, project.colors.get(name)), *cells, *recalls))
     rows(by_class, right={1, 2, 5, 6})
-    say(f"{near(found.folder)}", "kept in:")
+    say(f"{near(result.folder)}", "kept in:")
 
 
-def _left(found: Robustness) -> None:
-    _head(found)
-    values, score = found.figures, found.figures["score"]
+def _left(result: Robustness) -> None:
+    _head(result)
+    values, score = result.figures, result.figures["score"]
     by = values["by"]
     head = (
         f"  without {by}",
@@ -125,33 +130,33 @@ def _left(found: Robustness) -> None:
         "lost",
     )
     table: list[tuple[object, ...]] = [head]
-    for value, one in [*values["values"].items(), ("all", values["all"])]:
+    for value, metrics in [*values["values"].items(), ("all", values["all"])]:
         cells: list[str] = []
         for name in ("score", "recall"):
-            figure = one["classes"]["all"][name]
+            figure = metrics["classes"]["all"][name]
             cells += [_number(figure["with"]), _number(figure["without"])]
             cells.append(f"{_number(figure['drop'])} ({_between(figure['drop'])})")
-        table.append((value, one["images"], one.get("left_out", ""), *cells))
+        table.append((value, metrics["images"], metrics.get("left_out", ""), *cells))
     rows(table, right={1, 2, 3, 4, 6, 7})
-    say(f"{near(found.folder)}", "kept in:")
+    say(f"{near(result.folder)}", "kept in:")
 
 
-def _lost(one: Mapping[str, Any]) -> str:
-    return f"{_number(one['drop'])} ({_between(one['drop'])})"
+def _lost(metric: Mapping[str, Any]) -> str:
+    return f"{_number(metric['drop'])} ({_between(metric['drop'])})"
 
 
-def _where(one: Mapping[str, Any]) -> str:
-    return f"{one['change']} {one['severity']}" if "change" in one else ""
+def _where(metric: Mapping[str, Any]) -> str:
+    return f"{metric['change']} {metric['severity']}" if "change" in metric else ""
 
 
-def _number(one: Mapping[str, Any]) -> str:
-    return "-" if one["value"] is None else f"{one['value']:.3f}"
+def _number(metric: Mapping[str, Any]) -> str:
+    return "-" if metric["value"] is None else f"{metric['value']:.3f}"
 
 
-def _between(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
+def _between(metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
         return "nothing to measure"
-    return "too few to say" if one["silent"] else f"{one['low']:.3f} to {one['high']:.3f}"
+    return "too few to say" if metric["silent"] else f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
 def explain(
@@ -168,33 +173,33 @@ def explain(
     """Show where a model looks (Grad-CAM): overlays on a sheet, and the share of the heat on the labelled defect."""
     from train.evaluate import explain as explaining
 
-    made = open_project(project)
-    wish = explaining.ExplainRequest(model, view, images, device_named(device))
+    opened = open_project(project)
+    request = explaining.ExplainRequest(model, view, images, device_named(device))
     with bars() as step:
-        found = explaining.run(made, wish, step)
-    emit(found.to_json()) if json else _explained(found, made)
+        result = explaining.run(opened, request, step)
+    emit(result.to_json()) if json else _explained(result, opened)
 
 
-def _explained(found: Explanation, project: Project) -> None:
-    for reason in found.report["failed"].values():
+def _explained(result: Explanation, project: Project) -> None:
+    for reason in result.report["failed"].values():
         warn(f"skipped {reason}")
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: these images are explained already")
     table: list[tuple[object, ...]] = [("  class", "images", "heat on the defect", "its area", "peak on it")]
-    for name, one in found.report["classes"].items():
-        share, area, peak = (one[key] for key in ("share", "area", "peak"))
+    for name, values in result.report["classes"].items():
+        share, area, peak = (values[key] for key in ("share", "area", "peak"))
         cells = (share["n"], f"{_number(share)} ({_between(share)})", _number(area), _number(peak))
         table.append((colored(name, project.colors.get(name)), *cells))
     if len(table) > 1:
         rows(table, right={1})
     else:
-        say(_unmeasured(found.report["images"]))
-    say(f"{near(found.folder / 'sheet.png')}", "overlays:")
+        say(_unmeasured(result.report["images"]))
+    say(f"{near(result.folder / 'sheet.png')}", "overlays:")
 
 
 def _unmeasured(images: list[dict[str, Any]]) -> str:
     """Reason why it is not known how much of the heat lies on the defect."""
-    placed = sum("share" in one for one in images)
+    placed = sum("share" in image for image in images)
     if placed:
         return (
             f"{placed} of {len(images)} images say where the class in question is, but nothing there speaks for it in "

@@ -36,13 +36,13 @@ def duplicates(
     """Find pictures that are nearly the same, also across splits and sources; nothing is removed."""
     from curate.ops import duplicates as search
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        report = search.run(made, near, encoder, join, step)
-    emit(report.to_json()) if json else _clusters(made, report)
+        report = search.run(opened, near, encoder, join, step)
+    emit(report.to_json()) if json else _clusters(opened, report)
 
 
-def _clusters(made: Project, report: DuplicatesReport) -> None:
+def _clusters(project: Project, report: DuplicatesReport) -> None:
     counts = f"{report.clusters} clusters, {report.duplicates} images nearly equal another one"
     say(f"{counts} (of {report.images}, cosine >= {report.threshold:g}, {report.vectors} vectors)")
     across = {"splits": report.across_splits, "sources": report.across_sources, "groups": report.across_groups}
@@ -56,7 +56,7 @@ def _clusters(made: Project, report: DuplicatesReport) -> None:
         warn(f"{report.across_splits} clusters lie in several splits: what is learnt in one is tested in the other")
         warn("look at the view 'near-duplicates across splits'; curate duplicates --join makes each cluster one group")
     if report.clusters:
-        say(f"curate app --view near-duplicates --project {made.name}", "look:")
+        say(f"curate app --view near-duplicates --project {project.name}", "look:")
 
 
 def select(
@@ -108,13 +108,13 @@ def select(
     if list_:
         _list(json)
         return
-    made = open_project(project)
-    config = made.config.select
+    opened = open_project(project)
+    config = opened.config.select
     strategy = strategy or config.strategy
     options = (dict(config.options) if strategy == config.strategy else {}) | CATALOGUE.parse(strategy, option or [])
     quota = config.per_stratum if per_stratum is None else _quota(per_stratum)
     rules = BARE if plain else SelectionRules(near=selecting.AUTO if near is None else near, per_stratum=quota)
-    wish = selecting.SelectRequest(
+    request = selecting.SelectRequest(
         budget=budget or config.budget,
         strategy=strategy,
         seed=seed,
@@ -125,12 +125,12 @@ def select(
         rules=rules,
     )
     if explain is not None:
-        found = selecting.explain(made, wish, explain)
-        emit(found) if json else _explain(found)
+        result = selecting.explain(opened, request, explain)
+        emit(result) if json else _explain(result)
         return
     with bars() as step:
-        chosen = choosing.run(made, wish, step, dry=dry_run)
-    emit(chosen.to_json()) if json else _show(made, chosen)
+        chosen = choosing.run(opened, request, step, dry=dry_run)
+    emit(chosen.to_json()) if json else _show(opened, chosen)
 
 
 def _list(json: bool) -> None:
@@ -153,7 +153,7 @@ def _quota(text: str) -> Any:
     raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
 
 
-def _show(made: Project, chosen: SelectResult) -> None:
+def _show(project: Project, chosen: SelectResult) -> None:
     about = chosen.manifest
     for note in chosen.notes:
         warn(note)
@@ -165,36 +165,36 @@ def _show(made: Project, chosen: SelectResult) -> None:
         rows([("stratum", *_counts(about["by_stratum"]))])
     if about["predicted_by"]:
         say(f"classes predicted by the {about['predicted_by']}:")
-        rows([(colored(name, made.colors.get(name)), n) for name, n in about["by_predicted"].items()], right={1})
+        rows([(colored(name, project.colors.get(name)), n) for name, n in about["by_predicted"].items()], right={1})
     say(f"about {duration(about['seconds'])} of labelling; {about['near_duplicates']} near-duplicates avoided")
     if chosen.written is None:
         say("nothing was written: --dry-run")
     elif not chosen.fresh:
         say("nothing has changed since this round was chosen; it stays as it is")
     else:
-        say(f"curate app --view '{chosen.written.name}' --project {made.name}", "look:")
-        say(f"curate push --project {made.name}", "then:")
+        say(f"curate app --view '{chosen.written.name}' --project {project.name}", "look:")
+        say(f"curate push --project {project.name}", "then:")
 
 
 def _counts(counts: dict[str, int]) -> list[str]:
     return [f"{name or '(none)'} {count}" for name, count in counts.items()]
 
 
-def _explain(found: dict[str, Any]) -> None:
-    picked = found["picked"]
-    say(found["path"], found["id"][:12])
+def _explain(result: dict[str, Any]) -> None:
+    picked = result["picked"]
+    say(result["path"], result["id"][:12])
     if picked:
         place = f"round {picked['round']:03d}, number {picked['rank']}, slot {picked['slot']}"
         say(f"picked in {place}: {picked['reason']}")
-        if found["barred"]:
-            say(f"it would not be picked again: {found['barred']}")
+        if result["barred"]:
+            say(f"it would not be picked again: {result['barred']}")
     else:
-        why = "others were worth more" if found["rounds"] else "no round yet"
-        say(f"not picked: {found['barred'] or why}")
-    if found.get("likely"):
-        likely = ", ".join(f"{name} {value:.2f}" for name, value in found["likely"].items())
-        say(likely, f"predicted by the {found['likely_by']}:", "")
+        why = "others were worth more" if result["rounds"] else "no round yet"
+        say(f"not picked: {result['barred'] or why}")
+    if result.get("likely"):
+        likely = ", ".join(f"{name} {value:.2f}" for name, value in result["likely"].items())
+        say(likely, f"predicted by the {result['likely_by']}:", "")
     for what in ("labelled", "exemplar"):
-        near = found.get(f"nearest_{what}")
+        near = result.get(f"nearest_{what}")
         if near:
             say(f"nearest {what} image: {near['id'][:12]}, similarity {near['similarity']:.3f}")

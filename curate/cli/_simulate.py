@@ -78,35 +78,35 @@ def simulate(
         imbalance=imbalance,
         folds=folds,
     )
-    wish = simulating.SimulateRequest(
+    request = simulating.SimulateRequest(
         _names(strategies), setting, seeds, jobs, encoder, tuple(set_ or ()), device_named(device)
     )
-    made = open_project(project)
+    opened = open_project(project)
     try:
         with bars() as step:
-            found = simulating.run(made, wish, step)
+            result = simulating.run(opened, request, step)
     except KeyboardInterrupt:
         warn("stopped; what was played is kept: the same command goes on from here")
         raise
-    emit(found.to_json()) if json else _show(found)
+    emit(result.to_json()) if json else _show(result)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _show(made: SimulateResult) -> None:
-    found = made.found
-    for note in found["notes"]:
+def _show(result: SimulateResult) -> None:
+    report = result.found
+    for note in report["notes"]:
         warn(note)
-    if not made.fresh:
+    if not result.fresh:
         say("nothing to do: this was played already, on these labels and vectors")
-    say(found["about"])
-    for section in found["sections"]:
+    say(report["about"])
+    for section in report["sections"]:
         _table(section)
-    for line in found["verdict"]:
+    for line in report["verdict"]:
         say(line)
-    say(near(made.folder / "report.html"), "report:")
+    say(near(result.folder / "report.html"), "report:")
 
 
 def _table(section: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def init(
         file = str(setup.make(planned).file)
     if json:
         about = {"project": planned.folder.name, "file": file, "classes": planned.classes, "written": not dry_run}
-        examples = [vars(one) for one in planned.examples(EXAMPLES)]
+        examples = [vars(example) for example in planned.examples(EXAMPLES)]
         emit(about | {key: planned.source[key] or None for key in setup.LAYOUT} | {"examples": examples})
         return
     say(f"{file} (nothing was written: --dry-run)" if dry_run else file, "would make" if dry_run else "made", "green")
@@ -100,10 +100,10 @@ def _show_layout(planned: Plan) -> None:
     total = len(planned.placed)
     say()
     say(f"{total:,} images, for example:" if total > EXAMPLES else f"{total:,} images:")
-    shown = [(one.path, one.stratum or "-", one.group or "-") for one in planned.examples(EXAMPLES)]
+    shown = [(example.path, example.stratum or "-", example.group or "-") for example in planned.examples(EXAMPLES)]
     rows([("image", "stratum", "group"), *shown])
     for key in ("stratum", "group"):
-        without = sum(getattr(one, key) is None for one in planned.placed)
+        without = sum(getattr(placed, key) is None for placed in planned.placed)
         if planned.source["template" if key == "stratum" else "group"] and without:
             warn(f"{without:,} of {total:,} images do not fit and get no {key}: correct it in project.toml")
 
@@ -134,24 +134,24 @@ def demo(
     from curate.admin import setup
 
     with bars() as step:
-        made, summary = setup.demo(folder, images, seed, lambda done: step("draw", done, images))
+        project, summary = setup.demo(folder, images, seed, lambda done: step("draw", done, images))
     if json:
-        emit({"project": made.name, "file": str(made.file), "images": images, "seed": seed})
+        emit({"project": project.name, "file": str(project.file), "images": images, "seed": seed})
         return
-    say(f"{images} images of {summary.coils} coils at {made.folder / 'data'}", "drawn", "green")
+    say(f"{images} images of {summary.coils} coils at {project.folder / 'data'}", "drawn", "green")
     say("images that show: " + ", ".join(f"{name} {n}" for name, n in summary.by_class.items()))
-    say(f"curate index --project {made.name}", "next:")
+    say(f"curate index --project {project.name}", "next:")
 
 
 def doctor(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Check database, disk, GPU, Label Studio, Ray and weights; say what to do where something is missing."""
     from curate.admin import doctor as checks
 
-    found = checks.run(project)
+    results = checks.run(project)
     if json:
-        emit({"checks": [check._asdict() for check in found], "ok": all(c.state != "missing" for c in found)})
+        emit({"checks": [check._asdict() for check in results], "ok": all(c.state != "missing" for c in results)})
     else:
         colors = {"ok": "green", "absent": "yellow", "missing": "red"}
-        rows((Text(c.state, colors[c.state]), Text(c.what, "bold"), _with(c.found, "-> ", c.remedy)) for c in found)
-    if any(check.state == "missing" for check in found):
+        rows((Text(c.state, colors[c.state]), Text(c.what, "bold"), _with(c.found, "-> ", c.remedy)) for c in results)
+    if any(check.state == "missing" for check in results):
         raise typer.Exit(1)

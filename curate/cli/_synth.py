@@ -53,25 +53,25 @@ def plan(project: ProjectOption = None, json: JsonOption = False) -> None:
     """Show which classes are scarce, how many defects to make, from how many real ones, and what stands in the way."""
     from synth import plan as planning
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        found = planning.plan(made, step)
-    emit(found.to_json()) if json else _planned(found, made)
+        result = planning.plan(opened, step)
+    emit(result.to_json()) if json else _planned(result, opened)
 
 
-def _planned(found: SynthesisPlan, project: Project) -> None:
-    for note in found.notes:
+def _planned(result: SynthesisPlan, project: Project) -> None:
+    for note in result.notes:
         warn(note)
-    judged = f"; recall and IoU: {found.evaluation}" if found.evaluation else "; recall and IoU are not known"
-    say(f"{found.grounds} clean images of {found.ground_groups} groups to put defects on{judged}", "train:")
+    judged = f"; recall and IoU: {result.evaluation}" if result.evaluation else "; recall and IoU are not known"
+    say(f"{result.grounds} clean images of {result.ground_groups} groups to put defects on{judged}", "train:")
     table: list[tuple[object, ...]] = [("  class", "images", "groups", "defects", "used", "recall", "IoU", "make", "")]
-    for one in found.lines:
-        figures = ("-" if value is None else f"{value:.2f}" for value in (one.recall, one.iou))
-        cells = (one.images, one.groups, one.defects, one.donors, *figures, one.make, one.verdict)
-        table.append((colored(one.name, project.colors.get(one.name)), *cells))
+    for line in result.lines:
+        figures = ("-" if value is None else f"{value:.2f}" for value in (line.recall, line.iou))
+        cells = (line.images, line.groups, line.defects, line.donors, *figures, line.make, line.verdict)
+        table.append((colored(line.name, project.colors.get(line.name)), *cells))
     rows(table, right={1, 2, 3, 4, 5, 6, 7})
-    if found.command:
-        say(f"{found.command} --project {project.name}", "next:")
+    if result.command:
+        say(f"{result.command} --project {project.name}", "next:")
 
 
 @_synth.command("fit")
@@ -87,16 +87,16 @@ def fit(
     """Let a synthesiser learn from the defects and the clean steel of the train split. Resumes what a kill left."""
     from synth import generate as making
 
-    made = open_project(project)
+    opened = open_project(project)
     options = making.options_of(making.FIT, synthesiser, set or [])
     with bars() as step:
-        found = making.fit(made, synthesiser, options, device_named(device), step, window=window, seed=seed)
+        result = making.fit(opened, synthesiser, options, device_named(device), step, window=window, seed=seed)
     if json:
-        emit({"fitted": found.key, "fresh": found.fresh, "folder": str(found.folder)} | found.manifest)
+        emit({"fitted": result.key, "fresh": result.fresh, "folder": str(result.folder)} | result.manifest)
         return
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: it has learnt from this train split already")
-    say(f"{near(found.folder)} ({found.manifest['seconds']} s)", f"fitted {found.key}", "green")
+    say(f"{near(result.folder)} ({result.manifest['seconds']} s)", f"fitted {result.key}", "green")
 
 
 @_synth.command("generate")
@@ -123,28 +123,30 @@ def generate(
     """Make images with masks of scarce classes on clean images of the train split. Resumes what a kill left."""
     from synth import generate as making
 
-    made = open_project(project)
+    opened = open_project(project)
     options = making.options_of(making.MAKE, synthesiser, set or [])
     spot = _place(place)
-    wish = making.GenerateRequest(
+    request = making.GenerateRequest(
         tuple(classes or ()), count, ratio, seed, window, area, aspect, spot, severity, strength
     )
     with bars() as step:
-        found = making.generate(made, synthesiser, wish, options, device_named(device), step, fitted=fitted)
-    about = found.manifest
+        result = making.generate(opened, synthesiser, request, options, device_named(device), step, fitted=fitted)
+    about = result.manifest
     if json:
         hidden = {"blocked", "groups"}
-        emit({"fresh": found.fresh, "folder": str(found.folder)} | {k: v for k, v in about.items() if k not in hidden})
+        emit(
+            {"fresh": result.fresh, "folder": str(result.folder)} | {k: v for k, v in about.items() if k not in hidden}
+        )
         return
     for note in about["notes"]:
         warn(note)
-    if not found.fresh:
+    if not result.fresh:
         say("nothing to do: these images are made already")
     shown = ", ".join(f"{name} {number}" for name, number in about["counts"].items())
-    for name, one in about.get("donors", {}).items():
-        say(f"{one['used']} of {one['there']} real defects used", f"{name}:")
-    say(f"{about['images']} images ({shown}) in {near(found.folder)}", f"batch {found.key[:8]}", "green")
-    say(f"curate synth check {found.key[:8]} --project {made.name}", "next:")
+    for name, counts in about.get("donors", {}).items():
+        say(f"{counts['used']} of {counts['there']} real defects used", f"{name}:")
+    say(f"{about['images']} images ({shown}) in {near(result.folder)}", f"batch {result.key[:8]}", "green")
+    say(f"curate synth check {result.key[:8]} --project {opened.name}", "next:")
 
 
 def _place(text: str | None) -> tuple[float, float] | None:
@@ -172,21 +174,21 @@ def check(
     """Hold every image of a batch against the real defects of train; what fails says why. Draws a contact sheet."""
     from synth import check as checking
 
-    made = open_project(project)
+    opened = open_project(project)
     wanted: dict[str, Any] = {"encoder": encoder, "model": model, "without": tuple(without or ())}
     with bars() as step:
-        report = checking.check(made, key, device=device_named(device), progress=step, **wanted)
-    found = report.to_json()
+        report = checking.check(opened, key, device=device_named(device), progress=step, **wanted)
+    result = report.to_json()
     if json:
-        emit(found)
+        emit(result)
         return
-    for note in found["notes"]:
+    for note in result["notes"]:
         warn(note)
-    for gate, number in found["refused"].items():
+    for gate, number in result["refused"].items():
         say(f"{number} images", f"refused by {gate}:", "yellow")
     rows([tuple(row) for row in report.table], right={2, 3, 4, 5, 6, 7})
-    say(f"{found['passed']} of {found['images']} images passed", f"batch {found['key'][:8]}", "green")
-    for what, file in found["files"].items():
+    say(f"{result['passed']} of {result['images']} images passed", f"batch {result['key'][:8]}", "green")
+    for what, file in result["files"].items():
         say(file, f"{what}:")
 
 
@@ -225,7 +227,7 @@ def trial(
     from synth.trial import design
     from synth.trial import run as trials
 
-    made = open_project(project)
+    opened = open_project(project)
     lists = {"arms": arm, "classes": classes, "budgets": budget, "ratios": ratio}
     given: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values}
     numbers: dict[str, Any] = {
@@ -244,9 +246,9 @@ def trial(
         "options": design.options_of(option or []),
     }
     given |= {name: value for name, value in numbers.items() if value is not None}
-    wish = design.TrialRequest(stage=stage, device=device_named(device), dry_run=dry_run, **given)
+    request = design.TrialRequest(stage=stage, device=device_named(device), dry_run=dry_run, **given)
     with bars() as step:
-        report = trials.run(made, wish, step)
+        report = trials.run(opened, request, step)
     if json:
         emit(report.to_json())
         return
@@ -273,17 +275,17 @@ def accept(
     """Let a checked batch into the train split: only classes that a trial found helped, only images that passed."""
     from synth import accept as entering
 
-    made = open_project(project)
-    found = entering.accept(made, key, force)
+    opened = open_project(project)
+    result = entering.accept(opened, key, force)
     if json:
-        emit(found.to_json())
+        emit(result.to_json())
         return
-    for name, number in found.left.items():
+    for name, number in result.left.items():
         warn(f"{number} images of {name} stay out: the trial found no help in them")
-    if found.already:
-        say(f"{found.already} images were in before")
-    say(f"{found.entered} images into train, tag and view {found.tag}", f"batch {found.key[:8]}", "green")
-    say(f"curate train --project {made.name}", "next:")
+    if result.already:
+        say(f"{result.already} images were in before")
+    say(f"{result.entered} images into train, tag and view {result.tag}", f"batch {result.key[:8]}", "green")
+    say(f"curate train --project {opened.name}", "next:")
 
 
 @_synth.command("drop")
@@ -296,5 +298,5 @@ def drop(
     """Take a batch out of the index again, with its tag and view."""
     from synth import accept as entering
 
-    found = entering.drop(open_project(project), key, with_files)
-    emit(found.to_json()) if json else say(f"{found.dropped} images taken out", f"batch {found.key[:8]}", "green")
+    result = entering.drop(open_project(project), key, with_files)
+    emit(result.to_json()) if json else say(f"{result.dropped} images taken out", f"batch {result.key[:8]}", "green")

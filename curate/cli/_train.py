@@ -77,41 +77,42 @@ def train(
     overrides = [*(set_ or []), *([f"model.weights={weights}"] if weights else [])]
     overrides += ["allow_double_prior=true"] if allow_double_prior else []
     overrides += [f'pseudo.model="{pseudo}"'] if pseudo else []  # quoted: a key may look like a number
-    made = open_project(project)
-    wish = training.TrainRequest(task, recipe, tuple(overrides), device_named(device), workers)
+    opened = open_project(project)
+    request = training.TrainRequest(task, recipe, tuple(overrides), device_named(device), workers)
     if processes > 1 and not team.launched():
         raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
-        found = training.run(made, wish, step, tell)
-    emit(found.to_json()) if json else _trained(found, made.name)
+        result = training.run(opened, request, step, tell)
+    emit(result.to_json()) if json else _trained(result, opened.name)
 
 
 def _list(json: bool) -> None:
     from train import recipe
 
-    found = {name: recipe.load(name) for name in recipe.names()}
+    recipes = {name: recipe.load(name) for name in recipe.names()}
     if json:
-        emit({"recipes": {name: one.model_dump(mode="json") for name, one in found.items()}})
+        emit({"recipes": {name: entry.model_dump(mode="json") for name, entry in recipes.items()}})
         return
-    rows((name, one.task, one.summary) for name, one in found.items())
+    rows((name, entry.task, entry.summary) for name, entry in recipes.items())
 
 
-def _trained(found: TrainResult, project: str) -> None:
-    for note in found.notes:
+def _trained(result: TrainResult, project: str) -> None:
+    for note in result.notes:
         warn(note)
-    made = found.model.manifest
-    if not found.fresh:
+    manifest = result.model.manifest
+    if not result.fresh:
         say("nothing to do: this recipe is trained on these labels already")
-    best, data = made["best"], made["data"]
+    best, data = manifest["best"], manifest["data"]
     say(
-        f"{made['recipe']['model']['architecture']} on {data['train']} images, val {data['val']}",
-        found.model.key,
+        f"{manifest['recipe']['model']['architecture']} on {data['train']} images, val {data['val']}",
+        result.model.key,
         "green",
     )
     losses = f"loss {best['train_loss']:.4f}" + (f", val {best['val_loss']:.4f}" if "val_loss" in best else "")
-    say(f"best after epoch {best['epoch'] + 1} of {len(made['history'])}: {losses} ({duration(made['seconds'])})")
+    epochs = f"epoch {best['epoch'] + 1} of {len(manifest['history'])}"
+    say(f"best after {epochs}: {losses} ({duration(manifest['seconds'])})")
     if "f1" in best:
-        measure = "Dice of all pixels" if made["task"] == "segmentation" else "F1"
+        measure = "Dice of all pixels" if manifest["task"] == "segmentation" else "F1"
         rows(
             [
                 ("class", f"{measure} on val", "images in train"),
@@ -142,10 +143,10 @@ def predict(
 
     if view is not None and everything:
         raise CurateError("--view and --all contradict each other; give one")
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
         report = predicting.run(
-            made, model, view, step, everything=everything, device=device_named(device), engine=engine
+            opened, model, view, step, everything=everything, device=device_named(device), engine=engine
         )
     emit(report.to_json()) if json else _predicted(report)
 
@@ -182,31 +183,41 @@ def models_list(project: ProjectOption = None, json: JsonOption = False) -> None
     """All trained models, the newest first; candidate and production are marked."""
     from train import store
 
-    made = open_project(project)
-    aliases = {name: store.alias(made, name) for name in (store.CANDIDATE, store.PRODUCTION)}
-    found = [_summary(one, aliases) for one in store.every(made)]
+    opened = open_project(project)
+    aliases = {name: store.alias(opened, name) for name in (store.CANDIDATE, store.PRODUCTION)}
+    models = [_summary(model, aliases) for model in store.every(opened)]
     if json:
-        emit({"models": found, "current": store.current(made), **aliases})
+        emit({"models": models, "current": store.current(opened), **aliases})
         return
-    if not found:
+    if not models:
         say(store.NONE_YET)
         return
     head = ("model", "made", "task", "architecture", "train", "val loss", "")
-    rows([head, *(_row(one) for one in found)], right={4, 5})
+    rows([head, *(_row(model) for model in models)], right={4, 5})
 
 
-def _summary(one: Any, aliases: dict[str, str | None]) -> dict[str, Any]:
-    made = one.manifest
+def _summary(model: Any, aliases: dict[str, str | None]) -> dict[str, Any]:
+    manifest = model.manifest
     names = ("made", "task", "classes", "data", "best", "seconds")
-    about = {"model": one.key, "aliases": [name for name, key in aliases.items() if key == one.key]}
-    return about | {name: made[name] for name in names} | {"architecture": made["recipe"]["model"]["architecture"]}
+    about = {"model": model.key, "aliases": [name for name, key in aliases.items() if key == model.key]}
+    return (
+        about | {name: manifest[name] for name in names} | {"architecture": manifest["recipe"]["model"]["architecture"]}
+    )
 
 
-def _row(one: dict[str, Any]) -> tuple[object, ...]:
-    loss = one["best"].get("val_loss")
+def _row(summary: dict[str, Any]) -> tuple[object, ...]:
+    loss = summary["best"].get("val_loss")
     shown = "" if loss is None else f"{loss:.4f}"
-    marks = ", ".join(one["aliases"])
-    return (one["model"], one["made"], one["task"], one["architecture"], one["data"]["train"], shown, marks)
+    marks = ", ".join(summary["aliases"])
+    return (
+        summary["model"],
+        summary["made"],
+        summary["task"],
+        summary["architecture"],
+        summary["data"]["train"],
+        shown,
+        marks,
+    )
 
 
 @_models.command("promote")
@@ -225,19 +236,19 @@ def models_promote(
     """
     from curate.ops import evaluate
 
-    made = open_project(project)
+    opened = open_project(project)
     with bars() as step:
-        found = evaluate.promote(made, model, force, device_named(device), step)
+        result = evaluate.promote(opened, model, force, device_named(device), step)
     if json:
-        emit({"production": found.key, "forced": found.forced, "notes": found.notes, "warnings": found.warnings})
+        emit({"production": result.key, "forced": result.forced, "notes": result.notes, "warnings": result.warnings})
         return
-    for warning in found.warnings:
+    for warning in result.warnings:
         warn(warning)
-    for note in found.notes:
+    for note in result.notes:
         say(note)
-    if found.forced:
-        warn(f"promoted although {found.forced}")
-    say(f"is model {found.key}", "production", "green")
+    if result.forced:
+        warn(f"promoted although {result.forced}")
+    say(f"is model {result.key}", "production", "green")
 
 
 @_models.command("rollback")

@@ -66,55 +66,57 @@ def tune(
     from train.fit import tune as tuning
 
     overrides = (*(set_ or []), *([f"model.weights={weights}"] if weights else []))
-    wish = training.TrainRequest(task, recipe, overrides, device_named(device), workers)
+    request = training.TrainRequest(task, recipe, overrides, device_named(device), workers)
     search = tuning.TuneBudget(trials, tuning.seconds_of(time), metric)
-    made = open_project(project)
+    opened = open_project(project)
     try:
         with bars() as step:
-            found = tuning.run(made, wish, search, step)
+            result = tuning.run(opened, request, search, step)
     except KeyboardInterrupt:
         warn("stopped; nothing is lost: the same command goes on from here")
         raise
     if not json:
-        _tuned(found)
-    if not (apply and found.best and not found.left):
-        _hinted(found, json)
+        _tuned(result)
+    if not (apply and result.best and not result.left):
+        _hinted(result, json)
         return
     with bars() as step:
-        model = training.run(made, found.best, step, tell)
-    emit(found.to_json() | {"trained": model.to_json()}) if json else _trained(model, made.name)
+        model = training.run(opened, result.best, step, tell)
+    emit(result.to_json() | {"trained": model.to_json()}) if json else _trained(model, opened.name)
 
 
-def _hinted(found: Tuned, json: bool) -> None:
+def _hinted(result: Tuned, json: bool) -> None:
     if json:
-        emit(found.to_json())
-    elif found.best:
-        say(shlex.join(found.command), "next:")
+        emit(result.to_json())
+    elif result.best:
+        say(shlex.join(result.command), "next:")
 
 
-def _tuned(found: Tuned) -> None:
-    for note in found.notes:
+def _tuned(result: Tuned) -> None:
+    for note in result.notes:
         warn(note)
-    if not found.fresh and not found.left:
-        say(f"nothing to do: {len(found.trials)} trials are done already (--trials for more)")
-    if found.left:
-        warn(f"time is up with {found.left} trials left: run it again to go on, or give it more --time")
-    states = [one.state for one in found.trials]
+    if not result.fresh and not result.left:
+        say(f"nothing to do: {len(result.trials)} trials are done already (--trials for more)")
+    if result.left:
+        warn(f"time is up with {result.left} trials left: run it again to go on, or give it more --time")
+    states = [trial.state for trial in result.trials]
     counts = " / ".join(f"{states.count(name)} {name}" for name in ("done", "pruned", "unfit"))
-    say(f"{counts}; study {near(found.folder)}", f"{len(found.trials)} trials", "green")
-    if not found.trials:
+    say(f"{counts}; study {near(result.folder)}", f"{len(result.trials)} trials", "green")
+    if not result.trials:
         return
-    names = list(found.trials[0].params)
-    head = ("trial", f"{found.metric} on val", "epochs", *names, "")
-    rows([head, *(_row(one, names) for one in found.ranked[:SHOWN])], right={0, 1, 2})
-    if len(found.trials) > SHOWN:
-        say(f"and {len(found.trials) - SHOWN} more: --json lists them all")
-    if found.best:
-        warn(f"val has chosen among {len(found.trials)} and flatters its choice: judge it on test, by curate evaluate")
+    names = list(result.trials[0].params)
+    head = ("trial", f"{result.metric} on val", "epochs", *names, "")
+    rows([head, *(_row(trial, names) for trial in result.ranked[:SHOWN])], right={0, 1, 2})
+    if len(result.trials) > SHOWN:
+        say(f"and {len(result.trials) - SHOWN} more: --json lists them all")
+    if result.best:
+        warn(f"val has chosen among {len(result.trials)} and flatters its choice: judge it on test, by curate evaluate")
 
 
-def _row(one: Trial, names: list[str]) -> tuple[Any, ...]:
-    value = "-" if one.state != "done" or one.value is None else f"{one.value:.4f}"
-    about = one.reason or ("the recipe as it is" if one.number == 1 else "" if one.state == "done" else one.state)
-    cells = (f"{one.params[name]:.3g}" if name == "lr" else one.params[name] for name in names)
-    return (one.number, value, one.epochs, *cells, about)
+def _row(trial: Trial, names: list[str]) -> tuple[Any, ...]:
+    value = "-" if trial.state != "done" or trial.value is None else f"{trial.value:.4f}"
+    about = trial.reason or (
+        "the recipe as it is" if trial.number == 1 else "" if trial.state == "done" else trial.state
+    )
+    cells = (f"{trial.params[name]:.3g}" if name == "lr" else trial.params[name] for name in names)
+    return (trial.number, value, trial.epochs, *cells, about)

@@ -63,8 +63,8 @@ class LoopTurn:
     def index(self) -> StepResult:
         report, _ = index.run(self.project, self.progress, command="loop: index")
         self.project = load(self.project.folder)
-        told = f"{report.added} new images, {report.updated} updated, {report.unchanged} as they were"
-        return StepResult("index", told, report.added + report.updated > 0)
+        text = f"{report.added} new images, {report.updated} updated, {report.unchanged} as they were"
+        return StepResult("index", text, report.added + report.updated > 0)
 
     def embed(self) -> StepResult:
         report = embed.run(self.project, progress=self.progress, command="loop: embed")
@@ -77,9 +77,9 @@ class LoopTurn:
             return StepResult("pull", "nothing was pushed yet", did=False)
         report = pull.run(self.project, self.studio, progress=self.progress, command="loop: pull")
         waiting = waiting_round(self.project)
-        told = f"{report.annotations} new annotations on {report.images} images"
+        text = f"{report.annotations} new annotations on {report.images} images"
         ends = f"{waiting.told}: people are not done" if waiting else None
-        return StepResult("pull", told, report.images > 0, ends)
+        return StepResult("pull", text, report.images > 0, ends)
 
     def train(self) -> StepResult:
         from train.fit import run as training
@@ -88,8 +88,8 @@ class LoopTurn:
             return StepResult("train", "no image of the train split is labelled yet", did=False)
         request = training.TrainRequest(None, self.request.recipe, self.request.settings, self.request.device)
         result = training.run(self.project, request, self.progress)
-        told = f"model {result.model.key}" + ("" if result.fresh else ": labels and recipe are as they were")
-        return StepResult("train", told, result.fresh)
+        text = f"model {result.model.key}" + ("" if result.fresh else ": labels and recipe are as they were")
+        return StepResult("train", text, result.fresh)
 
     def predict(self) -> StepResult:
         from train import store
@@ -112,8 +112,8 @@ class LoopTurn:
             result = evaluate.run(self.project, request, self.progress, command="loop: evaluate")
         except CurateError as error:  # a project that begins has no test images yet
             return StepResult("evaluate", str(error), did=False)
-        told = f"model {result.model} on {result.manifest['split']}: {result.folder}"
-        return StepResult("evaluate", told, result.fresh)
+        text = f"model {result.model} on {result.manifest['split']}: {result.folder}"
+        return StepResult("evaluate", text, result.fresh)
 
     def stop_check(self) -> StepResult:
         from curate.audit import run as auditing
@@ -122,9 +122,9 @@ class LoopTurn:
             return StepResult("stop-check", "no round was labelled yet", did=False)
         facts = auditing.read(self.project)
         result = auditing.check(facts, auditing.settling(self.project, facts.known))
-        told = f"{result.advice.verdict}: {'; '.join(result.advice.reasons)}"
+        text = f"{result.advice.verdict}: {'; '.join(result.advice.reasons)}"
         stops = result.advice.verdict == "stop" and not self.request.go_on
-        return StepResult("stop-check", told, ends=told if stops else None)
+        return StepResult("stop-check", text, ends=text if stops else None)
 
     def select(self) -> StepResult:
         from curate.select import run as selecting
