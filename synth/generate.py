@@ -31,7 +31,7 @@ from synth.masks import Place
 from synth.nouns import CandidateImage, Mask, MaskBank, Pixels, Scene, Site, SyntheticImage
 from train.data.pixels import read, with_channels
 
-STEP = 1  # raise it when the same wish and bank give another batch than before
+STEP = 1  # raise it when the same request and bank give another batch than before
 FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
 MAKE = Catalogue("synth.synthesisers", "synthesiser", "generate")
 HANDED = ("device", "progress", "seed")  # what `fit` and `generate` are given by the house, not by `--set`
@@ -234,21 +234,21 @@ def _fitted(project: Project, bank: MaskBank, name: str, wanted: str | None, win
 def generate(
     project: Project,
     name: str,
-    wish: GenerateRequest,
+    request: GenerateRequest,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: Progress = silent,
     *,
     fitted: str | None = None,
 ) -> SyntheticBatch:
-    """Make a batch, or find that it is made; the same wish and train split give the same images on a CPU."""
+    """Make a batch, or find that it is made; the same request and train split give the same images on a CPU."""
     name, given = plain(name), dict(options or {})
     MAKE.check(name, given)
     bank = masks.bank(Index(project), progress)
-    counts = counts_of(bank, wish)
-    model = _fitted(project, bank, name, fitted, wish.window)
-    window = model.manifest["window"] or window_of(name, wish.window)
-    values = {"wish": asdict(wish) | {"window": window}, "counts": counts, "options": given, "fitted": model.key}
+    counts = counts_of(bank, request)
+    model = _fitted(project, bank, name, fitted, request.window)
+    window = model.manifest["window"] or window_of(name, request.window)
+    values = {"wish": asdict(request) | {"window": window}, "counts": counts, "options": given, "fitted": model.key}
     key = key_of([values, bank.digest, MAKE.load(name).STEP, masks.STEP, STEP])
     target = home(project) / key
     with files.writer_lock(home(project), "curate synth generate"):
@@ -259,32 +259,34 @@ def generate(
     return SyntheticBatch(target, _json(target / MANIFEST), True)
 
 
-def counts_of(bank: MaskBank, wish: GenerateRequest) -> dict[str, int]:
+def counts_of(bank: MaskBank, request: GenerateRequest) -> dict[str, int]:
     """Images of each class. Raises CurateError where a class has no mask to work with."""
-    if wish.count is not None and wish.ratio is not None:
+    if request.count is not None and request.ratio is not None:
         raise CurateError("give a count or a ratio, not both")
-    if (wish.count is not None and wish.count < 1) or (wish.ratio is not None and not 0 < wish.ratio <= 100):
+    if (request.count is not None and request.count < 1) or (
+        request.ratio is not None and not 0 < request.ratio <= 100
+    ):
         raise CurateError(
-            f"count {wish.count} or ratio {wish.ratio} makes nothing; allowed: a count from 1, a ratio to 100"
+            f"count {request.count} or ratio {request.ratio} makes nothing; allowed: a count from 1, a ratio to 100"
         )
-    if not 0 < wish.strength <= 1:
-        raise CurateError(f"strength {wish.strength:g} does not exist; allowed: above 0, up to 1")
-    for name in wish.classes:
+    if not 0 < request.strength <= 1:
+        raise CurateError(f"strength {request.strength:g} does not exist; allowed: above 0, up to 1")
+    for name in request.classes:
         masks.require(bank, name)
-    names = wish.classes or tuple(name for name in bank.classes if bank.of(name))
+    names = request.classes or tuple(name for name in bank.classes if bank.of(name))
     if not names:
         raise CurateError("no class has a defect with a mask in the train split: draw masks first")
-    ratio = RATIO if wish.ratio is None else wish.ratio
-    return {name: wish.count or max(1, round(ratio * len(bank.of(name)))) for name in names}
+    ratio = RATIO if request.ratio is None else request.ratio
+    return {name: request.count or max(1, round(ratio * len(bank.of(name)))) for name in names}
 
 
-def donors_of(bank: MaskBank, name: str, wish: Mapping[str, Any]) -> dict[str, Any]:
-    """Count the real defects of a class (of the wished severity) and those that can be used; say why not all."""
-    donors = [one for one in bank.of(name) if wish["severity"] in (None, one.severity)]
-    if wish["area"] is not None:  # by hand: each is shrunk as far as it takes
+def donors_of(bank: MaskBank, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the real defects of a class (of the requested severity) and those that can be used; say why not all."""
+    donors = [one for one in bank.of(name) if request["severity"] in (None, one.severity)]
+    if request["area"] is not None:  # by hand: each is shrunk as far as it takes
         return {"there": len(donors), "used": len(donors), "left_out": None}
-    used = sum(masks.holds(wish["window"], one) for one in donors)
-    return {"there": len(donors), "used": used, "left_out": masks.left_out(donors, bank.grounds, wish["window"])}
+    used = sum(masks.holds(request["window"], one) for one in donors)
+    return {"there": len(donors), "used": used, "left_out": masks.left_out(donors, bank.grounds, request["window"])}
 
 
 def _renewed(batch: SyntheticBatch, bank: MaskBank) -> SyntheticBatch:

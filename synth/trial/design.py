@@ -70,7 +70,7 @@ class TrialRequest:
 class TrialDesign:
     """All that a trial's trainings follow from."""
 
-    wish: TrialRequest
+    request: TrialRequest
     home: Path
     classes: tuple[str, ...]
     parts: tuple[FoldData, ...]
@@ -88,35 +88,48 @@ class TrialDesign:
         return pretrained.mark_of(self.base.model)
 
 
-def planned(project: Project, wish: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialDesign:
+def planned(
+    project: Project, request: TrialRequest, progress: Progress = lambda stage, done, total: None
+) -> TrialDesign:
     from curate.embed._network import device_of
 
-    if wish.stage not in STAGES:
-        raise unknown("stage", wish.stage, STAGES)
+    if request.stage not in STAGES:
+        raise unknown("stage", request.stage, STAGES)
     home = project.work / "synth" / "trials"
     index = Index(project)
     items, blocked = _items(index)
-    classes = wish.classes or tuple(name for name in index.project.active_classes if _drawn(items, name))
+    classes = request.classes or tuple(name for name in index.project.active_classes if _drawn(items, name))
     real = arms.defects(items, classes)
-    notes = _checked(wish, items, classes, index.project.active_classes)
+    notes = _checked(request, items, classes, index.project.active_classes)
     items = [one for one in items if one.label.present <= set(classes)]
     limit = project.config.limits.max_pixels
-    if wish.scale < 1:
-        items = downscale.shrunk(items, wish.scale, home, limit, progress)
-    parts = arms.parts(items, wish.folds, wish.cleans)
-    names = tuple(generate.plain(name) for name in wish.arms or _of_stage(home, wish))
-    _check_arms(names, wish)
-    full = wish.stage == "full"
+    if request.scale < 1:
+        items = downscale.shrunk(items, request.scale, home, limit, progress)
+    parts = arms.parts(items, request.folds, request.cleans)
+    names = tuple(generate.plain(name) for name in request.arms or _of_stage(home, request))
+    _check_arms(names, request)
+    full = request.stage == "full"
     runs = arms.runs(
-        arms.arms(names, wish.ratios or ((0.5, 1.0, 2.0) if full else (1.0,))),
-        range(wish.tested or (wish.folds if full else 1)),
-        wish.budgets or ((5, 10, 20) if full else (10,)),
-        wish.seeds or (5 if full else 3),
+        arms.arms(names, request.ratios or ((0.5, 1.0, 2.0) if full else (1.0,))),
+        range(request.tested or (request.folds if full else 1)),
+        request.budgets or ((5, 10, 20) if full else (10,)),
+        request.seeds or (5 if full else 3),
     )
-    encoder = embed.build(wish.encoder)
-    device = device_of(wish.device)
+    encoder = embed.build(request.encoder)
+    device = device_of(request.device)
     return TrialDesign(
-        wish, home, classes, tuple(parts), blocked, limit, base_of(wish), encoder, tuple(runs), device, real, notes
+        request,
+        home,
+        classes,
+        tuple(parts),
+        blocked,
+        limit,
+        base_of(request),
+        encoder,
+        tuple(runs),
+        device,
+        real,
+        notes,
     )
 
 
@@ -138,47 +151,47 @@ def _drawn(items: Sequence[Item], name: str) -> bool:
 
 
 def _checked(
-    wish: TrialRequest, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]
+    request: TrialRequest, items: Sequence[Item], classes: Sequence[str], known: Sequence[str]
 ) -> tuple[str, ...]:
     """Raises where there is nothing to try; notes say what will be thin."""
     for name in classes:
         if name not in known:
             raise unknown("class", name, known)
-    if not 0 < wish.scale <= 1:
-        raise CurateError(f"scale {wish.scale:g} does not exist; allowed: above 0, up to 1")
-    if wish.folds < 2 or not 1 <= (wish.tested or 1) <= wish.folds:
+    if not 0 < request.scale <= 1:
+        raise CurateError(f"scale {request.scale:g} does not exist; allowed: above 0, up to 1")
+    if request.folds < 2 or not 1 <= (request.tested or 1) <= request.folds:
         raise CurateError(
-            f"{wish.tested or wish.folds} of {wish.folds} folds cannot be: 2 folds or more, 1 tested or more"
+            f"{request.tested or request.folds} of {request.folds} folds cannot be: 2 folds or more, 1 tested or more"
         )
     if not any(one.label.clean for one in items):
         raise CurateError("no clean labelled image in train: there is nothing to put defects on; label some as clean")
     groups = {name: len({one.group or one.id for one in items if name in one.label.present}) for name in classes}
-    few = {name: count for name, count in groups.items() if count < wish.folds}
+    few = {name: count for name, count in groups.items() if count < request.folds}
     if few or not classes:
         counted = ", ".join(f"{name} {count}" for name, count in few.items()) or "no class has a drawn defect"
         raise CurateError(
-            f"too few groups for {wish.folds} folds: {counted}. Label more, or choose --class and --folds"
+            f"too few groups for {request.folds} folds: {counted}. Label more, or choose --class and --folds"
         )
     thin = [f"{name} comes from {count} groups: its intervals are wide" for name, count in groups.items() if count < 10]
     return tuple(thin)
 
 
-def _of_stage(home: Path, wish: TrialRequest) -> tuple[str, ...]:
+def _of_stage(home: Path, request: TrialRequest) -> tuple[str, ...]:
     """All arms that are there; in full only the best two generative ones, if there was a screening."""
     there = [name for name in ARMS if name in arms.BASELINES or name in generate.MAKE.names()]
     file = home / "screen.json"
-    if wish.stage == "screen" or not file.is_file():
+    if request.stage == "screen" or not file.is_file():
         return tuple(there)
     chosen = json.loads(file.read_text(encoding="utf-8"))["best"]
     return tuple(name for name in there if name in (*arms.BASELINES, *BLENDS, *chosen))
 
 
-def _check_arms(names: Sequence[str], wish: TrialRequest) -> None:
+def _check_arms(names: Sequence[str], request: TrialRequest) -> None:
     known = (*arms.BASELINES, *generate.MAKE.names())
-    for name in (*names, *wish.options):
+    for name in (*names, *request.options):
         if name not in known:
             raise unknown("arm", name, known)
-    for name, given in wish.options.items():
+    for name, given in request.options.items():
         options = [*generate.FIT.options(name), *generate.MAKE.options(name)]
         for key in given:
             if key not in options:
@@ -198,13 +211,13 @@ def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def base_of(wish: TrialRequest) -> Recipe:
+def base_of(request: TrialRequest) -> Recipe:
     """The recipe that all arms share: one long epoch, whose images the arms choose; nothing else corrects the prior."""
-    own = SMALL if wish.recipe == RECIPE else ()
-    sides = (f"input.height={wish.size}", f"input.width={wish.size}")
-    found = recipe.load(wish.recipe, [*own, *sides, *wish.overrides])
+    own = SMALL if request.recipe == RECIPE else ()
+    sides = (f"input.height={request.size}", f"input.width={request.size}")
+    found = recipe.load(request.recipe, [*own, *sides, *request.overrides])
     if found.task != "segmentation":
-        raise CurateError(f"recipe '{wish.recipe}' is for {found.task}; a trial needs one for segmentation")
+        raise CurateError(f"recipe '{request.recipe}' is for {found.task}; a trial needs one for segmentation")
     found = found.model_copy(update={"sampler": Sampler()})
     if twice := recipe.corrections(found):
         raise CurateError(f"{' and '.join(twice)} corrects the class prior, and so does the trial: leave it out")

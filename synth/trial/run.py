@@ -81,12 +81,12 @@ class TrialReport:
         return vars(self) | shown
 
 
-def run(project: Project, wish: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialReport:
+def run(project: Project, request: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialReport:
     """Train what is not trained yet, and judge; with `dry_run` only say what it would take."""
-    plot = planned(project, wish, progress)
+    plot = planned(project, request, progress)
     todo = [one for one in plot.runs if not file_of(plot, one).is_file()]
     report = _outline(plot, todo)
-    if wish.dry_run:
+    if request.dry_run:
         return report
     with files.writer_lock(plot.home, "curate synth trial"):
         for _, alike in groupby(plot.runs, key=lambda one: (one.fold, one.budget)):
@@ -104,7 +104,7 @@ def _outline(plot: TrialDesign, todo: Sequence[TrialRun]) -> TrialReport:
     done = len(plot.runs) - len(todo)
     notes = [*plot.notes, *_short(plot)]
     return TrialReport(
-        plot.wish.stage, len(plot.runs), done, len(fits), _seconds(plot), list(plot.classes), notes=notes
+        plot.request.stage, len(plot.runs), done, len(fits), _seconds(plot), list(plot.classes), notes=notes
     )
 
 
@@ -136,7 +136,7 @@ def probed(plot: TrialDesign) -> float:
         model(batch.to(memory_format=torch.channels_last)).mean().backward()
         optimiser.step()
         took.append(time.perf_counter() - begun)
-    return statistics.median(took) * plot.wish.steps * 1.3  # reading, and looking at the test images
+    return statistics.median(took) * plot.request.steps * 1.3  # reading, and looking at the test images
 
 
 # --- what one run learns from ---------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def order_of(plot: TrialDesign, run: TrialRun) -> BatchOrder:
     most = max(one.arm.ratio for one in plot.runs if one.arm.name == run.arm.name)
     real = arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     counts = {name: math.ceil(most * count) * OVER for name, count in real.items()}
-    options = tuple(sorted(plot.wish.options.get(run.arm.name, {}).items()))
-    return BatchOrder(run.arm.name, counts, plot.wish.window or plot.wish.size, 0, options, plot.device)
+    options = tuple(sorted(plot.request.options.get(run.arm.name, {}).items()))
+    return BatchOrder(run.arm.name, counts, plot.request.window or plot.request.size, 0, options, plot.device)
 
 
 def _synthetic(
@@ -198,7 +198,7 @@ def key_of_run(plot: TrialDesign, run: TrialRun) -> str:
     )
     made: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
     made += [check.STEP] if run.arm.gated else []
-    return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.wish.steps, made])
+    return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.request.steps, made])
 
 
 def file_of(plot: TrialDesign, run: TrialRun) -> Path:
@@ -238,7 +238,7 @@ def trained(plot: TrialDesign, run: TrialRun, items: Sequence[Item]) -> Predicto
     """The network after all steps: no val tells when to stop, so no arm can profit from it."""
     made = recipe_of(plot.base, run.arm, run.seed)
     chances = arms.repeats(run.arm, items, plot.classes)
-    data = _data(plot, arms.drawn(items, chances, plot.wish.steps * made.batch, run.seed))
+    data = _data(plot, arms.drawn(items, chances, plot.request.steps * made.batch, run.seed))
     model, start = training.network_of(made, data)
     folder = training_folder(plot, run)
     plan = LoadPlan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
@@ -397,7 +397,7 @@ def _verdict(plot: TrialDesign, report: TrialReport, batch: SyntheticBatch) -> d
 def conclusive(plot: TrialDesign) -> bool:
     """True where a verdict may let a batch into training: a full trial, with all folds and seeds."""
     seeds, folds = (len({getattr(one, name) for one in plot.runs}) for name in ("seed", "fold"))
-    return plot.wish.stage == "full" and seeds >= SEEDS and folds == plot.wish.folds
+    return plot.request.stage == "full" and seeds >= SEEDS and folds == plot.request.folds
 
 
 def _spoken(file: Path, said: dict[str, Any]) -> None:

@@ -141,9 +141,9 @@ IMPOSSIBLE = [
 
 
 def test_a_wish_that_cannot_be_is_one_line(mill: Project) -> None:
-    for wish, words in IMPOSSIBLE:
+    for request, words in IMPOSSIBLE:
         with pytest.raises(CurateError, match=words) as caught:
-            generate.generate(mill, "paste", wish)
+            generate.generate(mill, "paste", request)
         assert "\n" not in str(caught.value)
     assert not list(generate.home(mill).glob(".*.making"))
     assert not generate.every(mill)

@@ -95,9 +95,9 @@ def test_mistakes_are_one_line(run: Run) -> None:
 def test_every_option_of_a_trial_reaches_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[design.TrialRequest] = []
 
-    def noted(project: Project, wish: design.TrialRequest, *_: object) -> trial.TrialReport:
-        given.append(wish)
-        return trial.TrialReport(wish.stage, 0, 0, 0, 0.0, [])
+    def noted(project: Project, request: design.TrialRequest, *_: object) -> trial.TrialReport:
+        given.append(request)
+        return trial.TrialReport(request.stage, 0, 0, 0, 0.0, [])
 
     monkeypatch.setattr(trial, "run", noted)
     words = "--stage full --arm balanced --arm paste --class hole --budget 5 --ratio 0.5 --seeds 2 --steps 7 --size 32"

@@ -107,7 +107,7 @@ def _more(title: str, plot: TrialDesign) -> str:
     found = trial.answers(plot)
     lines, against = verdict.table(found), _held(found)
     folds, seeds = (len({getattr(one, name) for one in plot.runs}) for name in ("fold", "seed"))
-    said = [f"## {title}", f"A screening: {folds} of {plot.wish.folds} folds, {seeds} seeds."]
+    said = [f"## {title}", f"A screening: {folds} of {plot.request.folds} folds, {seeds} seeds."]
     for budget in sorted({one.budget for one in lines}):
         of, held = ([one for one in some if one.budget == budget] for some in (lines, against))
         said += [f"With {budget} real defects of each class:", _bar(of, held)]

@@ -89,8 +89,8 @@ def test_init_index_status_export(run: Run, library: Path, make: Make, monkeypat
     home = library.parent
     (home / "projects").mkdir()
     monkeypatch.chdir(home)
-    made = ok(run("init", "tile", "--format", "mask_folder", "--data", "library", "--fully-labelled", "--json"))
-    assert made["classes"] == ["crack", "hole"]
+    opened = ok(run("init", "tile", "--format", "mask_folder", "--data", "library", "--fully-labelled", "--json"))
+    assert opened["classes"] == ["crack", "hole"]
     report = ok(run("index", "--json"))
     assert (report["added"], report["quarantined"]) == (16, 0)
     summary = ok(run("status", "--json"))
@@ -158,11 +158,11 @@ def test_bad_input_is_one_clear_line(run: Run, tmp_path: Path, monkeypatch: Any,
 def test_init_of_production_images_shows_what_it_guessed(run: Run, line: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(line.parent)
     arguments = ("init", "shop", "-f", "images", "-d", line, "--group", r"(coil\d+)_")
-    found = ok(run(*arguments, "--dry-run", "--json"))
+    result = ok(run(*arguments, "--dry-run", "--json"))
     assert not (line.parent / "projects").exists()
-    assert (found["template"], found["stratum"]) == ("{part1}/{camera}/{coil}_{name}", "{camera}")
-    assert not found["written"]
-    assert [one["stratum"] for one in found["examples"]] == ["cam0", "cam1"]
+    assert (result["template"], result["stratum"]) == ("{part1}/{camera}/{coil}_{name}", "{camera}")
+    assert not result["written"]
+    assert [one["stratum"] for one in result["examples"]] == ["cam0", "cam1"]
     code, out, _ = run(*arguments)
     assert code == 0
     for text in ("guessed", "as given", "A/cam1/coil0_1.png", "curate classes add NAME --project shop"):
@@ -192,16 +192,16 @@ def test_status_says_what_to_run_next(run: Run, indexed: Project, library: Path)
 
 
 def test_formats_are_listed_with_their_options(run: Run) -> None:
-    found = ok(run("formats", "--json"))["formats"]
-    assert {"severstal", "neu_det", "gc10", "voc", "coco", "yolo", "mask_folder", "magnetic_tile"} <= found.keys()
+    result = ok(run("formats", "--json"))["formats"]
+    assert {"severstal", "neu_det", "gc10", "voc", "coco", "yolo", "mask_folder", "magnetic_tile"} <= result.keys()
 
 
 def test_doctor_checks_every_part(run: Run, indexed: Project) -> None:
-    found = ok(run("doctor", "-p", indexed.folder, "--json"))
-    by_name = {check["what"]: check for check in found["checks"]}
+    result = ok(run("doctor", "-p", indexed.folder, "--json"))
+    by_name = {check["what"]: check for check in result["checks"]}
     assert {"database", "disk", "GPU", "Label Studio", "Ray", "weights"} <= by_name.keys()
     assert by_name["database"]["state"] == "ok"
-    assert all(check["remedy"] for check in found["checks"] if check["state"] != "ok")
+    assert all(check["remedy"] for check in result["checks"] if check["state"] != "ok")
 
 
 def test_doctor_says_when_the_server_does_not_answer(run: Run, indexed: Project, monkeypatch: Any) -> None:
@@ -235,9 +235,9 @@ def odd(make: Make, library: Path) -> Project:
     (library.parent / "[").mkdir()
     source = library.rename(library.parent / "[" / "bold]")
     (source / "images" / "bad [dim].jpg").write_text("no image")
-    made = make([LIBRARY | {"data": source, "name": "[b]source"}], ["crack", "hole", *ODD])
-    sync.run(made)
-    return made
+    opened = make([LIBRARY | {"data": source, "name": "[b]source"}], ["crack", "hole", *ODD])
+    sync.run(opened)
+    return opened
 
 
 @pytest.mark.parametrize("command", [("status",), ("classes", "list")])

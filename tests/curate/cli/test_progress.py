@@ -14,9 +14,9 @@ from curate.units import duration, rate
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    found = io.StringIO()
-    monkeypatch.setattr(_common, "log", Console(file=found, width=200))
-    return found
+    result = io.StringIO()
+    monkeypatch.setattr(_common, "log", Console(file=result, width=200))
+    return result
 
 
 def test_a_log_file_gets_a_line_for_each_stage_and_now_and_then(

@@ -387,9 +387,9 @@ def _as_people_call_it(project: Project, monkeypatch: pytest.MonkeyPatch, capsys
     assert "paste x1 gated, 4 real:" in out
 
 
-def _no_leak(project: Project, wish: TrialRequest) -> None:
+def _no_leak(project: Project, request: TrialRequest) -> None:
     """Nothing of a fold's test part, and nothing of val or test, is a parent of its synthetic images."""
-    plot = design.planned(project, wish)
+    plot = design.planned(project, request)
     rows = list(Index(project).rows("split", "group"))
     barred = {(id, group) for id, split, group in rows if split in ("val", "test")}
     used = {one.id for part in plot.parts for one in (*part.train, *part.test)}
@@ -409,7 +409,7 @@ def _no_leak(project: Project, wish: TrialRequest) -> None:
 
 
 def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
-    for wish, words in (
+    for request, words in (
         (replace(SMALL, stage="all"), "unknown stage 'all'"),
         (replace(SMALL, arms=("paste",)), "have nothing to be held against: add balanced"),
         (replace(SMALL, arms=("balanced", "pasta")), "unknown arm 'pasta'.*did you mean 'paste'"),
@@ -421,7 +421,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
         (replace(SMALL, recipe="simple-cnn", overrides=()), "a trial needs one for segmentation"),
     ):
         with pytest.raises(CurateError, match=words):
-            design.planned(works, wish)
+            design.planned(works, request)
 
 
 def test_a_damaged_verdict_is_written_anew_and_a_firm_one_outlives_a_screening(tmp_path: Path) -> None:
