@@ -63,9 +63,9 @@ def verdict_of(batch: SyntheticBatch) -> dict[str, bool]:
     if not file.is_file():
         return {}
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        found = said["positive"] if said["conclusive"] else {}
-        return {str(name): bool(value) for name, value in found.items()}
+        verdict = json.loads(file.read_text(encoding="utf-8"))
+        by_class = verdict["positive"] if verdict["conclusive"] else {}
+        return {str(name): bool(value) for name, value in by_class.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CurateError(f"{file} is damaged. Run the trial again: curate synth trial") from None
 
@@ -73,39 +73,40 @@ def verdict_of(batch: SyntheticBatch) -> dict[str, bool]:
 def enter(project: Project, batch: SyntheticBatch, forced: bool, verdict: Mapping[str, bool]) -> AcceptResult:
     """Log first, then the index: what a kill leaves out, `curate index` or the same command completes."""
     _same_project(project, batch)
-    made, (passed, without) = batch.made(), checked_of(batch)
+    images, (passed, without) = batch.made(), checked_of(batch)
     if without and not forced:
         raise CurateError(
             f"batch {batch.key} was checked without {without.replace(' ', ', ')}, which counts for nothing here."
             f" Run: curate synth check {batch.key[:8]}; or --force"
         )
-    for name in {one.name for one in made} - set(project.active_classes):
+    for name in {image.name for image in images} - set(project.active_classes):
         raise unknown("class", name, project.active_classes, f"Batch {batch.key} is of other classes")
-    chosen = _chosen(batch, [one for one in made if one.id in passed], forced, verdict)
-    with files.writer_lock(project.work, "curate synth accept"), closing(_book(project)) as book:
+    chosen = _chosen(batch, [image for image in images if image.id in passed], forced, verdict)
+    with files.writer_lock(project.work, "curate synth accept"), closing(_book(project)) as label_log:
         index = Index(project)
-        _refuse_leaks(index, batch, made)
-        before = synthetic.entered(book)
-        labels = {one.id: _label(batch, one) for one in chosen if one.id not in before}  # all read before any is logged
-        wanted = {one.id: _placing(batch, one) for one in chosen}
+        _refuse_leaks(index, batch, images)
+        before = synthetic.entered(label_log)
+        new = [image for image in chosen if image.id not in before]
+        labels = {image.id: _label(batch, image) for image in new}  # all are read before any is logged
+        wanted = {image.id: _placing(batch, image) for image in chosen}
         for id, label in labels.items():
-            synthetic.log(book, id, wanted[id], label, forced)
-        book.flush()
-        _show(index, book, {id: one for id, one in wanted.items() if before.get(id, one) == one})
+            synthetic.log(label_log, id, wanted[id], label, forced)
+        label_log.flush()
+        _show(index, label_log, {id: origin for id, origin in wanted.items() if before.get(id, origin) == origin})
         if chosen:
-            classes = sorted({one.name for one in chosen})
+            classes = sorted({image.name for image in chosen})
             about = {"forced": forced, "verdict": dict(verdict), "classes": classes, "without": without.split()}
             files.write_json(batch.folder / ACCEPTED, about)
         app_views.arrange(project)
-    counts = Counter(one.name for one in chosen)
-    left = Counter(one.name for one in made if one.id in passed)
+    counts = Counter(image.name for image in chosen)
+    left = Counter(image.name for image in images if image.id in passed)
     left.subtract(counts)
     return AcceptResult(
         batch.key,
         synthetic.tag_of(batch.key),
         len(labels),
         len(chosen) - len(labels),
-        len(made) - len(passed),
+        len(images) - len(passed),
         {name: count for name, count in left.items() if count},
         dict(counts),
         forced,
@@ -132,14 +133,14 @@ def checked_of(batch: SyntheticBatch) -> tuple[set[str], str]:
 
 
 def _chosen(
-    batch: SyntheticBatch, made: Sequence[SyntheticImage], forced: bool, verdict: Mapping[str, bool]
+    batch: SyntheticBatch, images: Sequence[SyntheticImage], forced: bool, verdict: Mapping[str, bool]
 ) -> list[SyntheticImage]:
-    if not made:
+    if not images:
         raise CurateError(f"no image of batch {batch.key} passed its check; see why: {batch.folder / CHECKED}")
-    chosen = [one for one in made if forced or verdict.get(one.name)]
+    chosen = [image for image in images if forced or verdict.get(image.name)]
     if chosen:
         return chosen
-    names = ", ".join(sorted({one.name for one in made}))
+    names = ", ".join(sorted({image.name for image in images}))
     if not verdict:
         raise CurateError(
             f"no full trial has said yet whether {names} of batch {batch.key} help."
@@ -161,13 +162,13 @@ def _same_project(project: Project, batch: SyntheticBatch) -> None:
         )
 
 
-def _refuse_leaks(index: Index, batch: SyntheticBatch, made: Sequence[SyntheticImage]) -> None:
+def _refuse_leaks(index: Index, batch: SyntheticBatch, images: Sequence[SyntheticImage]) -> None:
     """Raise where a parent of the batch is in val or test as they are now."""
     ids, groups = masks.blocked(index)
     known = batch.manifest.get("blocked", {})
     fresh = (ids - set(known.get("ids", ()))) | (groups - set(known.get("groups", ())))
-    parents = {one.ground for one in made} | {one.donor.partition(":")[0] for one in made}
-    of_groups = {group for one in made for group in (one.ground_group, one.donor_group)}
+    parents = {image.ground for image in images} | {image.donor.partition(":")[0] for image in images}
+    of_groups = {group for image in images for group in (image.ground_group, image.donor_group)}
     leaked = (parents & ids) | ((of_groups | set(batch.manifest.get("groups", ()))) & groups)
     if leaked:
         raise CurateError(
@@ -187,24 +188,24 @@ def _refuse_leaks(index: Index, batch: SyntheticBatch, made: Sequence[SyntheticI
 # --- the index ------------------------------------------------------------------------------------------------------
 
 
-def _label(batch: SyntheticBatch, one: SyntheticImage) -> Label:
+def _label(batch: SyntheticBatch, image: SyntheticImage) -> Label:
     """The mask that was asked for is the label; the image must still be the one that was made."""
-    _, mask = generate.both_of(batch, one)
-    defect = defect_from_mask(one.name, mask.astype("uint8"))
-    if defect is None or int(mask.sum()) != one.area:
-        raise CurateError(f"{batch.folder / one.mask_file} is not the mask that was made. {batch.again}")
-    return Label("labelled", (replace(defect, severity=one.severity),))
+    _, mask = generate.both_of(batch, image)
+    defect = defect_from_mask(image.name, mask.astype("uint8"))
+    if defect is None or int(mask.sum()) != image.area:
+        raise CurateError(f"{batch.folder / image.mask_file} is not the mask that was made. {batch.again}")
+    return Label("labelled", (replace(defect, severity=image.severity),))
 
 
-def _placing(batch: SyntheticBatch, one: SyntheticImage) -> SyntheticOrigin:
-    return SyntheticOrigin(batch.key, one.ground, synthetic.reference(batch.key, one.file), one.donor_group)
+def _placing(batch: SyntheticBatch, image: SyntheticImage) -> SyntheticOrigin:
+    return SyntheticOrigin(batch.key, image.ground, synthetic.reference(batch.key, image.file), image.donor_group)
 
 
-def _show(index: Index, book: LabelLog, wanted: Mapping[str, SyntheticOrigin]) -> None:
+def _show(index: Index, label_log: LabelLog, wanted: Mapping[str, SyntheticOrigin]) -> None:
     there, groups = set(index.ids()), {id: group or id for id, group in index.rows("group")}
-    new = synthetic.add(index, book, {id: one for id, one in wanted.items() if id not in there}, groups)
+    new = synthetic.add(index, label_log, {id: origin for id, origin in wanted.items() if id not in there}, groups)
     decisions = Decisions(index.project.work / "splits")
-    index.set({"split": {one.id: decisions.split(one.group) or "train" for one in new}})
+    index.set({"split": {sample.id: decisions.split(sample.group) or "train" for sample in new}})
 
 
 @dataclass
@@ -221,16 +222,18 @@ class DropResult:
 
 def drop(project: Project, key: str, with_files: bool = False) -> DropResult:
     """Take a batch out of the index, its tag and view with it; its folder stays unless `with_files`."""
-    with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as book:
+    with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as label_log:
         index = Index(project)
-        placings = synthetic.entered(book)
-        whole = _whole_key(key, {one.batch for one in placings.values()} | {one.key for one in generate.every(project)})
-        app_edits.capture(index, book, project.class_names)  # the log keeps what somebody drew, whatever goes
-        mine = {id: one for id, one in placings.items() if one.batch == whole}
-        for id, one in mine.items():
-            synthetic.log(book, id, one, None)
-        book.flush()
-        synthetic.remove_others(index, {id: one for id, one in placings.items() if id not in mine})
+        placings = synthetic.entered(label_log)
+        whole = _whole_key(
+            key, {origin.batch for origin in placings.values()} | {other.key for other in generate.every(project)}
+        )
+        app_edits.capture(index, label_log, project.class_names)  # the log keeps what somebody drew, whatever goes
+        mine = {id: origin for id, origin in placings.items() if origin.batch == whole}
+        for id, origin in mine.items():
+            synthetic.log(label_log, id, origin, None)
+        label_log.flush()
+        synthetic.remove_others(index, {id: origin for id, origin in placings.items() if id not in mine})
         app_views.arrange(project)
         if with_files:
             _remove(generate.home(project) / whole)
@@ -249,11 +252,11 @@ def _remove(folder: Path) -> None:
 
 
 def _whole_key(key: str, known: Collection[str]) -> str:
-    fitting = [one for one in known if key and one.startswith(key)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    matches = [whole for whole in known if key and whole.startswith(key)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise CurateError(
-            f"'{key}' fits {len(fitting)} batches: {', '.join(sorted(fitting))}; give more of its characters"
+            f"'{key}' fits {len(matches)} batches: {', '.join(sorted(matches))}; give more of its characters"
         )
     raise unknown("batch", key, known, "Make one: curate synth generate")

@@ -118,15 +118,15 @@ def check(
     batch = generate.opened(project, key)
     index = Index(project)
     bank = masks.bank(index)
-    for name in {one.name for one in batch.made()} - set(bank.classes):
+    for name in {image.name for image in batch.made()} - set(bank.classes):
         raise unknown("class", name, bank.classes, f"Batch {batch.key} is of other classes")
     segmenter = None if "resegmentation" in without else segmenter_of(index, bank, model, device)
     standard = standard_of(bank, encoder_of(project, encoder, options, device))
     looks = generate.looks(batch)
-    found = inspected(looks, standard, segmenter, without, progress)
-    _write_rows(batch.folder / CHECKED, found.rows, without)
-    _write_sheet(batch.folder / SHEET, bank, generate.looks(batch), found.rows, f"batch {batch.key}")
-    report = _report(batch.key, found, standard, segmenter, without)
+    checked = inspected(looks, standard, segmenter, without, progress)
+    _write_rows(batch.folder / CHECKED, checked.rows, without)
+    _write_sheet(batch.folder / SHEET, bank, generate.looks(batch), checked.rows, f"batch {batch.key}")
+    report = _report(batch.key, checked, standard, segmenter, without)
     report.files = {"checked": str(batch.folder / CHECKED), "sheet": str(batch.folder / SHEET)}
     if segmenter:
         _add_reference(report, bank, segmenter)
@@ -160,23 +160,23 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
     return embed.build(name, options, handle=trained.handle(project, device))
 
 
-def segmenter_of(index: Index, bank: MaskBank, wanted: str | None, device: str) -> Predictor:
+def segmenter_of(index: Index, bank: MaskBank, model: str | None, device: str) -> Predictor:
     """The project's newest segmenter, or the one that is wanted; it must have learnt from train alone."""
     from train import store
     from train.predict import run as predicting
 
     project = index.project
-    found = [one for one in store.every(project) if one.manifest["task"] == "segmentation"]
-    if not found:
+    models = [trained for trained in store.every(project) if trained.manifest["task"] == "segmentation"]
+    if not models:
         raise CurateError(
             "re-segmentation needs a model of this project. Train one: curate train --task segmentation; "
             "or leave that gate out: --without resegmentation"
         )
-    key = store.find(project, wanted).key if wanted else found[0].key
-    made = store.find(project, key).manifest
-    if made["task"] != "segmentation":
-        raise CurateError(f"model {key} finds no pixels; allowed: {', '.join(one.key for one in found)}")
-    if leaked := _leaked(index, bank, made):
+    key = store.find(project, model).key if model else models[0].key
+    manifest = store.find(project, key).manifest
+    if manifest["task"] != "segmentation":
+        raise CurateError(f"model {key} finds no pixels; allowed: {', '.join(trained.key for trained in models)}")
+    if leaked := _leaked(index, bank, manifest):
         raise CurateError(f"model {key} learnt from {len(leaked)} images of val or test: train again: curate train")
     return predicting.load(project, key, device)
 
@@ -190,8 +190,8 @@ def _leaked(index: Index, bank: MaskBank, manifest: Mapping[str, Any]) -> set[st
 
 def standard_of(bank: MaskBank, encoder: Encoder) -> RealReference:
     """Learn the standard from the bank's donors; a class of one group alone gets the distances of all classes."""
-    features = _encoded(encoder, [(one.pixels, one.mask) for one in bank.donors])
-    groups, names = ([getattr(one, field) for one in bank.donors] for field in ("group", "name"))
+    features = _encoded(encoder, [(donor.pixels, donor.mask) for donor in bank.donors])
+    groups, names = ([getattr(donor, field) for donor in bank.donors] for field in ("group", "name"))
     rows = {name: [row for row, other in enumerate(names) if other == name] for name in bank.classes}
     everywhere = gates.nearness(features, groups)
     limits = {}
@@ -203,9 +203,9 @@ def standard_of(bank: MaskBank, encoder: Encoder) -> RealReference:
 
 def _limits(donors: Sequence[Any], near: ValueRange) -> Limits:
     of = {
-        "area": [float(one.area) for one in donors],
-        "aspect": [gates.elongation(one.mask) for one in donors],
-        "seam": [gates.seam(one.pixels, one.mask) for one in donors],
+        "area": [float(donor.area) for donor in donors],
+        "aspect": [gates.elongation(donor.mask) for donor in donors],
+        "seam": [gates.seam(donor.pixels, donor.mask) for donor in donors],
     }
     return Limits(near, **{name: gates.span(np.array(values, np.float64)) for name, values in of.items()})
 
@@ -219,8 +219,8 @@ def _encoded(encoder: Encoder, crops: Iterable[tuple[Pixels, Mask]]) -> Floats:
         how = cv2.INTER_AREA if max(grey.shape) > SIDE else cv2.INTER_LINEAR
         square = np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=how), np.uint8)
         arrays += prepare_image(encoder, square, whole(square))
-    found = encoder.encode(arrays) if arrays else np.zeros((0, encoder.dim))
-    return np.asarray(found, np.float64)
+    features = encoder.encode(arrays) if arrays else np.zeros((0, encoder.dim))
+    return np.asarray(features, np.float64)
 
 
 def cropped(pixels: Pixels, mask: Mask) -> tuple[Pixels, Mask]:
@@ -256,7 +256,7 @@ def inspected(
         ids.append(look.id)
         progress("check", 1, total)
     reasons = (
-        _reasons({name: np.array([one[name] for one in figures]) for name in figures[0]}, names, standard, without)
+        _reasons({name: np.array([row[name] for row in figures]) for name in figures[0]}, names, standard, without)
         if figures
         else []
     )
@@ -295,8 +295,8 @@ def _resegmented(look: CandidateImage, segmenter: Predictor) -> float:
     left, top, width, height = look.window
     place = (slice(max(0, top - ROOM), top + height + ROOM), slice(max(0, left - ROOM), left + width + ROOM))
     p = segmenter.probabilities(with_channels(look.pixels[place], segmenter.recipe.input.channels))
-    found = p[segmenter.classes.index(look.name)] > segmenter.recipe.predict.threshold
-    return gates.iou(found, look.mask[place])
+    segmented = p[segmenter.classes.index(look.name)] > segmenter.recipe.predict.threshold
+    return gates.iou(segmented, look.mask[place])
 
 
 def _reasons(
@@ -304,19 +304,19 @@ def _reasons(
 ) -> list[tuple[str, ...]]:
     """Each image's reasons, with the gate's name first."""
     limits = [standard.limits[name] for name in names]
-    near = [one.near for one in limits]
-    found = {
+    near = [limit.near for limit in limits]
+    reasons = {
         "mask": gates.sound(figures["area"], figures["told"], figures["outside"]),
         "resegmentation": gates.agreed(figures["iou"]),
         "copy": gates.new(figures["near"], near),
         "nonsense": gates.likely(figures["near"], near),
-        "area": gates.usual(figures["area"], [one.area for one in limits]),
-        "aspect": gates.usual(figures["aspect"], [one.aspect for one in limits]),
-        "seam": gates.usual(figures["seam"], [one.seam for one in limits]),
+        "area": gates.usual(figures["area"], [limit.area for limit in limits]),
+        "aspect": gates.usual(figures["aspect"], [limit.aspect for limit in limits]),
+        "seam": gates.usual(figures["seam"], [limit.seam for limit in limits]),
         "region": gates.on_steel(figures["inside"]),
     }
     return gates.gathered(
-        *([f"{gate}: {words}" if words else "" for words in of] for gate, of in found.items() if gate not in without)
+        *([f"{gate}: {words}" if words else "" for words in of] for gate, of in reasons.items() if gate not in without)
     )
 
 
@@ -324,19 +324,19 @@ def _reasons(
 
 
 def _report(
-    key: str, found: CheckedBatch, standard: RealReference, segmenter: Predictor | None, without: Sequence[str]
+    key: str, checked: CheckedBatch, standard: RealReference, segmenter: Predictor | None, without: Sequence[str]
 ) -> CheckReport:
-    refused = by_gate(row.reasons for row in found.rows)
-    passed = np.array([row.passed for row in found.rows], bool)
-    names = np.array([row.name for row in found.rows])
+    refused = by_gate(row.reasons for row in checked.rows)
+    passed = np.array([row.passed for row in checked.rows], bool)
+    names = np.array([row.name for row in checked.rows])
     classes = {
-        name: compared(real, found.features[names == name], found.features[(names == name) & passed])
+        name: compared(real, checked.features[names == name], checked.features[(names == name) & passed])
         for name, real in standard.features.items()
         if (names == name).any()
     }
     return CheckReport(
         key,
-        len(found.rows),
+        len(checked.rows),
         int(passed.sum()),
         refused,
         classes,
@@ -348,23 +348,23 @@ def _report(
 
 def by_gate(reasons: Iterable[Sequence[str]]) -> dict[str, int]:
     """Images that each gate refused; one may be refused by several."""
-    found = Counter(reason.partition(":")[0] for of_one in reasons for reason in of_one)
-    return {gate: found[gate] for gate in GATES if found[gate]}
+    counts = Counter(reason.partition(":")[0] for of_one in reasons for reason in of_one)
+    return {gate: counts[gate] for gate in GATES if counts[gate]}
 
 
-def compared(real: Floats, made: Floats, passed: Floats) -> dict[str, Any]:
+def compared(real: Floats, synthetic: Floats, passed: Floats) -> dict[str, Any]:
     """Compare a class's synthetic defects, all of them and those that passed, with the real ones of train."""
     return {"real": len(real)} | {
         kind: {"n": len(of), "kernel_distance": gates.kernel_distance(real, of)} | gates.prdc(real, of)
-        for kind, of in (("made", made), ("passed", passed))
+        for kind, of in (("made", synthetic), ("passed", passed))
     }
 
 
 def _add_reference(report: CheckReport, bank: MaskBank, segmenter: Predictor) -> None:
     """Add the segmenter's IoU on real defects that it learnt from: where it is low, its gate says little."""
     for name, row in report.classes.items():
-        found = [_resegmented(_real(one, bank), segmenter) for one in bank.of(name)[:REFERENCE]]
-        row["resegmented_real"] = float(np.median(found))
+        ious = [_resegmented(_real(donor, bank), segmenter) for donor in bank.of(name)[:REFERENCE]]
+        row["resegmented_real"] = float(np.median(ious))
         if row["resegmented_real"] < gates.AGREEMENT:
             share = f"IoU {row['resegmented_real']:.2f} (median)"
             report.notes.append(
@@ -386,7 +386,7 @@ def _add_floor(report: CheckReport, index: Index, bank: MaskBank, standard: Real
     ids = [id for id, split, status in index.rows("split", "status") if split == "val" and status == "labelled"]
     seen = masks.bank_of(list(index.items(ids)), (), bank.classes, bank.max_pixels).donors if ids else ()
     for name, row in report.classes.items():
-        val = _encoded(standard.encoder, [(one.pixels, one.mask) for one in seen if one.name == name])
+        val = _encoded(standard.encoder, [(donor.pixels, donor.mask) for donor in seen if donor.name == name])
         real = standard.features[name]
         row["floor"] = {"n": len(val), "kernel_distance": gates.kernel_distance(real, val)} | gates.prdc(real, val)
 
@@ -400,13 +400,13 @@ def _write_rows(target: Path, rows: Sequence[GateResult], without: Sequence[str]
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {
-        "id": [one.id for one in rows],
-        "name": [one.name for one in rows],
-        "passed": [one.passed for one in rows],
-        "reasons": pa.array([list(one.reasons) for one in rows], pa.list_(pa.string())),
+        "id": [row.id for row in rows],
+        "name": [row.name for row in rows],
+        "passed": [row.passed for row in rows],
+        "reasons": pa.array([list(row.reasons) for row in rows], pa.list_(pa.string())),
     }
     figures = ("iou", "near", "area", "aspect", "seam", "inside")
-    columns |= {name: [one.figures[name] for one in rows] for name in figures}
+    columns |= {name: [row.figures[name] for row in rows] for name in figures}
     with files.written_aside(target) as aside:
         about = {WITHOUT: " ".join(sorted(set(without)))}
         pq.write_table(pa.table(columns).replace_schema_metadata(about), aside)  # type: ignore[no-untyped-call]
@@ -417,6 +417,6 @@ def _write_sheet(
 ) -> None:
     shown: dict[str, dict[str, list[contact_sheet.Crop]]] = {}
     for look, row in zip(looks, rows, strict=True):
-        of = shown.setdefault(look.name, {"real": [(one.pixels, one.mask) for one in bank.of(look.name)]})
+        of = shown.setdefault(look.name, {"real": [(donor.pixels, donor.mask) for donor in bank.of(look.name)]})
         of.setdefault("passed" if row.passed else "refused", []).append(cropped(look.pixels, look.mask))
     contact_sheet.write(target, shown, title)

@@ -50,37 +50,37 @@ class Limits:
 
 def sound(area: Floats, told: Floats, outside: Floats) -> Reasons:
     """`area` of the mask file, as the manifest has it, and pixels of it outside the window."""
-    empty = ["the mask is empty" if one == 0 else "" for one in area]
+    empty = ["the mask is empty" if value == 0 else "" for value in area]
     wrong = ["" if a == b else f"the mask has {a:.0f} pixels, the manifest says {b:.0f}" for a, b in _pairs(area, told)]
-    beyond = [f"{one:.0f} pixels of the mask lie outside the window" if one > 0 else "" for one in outside]
+    beyond = [f"{value:.0f} pixels of the mask lie outside the window" if value > 0 else "" for value in outside]
     return [a or b or c for a, b, c in zip(empty, wrong, beyond, strict=True)]
 
 
 def agreed(iou: Floats, least: float = AGREEMENT) -> Reasons:
     """A segmenter that knows real defects alone sees the defect where the label says it is."""
-    return [f"IoU {one:.2f}, at least {least:g} is needed" if one < least else "" for one in iou]
+    return [f"IoU {value:.2f}, at least {least:g} is needed" if value < least else "" for value in iou]
 
 
 def new(near: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """No copy: not nearer to a real defect than real ones of different groups are to each other."""
     text = "{:.3f} from a real defect; real ones of different groups are at least {:.3f} apart"
-    return [text.format(one, span.low) if one < span.low else "" for one, span in zip(near, spans, strict=True)]
+    return [text.format(value, span.low) if value < span.low else "" for value, span in zip(near, spans, strict=True)]
 
 
 def likely(near: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """No nonsense: not further from all real defects than these are from each other."""
     text = "{:.3f} from the nearest real defect; these have another within {:.3f}"
-    return [text.format(one, span.high) if one > span.high else "" for one, span in zip(near, spans, strict=True)]
+    return [text.format(value, span.high) if value > span.high else "" for value, span in zip(near, spans, strict=True)]
 
 
 def usual(values: Floats, spans: Sequence[ValueRange]) -> Reasons:
     """A size, a shape or a seam within what real defects show."""
     text = "{:.4g} is outside {:.4g} to {:.4g}"
-    return [text.format(one, *span) if _off(one, span) else "" for one, span in zip(values, spans, strict=True)]
+    return [text.format(value, *span) if _off(value, span) else "" for value, span in zip(values, spans, strict=True)]
 
 
 def on_steel(inside: Floats, least: float = INSIDE) -> Reasons:
-    return [f"only {one:.0%} of the mask lie on steel" if one < least else "" for one in inside]
+    return [f"only {value:.0%} of the mask lie on steel" if value < least else "" for value in inside]
 
 
 def gathered(*gates: Reasons) -> list[tuple[str, ...]]:
@@ -162,7 +162,7 @@ def kernel_distance(a: Floats, b: Floats) -> float:
     """Unbiased squared distance of two samples under the kernel (x y / d + 1)^3; around 0 for similar ones."""
     if len(a) < 2 or len(b) < 2:
         return float("nan")
-    within = [(_kernel(one, one).sum() - np.trace(_kernel(one, one))) / (len(one) * (len(one) - 1)) for one in (a, b)]
+    within = [(_kernel(x, x).sum() - np.trace(_kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b)]
     return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
 
 
@@ -170,17 +170,17 @@ def _kernel(a: Floats, b: Floats) -> Floats:
     return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
 
 
-def prdc(real: Floats, made: Floats, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def prdc(real: Floats, synthetic: Floats, neighbours: int = NEIGHBOURS) -> dict[str, float]:
     """Precision, recall, density and coverage. A real defect's ball reaches to its k-th real neighbour."""
-    k = min(neighbours, len(real) - 1, len(made) - 1)
+    k = min(neighbours, len(real) - 1, len(synthetic) - 1)
     if k < 1:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
-    between = distances(real, made)
+    between = distances(real, synthetic)
     inside = between < _reach(real, k)[:, None]
     return {
         "precision": float(inside.any(axis=0).mean()),
-        "recall": float((between < _reach(made, k)).any(axis=1).mean()),
-        "density": float(inside.sum() / (k * len(made))),
+        "recall": float((between < _reach(synthetic, k)).any(axis=1).mean()),
+        "density": float(inside.sum() / (k * len(synthetic))),
         "coverage": float(inside.any(axis=1).mean()),
     }
 
@@ -195,6 +195,10 @@ def _reach(points: Floats, k: int) -> Floats:
 def plain(figures: dict[str, Any]) -> dict[str, Any]:
     """Replace NaN by None, for JSON."""
     return {
-        name: plain(one) if isinstance(one, dict) else None if isinstance(one, float) and not np.isfinite(one) else one
-        for name, one in figures.items()
+        name: plain(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not np.isfinite(value)
+        else value
+        for name, value in figures.items()
     }

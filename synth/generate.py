@@ -194,7 +194,7 @@ def _learn(target: Path, bank: MaskBank, values: dict[str, Any], device: str, pr
     about = FIT.call(name)(
         shown, bank.classes, aside, progress=progress, device=device, seed=values["seed"], **values["options"]
     )
-    groups = sorted({one.group for one in shown})
+    groups = sorted({window.group for window in shown})
     seconds = {"seconds": round(time.perf_counter() - begun, 1), "device": device, "groups": groups}
     files.write_json(aside / MANIFEST, values | seconds | {"learnt": about} | _versions())
     aside.rename(target)
@@ -203,9 +203,9 @@ def _learn(target: Path, bank: MaskBank, values: dict[str, Any], device: str, pr
 
 def fits(project: Project) -> list[FittedSynthesiser]:
     """All that were fitted, the newest first."""
-    found = sorted((home(project) / "models").glob(f"[!.]*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    made = [(file.parent, _json(file)) for file in found]
-    return [FittedSynthesiser(about["synthesiser"], folder.name, folder, about) for folder, about in made]
+    paths = (home(project) / "models").glob(f"[!.]*/{MANIFEST}")
+    manifests = [(file.parent, _json(file)) for file in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)]
+    return [FittedSynthesiser(about["synthesiser"], folder.name, folder, about) for folder, about in manifests]
 
 
 def _fitted(project: Project, bank: MaskBank, name: str, wanted: str | None, window: int | None) -> FittedSynthesiser:
@@ -214,14 +214,14 @@ def _fitted(project: Project, bank: MaskBank, name: str, wanted: str | None, win
         raise CurateError(f"{name} learns nothing, so there is no '{wanted}' to choose: leave --fitted out")
     if not learns(name):
         return _fit(project, bank, name, {}, "cpu", silent, window_of(name, window), 0)
-    mine = [one for one in fits(project) if one.name == name and (wanted is None or one.key.startswith(wanted))]
-    fresh = [one for one in mine if one.manifest["bank"] == bank.digest]
-    fitting = [one for one in fresh if window in (None, one.manifest["window"])]
+    mine = [model for model in fits(project) if model.name == name and (wanted is None or model.key.startswith(wanted))]
+    fresh = [model for model in mine if model.manifest["bank"] == bank.digest]
+    fitting = [model for model in fresh if window in (None, model.manifest["window"])]
     if fitting:
         return fitting[0]
     how = f"Run: curate synth fit {name.replace('_', '-')}"
     if fresh:
-        sizes = sorted({one.manifest["window"] for one in fresh})
+        sizes = sorted({model.manifest["window"] for model in fresh})
         raise CurateError(f"{name} was fitted to windows of {sizes}, not {window}. {how} --window {window}")
     if mine:
         raise CurateError(f"labels or splits of train changed since {name} was fitted. {how}")
@@ -282,10 +282,10 @@ def counts_of(bank: MaskBank, request: GenerateRequest) -> dict[str, int]:
 
 def donors_of(bank: MaskBank, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Count the real defects of a class (of the requested severity) and those that can be used; say why not all."""
-    donors = [one for one in bank.of(name) if request["severity"] in (None, one.severity)]
+    donors = [donor for donor in bank.of(name) if request["severity"] in (None, donor.severity)]
     if request["area"] is not None:  # by hand: each is shrunk as far as it takes
         return {"there": len(donors), "used": len(donors), "left_out": None}
-    used = sum(masks.holds(request["window"], one) for one in donors)
+    used = sum(masks.holds(request["window"], donor) for donor in donors)
     return {"there": len(donors), "used": used, "left_out": masks.left_out(donors, bank.grounds, request["window"])}
 
 
@@ -304,7 +304,7 @@ def blocked_of(bank: MaskBank) -> dict[str, list[str]]:
 
 def _groups(bank: MaskBank) -> list[str]:
     """All groups that the synthesiser may have seen: should one go to val later, the batch must not be used."""
-    return sorted({one.group for one in bank.donors} | {one.group for one in bank.grounds})
+    return sorted({donor.group for donor in bank.donors} | {ground.group for ground in bank.grounds})
 
 
 def _make(
@@ -316,28 +316,28 @@ def _make(
     device = device_of(device) if model.manifest["window"] else "cpu"
     aside = target.with_name(f".{target.name}.making")  # outlives a kill
     rows = _Rows(aside)
-    todo = [one for one in _asked(about["counts"], about["wish"]["seed"]) if one[0] not in rows.known]
+    todo = [job for job in _asked(about["counts"], about["wish"]["seed"]) if job[0] not in rows.known]
     total = sum(about["counts"].values())
     progress("synthesise", len(rows.known), total)
     for some in chunks(todo, TOGETHER):
         _add(rows, bank, some, about, model, device)
         progress("synthesise", len(some), total)
-    made = [
+    images = [
         SyntheticImage(**row["made"] | {"window": tuple(row["made"]["window"])}) for row in rows.all() if "made" in row
     ]
     skipped = [row["skipped"] for row in rows.all() if "skipped" in row]
-    if not made:
+    if not images:
         files.remove(aside)
         raise CurateError(skipped[0])
-    _write_table(aside / TABLE, made)
+    _write_table(aside / TABLE, images)
     donors = {name: donors_of(bank, name, about["wish"]) for name in about["counts"]}
     notes = [*bank.notes, *([f"{len(skipped)} could not be placed; the first: {skipped[0]}"] if skipped else [])]
-    notes += [f"{name}: {one['left_out']}" for name, one in donors.items() if one["left_out"]]
+    notes += [f"{name}: {count['left_out']}" for name, count in donors.items() if count["left_out"]]
     blocked = {
         "blocked": blocked_of(bank),
         "groups": _groups(bank),
         "learnt": model.manifest["groups"],
-        "images": len(made),
+        "images": len(images),
         "donors": donors,
         "skipped": len(skipped),
         "notes": notes,
@@ -406,11 +406,11 @@ def _add(
             placed.append((number, *masks.scene(bank, name, about["wish"]["window"], seed, **hand)))
         except CurateError as problem:
             rows.add({"number": number, "skipped": str(problem)})
-    scenes = [one for _, one, _ in placed]
+    scenes = [scene for _, scene, _ in placed]
     painted = MAKE.call(model.name)(scenes, model.folder, device=device, **about["options"]) if scenes else []
     for (number, scene, site), window in zip(placed, painted, strict=True):
-        made = _save(rows.folder, number, scene, site, put_back(bank, site, window), model.key)
-        rows.add({"number": number, "made": asdict(made)})
+        image = _save(rows.folder, number, scene, site, put_back(bank, site, window), model.key)
+        rows.add({"number": number, "made": asdict(image)})
 
 
 def put_back(bank: MaskBank, site: Site, window: Pixels) -> Pixels:
@@ -473,12 +473,12 @@ def _write(file: Path, content: bytes) -> None:
     aside.replace(file)
 
 
-def _write_table(file: Path, made: Sequence[SyntheticImage]) -> None:
+def _write_table(file: Path, images: Sequence[SyntheticImage]) -> None:
     import pyarrow
     import pyarrow.parquet
 
     parquet: Any = pyarrow.parquet
-    table = pyarrow.Table.from_pylist([asdict(one) | {"window": list(one.window)} for one in made])
+    table = pyarrow.Table.from_pylist([asdict(image) | {"window": list(image.window)} for image in images])
     with files.written_aside(file) as aside:
         parquet.write_table(table, aside, compression="zstd")
 
@@ -496,8 +496,8 @@ def _versions() -> dict[str, Any]:
 
 def opened(project: Project, key: str) -> SyntheticBatch:
     """The batch of this key; its first characters will do."""
-    known = {one.key: one for one in every(project)}
-    fitting = [one for one in known if key and one.startswith(key)]
+    known = {batch.key: batch for batch in every(project)}
+    fitting = [match for match in known if key and match.startswith(key)]
     if len(fitting) == 1:
         return known[fitting[0]]
     if fitting:
@@ -507,45 +507,45 @@ def opened(project: Project, key: str) -> SyntheticBatch:
 
 def every(project: Project) -> list[SyntheticBatch]:
     """All finished batches, the newest first."""
-    found = [SyntheticBatch(file.parent, _json(file, ABOUT)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
-    return sorted(found, key=lambda one: (str(one.manifest.get("made")), one.key), reverse=True)
+    batches = [SyntheticBatch(file.parent, _json(file, ABOUT)) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
+    return sorted(batches, key=lambda batch: (str(batch.manifest.get("made")), batch.key), reverse=True)
 
 
 def looks(batch: SyntheticBatch) -> Iterator[CandidateImage]:
     """Every image of a batch with its mask, as gates see them."""
-    for one in batch.made():
-        pixels, mask = both_of(batch, one)
-        yield CandidateImage(one.id, one.name, pixels, mask, one.window, one.area)
+    for image in batch.made():
+        pixels, mask = both_of(batch, image)
+        yield CandidateImage(image.id, image.name, pixels, mask, image.window, image.area)
 
 
-def both_of(batch: SyntheticBatch, one: SyntheticImage) -> tuple[Pixels, Mask]:
-    pixels, mask = pixels_of(batch, one), mask_of(batch, one)
+def both_of(batch: SyntheticBatch, image: SyntheticImage) -> tuple[Pixels, Mask]:
+    pixels, mask = pixels_of(batch, image), mask_of(batch, image)
     if pixels.shape[:2] != mask.shape:
-        raise CurateError(f"{batch.folder / one.mask_file} is not of its image's size. {batch.again}")
+        raise CurateError(f"{batch.folder / image.mask_file} is not of its image's size. {batch.again}")
     return pixels, mask
 
 
-def pixels_of(batch: SyntheticBatch, one: SyntheticImage) -> Pixels:
+def pixels_of(batch: SyntheticBatch, image: SyntheticImage) -> Pixels:
     """Raises CurateError where the file is not the one that was made."""
     try:
-        pixels = read(one.id, safe_join(batch.folder, one.file), 1 << 40)
+        pixels = read(image.id, safe_join(batch.folder, image.file), 1 << 40)
     except LabelProblem as problem:
-        raise CurateError(f"{batch.folder / one.file}: {problem}".replace("Run: curate index", batch.again)) from None
+        raise CurateError(f"{batch.folder / image.file}: {problem}".replace("Run: curate index", batch.again)) from None
     return with_channels(pixels, 3 if pixels.ndim == 3 and pixels.shape[2] == 3 else 1)
 
 
-def mask_of(batch: SyntheticBatch, one: SyntheticImage) -> Mask:
+def mask_of(batch: SyntheticBatch, image: SyntheticImage) -> Mask:
     try:
-        return np.asarray(grey_file(safe_join(batch.folder, one.mask_file)) > 127, bool)
+        return np.asarray(grey_file(safe_join(batch.folder, image.mask_file)) > 127, bool)
     except (OSError, LabelProblem) as problem:
-        raise CurateError(f"{batch.folder / one.mask_file} cannot be read ({problem}). {batch.again}") from None
+        raise CurateError(f"{batch.folder / image.mask_file} cannot be read ({problem}). {batch.again}") from None
 
 
 def _json(file: Path, names: Collection[str] = ()) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not found.keys() >= set(names):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(names):
         raise CurateError(f"{file} is damaged: remove {file.parent}, and make it again")
-    return found
+    return content

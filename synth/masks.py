@@ -73,8 +73,8 @@ def blocked(index: Index) -> tuple[frozenset[str], frozenset[str]]:
 
 def bank_of(items: Sequence[Item], blocked: Sequence[Item], classes: Sequence[str], max_pixels: int) -> MaskBank:
     """The same from images alone: `items` may be learnt from, `blocked` never."""
-    ids = frozenset(one.id for one in blocked)
-    return _bank(items, ids, frozenset(one.group or one.id for one in blocked), classes, max_pixels)
+    ids = frozenset(item.id for item in blocked)
+    return _bank(items, ids, frozenset(item.group or item.id for item in blocked), classes, max_pixels)
 
 
 def _is_real(source: str | None, missing: bool | None) -> bool:
@@ -89,18 +89,18 @@ def _bank(
     max_pixels: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> MaskBank:
-    leaks = [one.id for one in items if one.id in ids or (one.group or one.id) in groups]
+    leaks = [item.id for item in items if item.id in ids or (item.group or item.id) in groups]
     if leaks:
         raise CurateError(f"{len(leaks)} images to learn from are in val or test, by id or group (first: {leaks[0]})")
     notes: list[str] = []
-    ordered = sorted((one for one in items if one.source != "synthetic"), key=lambda one: one.id)
-    clean = [one for one in ordered if one.label.clean]
-    donors = tuple(_donors([one for one in ordered if one.label.defects], classes, max_pixels, notes, progress))
-    grounds = tuple(Ground(one.id, one.group or one.id, one) for one in clean)
-    channels = max([one.pixels.shape[2] for one in donors] + _channels(clean[:DRAWS], max_pixels), default=1)
-    rows = sorted((one.id, one.group, one.label.digest) for one in ordered)
+    ordered = sorted((item for item in items if item.source != "synthetic"), key=lambda item: item.id)
+    clean = [item for item in ordered if item.label.clean]
+    donors = tuple(_donors([item for item in ordered if item.label.defects], classes, max_pixels, notes, progress))
+    grounds = tuple(Ground(item.id, item.group or item.id, item) for item in clean)
+    channels = max([donor.pixels.shape[2] for donor in donors] + _channels(clean[:DRAWS], max_pixels), default=1)
+    rows = sorted((item.id, item.group, item.label.digest) for item in ordered)
     digest = key_of([rows, list(classes), STEP])
-    same = tuple(_with(one, channels) for one in donors)
+    same = tuple(_with(donor, channels) for donor in donors)
     return MaskBank(
         tuple(classes), same, grounds, channels, digest, max_pixels, frozenset(ids), frozenset(groups), tuple(notes)
     )
@@ -110,31 +110,32 @@ def _donors(
     items: Sequence[Item], classes: Sequence[str], max_pixels: int, notes: list[str], progress: Progress
 ) -> Iterator[Donor]:
     """Donors image by image (ids are hashes, so their order is as good as drawn), until every class has enough."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for item in items:
         progress("mask bank", 1, len(items))
-        wanted = {one.label for one in item.label.defects if one.rle and found[one.label] < MOST} & set(classes)
+        shown = {defect.label for defect in item.label.defects if defect.rle and counts[defect.label] < MOST}
+        wanted = shown & set(classes)
         for donor in _readable(item, wanted, max_pixels, notes) if wanted else ():
-            found[donor.name] += 1
+            counts[donor.name] += 1
             yield donor
 
 
 def _readable(item: Item, wanted: AbstractSet[str], max_pixels: int, notes: list[str]) -> list[Donor]:
     try:
-        return [one for one in donors_of(item, pixels_of(item, max_pixels)) if one.name in wanted]
+        return [donor for donor in donors_of(item, pixels_of(item, max_pixels)) if donor.name in wanted]
     except LabelProblem as problem:
         notes.append(f"{item.path}: {problem}")
         return []
 
 
 def _channels(items: Sequence[Item], max_pixels: int) -> list[int]:
-    found = []
+    channels = []
     for item in items:
         try:
-            found.append(pixels_of(item, max_pixels).shape[2])
+            channels.append(pixels_of(item, max_pixels).shape[2])
         except LabelProblem:
             continue  # it is no ground then, see `_opened`
-    return found
+    return channels
 
 
 def _with(donor: Donor, channels: int) -> Donor:
@@ -160,7 +161,7 @@ def donors_of(item: Item, pixels: Pixels) -> list[Donor]:
     """The defects of an image that have pixels, part by part."""
     steel = _box(region_of(pixels))
     parts = [(defect, part) for defect in item.label.defects if defect.rle for part in _parts(defect, item)]
-    return [_donor(f"{item.id}:{number}", item, pixels, steel, *one) for number, one in enumerate(parts)]
+    return [_donor(f"{item.id}:{number}", item, pixels, steel, *part) for number, part in enumerate(parts)]
 
 
 def _parts(defect: Defect, item: Item) -> Iterator[Mask]:
@@ -218,16 +219,16 @@ def examples(bank: MaskBank, size: int, rng: Rng, count: int, clean: float = 0.2
             f"no image of train with a drawn defect is {size}x{size} pixels or larger: choose a smaller size"
         )
     chosen = [rng.random() < clean and len(grounds) > 0 for _ in range(count)]
-    made: list[TrainingWindow] = []
+    windows: list[TrainingWindow] = []
     for place, is_clean in enumerate(chosen):
         name = names[place % len(names)]
-        one = _clean(bank, grounds, size, rng) if is_clean else _around(_pick(donors[name], rng), bank, size, rng)
-        made.append(one)
-    return made
+        window = _clean(bank, grounds, size, rng) if is_clean else _around(_pick(donors[name], rng), bank, size, rng)
+        windows.append(window)
+    return windows
 
 
 def _windowed(bank: MaskBank, name: str, size: int) -> list[Donor]:
-    return [one for one in bank.of(name) if min(one.item.width, one.item.height) >= size]
+    return [donor for donor in bank.of(name) if min(donor.item.width, donor.item.height) >= size]
 
 
 def _around(donor: Donor, bank: MaskBank, size: int, rng: Rng) -> TrainingWindow:
@@ -303,9 +304,9 @@ def warped(donor: Donor, warp: Warp) -> tuple[Pixels, Mask, Mask]:
     bend = cv2.resize(warp.bend, (width, height), interpolation=cv2.INTER_CUBIC) * max(extent_of(donor.mask))
     x = x / (warp.scale * warp.stretch) + (wide - 1) / 2 + bend[..., 0]
     y = y / (warp.scale / warp.stretch) + (high - 1) / 2 + bend[..., 1]
-    fine = [_softened(one, warp.scale) for one in (donor.pixels, donor.mask.astype(np.uint8) * 255)]
+    fine = [_softened(array, warp.scale) for array in (donor.pixels, donor.mask.astype(np.uint8) * 255)]
     pixels = _mapped(fine[0], x, y, cv2.BORDER_REPLICATE).reshape(height, width, -1)
-    share, reach = (_mapped(one, x, y) for one in (fine[1], np.full_like(donor.mask, 255, np.uint8)))
+    share, reach = (_mapped(array, x, y) for array in (fine[1], np.full_like(donor.mask, 255, np.uint8)))
     return pixels, share > _cut(share, donor, warp.scale), reach == 255
 
 
@@ -385,17 +386,17 @@ def _fitting(bank: MaskBank, name: str, size: int, severity: str | None, area: f
     """The donors that a window of this size can hold, shrunk within bounds."""
     require(bank, name)
     room = size - 2 * RIM
-    donors = [one for one in bank.of(name) if severity is None or one.severity == severity]
+    donors = [donor for donor in bank.of(name) if severity is None or donor.severity == severity]
     if not donors:
-        known = sorted({one.severity for one in bank.of(name) if one.severity})
+        known = sorted({donor.severity for donor in bank.of(name) if donor.severity})
         raise CurateError(f"no defect '{name}' of train has severity '{severity}'; known: {', '.join(known) or 'none'}")
     if area is not None and not SPECK <= area <= room * room:
         raise CurateError(
             f"an area of {area:g} pixels does not fit: allowed {SPECK} to {max(room, 0) ** 2} in {size}x{size}"
         )
-    fits = [one for one in donors if holds(size, one)] if area is None else donors
+    fits = [donor for donor in donors if holds(size, donor)] if area is None else donors
     if not fits:
-        least = min(max(one.extent) for one in donors)
+        least = min(max(donor.extent) for donor in donors)
         raise CurateError(
             f"the smallest '{name}' is {least} pixels long, a window of {size} holds {room}: "
             f"--window {_window_for(least)} or more"
@@ -414,11 +415,11 @@ def _window_for(extent: int) -> int:
 
 def left_out(donors: Sequence[Donor], grounds: Sequence[Ground], size: int) -> str | None:
     """Describe the real defects that are too large for a window of this size; None where all are used."""
-    longest = [max(one.extent) for one in donors if not holds(size, one)]
+    longest = [max(donor.extent) for donor in donors if not holds(size, donor)]
     if not longest:
         return None
     used, needed = len(donors) - len(longest), _window_for(max(longest))
-    widest = max((min(one.item.width, one.item.height) for one in grounds), default=needed)
+    widest = max((min(ground.item.width, ground.item.height) for ground in grounds), default=needed)
     remedy = f"--window {needed} holds all"
     if needed > widest:
         remedy = f"all would need --window {needed}, but no clean image of train holds more than {widest}"
@@ -439,13 +440,13 @@ def require(bank: MaskBank, name: str) -> None:
 
 
 def _grounds(bank: MaskBank, size: int) -> list[Ground]:
-    return [one for one in bank.grounds if min(one.item.width, one.item.height) >= size]
+    return [ground for ground in bank.grounds if min(ground.item.width, ground.item.height) >= size]
 
 
 def _no_ground(bank: MaskBank, size: int) -> str:
     if not bank.grounds:
         return "no clean labelled image in the train split to put defects on: label some as clean (no defects)"
-    largest = max((one.item for one in bank.grounds), key=lambda one: min(one.width, one.height))
+    largest = max((ground.item for ground in bank.grounds), key=lambda item: min(item.width, item.height))
     return (
         f"every clean image of train is smaller than the window of {size}x{size} pixels"
         f" (the largest is {largest.width}x{largest.height}): choose a smaller size"
@@ -470,9 +471,9 @@ def _drawn(
     bend = rng.normal(0, ELASTIC, (4, 4, 2)).astype(np.float32)
     turn = float(rng.uniform(-TURN, TURN)) if aspect is None else 0.0  # a turn changes the aspect
     warp = _sized(donor, Warp(1.0, math.sqrt(target / own), turn, bend), wanted)
-    found = warped(donor, warp)
-    over = max(extent_of(found[1])) / (size - 2 * RIM) if found[1].any() else 1.0
-    return warped(donor, warp.grown(0.97 / over)) if over > 1 and area is None else found
+    result = warped(donor, warp)
+    over = max(extent_of(result[1])) / (size - 2 * RIM) if result[1].any() else 1.0
+    return warped(donor, warp.grown(0.97 / over)) if over > 1 and area is None else result
 
 
 def _within(value: float, low: float, high: float) -> float:
@@ -543,14 +544,14 @@ def _assembled(
     window = np.ascontiguousarray(image[y : y + size, x : x + size])
     pixels, mask, reach = warped
     mask = _moved(mask, shift, size)
-    made = Scene(window, mask, donor.name, seed, _moved(pixels, shift, size), _moved(reach, shift, size), strength)
-    return made, Site(ground, donor, (x, y, size, size), int(mask.sum()), donor.severity)
+    scene = Scene(window, mask, donor.name, seed, _moved(pixels, shift, size), _moved(reach, shift, size), strength)
+    return scene, Site(ground, donor, (x, y, size, size), int(mask.sum()), donor.severity)
 
 
 def _moved(image: NDArray[N], shift: tuple[int, int], size: int) -> NDArray[N]:
     """The image in an empty window, its corner at `shift` (across, down); what leaves the window is cut off."""
-    found = np.zeros((size, size, *image.shape[2:]), image.dtype)
+    moved = np.zeros((size, size, *image.shape[2:]), image.dtype)
     x, y = shift
     part = image[max(0, -y) : size - y, max(0, -x) : size - x]
-    found[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = part
-    return found
+    moved[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = part
+    return moved

@@ -78,7 +78,7 @@ class MaskBank:
     notes: tuple[str, ...] = ()
 
     def of(self, name: str) -> tuple[Donor, ...]:
-        return tuple(one for one in self.donors if one.name == name)
+        return tuple(donor for donor in self.donors if donor.name == name)
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,14 @@ class SynthesisPlan:
     @property
     def command(self) -> str | None:
         """Command that makes all that is planned, at the ratio that the scarcest class needs."""
-        wanted = [one for one in self.lines if one.make]
+        wanted = [line for line in self.lines if line.make]
         if not wanted:
             return None
-        names = " ".join(f"--class '{one.name}'" for one in wanted)
-        return f"curate synth generate paste {names} --ratio {max(one.ratio for one in wanted):.1f}"
+        names = " ".join(f"--class '{line.name}'" for line in wanted)
+        return f"curate synth generate paste {names} --ratio {max(line.ratio for line in wanted):.1f}"
 
     def to_json(self) -> dict[str, Any]:
-        lines = [asdict(one) | {"ratio": round(one.ratio, 2)} for one in self.lines]
+        lines = [asdict(line) | {"ratio": round(line.ratio, 2)} for line in self.lines]
         return asdict(self) | {"lines": lines, "command": self.command}
 
 
@@ -89,12 +89,12 @@ def plan(
 
 def _evaluated(project: Project) -> tuple[dict[str, dict[str, float | None]], str | None]:
     """Recall and IoU of each class in the last evaluation on val, and which one that is."""
-    found = evaluating.every(project, SPLIT)
-    if not found:
+    evaluations = evaluating.every(project, SPLIT)
+    if not evaluations:
         return {}, None
-    by_class = found[0].figures["classes"]
-    values = {name: {key: _value(one.get(key)) for key in ("recall", "iou")} for name, one in by_class.items()}
-    return values, f"model {found[0].model[:8]} on {SPLIT}"
+    by_class = evaluations[0].figures["classes"]
+    values = {name: {key: _value(metrics.get(key)) for key in ("recall", "iou")} for name, metrics in by_class.items()}
+    return values, f"model {evaluations[0].model[:8]} on {SPLIT}"
 
 
 def _value(figure: Any) -> float | None:
@@ -106,12 +106,12 @@ def planned(
     bank: MaskBank, items: Sequence[Item], figures: dict[str, dict[str, float | None]], evaluation: str | None
 ) -> SynthesisPlan:
     """Plan from counts and metrics alone."""
-    defects = Counter(one.name for one in bank.donors)
+    defects = Counter(donor.name for donor in bank.donors)
     most = max(defects.values(), default=0)
     lines = [_line(name, bank, items, defects[name], most, figures.get(name, {})) for name in bank.classes]
-    lines.sort(key=lambda one: (one.defects, one.name))
-    groups = len({one.group for one in bank.grounds})
-    notes = [f"{one.name}: {note}" for one in lines for note in one.notes] + list(bank.notes)
+    lines.sort(key=lambda line: (line.defects, line.name))
+    groups = len({ground.group for ground in bank.grounds})
+    notes = [f"{line.name}: {note}" for line in lines for note in line.notes] + list(bank.notes)
     if len(bank.grounds) < FEW_GROUNDS:
         text = f"only {len(bank.grounds)} clean images in train to put defects on ({FEW_GROUNDS} or more are wanted)"
         notes.append(f"{text}: label more as clean")
@@ -126,13 +126,13 @@ def planned(
 def _line(
     name: str, bank: MaskBank, items: Sequence[Item], defects: int, most: int, figures: dict[str, float | None]
 ) -> PlanRow:
-    shown = [one for one in items if name in one.label.present]
-    groups = len({one.group or one.id for one in shown})
+    shown = [item for item in items if name in item.label.present]
+    groups = len({item.group or item.id for item in shown})
     recall, iou = figures.get("recall"), figures.get("iou")
     scarce = defects < SHARE * most or (recall is not None and recall < WEAK)
     make = round(defects * min(max((most - defects) / defects, LEAST), MOST)) if scarce and defects else 0
     window = generate.window_of("paste", None)
-    donors = sum(masks.holds(window, one) for one in bank.of(name))
+    donors = sum(masks.holds(window, donor) for donor in bank.of(name))
     notes = [
         *_warnings(bank, name, shown, groups),
         *filter(None, [masks.left_out(bank.of(name), bank.grounds, window)]),
@@ -141,13 +141,13 @@ def _line(
 
 
 def _warnings(bank: MaskBank, name: str, shown: Sequence[Item], groups: int) -> list[str]:
-    found = len(bank.of(name))
-    if not found and shown:
+    donors = len(bank.of(name))
+    if not donors and shown:
         return [f"{len(shown)} images show it, but no defect has a mask: draw masks, boxes are not enough"]
-    if not found:
+    if not donors:
         return ["no image of train shows it: nothing can be made of nothing"]
-    if found < FEW_DONORS:
+    if donors < FEW_DONORS:
         return [
-            f"only {found} real defects with a mask: what is made of so few repeats them; label {FEW_DONORS} or more"
+            f"only {donors} real defects with a mask: what is made of so few repeats them; label {FEW_DONORS} or more"
         ]
-    return [f"all {found} defects come from one group: what is made shows that piece alone"] if groups < 2 else []
+    return [f"all {donors} defects come from one group: what is made shows that piece alone"] if groups < 2 else []

@@ -81,30 +81,30 @@ def deck(examples: Examples, classes: Sequence[str]) -> ExampleTensors:
     import torch
 
     numbers = {name: number for number, name in enumerate([*classes, ""])}
-    shapes = {one.pixels.shape for one in examples}
+    shapes = {window.pixels.shape for window in examples}
     if len(shapes) != 1:
         raise CurateError(f"examples are of {len(shapes)} shapes; a network learns from windows of one size")
-    pixels = torch.from_numpy(np.stack([one.pixels for one in examples])).permute(0, 3, 1, 2).contiguous()
-    hints = torch.from_numpy(np.stack([hint(one.mask) for one in examples]))[:, None]
-    rows = np.array([numbers[one.name or ""] for one in examples])
+    pixels = torch.from_numpy(np.stack([window.pixels for window in examples])).permute(0, 3, 1, 2).contiguous()
+    hints = torch.from_numpy(np.stack([hint(window.mask) for window in examples]))[:, None]
+    rows = np.array([numbers[window.name or ""] for window in examples])
     return ExampleTensors(pixels, hints, rows, len(classes))
 
 
 def split(examples: Examples, seed: int) -> tuple[list[TrainingWindow], list[TrainingWindow]]:
     """To learn from, and to stop by: whole groups, at most a fifth of each class's (so none of fewer than five)."""
     groups: dict[str, set[str]] = {}
-    for one in examples:
-        if one.name:
-            groups.setdefault(one.name, set()).add(one.group)
-    left = {name: math.floor(HELD * len(found)) for name, found in groups.items()}
+    for window in examples:
+        if window.name:
+            groups.setdefault(window.name, set()).add(window.group)
+    left = {name: math.floor(HELD * len(members)) for name, members in groups.items()}
     held: set[str] = set()
     for group in np.random.default_rng(seed).permutation(sorted(set().union(*groups.values()))).tolist():
-        names = [name for name, found in groups.items() if group in found]
+        names = [name for name, members in groups.items() if group in members]
         if all(left[name] for name in names):
             held.add(group)
             left |= {name: left[name] - 1 for name in names}
-    learn = [one for one in examples if one.group not in held]
-    judge = [one for one in examples if one.group in held and one.name]
+    learn = [window for window in examples if window.group not in held]
+    judge = [window for window in examples if window.group in held and window.name]
     return learn, judge[:: max(1, math.ceil(len(judge) / JUDGED))]
 
 
@@ -125,14 +125,14 @@ def draw(deck: ExampleTensors, count: int, random: np.random.Generator, clean: f
         classes[borrowed] = deck.null
     for axis in (-1, -2):
         flips = torch.from_numpy(random.random(count) < 0.5)[:, None, None, None]
-        pixels, hints = (torch.where(flips, one.flip(axis), one) for one in (pixels, hints))
+        pixels, hints = (torch.where(flips, tensor.flip(axis), tensor) for tensor in (pixels, hints))
     gain, shift = (torch.from_numpy(random.uniform(-1, 1, (count, 1, 1, 1))).float() for _ in range(2))
     return (pixels * (1 + 0.1 * gain) + 0.08 * shift).clamp(-1, 1), hints, torch.from_numpy(classes)
 
 
 def balanced(names: Sequence[Any], count: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Rows to take: every name as often as the others."""
-    rows = {name: [row for row, one in enumerate(names) if one == name] for name in sorted(set(names))}
+    rows = {name: [row for row, class_name in enumerate(names) if class_name == name] for name in sorted(set(names))}
     chosen = [list(rows)[number] for number in random.integers(len(rows), size=count)]
     return np.array([rows[name][random.integers(len(rows[name]))] for name in chosen], np.int64)
 
@@ -146,16 +146,16 @@ def scenes_as_tensors(scenes: Sequence[Scene], classes: Sequence[str]) -> tuple[
     """Grounds in -1..1, hints and class numbers."""
     import torch
 
-    grounds = torch.from_numpy(np.stack([one.ground for one in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    hints = torch.from_numpy(np.stack([hint(one.mask) for one in scenes]))[:, None]
-    return grounds, hints, torch.tensor([list(classes).index(one.name) for one in scenes])
+    grounds = torch.from_numpy(np.stack([scene.ground for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    hints = torch.from_numpy(np.stack([hint(scene.mask) for scene in scenes]))[:, None]
+    return grounds, hints, torch.tensor([list(classes).index(scene.name) for scene in scenes])
 
 
 def noise(scenes: Sequence[Scene], *shape: int) -> Any:
     """Return each scene's own noise, which does not depend on the rest of the batch."""
     import torch
 
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one.seed)) for one in scenes])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(scene.seed)) for scene in scenes])
 
 
 def pixels_of(painted: Any, scene: Scene) -> Pixels:
@@ -177,20 +177,22 @@ def parts(scenes: Sequence[Scene], device: str, batch: int, alike: Callable[[Sce
 
 
 def check_examples(examples: Examples, classes: Sequence[str], stride: int) -> None:
-    for name in {one.name for one in examples if one.name} - set(classes):
+    for name in {window.name for window in examples if window.name} - set(classes):
         raise unknown("class", name, classes)
-    if not any(one.name for one in examples):
+    if not any(window.name for window in examples):
         raise CurateError("no example shows a defect; there is nothing to learn. See: curate synth plan")
     _check_window(examples[0].pixels, stride)
 
 
 def check_scenes(scenes: Sequence[Scene], classes: Sequence[str], channels: int, stride: int) -> None:
-    for one in scenes:
-        if one.name not in classes:
-            raise unknown("class", one.name, classes, "The network did not learn it: fit again")
-        if one.ground.shape[2] != channels:
-            raise CurateError(f"a window has {one.ground.shape[2]} channels, the network learnt {channels}: fit again")
-        _check_window(one.ground, stride)
+    for scene in scenes:
+        if scene.name not in classes:
+            raise unknown("class", scene.name, classes, "The network did not learn it: fit again")
+        if scene.ground.shape[2] != channels:
+            raise CurateError(
+                f"a window has {scene.ground.shape[2]} channels, the network learnt {channels}: fit again"
+            )
+        _check_window(scene.ground, stride)
 
 
 def _check_window(pixels: Pixels, stride: int) -> None:
@@ -258,8 +260,8 @@ class FitState:
 
     def report(self, **more: Any) -> dict[str, Any]:
         """Summary of the fit for a person."""
-        found = {"steps": self.step, "seconds": round(self.seconds, 1), "held_loss": self.best}
-        return found | more | {"history": self.history}
+        about = {"steps": self.step, "seconds": round(self.seconds, 1), "held_loss": self.best}
+        return about | more | {"history": self.history}
 
 
 def warm_then_cosine(share: float) -> float:
@@ -287,18 +289,18 @@ def resumed(folder: Path, accelerator: Any, ema: Any) -> FitState:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".state-*.part"):
         remove(left)
-    found = max(folder.glob("state-*"), default=None)
-    if found is None:
+    newest = max(folder.glob("state-*"), default=None)
+    if newest is None:
         return FitState()
-    accelerator.load_state(str(found))
-    tensors, state = checkpoint.load(found / "ema.safetensors")
-    shadow = [tensors[name].to(one.device) for name, one in _shadow(ema).items()]
+    accelerator.load_state(str(newest))
+    tensors, state = checkpoint.load(newest / "ema.safetensors")
+    shadow = [tensors[name].to(weights.device) for name, weights in _shadow(ema).items()]
     ema.load_state_dict(ema.state_dict() | {"shadow_params": shadow, "optimization_step": state["step"]})
-    return FitState(**json.loads((found / "run.json").read_text(encoding="utf-8")))
+    return FitState(**json.loads((newest / "run.json").read_text(encoding="utf-8")))
 
 
 def _shadow(ema: Any) -> dict[str, Any]:
-    return {f"{number:05d}": one for number, one in enumerate(ema.shadow_params)}
+    return {f"{number:05d}": weights for number, weights in enumerate(ema.shadow_params)}
 
 
 @contextmanager

@@ -114,11 +114,11 @@ def generate(
     net = _network(config).to(device, memory_format=torch.channels_last).eval()
     net.load_state_dict(tensors)
     painted: dict[int, Pixels] = {}
-    for rows in parts.parts(scenes, device, batch, lambda one: (one.ground.shape, _begin(one, steps))):
+    for rows in parts.parts(scenes, device, batch, lambda scene: (scene.ground.shape, _begin(scene, steps))):
         some = [scenes[row] for row in rows]
         with parts.memory(len(rows)), torch.inference_mode():
-            found = _sampled(net, some, config, device, steps, guidance)
-        painted |= {row: parts.pixels_of(one, scenes[row]) for row, one in zip(rows, found, strict=True)}
+            windows = _sampled(net, some, config, device, steps, guidance)
+        painted |= {row: parts.pixels_of(window, scenes[row]) for row, window in zip(rows, windows, strict=True)}
     return [painted[row] for row in range(len(scenes))]
 
 
@@ -185,16 +185,16 @@ def _drawn(deck: ExampleTensors, count: int, random: np.random.Generator, device
     noise = torch.randn(pixels.shape, generator=generator)
     # Spread evenly over the schedule, so that one batch's loss is like the next one's.
     times = ((torch.arange(count) + torch.rand(count, generator=generator)) * TIMES / count).long().clamp(max=TIMES - 1)
-    return tuple(one.to(device) for one in (pixels, hints, classes, noise, times))
+    return tuple(tensor.to(device) for tensor in (pixels, hints, classes, noise, times))
 
 
 def _loss(net: Any, drawn: tuple[Any, ...]) -> Any:
     """Error of the velocity in and near the mask, for each window: a small defect weighs as much as a large one."""
     pixels, hints, classes, noise, times = drawn
     schedule = _schedule()
-    found = _told(net, schedule.add_noise(pixels, noise, times), hints, pixels, times, classes)
+    velocity = _told(net, schedule.add_noise(pixels, noise, times), hints, pixels, times, classes)
     weight = (hints > 0) + OUTSIDE
-    error = (found - schedule.get_velocity(pixels, noise, times)) ** 2 * weight
+    error = (velocity - schedule.get_velocity(pixels, noise, times)) ** 2 * weight
     return error.mean(1, keepdim=True).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
@@ -215,7 +215,7 @@ def _judged(net: Any, deck: ExampleTensors | None, batch: int, device: str) -> f
             noise = torch.randn(pixels.shape, generator=generator)
             times = torch.arange(8) * TIMES // 8 + TIMES // 16
             drawn = (pixels, hints, torch.from_numpy(deck.classes[[row] * 8]), noise, times)
-            losses.append(_loss(net, tuple(one.to(device) for one in drawn)).mean())
+            losses.append(_loss(net, tuple(tensor.to(device) for tensor in drawn)).mean())
     return float(torch.stack(losses).mean())
 
 
@@ -233,7 +233,7 @@ def _sampled(
     import torch
     from diffusers import DPMSolverMultistepScheduler
 
-    grounds, hints, classes = (one.to(device) for one in parts.scenes_as_tensors(scenes, config["classes"]))
+    grounds, hints, classes = (tensor.to(device) for tensor in parts.scenes_as_tensors(scenes, config["classes"]))
     noise = parts.noise(scenes, *grounds.shape[1:]).to(device)
     solver = DPMSolverMultistepScheduler.from_config(_schedule().config, timestep_spacing="trailing")
     solver.set_timesteps(steps, device=device)
@@ -243,7 +243,7 @@ def _sampled(
     noisy = solver.add_noise(grounds, noise, times[:1].expand(len(scenes))) if begin else noise
     led = guidance != 1
     told = torch.cat([classes, torch.full_like(classes, len(config["classes"]))]) if led else classes
-    hints, grounds = (one.repeat(1 + led, 1, 1, 1) for one in (hints, grounds))
+    hints, grounds = (tensor.repeat(1 + led, 1, 1, 1) for tensor in (hints, grounds))
     for moment in times:
         velocity = _told(net, noisy.repeat(1 + led, 1, 1, 1), hints, grounds, moment, told)
         if led:

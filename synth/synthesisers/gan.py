@@ -93,15 +93,15 @@ def generate(scenes: Sequence[Scene], folder: Path, *, device: str, batch: int =
     painter = Generator(config["channels"], len(config["classes"])).to(device).eval()
     painter.load_state_dict(tensors)
     painted: dict[int, Pixels] = {}
-    for rows in parts.parts(scenes, device, batch, lambda one: one.ground.shape):
+    for rows in parts.parts(scenes, device, batch, lambda scene: scene.ground.shape):
         some = [scenes[row] for row in rows]
         with parts.memory(len(rows)), torch.inference_mode():
-            grounds, hints, numbers = (one.to(device) for one in parts.scenes_as_tensors(some, config["classes"]))
+            grounds, hints, numbers = (tensor.to(device) for tensor in parts.scenes_as_tensors(some, config["classes"]))
             chance = parts.noise(some, *_chance(grounds)).to(device)
-            found = painter(chance, hints, grounds, _told(numbers, len(config["classes"]), 1.0))
-            strength = torch.tensor([one.strength for one in some], device=device)[:, None, None, None]
-            found = grounds + strength * (found - grounds)
-        painted |= {row: parts.pixels_of(one, scenes[row]) for row, one in zip(rows, found, strict=True)}
+            windows = painter(chance, hints, grounds, _told(numbers, len(config["classes"]), 1.0))
+            strength = torch.tensor([window.strength for window in some], device=device)[:, None, None, None]
+            windows = grounds + strength * (windows - grounds)
+        painted |= {row: parts.pixels_of(window, scenes[row]) for row, window in zip(rows, windows, strict=True)}
     return [painted[row] for row in range(len(scenes))]
 
 
@@ -149,7 +149,7 @@ def _pair(
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     chance = torch.randn(count, *_chance(pixels), generator=generator)
     told = _told(numbers, deck.null, phase)
-    chance, hints, grounds, told = (one.to(device) for one in (chance, hints, grounds, told))
+    chance, hints, grounds, told = (tensor.to(device) for tensor in (chance, hints, grounds, told))
     return pixels.to(device), painter(chance, hints, grounds, told), hints, told
 
 
@@ -209,10 +209,12 @@ def _judged(painter: Any, deck: ExampleTensors | None, device: str) -> float | N
     chance = torch.randn(len(deck), *_chance(pixels), generator=torch.Generator().manual_seed(0))
     told = _told(torch.from_numpy(deck.classes), deck.null, 1.0)
     with torch.inference_mode():
-        made = painter(*(one.to(device) for one in (chance, hints, pixels, told))).cpu()
+        painted = painter(*(tensor.to(device) for tensor in (chance, hints, pixels, told))).cpu()
     masks = (hints[:, 0] == 1).numpy()
-    one, other = ([parts.look(*row) for row in zip(_windows(some), masks, strict=True)] for some in (made, pixels))
-    return float(np.abs(np.subtract(one, other)).mean())
+    looks, real_looks = (
+        [parts.look(*row) for row in zip(_windows(some), masks, strict=True)] for some in (painted, pixels)
+    )
+    return float(np.abs(np.subtract(looks, real_looks)).mean())
 
 
 def _windows(pixels: Any) -> Any:

@@ -28,7 +28,7 @@ def fit(
 
 
 def generate(scenes: Sequence[Scene], folder: Path, *, device: str) -> list[Pixels]:
-    return [composite(one.ground, matched(one), one.mask) for one in scenes]
+    return [composite(scene.ground, matched(scene), scene.mask) for scene in scenes]
 
 
 def matched(scene: Scene) -> Pixels:
@@ -40,8 +40,8 @@ def matched(scene: Scene) -> Pixels:
         gain = np.clip((level + 1) / (own + 1), LEAST, MOST)
         donor = (donor - own) * gain + level
     donor = ground + scene.strength * (donor - ground)
-    found = np.where((scene.mask | scene.reach)[..., None], donor, ground)
-    return np.asarray(np.rint(found).clip(0, 255), np.uint8)
+    pasted = np.where((scene.mask | scene.reach)[..., None], donor, ground)
+    return np.asarray(np.rint(pasted).clip(0, 255), np.uint8)
 
 
 def _rim(mask: Mask, reach: Mask) -> Mask:

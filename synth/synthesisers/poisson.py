@@ -30,26 +30,26 @@ def fit(
 
 
 def generate(scenes: Sequence[Scene], folder: Path, *, device: str) -> list[Pixels]:
-    return [_cloned(one) for one in scenes]
+    return [_cloned(scene) for scene in scenes]
 
 
 def _cloned(scene: Scene) -> Pixels:
     near = nearness(scene.mask) > 0
     donor = paste.matched(scene)
     try:
-        found = _seamless(donor, scene.ground, near)
+        cloned = _seamless(donor, scene.ground, near)
     except cv2.error:  # a mask that OpenCV finds no inside of
         return composite(scene.ground, donor, scene.mask)
-    return np.where(near[..., None], found, scene.ground)
+    return np.where(near[..., None], cloned, scene.ground)
 
 
 def _seamless(donor: Pixels, ground: Pixels, near: Mask) -> Pixels:
-    source, target = (_three(_framed(one, cv2.BORDER_REFLECT)) for one in (donor, ground))
+    source, target = (_three(_framed(tensor, cv2.BORDER_REFLECT)) for tensor in (donor, ground))
     mask = _framed(near.astype(np.uint8) * 255, cv2.BORDER_CONSTANT)
     mask = np.asarray(cv2.dilate(mask, np.ones((2 * INNER + 1, 2 * INNER + 1), np.uint8)), np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
-    found = cv2.seamlessClone(source, target, mask, (x + width // 2, y + height // 2), cv2.MIXED_CLONE)
-    inner = np.asarray(found)[BORDER:-BORDER, BORDER:-BORDER]
+    cloned = cv2.seamlessClone(source, target, mask, (x + width // 2, y + height // 2), cv2.MIXED_CLONE)
+    inner = np.asarray(cloned)[BORDER:-BORDER, BORDER:-BORDER]
     return np.asarray(inner[..., : ground.shape[2]], np.uint8)
 
 

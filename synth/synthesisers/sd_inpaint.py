@@ -50,7 +50,7 @@ def fit(
         return done
     parts.at_least(steps=(steps, 1), batch=(batch, 1), patience=(patience, 1), rank=(rank, 1), rate=(rate, 1e-8))
     parts.check_examples(examples, classes, 1)
-    learn, held = parts.split([one for one in examples if one.name], seed)
+    learn, held = parts.split([window for window in examples if window.name], seed)
     config = {"path": path, "rank": rank, "classes": list(classes), "channels": examples[0].pixels.shape[2]}
     pipeline = _pipeline(path, device)
     told = _told_prompts(pipeline, classes)
@@ -64,7 +64,7 @@ def fit(
         random = np.random.default_rng([seed, run.step])
         for group in optimiser.param_groups:
             group["lr"] = rate * parts.warm_then_cosine(share)
-        some = [learn[row] for row in parts.balanced([one.name for one in learn], batch, random)]
+        some = [learn[row] for row in parts.balanced([window.name for window in learn], batch, random)]
         with parts.memory(batch):
             loss = _loss(pipeline, some, told, random)
             accelerator.backward(loss)
@@ -102,7 +102,7 @@ def generate(
     looks = {name[5:]: tensors.pop(name).numpy() for name in list(tensors) if name.startswith("look.")}
     set_peft_model_state_dict(pipeline.unet, tensors)
     pipeline.unet.to(device)
-    return [_best(one, _painted(pipeline, one, steps, guidance, best_of), looks[one.name]) for one in scenes]
+    return [_best(scene, _painted(pipeline, scene, steps, guidance, best_of), looks[scene.name]) for scene in scenes]
 
 
 # --- the pipeline -----------------------------------------------------------------------------------------------------
@@ -118,20 +118,20 @@ def _pipeline(path: str, device: str) -> Any:
     if not (Path(path) / "model_index.json").is_file():
         raise CurateError(f"{path} is no pipeline: it has no model_index.json; wanted: {wanted}")
     try:
-        found = StableDiffusionInpaintPipeline.from_pretrained(
+        pipeline = StableDiffusionInpaintPipeline.from_pretrained(
             path, local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
     except Exception as error:  # many parts of two libraries read it, and each fails in its own way
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:160]
         raise CurateError(f"{path} is no pipeline that can be read ({reason}); wanted: {wanted}") from None
-    if found.unet.config.in_channels != SEEN:
+    if pipeline.unet.config.in_channels != SEEN:
         raise CurateError(
-            f"{path} cannot inpaint: its network sees {found.unet.config.in_channels} channels, not {SEEN}"
+            f"{path} cannot inpaint: its network sees {pipeline.unet.config.in_channels} channels, not {SEEN}"
         )
-    found.set_progress_bar_config(disable=True)
-    for part in (found.vae, found.text_encoder, found.unet):
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.requires_grad_(False)
-    return found.to(device)
+    return pipeline.to(device)
 
 
 def _adapt(pipeline: Any, rank: int) -> None:
@@ -154,7 +154,7 @@ def _trainable(pipeline: Any, config: dict[str, Any], seed: int, rate: float) ->
 
     torch.manual_seed(seed)
     _adapt(pipeline, config["rank"])
-    lora = torch.nn.ParameterList([one for one in pipeline.unet.parameters() if one.requires_grad])
+    lora = torch.nn.ParameterList([weights for weights in pipeline.unet.parameters() if weights.requires_grad])
     ema = EMAModel(lora.parameters(), decay=0.995, use_ema_warmup=True, power=0.75, foreach=True)
     accelerator = Accelerator(device_placement=False)
     lora, optimiser = accelerator.prepare(lora, torch.optim.AdamW(lora.parameters(), rate, weight_decay=1e-2))
@@ -185,14 +185,14 @@ def _loss(pipeline: Any, some: Examples, told: dict[str, Any], random: np.random
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     times = torch.randint(schedule.config.num_train_timesteps, (len(some),), generator=generator).to(latents.device)
-    names = ["" if random.random() < DROPPED else one.name for one in some]
+    names = ["" if random.random() < DROPPED else window.name for window in some]
     seen = torch.cat([schedule.add_noise(latents, noise, times), near, grounds], 1)
     with parts.half(latents.device.type):
-        found = unet(seen, times, torch.cat([told[name] for name in names])).sample.float()
+        output = unet(seen, times, torch.cat([told[name] for name in names])).sample.float()
     velocity = schedule.config.prediction_type == "v_prediction"
     target = schedule.get_velocity(latents, noise, times) if velocity else noise
     weight = near + OUTSIDE
-    return (((found - target) ** 2 * weight).mean(1).sum((1, 2)) / weight.mean(1).sum((1, 2))).mean()
+    return (((output - target) ** 2 * weight).mean(1).sum((1, 2)) / weight.mean(1).sum((1, 2))).mean()
 
 
 def _latents(pipeline: Any, some: Examples, random: np.random.Generator) -> tuple[Any, Any, Any]:
@@ -200,7 +200,7 @@ def _latents(pipeline: Any, some: Examples, random: np.random.Generator) -> tupl
     import torch
     from torch.nn.functional import interpolate
 
-    cut = [_cut(pipeline, one.pixels, one.mask, random) for one in some]
+    cut = [_cut(pipeline, window.pixels, window.mask, random) for window in some]
     pixels, near = (torch.stack([pair[part] for pair in cut]).to(pipeline.unet.device) for part in (0, 1))
     with torch.no_grad(), parts.half(pixels.device.type):
         both = pipeline.vae.encode(torch.cat([pixels, pixels * (near == 0)])).latent_dist.mode().float()
@@ -218,8 +218,8 @@ def _cut(pipeline: Any, pixels: Pixels, mask: Mask, random: np.random.Generator)
     stacked = np.concatenate([pixels / 127.5 - 1, near[..., None]], 2)[top:bottom, left:right]
     flips = [axis for axis in (0, 1) if random.random() < 0.5]
     tensor = torch.from_numpy(np.flip(stacked, flips).copy()).float().permute(2, 0, 1)[None]
-    found = interpolate(tensor, (side, side), mode="bilinear")[0]
-    return found[:-1].expand(3, -1, -1), (found[-1:] > 0.5).float()
+    resized = interpolate(tensor, (side, side), mode="bilinear")[0]
+    return resized[:-1].expand(3, -1, -1), (resized[-1:] > 0.5).float()
 
 
 def _side(pipeline: Any) -> int:
@@ -250,7 +250,7 @@ def _painted(pipeline: Any, scene: Scene, steps: int, guidance: float, count: in
     near = parts.nearness(scene.mask) > 0
     seeds = np.random.default_rng(scene.seed).integers(2**62, size=count).tolist()
     with torch.inference_mode(), parts.half(pipeline.unet.device.type), parts.memory(count, "best_of"):
-        found = pipeline(
+        result = pipeline(
             prompt=_prompt(scene.name),
             image=_image(scene.ground).convert("RGB"),
             mask_image=_image(near),
@@ -264,8 +264,8 @@ def _painted(pipeline: Any, scene: Scene, steps: int, guidance: float, count: in
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         )
     mode = "RGB" if scene.ground.shape[2] == 3 else "L"
-    windows = [np.asarray(one.convert(mode)).reshape(scene.ground.shape) for one in found.images]
-    return [parts.composite(scene.ground, one, scene.mask) for one in windows]
+    windows = [np.asarray(image.convert(mode)).reshape(scene.ground.shape) for image in result.images]
+    return [parts.composite(scene.ground, window, scene.mask) for window in windows]
 
 
 def _image(values: NDArray[Any]) -> Any:
@@ -279,7 +279,7 @@ def _best(scene: Scene, windows: Sequence[Pixels], real: NDArray[np.float32]) ->
     same."""
     wanted = real[np.random.default_rng(scene.seed).integers(len(real))]
     spread = real.std(axis=0) + 1e-6
-    far = [float((((parts.look(one, scene.mask) - wanted) / spread) ** 2).sum()) for one in windows]
+    far = [float((((parts.look(window, scene.mask) - wanted) / spread) ** 2).sum()) for window in windows]
     return windows[int(np.argmin(far))]
 
 
@@ -287,7 +287,7 @@ def _looks(learn: Examples) -> dict[str, Any]:
     """Looks of the real defects of train, class by class."""
     import torch
 
-    found: dict[str, list[NDArray[np.float32]]] = {}
-    for one in learn:
-        found.setdefault(f"look.{one.name}", []).append(parts.look(one.pixels, one.mask))
-    return {name: torch.from_numpy(np.stack(looks)) for name, looks in found.items()}
+    by_class: dict[str, list[NDArray[np.float32]]] = {}
+    for window in learn:
+        by_class.setdefault(f"look.{window.name}", []).append(parts.look(window.pixels, window.mask))
+    return {name: torch.from_numpy(np.stack(looks)) for name, looks in by_class.items()}

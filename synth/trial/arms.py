@@ -61,9 +61,9 @@ class FoldData:
 
 def arms(names: Sequence[str], ratios: Sequence[float]) -> list[Arm]:
     """Baselines once; every synthesiser at each ratio, unfiltered and gated."""
-    found = [Arm(name) for name in names if name in BASELINES]
-    made = [name for name in names if name not in BASELINES]
-    return found + [Arm(name, ratio, gated) for name in made for ratio in ratios for gated in (False, True)]
+    baselines = [Arm(name) for name in names if name in BASELINES]
+    synthetic = [name for name in names if name not in BASELINES]
+    return baselines + [Arm(name, ratio, gated) for name in synthetic for ratio in ratios for gated in (False, True)]
 
 
 def runs(of: Sequence[Arm], folds: Iterable[int], budgets: Sequence[int], seeds: int) -> list[TrialRun]:
@@ -79,66 +79,66 @@ def runs(of: Sequence[Arm], folds: Iterable[int], budgets: Sequence[int], seeds:
 def parts(items: Sequence[Item], count: int, cleans: int, seed: int = 0) -> list[FoldData]:
     """Grouped folds: each part's test images, of which at most so many are clean, and all that is in other groups."""
     fold_of = {name: fold[0] for name, fold in folds(_groups(items), count, 1, seed).items()}
-    by_fold = [[one for one in items if fold_of[_group(one)] == fold] for fold in range(count)]
+    by_fold = [[item for item in items if fold_of[_group(item)] == fold] for fold in range(count)]
     return [_part(by_fold, fold, cleans, seed) for fold in range(count)]
 
 
 def _part(by_fold: Sequence[Sequence[Item]], fold: int, cleans: int, seed: int) -> FoldData:
-    train = [one for other, items in enumerate(by_fold) if other != fold for one in items]
-    clean = _spread([one for one in by_fold[fold] if one.label.clean], seed)[:cleans]
-    return FoldData(tuple(train), tuple(sorted([*clean, *_shown(by_fold[fold])], key=lambda one: one.id)))
+    train = [item for other, items in enumerate(by_fold) if other != fold for item in items]
+    clean = _spread([item for item in by_fold[fold] if item.label.clean], seed)[:cleans]
+    return FoldData(tuple(train), tuple(sorted([*clean, *_shown(by_fold[fold])], key=lambda item: item.id)))
 
 
 def _groups(items: Sequence[Item]) -> list[Group]:
-    found: dict[str, list[Item]] = {}
-    for one in items:
-        found.setdefault(_group(one), []).append(one)
-    return [Group(name, len(found[name]), _counted(found[name])) for name in sorted(found)]
+    by_group: dict[str, list[Item]] = {}
+    for item in items:
+        by_group.setdefault(_group(item), []).append(item)
+    return [Group(name, len(by_group[name]), _counted(by_group[name])) for name in sorted(by_group)]
 
 
 def _counted(items: Sequence[Item]) -> dict[str, int]:
-    names = sorted({name for one in items for name in one.label.present})
-    return {name: sum(name in one.label.present for one in items) for name in names}
+    names = sorted({name for item in items for name in item.label.present})
+    return {name: sum(name in item.label.present for item in items) for name in names}
 
 
-def _group(one: Item) -> str:
-    return one.group or one.id
+def _group(item: Item) -> str:
+    return item.group or item.id
 
 
 def _shown(items: Sequence[Item]) -> list[Item]:
-    return [one for one in items if one.label.present]
+    return [item for item in items if item.label.present]
 
 
 def _spread(items: Sequence[Item], seed: int) -> list[Item]:
     """One image of every group, in drawn order, then a second one of each."""
     met: dict[str, int] = {}
     rows = []
-    for one in sorted(items, key=lambda one: draw(seed, one.id)):
-        met[_group(one)] = met.get(_group(one), 0) + 1
-        rows.append((met[_group(one)], draw(seed, _group(one)), one.id, one))
+    for item in sorted(items, key=lambda item: draw(seed, item.id)):
+        met[_group(item)] = met.get(_group(item), 0) + 1
+        rows.append((met[_group(item)], draw(seed, _group(item)), item.id, item))
     return [row[-1] for row in sorted(rows)]
 
 
 def budgeted(items: Sequence[Item], classes: Sequence[str], budget: int, seed: int = 0) -> list[Item]:
     """Real defects of each class up to the budget, group by group; what is clean stays. A smaller budget's images are
     among those of a larger one."""
-    ordered = sorted(items, key=lambda one: (draw(seed, _group(one)), one.id))
-    kept = {one.id for one in items if one.label.clean}
+    ordered = sorted(items, key=lambda item: (draw(seed, _group(item)), item.id))
+    kept = {item.id for item in items if item.label.clean}
     for name in classes:
-        found = 0
-        for one in ordered:
-            if found < budget and name in one.label.present:
-                kept.add(one.id)
-                found += _defects(one, name)
-    return [one for one in items if one.id in kept]
+        count = 0
+        for item in ordered:
+            if count < budget and name in item.label.present:
+                kept.add(item.id)
+                count += _defects(item, name)
+    return [item for item in items if item.id in kept]
 
 
-def _defects(one: Item, name: str) -> int:
-    return max(1, sum(defect.label == name for defect in one.label.defects))
+def _defects(item: Item, name: str) -> int:
+    return max(1, sum(defect.label == name for defect in item.label.defects))
 
 
 def defects(items: Sequence[Item], classes: Sequence[str]) -> dict[str, int]:
-    return {name: sum(_defects(one, name) for one in items if name in one.label.present) for name in classes}
+    return {name: sum(_defects(item, name) for item in items if name in item.label.present) for name in classes}
 
 
 # --- how often ------------------------------------------------------------------------------------------------------
@@ -146,32 +146,32 @@ def defects(items: Sequence[Item], classes: Sequence[str]) -> dict[str, int]:
 
 def repeats(arm: Arm, items: Sequence[Item], classes: Sequence[str]) -> Repeats:
     """Weight of each image: how often it comes, relative to the others."""
-    present = np.array([[name in one.label.present for name in classes] for one in items], bool)
-    made = np.array([one.source == "synthetic" for one in items], bool)
+    present = np.array([[name in item.label.present for name in classes] for item in items], bool)
+    synthetic = np.array([item.source == "synthetic" for item in items], bool)
     if arm.name == REAL:
         return np.ones(len(items))
-    found = np.zeros(len(items))
-    found[~made] = sampling.weighted(present[~made])
-    return shared(found, present, made)
+    chances = np.zeros(len(items))
+    chances[~synthetic] = sampling.weighted(present[~synthetic])
+    return shared(chances, present, synthetic)
 
 
-def shared(chances: Repeats, present: NDArray[np.bool_], made: NDArray[np.bool_]) -> Repeats:
+def shared(chances: Repeats, present: NDArray[np.bool_], is_synthetic: NDArray[np.bool_]) -> Repeats:
     """Give a part of each class's chances to its synthetic images: as many as they are among all, but never more than
     `MOST`. Clean images and other classes keep theirs."""
-    found, rarest = chances.copy(), _rarest(present, made)
+    weights, rarest = chances.copy(), _rarest(present, is_synthetic)
     for place in range(present.shape[1]):
-        real, synthetic = ~made & (rarest == place), made & present[:, place]
+        real, synthetic = ~is_synthetic & (rarest == place), is_synthetic & present[:, place]
         if not real.any() or not synthetic.any():
             continue
         share = min(MOST, synthetic.sum() / (synthetic.sum() + real.sum()))
-        found[synthetic] = share * chances[real].sum() / synthetic.sum()
-        found[real] *= 1 - share
-    return found
+        weights[synthetic] = share * chances[real].sum() / synthetic.sum()
+        weights[real] *= 1 - share
+    return weights
 
 
-def _rarest(present: NDArray[np.bool_], made: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _rarest(present: NDArray[np.bool_], synthetic: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The place of each image's rarest class; -1 where it is clean."""
-    counts = present[~made].sum(axis=0)
+    counts = present[~synthetic].sum(axis=0)
     rank = np.where(present, counts, np.iinfo(np.int64).max)
     return np.where(present.any(axis=1), rank.argmin(axis=1), -1)
 
@@ -189,7 +189,7 @@ def worth(curve: Mapping[int, float], value: float) -> tuple[float, str]:
     """Number of real defects of each class that give this metric, by the curve of real ones alone: between two of its
     points by the logarithm of their number. With `<` or `>` where it leaves the curve."""
     budgets = sorted(curve)
-    figures = np.maximum.accumulate([curve[one] for one in budgets])
+    figures = np.maximum.accumulate([curve[count] for count in budgets])
     if value < figures[0]:
         return float(budgets[0]), "<"
     if value > figures[-1]:

@@ -118,7 +118,7 @@ def _write(folder: Path, bank: MaskBank, order: BatchOrder, model: Path, progres
     for name, count in order.counts.items():
         asked = _scenes(bank, name, count, order)
         windows = (
-            module.generate([one for one, _ in asked], model, device=order.device, **order.of("generate"))
+            module.generate([scene for scene, _ in asked], model, device=order.device, **order.of("generate"))
             if asked
             else []
         )
@@ -130,13 +130,13 @@ def _write(folder: Path, bank: MaskBank, order: BatchOrder, model: Path, progres
 
 def _scenes(bank: MaskBank, name: str, count: int, order: BatchOrder) -> list[tuple[Scene, Site]]:
     """Draw as many scenes as wanted, or as find a place: none where the class's defects do not fit or have no mask."""
-    found: list[tuple[Scene, Site]] = []
+    scenes: list[tuple[Scene, Site]] = []
     for number in range(TRIES * count):
-        if len(found) == count:
+        if len(scenes) == count:
             break
         with suppress(CurateError):
-            found.append(masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31))
-    return found
+            scenes.append(masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31))
+    return scenes
 
 
 def _saved(folder: Path, file: str, bank: MaskBank, scene: Scene, site: Site, window: Any) -> dict[str, Any]:
@@ -177,10 +177,10 @@ def _sample(folder: Path, row: Mapping[str, Any]) -> SyntheticItem:
 
 def looks(bank: MaskBank, lot: Sequence[SyntheticItem]) -> Iterator[CandidateImage]:
     """Yield the images in the form that the gates check."""
-    for one in lot:
-        pixels = with_channels(masks.pixels_of(one.item, bank.max_pixels), bank.channels)
-        mask = masks_of(one.item, [one.name])[0].astype(bool)
-        yield CandidateImage(one.item.id, one.name, pixels, mask, one.window, int(mask.sum()))
+    for image in lot:
+        pixels = with_channels(masks.pixels_of(image.item, bank.max_pixels), bank.channels)
+        mask = masks_of(image.item, [image.name])[0].astype(bool)
+        yield CandidateImage(image.item.id, image.name, pixels, mask, image.window, int(mask.sum()))
 
 
 def judged(
@@ -192,7 +192,7 @@ def judged(
     file = folder / f"gates-{key_of([judge.key, judge.encoder.key, check.STEP])}.json"
     if not file.is_file():
         standard = check.standard_of(bank, judge.encoder)
-        found = check.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
-        files.write_json(file, [{"id": one.id, "name": one.name, "reasons": one.reasons} for one in found.rows])
+        checked = check.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
+        files.write_json(file, [{"id": row.id, "name": row.name, "reasons": row.reasons} for row in checked.rows])
     rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return rows

@@ -101,7 +101,7 @@ def planned(
     classes = request.classes or tuple(name for name in index.project.active_classes if _drawn(items, name))
     real = arms.defects(items, classes)
     notes = _checked(request, items, classes, index.project.active_classes)
-    items = [one for one in items if one.label.present <= set(classes)]
+    items = [item for item in items if item.label.present <= set(classes)]
     limit = project.config.limits.max_pixels
     if request.scale < 1:
         items = downscale.shrunk(items, request.scale, home, limit, progress)
@@ -138,16 +138,16 @@ def _items(index: Index) -> tuple[list[Item], tuple[Item, ...]]:
     rows = list(index.rows("status", "split", "source", "missing"))
     ours = [id for id, *row in rows if row[:2] == ["labelled", "train"] and row[2] != "synthetic" and not row[3]]
     judged = [id for id, _, split, *_ in rows if split in ("val", "test")]
-    items = [one for one in index.items(sorted(ours)) if not one.label.present or _placed(one)]
+    items = [item for item in index.items(sorted(ours)) if not item.label.present or _placed(item)]
     return items, tuple(index.items(sorted(judged)))
 
 
-def _placed(one: Item) -> bool:
-    return one.label.present == {defect.label for defect in one.label.defects if defect.rle}
+def _placed(item: Item) -> bool:
+    return item.label.present == {defect.label for defect in item.label.defects if defect.rle}
 
 
 def _drawn(items: Sequence[Item], name: str) -> bool:
-    return any(name in one.label.present for one in items)
+    return any(name in item.label.present for item in items)
 
 
 def _checked(
@@ -163,9 +163,9 @@ def _checked(
         raise CurateError(
             f"{request.tested or request.folds} of {request.folds} folds cannot be: 2 folds or more, 1 tested or more"
         )
-    if not any(one.label.clean for one in items):
+    if not any(item.label.clean for item in items):
         raise CurateError("no clean labelled image in train: there is nothing to put defects on; label some as clean")
-    groups = {name: len({one.group or one.id for one in items if name in one.label.present}) for name in classes}
+    groups = {name: len({item.group or item.id for item in items if name in item.label.present}) for name in classes}
     few = {name: count for name, count in groups.items() if count < request.folds}
     if few or not classes:
         counted = ", ".join(f"{name} {count}" for name, count in few.items()) or "no class has a drawn defect"
@@ -202,28 +202,30 @@ def _check_arms(names: Sequence[str], request: TrialRequest) -> None:
 
 def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME.KEY=VALUE`: options of synthesisers, checked; both of what they learn with and of what they make with."""
-    found: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = {}
     for text in given:
         name, _, rest = text.partition(".")
         name = generate.plain(name)
-        sides = [one for one in (generate.FIT, generate.MAKE) if rest.partition("=")[0] in one.options(name)]
-        found.setdefault(name, {}).update(generate.options_of(sides[0] if sides else generate.FIT, name, [rest]))
-    return found
+        option = rest.partition("=")[0]
+        sides = [side for side in (generate.FIT, generate.MAKE) if option in side.options(name)]
+        options.setdefault(name, {}).update(generate.options_of(sides[0] if sides else generate.FIT, name, [rest]))
+    return options
 
 
 def base_of(request: TrialRequest) -> Recipe:
     """The recipe that all arms share: one long epoch, whose images the arms choose; nothing else corrects the prior."""
     own = SMALL if request.recipe == RECIPE else ()
     sides = (f"input.height={request.size}", f"input.width={request.size}")
-    found = recipe.load(request.recipe, [*own, *sides, *request.overrides])
-    if found.task != "segmentation":
-        raise CurateError(f"recipe '{request.recipe}' is for {found.task}; a trial needs one for segmentation")
-    found = found.model_copy(update={"sampler": Sampler()})
-    if twice := recipe.corrections(found):
+    loaded = recipe.load(request.recipe, [*own, *sides, *request.overrides])
+    if loaded.task != "segmentation":
+        raise CurateError(f"recipe '{request.recipe}' is for {loaded.task}; a trial needs one for segmentation")
+    loaded = loaded.model_copy(update={"sampler": Sampler()})
+    if twice := recipe.corrections(loaded):
         raise CurateError(f"{' and '.join(twice)} corrects the class prior, and so does the trial: leave it out")
-    schedule = Schedule(name=found.schedule.name, warmup=0.05)
-    phases = tuple(one.model_copy(update={"epochs": 1}) for one in found.phases[:1])  # what it trains, and how fast
-    return found.model_copy(
+    schedule = Schedule(name=loaded.schedule.name, warmup=0.05)
+    first = loaded.phases[:1]  # what it trains, and how fast
+    phases = tuple(phase.model_copy(update={"epochs": 1}) for phase in first)
+    return loaded.model_copy(
         update={"schedule": schedule, "phases": phases, "epochs": 1, "steps": None, "accumulate": 1}
     )
 

@@ -77,19 +77,19 @@ class TrialReport:
         return verdict.text(self.lines, self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        shown = {"lines": [one.to_json() for one in self.lines], "minutes": round(self.minutes, 1)}
+        shown = {"lines": [line.to_json() for line in self.lines], "minutes": round(self.minutes, 1)}
         return vars(self) | shown
 
 
 def run(project: Project, request: TrialRequest, progress: Progress = lambda stage, done, total: None) -> TrialReport:
     """Train what is not trained yet, and judge; with `dry_run` only say what it would take."""
     plot = planned(project, request, progress)
-    todo = [one for one in plot.runs if not file_of(plot, one).is_file()]
+    todo = [run for run in plot.runs if not file_of(plot, run).is_file()]
     report = _outline(plot, todo)
     if request.dry_run:
         return report
     with files.writer_lock(plot.home, "curate synth trial"):
-        for _, alike in groupby(plot.runs, key=lambda one: (one.fold, one.budget)):
+        for _, alike in groupby(plot.runs, key=lambda run: (run.fold, run.budget)):
             _train_all(plot, list(alike), len(todo), progress)
         _judge_all(plot, report)
         _write(project, plot, report)
@@ -100,7 +100,7 @@ def run(project: Project, request: TrialRequest, progress: Progress = lambda sta
 
 
 def _outline(plot: TrialDesign, todo: Sequence[TrialRun]) -> TrialReport:
-    fits = {(one.fold, one.budget, one.arm.name) for one in todo if one.arm.synthetic and one.arm.name not in BLENDS}
+    fits = {(run.fold, run.budget, run.arm.name) for run in todo if run.arm.synthetic and run.arm.name not in BLENDS}
     done = len(plot.runs) - len(todo)
     notes = [*plot.notes, *_short(plot)]
     return TrialReport(
@@ -110,9 +110,9 @@ def _outline(plot: TrialDesign, todo: Sequence[TrialRun]) -> TrialReport:
 
 def _short(plot: TrialDesign) -> Iterator[str]:
     """Notes on budgets that ask for more defects than there are."""
-    for fold, budget in sorted({(one.fold, one.budget) for one in plot.runs}):
-        found = arms.defects(real_of(plot, fold, budget), plot.classes)
-        short = [f"{name} {count}" for name, count in found.items() if count < budget]
+    for fold, budget in sorted({(run.fold, run.budget) for run in plot.runs}):
+        counts = arms.defects(real_of(plot, fold, budget), plot.classes)
+        short = [f"{name} {count}" for name, count in counts.items() if count < budget]
         if short:
             yield f"fold {fold + 1}, budget {budget}: there are only {', '.join(short)}"
 
@@ -150,7 +150,7 @@ def bank_of(plot: TrialDesign, fold: int, budget: int) -> MaskBank:
 
 def order_of(plot: TrialDesign, run: TrialRun) -> BatchOrder:
     """The same lot for every ratio and seed, and for the gates."""
-    most = max(one.arm.ratio for one in plot.runs if one.arm.name == run.arm.name)
+    most = max(other.arm.ratio for other in plot.runs if other.arm.name == run.arm.name)
     real = arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     counts = {name: math.ceil(most * count) * OVER for name, count in real.items()}
     options = tuple(sorted(plot.request.options.get(run.arm.name, {}).items()))
@@ -163,25 +163,25 @@ def _synthetic(
     """The arm's synthetic images, what the gates refused, where it has any, and how many of each class were made."""
     order, real = order_of(plot, run), arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
     lot = lots.made(plot.home, bank, order, progress)
-    each = [sum(one.name == name for one in lot) for name in plot.classes]
+    each = [sum(image.name == name for image in lot) for name in plot.classes]
     if not run.arm.gated:
-        return [one.item for one in chosen(lot, real, run.arm.ratio)], {}, each
+        return [image.item for image in chosen(lot, real, run.arm.ratio)], {}, each
     base = _base(run)
     judge = GateModels(plot.encoder, key_of_run(plot, base), lambda: segmenter(plot, base))
     rows = lots.judged(plot.home, bank, order, judge, progress)
     passed = {row["id"] for row in rows if not row["reasons"]}
     about = {"made": len(rows), "passed": len(passed)} | check.by_gate(row["reasons"] for row in rows)
-    kept = [one for one in lot if one.item.id in passed]
-    return [one.item for one in chosen(kept, real, run.arm.ratio)], about, each
+    kept = [image for image in lot if image.item.id in passed]
+    return [image.item for image in chosen(kept, real, run.arm.ratio)], about, each
 
 
 def chosen(lot: Sequence[SyntheticItem], real: Mapping[str, int], ratio: float) -> list[SyntheticItem]:
     """The first images of each class, as many as the ratio says."""
-    return [one for name, count in real.items() for one in _first(lot, name, round(ratio * count))]
+    return [image for name, count in real.items() for image in _first(lot, name, round(ratio * count))]
 
 
 def _first(lot: Sequence[SyntheticItem], name: str, count: int) -> list[SyntheticItem]:
-    return [one for one in lot if one.name == name][:count]
+    return [image for image in lot if image.name == name][:count]
 
 
 # --- one training ---------------------------------------------------------------------------------------------------
@@ -191,14 +191,16 @@ def key_of_run(plot: TrialDesign, run: TrialRun) -> str:
     """Key of a run: a hash of all that it follows from, known before anything is made."""
     part = plot.parts[run.fold]
     shown = [
-        sorted((one.id, one.label.digest) for one in of) for of in (real_of(plot, run.fold, run.budget), part.test)
+        sorted((item.id, item.label.digest) for item in of) for of in (real_of(plot, run.fold, run.budget), part.test)
     ]
     values = recipe_of(plot.base, run.arm, run.seed).model_dump(
         mode="json", exclude={"summary": True, "model": {"weights"}}
     )
-    made: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
-    made += [check.STEP] if run.arm.gated else []
-    return key_of([STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.request.steps, made])
+    versions: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
+    versions += [check.STEP] if run.arm.gated else []
+    return key_of(
+        [STEP, shown, plot.classes, arms.to_json(run.arm), values, plot.weights, plot.request.steps, versions]
+    )
 
 
 def file_of(plot: TrialDesign, run: TrialRun) -> Path:
@@ -207,23 +209,23 @@ def file_of(plot: TrialDesign, run: TrialRun) -> Path:
 
 def _train_all(plot: TrialDesign, alike: Sequence[TrialRun], todo: int, progress: Progress) -> None:
     """The runs of one fold and budget, which share a bank."""
-    missing = [one for one in alike if not file_of(plot, one).is_file()]
+    missing = [run for run in alike if not file_of(plot, run).is_file()]
     if not missing:
         return
     bank = bank_of(plot, missing[0].fold, missing[0].budget)
-    for one in missing:
-        _train(plot, one, bank, progress)
+    for run in missing:
+        _train(plot, run, bank, progress)
         progress("trial", 1, todo)
 
 
 def _train(plot: TrialDesign, run: TrialRun, bank: MaskBank, progress: Progress) -> None:
     begun = time.perf_counter()
     real = real_of(plot, run.fold, run.budget)
-    made, refused, lot = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {}, [])
-    begun = begun if not made else time.perf_counter()  # lots are made once, they say nothing of a training
-    predictor = trained(plot, run, [*real, *made])
+    synthetic, refused, lot = _synthetic(plot, run, bank, progress) if run.arm.synthetic else ([], {}, [])
+    begun = begun if not synthetic else time.perf_counter()  # lots are made once, they say nothing of a training
+    predictor = trained(plot, run, [*real, *synthetic])
     rows = judged(predictor, plot.parts[run.fold].test, plot.classes, plot.max_pixels)
-    counts = [sum(name in one.label.present for one in made) for name in plot.classes]
+    counts = [sum(name in item.label.present for item in synthetic) for name in plot.classes]
     about = {"made": np.array(counts), "refused": np.array(json.dumps(refused)), "lot": np.array(lot)}
     about["seconds"] = np.array(time.perf_counter() - begun)
     target = file_of(plot, run)
@@ -236,15 +238,17 @@ def _train(plot: TrialDesign, run: TrialRun, bank: MaskBank, progress: Progress)
 
 def trained(plot: TrialDesign, run: TrialRun, items: Sequence[Item]) -> Predictor:
     """The network after all steps: no val tells when to stop, so no arm can profit from it."""
-    made = recipe_of(plot.base, run.arm, run.seed)
+    recipe = recipe_of(plot.base, run.arm, run.seed)
     chances = arms.repeats(run.arm, items, plot.classes)
-    data = _data(plot, arms.drawn(items, chances, plot.request.steps * made.batch, run.seed))
-    model, start = training.network_of(made, data)
+    data = _data(plot, arms.drawn(items, chances, plot.request.steps * recipe.batch, run.seed))
+    model, start = training.network_of(recipe, data)
     folder = training_folder(plot, run)
-    plan = LoadPlan(data.task, data.classes, False, True, made.input, made.augmentation, made.seed, plot.max_pixels)
-    loop.fit(model, loop.FitSettings(made, data, plan, start.frozen, folder, plot.device))
+    plan = LoadPlan(
+        data.task, data.classes, False, True, recipe.input, recipe.augmentation, recipe.seed, plot.max_pixels
+    )
+    loop.fit(model, loop.FitSettings(recipe, data, plan, start.frozen, folder, plot.device))
     checkpoint.fill(model, folder / loop.BEST)  # a run that was killed at its end trains no more
-    return Predictor(key_of_run(plot, run), plot.classes, made, False, model.eval(), plot.device)
+    return Predictor(key_of_run(plot, run), plot.classes, recipe, False, model.eval(), plot.device)
 
 
 def training_folder(plot: TrialDesign, run: TrialRun) -> Path:
@@ -270,10 +274,10 @@ def segmenter(plot: TrialDesign, base: TrialRun) -> Predictor:
     if not file.is_file():
         checkpoint.save(file, trained(plot, base, real_of(plot, base.fold, base.budget)).module.state_dict())
         files.remove(training_folder(plot, base))
-    made = recipe_of(plot.base, base.arm, base.seed)
-    model, _ = training.network_of(made, _data(plot, plot.parts[base.fold].train[:1]))
+    recipe = recipe_of(plot.base, base.arm, base.seed)
+    model, _ = training.network_of(recipe, _data(plot, plot.parts[base.fold].train[:1]))
     checkpoint.fill(model, file)
-    return Predictor(key_of_run(plot, base), plot.classes, made, False, model.eval().to(plot.device), plot.device)
+    return Predictor(key_of_run(plot, base), plot.classes, recipe, False, model.eval().to(plot.device), plot.device)
 
 
 # --- what it came to ------------------------------------------------------------------------------------------------
@@ -292,9 +296,9 @@ def judged(
         except LabelProblem:
             continue  # unreadable for every arm alike
     return {
-        "ids": np.array([one.id for one in seen]),
-        "groups": np.array([one.group or one.id for one in seen]),
-        "present": np.array([[name in one.label.present for name in classes] for one in seen], bool),
+        "ids": np.array([item.id for item in seen]),
+        "groups": np.array([item.group or item.id for item in seen]),
+        "present": np.array([[name in item.label.present for name in classes] for item in seen], bool),
         **{name: np.stack([row[name] for row in rows]) for name in ("p", "decided", "counts", "histogram")},
     }
 
@@ -315,36 +319,38 @@ def read(file: Path, classes: Sequence[str]) -> EvaluatedImages:
 
 def _judge_all(plot: TrialDesign, report: TrialReport) -> None:
     report.lines = verdict.table(answers(plot))
-    report.verdicts = {_name(one): "; ".join(verdict.words(one).values()) for one in report.lines if one.differences}
+    report.verdicts = {
+        _name(line): "; ".join(verdict.words(line).values()) for line in report.lines if line.differences
+    }
     report.done = report.trainings
     report.notes += list(unmade(plot))
-    report.gated = [gated(plot, one) for one in plot.runs if one.arm.gated and not one.seed]
+    report.gated = [gated(plot, run) for run in plot.runs if run.arm.gated and not run.seed]
 
 
 def answers(plot: TrialDesign) -> dict[tuple[int, Arm], list[EvaluatedImages]]:
     """Predictions of every arm on the test images, by budget: folds pooled, seeds side by side."""
-    found: dict[tuple[int, Arm], list[EvaluatedImages]] = {}
+    predictions: dict[tuple[int, Arm], list[EvaluatedImages]] = {}
     for (budget, arm, _), alike in _by_seed(plot.runs):
-        folds = [read(file_of(plot, one), plot.classes) for one in alike]
-        found.setdefault((budget, arm), []).append(verdict.pooled(folds))
-    return found
+        folds = [read(file_of(plot, run), plot.classes) for run in alike]
+        predictions.setdefault((budget, arm), []).append(verdict.pooled(folds))
+    return predictions
 
 
 def unmade(plot: TrialDesign) -> Iterator[str]:
     """Notes on arms that learnt from too few images: windows had no place for more, or gates refused them."""
-    for one in plot.runs:
-        if one.arm.synthetic and not one.seed:
-            asked, real = order_of(plot, one).counts, arms.defects(real_of(plot, one.fold, one.budget), plot.classes)
-            wanted = {name: round(one.arm.ratio * count) for name, count in real.items()}
-            with np.load(file_of(plot, one), allow_pickle=False) as of:
+    for run in plot.runs:
+        if run.arm.synthetic and not run.seed:
+            asked, real = order_of(plot, run).counts, arms.defects(real_of(plot, run.fold, run.budget), plot.classes)
+            wanted = {name: round(run.arm.ratio * count) for name, count in real.items()}
+            with np.load(file_of(plot, run), allow_pickle=False) as of:
                 rows = zip(plot.classes, of["made"].tolist(), of["lot"].tolist(), strict=True)
                 short = [
-                    f"{name} {used} of {wanted[name]} (asked for {asked[name]}, made {made})"
-                    for name, used, made in rows
+                    f"{name} {used} of {wanted[name]} (asked for {asked[name]}, made {count})"
+                    for name, used, count in rows
                     if used < wanted[name]
                 ]
             if short:
-                yield f"{one.arm}, {one.budget} real, fold {one.fold + 1}: too few synthetic {', '.join(short)}"
+                yield f"{run.arm}, {run.budget} real, fold {run.fold + 1}: too few synthetic {', '.join(short)}"
 
 
 def _name(line: ArmResult) -> str:
@@ -360,8 +366,8 @@ def gated(plot: TrialDesign, run: TrialRun) -> dict[str, Any]:
 
 
 def _by_seed(runs: Sequence[TrialRun]) -> Iterator[tuple[tuple[int, Arm, int], list[TrialRun]]]:
-    def key(one: TrialRun) -> tuple[int, Arm, int]:
-        return one.budget, one.arm, one.seed
+    def key(run: TrialRun) -> tuple[int, Arm, int]:
+        return run.budget, run.arm, run.seed
 
     for known, alike in groupby(sorted(runs, key=key), key=key):
         yield known, sorted(alike)
@@ -373,9 +379,9 @@ def _write(project: Project, plot: TrialDesign, report: TrialReport) -> None:
     chart.write(png, report.lines, plot.classes, f"{report.stage}: IoU against {BALANCED}")
     report.files = {"report": str(plot.home / f"{report.stage}.json"), "plot": str(png)}
     for batch in generate.every(project):
-        if said := _verdict(plot, report, batch):
-            report.batches[batch.key] = said
-            _spoken(batch.folder / VERDICT, said)
+        if result := _verdict(plot, report, batch):
+            report.batches[batch.key] = result
+            _spoken(batch.folder / VERDICT, result)
     files.write_json(plot.home / f"{report.stage}.json", report.to_json() | {"best": verdict.best(report.lines)})
 
 
@@ -396,15 +402,15 @@ def _verdict(plot: TrialDesign, report: TrialReport, batch: SyntheticBatch) -> d
 
 def conclusive(plot: TrialDesign) -> bool:
     """True where a verdict may let a batch into training: a full trial, with all folds and seeds."""
-    seeds, folds = (len({getattr(one, name) for one in plot.runs}) for name in ("seed", "fold"))
+    seeds, folds = (len({getattr(run, name) for run in plot.runs}) for name in ("seed", "fold"))
     return plot.request.stage == "full" and seeds >= SEEDS and folds == plot.request.folds
 
 
-def _spoken(file: Path, said: dict[str, Any]) -> None:
+def _spoken(file: Path, result: dict[str, Any]) -> None:
     """A screening never takes the place of a full trial's verdict."""
     try:
         firm = bool(json.loads(file.read_text(encoding="utf-8"))["conclusive"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
         firm = False
-    if said["conclusive"] or not firm:
-        files.write_json(file, said)
+    if result["conclusive"] or not firm:
+        files.write_json(file, result)
