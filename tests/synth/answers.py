@@ -18,8 +18,8 @@ def judged(
     present, counts = np.zeros((n, count), bool), np.zeros((n, count, 3), np.int64)
     for row in range(n):
         if row % 3 < count:
-            found = int(np.clip(1000 * hits[CLASSES[row % 3]] + random.normal(0, 20), 0, 1000))
-            present[row, row % 3], counts[row, row % 3] = True, (found, 0, 1000 - found)
+            hit = int(np.clip(1000 * hits[CLASSES[row % 3]] + random.normal(0, 20), 0, 1000))
+            present[row, row % 3], counts[row, row % 3] = True, (hit, 0, 1000 - hit)
     decided = present | (~present.any(axis=1, keepdims=True) & (random.random((n, 1)) < alarms))
     decided[:, [CLASSES.index(name) for name in missed]] = False
     histogram = np.ones((n, count, 2, metrics.BINS), np.int64)

@@ -65,22 +65,22 @@ def save(root: Path, pieces: int, views: int = 2) -> Path:
 
 
 def item_of(path: Path, name: str, mask: np.ndarray, group: str, split: str = "train") -> Item:
-    found = defect_from_mask(name, mask.astype(np.uint8))
-    defects = (found,) if isinstance(found, Defect) else ()
+    defect = defect_from_mask(name, mask.astype(np.uint8))
+    defects = (defect,) if isinstance(defect, Defect) else ()
     id = hashlib.sha256(path.read_bytes()).hexdigest()
     return Item(id, path, mask.shape[1], mask.shape[0], Label("labelled", defects), split, group)
 
 
 def items(folder: Path, pieces: int = 8, views: int = 2, first: int = 0) -> list[Item]:
     """The same images without an index."""
-    found = []
+    result = []
     for piece in range(first, first + pieces):
         for view in range(views):
             pixels, name, mask = drawn(piece, view)
             path = folder / f"piece{piece:02d}_{view}.png"
             Image.fromarray(pixels).save(path)
-            found.append(item_of(path, name, mask, f"piece{piece:02d}"))
-    return found
+            result.append(item_of(path, name, mask, f"piece{piece:02d}"))
+    return result
 
 
 @pytest.fixture

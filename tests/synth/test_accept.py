@@ -33,8 +33,8 @@ SMALL = GenerateRequest(count=3, window=48)
 
 def checked(batch: SyntheticBatch, failing: int = 0, without: str = "") -> SyntheticBatch:
     """Write a check in which the gates passed all but the first images."""
-    made = batch.made()
-    rows = [{"id": one.id, "passed": place >= failing, "reasons": []} for place, one in enumerate(made)]
+    images = batch.made()
+    rows = [{"id": image.id, "passed": place >= failing, "reasons": []} for place, image in enumerate(images)]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": without})
     pyarrow.parquet.write_table(table, batch.folder / accept.CHECKED)
     return batch
@@ -52,29 +52,35 @@ def synthetic(project: Project) -> dict[str, tuple[object, ...]]:
 
 def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(mill: Project) -> None:
     before, batch = dump(mill), checked(generate.generate(mill, "paste", SMALL), failing=1)
-    found = accept.accept(mill, batch.key[:8], forced=True)
-    assert (found.entered, found.refused, found.classes) == (5, 1, {"crack": 2, "hole": 3})
-    made = {one.id: one for one in batch.made()[1:]}
+    result = accept.accept(mill, batch.key[:8], forced=True)
+    assert (result.entered, result.refused, result.classes) == (5, 1, {"crack": 2, "hole": 3})
+    images = {image.id: image for image in batch.made()[1:]}
     shown = synthetic(mill)
-    assert shown.keys() == made.keys()
+    assert shown.keys() == images.keys()
     for id, (_, split, group, tags, state, missing, path) in shown.items():
-        assert (split, group, tags, state, missing) == ("train", made[id].ground_group, [found.tag], "labelled", False)
-        assert Path(str(path)) == batch.folder / made[id].file
-    for item in Index(mill).items(sorted(made)):
-        mask = dataset.masks_of(item, [made[item.id].name])[0].astype(bool)
-        assert (mask == generate.mask_of(batch, made[item.id])).all()
+        assert (split, group, tags, state, missing) == (
+            "train",
+            images[id].ground_group,
+            [result.tag],
+            "labelled",
+            False,
+        )
+        assert Path(str(path)) == batch.folder / images[id].file
+    for item in Index(mill).items(sorted(images)):
+        mask = dataset.masks_of(item, [images[item.id].name])[0].astype(bool)
+        assert (mask == generate.mask_of(batch, images[item.id])).all()
     index = Index(mill)
-    assert index.dataset.load_saved_view(found.tag).count() == 5
-    assert made.keys() <= {one.id for one in dataset.collect(index).train}
-    assert not made.keys() & {one.id for one in dataset.collect(index).val}
-    assert all(one.barred for id, one in seen_images(index).items() if id in made)
+    assert index.dataset.load_saved_view(result.tag).count() == 5
+    assert images.keys() <= {item.id for item in dataset.collect(index).train}
+    assert not images.keys() & {item.id for item in dataset.collect(index).val}
+    assert all(origin.barred for id, origin in seen_images(index).items() if id in images)
     assert status.summarise(mill)["by_source"]["synthetic"] == 5
     assert not gc.find(mill)
     dropped = accept.drop(mill, batch.key[:8])
     assert (dropped.dropped, dropped.files) == (5, False)
     assert dump(mill) == before
-    assert found.tag not in Index(mill).dataset.list_saved_views()
-    assert found.tag not in Index(mill).dataset.distinct("tags")
+    assert result.tag not in Index(mill).dataset.list_saved_views()
+    assert result.tag not in Index(mill).dataset.distinct("tags")
     assert batch.folder.is_dir()
     sync.run(mill)
     assert dump(mill) == before
@@ -136,7 +142,7 @@ def test_a_backup_holds_what_was_let_in(mill: Project, batch: SyntheticBatch, tm
     before = dump(mill)
     backup.backup(mill, tmp_path / "a.tar.gz")
     names = {name for name in _names(tmp_path / "a.tar.gz") if name.startswith("work/synth/")}
-    assert {f"work/synth/{batch.key}/{one.file}" for one in batch.made()} <= names
+    assert {f"work/synth/{batch.key}/{image.file}" for image in batch.made()} <= names
     assert not any(other.key in name for name in names)
     Index(mill).dataset.delete()
     files.remove(mill.folder)
@@ -155,36 +161,36 @@ def _names(file: Path) -> list[str]:
 
 def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
-    made = {one.id: one for one in batch.made()}
-    donor = next(one.donor_group for one in made.values() if one.donor_group != one.ground_group)
+    images = {image.id: image for image in batch.made()}
+    donor = next(image.donor_group for image in images.values() if image.donor_group != image.ground_group)
     held = next(str(group) for _, split, group in Index(mill).rows("split", "group") if split == "val")
     Decisions(mill.work / "splits").join([(held, donor)])
     for _ in range(2):
         sync.run(mill)
         shown = {id: row[1] for id, row in synthetic(mill).items()}
-        theirs = {id for id, one in made.items() if donor in (one.donor_group, one.ground_group)}
+        theirs = {id for id, image in images.items() if donor in (image.donor_group, image.ground_group)}
         assert {id for id, split in shown.items() if split == "val"} == theirs
-        assert {id for id, split in shown.items() if split == "train"} == made.keys() - theirs
+        assert {id for id, split in shown.items() if split == "train"} == images.keys() - theirs
     learnt = dataset.collect(Index(mill))
-    assert not theirs & {one.id for one in (*learnt.train, *learnt.val)}
+    assert not theirs & {item.id for item in (*learnt.train, *learnt.val)}
 
 
 def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teaches_no_more(
     mill: Project, batch: SyntheticBatch
 ) -> None:
-    index, made = Index(mill), {one.id: one for one in batch.made()}
-    parents = {group for one in made.values() for group in (one.donor_group, one.ground_group)}
+    index, images = Index(mill), {image.id: image for image in batch.made()}
+    parents = {group for image in images.values() for group in (image.donor_group, image.ground_group)}
     rows = [(str(group), split) for group, split in (row[1:] for row in index.rows("group", "split"))]
     learnt = next(group for group, split in rows if split == "train" and group not in parents)
     files.write_json(batch.folder / generate.MANIFEST, batch.manifest | {"learnt": [learnt]})
     accept.accept(mill, batch.key, forced=True)
     sync.run(mill)
-    assert made.keys() <= {one.id for one in dataset.collect(Index(mill)).train}
+    assert images.keys() <= {item.id for item in dataset.collect(Index(mill)).train}
     Decisions(mill.work / "splits").join([(next(group for group, split in rows if split == "val"), learnt)])
     sync.run(mill)
     assert {row[1] for row in synthetic(mill).values()} == {"val"}
     taught = dataset.collect(Index(mill))
-    assert not made.keys() & {one.id for one in (*taught.train, *taught.val)}
+    assert not images.keys() & {item.id for item in (*taught.train, *taught.val)}
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
@@ -200,17 +206,17 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
     files.write_json(batch.folder / accept.VERDICT, {"conclusive": True, "positive": {"crack": False, "hole": False}})
     with pytest.raises(CurateError, match="the trial found no help in synthetic crack, hole"):
         accept.accept(mill, batch.key)
-    said = {"positive": {"crack": False, "hole": True}}
-    files.write_json(batch.folder / accept.VERDICT, said | {"conclusive": False})
+    verdict = {"positive": {"crack": False, "hole": True}}
+    files.write_json(batch.folder / accept.VERDICT, verdict | {"conclusive": False})
     with pytest.raises(CurateError, match=r"no full trial has said yet .* Run: curate synth trial --stage full"):
         accept.accept(mill, batch.key)
-    files.write_json(batch.folder / accept.VERDICT, said | {"conclusive": True})
+    files.write_json(batch.folder / accept.VERDICT, verdict | {"conclusive": True})
     checked(batch, without="copy seam")
     with pytest.raises(CurateError, match=r"checked without copy, seam, .* Run: curate synth check .*; or --force"):
         accept.accept(mill, batch.key)
     checked(batch)
-    found = accept.accept(mill, batch.key)
-    assert (found.classes, found.left, found.forced) == ({"hole": 3}, {"crack": 3}, False)
+    result = accept.accept(mill, batch.key)
+    assert (result.classes, result.left, result.forced) == ({"hole": 3}, {"crack": 3}, False)
     assert len(synthetic(mill)) == 3
     (batch.folder / accept.VERDICT).write_text("[]")
     with pytest.raises(CurateError, match=r"is damaged\. Run the trial again"):
@@ -222,17 +228,17 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
 
 
 def test_whatever_leaks_is_refused(mill: Project, batch: SyntheticBatch) -> None:
-    index, made = Index(mill), batch.made()[0]
-    ground = dict(index.rows("split"))[made.ground]
-    for id in (made.ground, made.donor.split(":")[0]):
+    index, image = Index(mill), batch.made()[0]
+    ground = dict(index.rows("split"))[image.ground]
+    for id in (image.ground, image.donor.split(":")[0]):
         index.set({"split": {id: "test"}})
         with pytest.raises(CurateError, match=r"are in val or test now .* it would leak"):
             accept.accept(mill, batch.key, forced=True)
         index.set({"split": {id: ground}})
     val = next(id for id, split in index.rows("split") if split == "val")
     old = dict(index.rows("group"))[val]
-    index.set({"group": {val: made.donor_group}})  # the same piece, as it turns out
-    with pytest.raises(CurateError, match=f"first: {made.donor_group}.: it would leak"):
+    index.set({"group": {val: image.donor_group}})  # the same piece, as it turns out
+    with pytest.raises(CurateError, match=f"first: {image.donor_group}.: it would leak"):
         accept.accept(mill, batch.key, forced=True)
     index.set({"group": {val: "new"}})
     with pytest.raises(CurateError, match="does not have 1 ids and groups of today's val and test on its block-list"):
@@ -245,8 +251,8 @@ def test_whatever_leaks_is_refused(mill: Project, batch: SyntheticBatch) -> None
 
 
 def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
-    one = batch.made()[-1]
-    (batch.folder / one.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
+    image = batch.made()[-1]
+    (batch.folder / image.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
     with pytest.raises(CurateError, match="Generate it again"):
         accept.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
@@ -254,10 +260,10 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Syntheti
 
 
 def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
-    one = batch.made()[-1]
-    mask = generate.mask_of(batch, one).astype("uint8") * 255
+    image = batch.made()[-1]
+    mask = generate.mask_of(batch, image).astype("uint8") * 255
     for changed, words in ((mask[:-1], "is not of its image's size"), (mask | 255, "is not the mask that was made")):
-        Image.fromarray(changed).save(batch.folder / one.mask_file)
+        Image.fromarray(changed).save(batch.folder / image.mask_file)
         with pytest.raises(CurateError, match=f"{words}. Generate it again, after: curate synth drop {batch.key[:8]}"):
             accept.accept(mill, batch.key, forced=True)
     assert not synthetic(mill)
@@ -265,17 +271,19 @@ def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Syntheti
 
 def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
     """A manifest that names another folder as its batch, one that says too little, a class that is not ours."""
-    made, manifest = batch.made(), batch.manifest
+    images, manifest = batch.made(), batch.manifest
     (tmp_path / "mine").mkdir()
     files.write_json(batch.folder / generate.MANIFEST, manifest | {"key": f"{batch.key}/../../../../mine"})
     assert generate.opened(mill, batch.key).key == batch.key
     assert accept.accept(mill, batch.key, forced=True).key == batch.key
     assert {Path(str(row[6])).parent.parent for row in synthetic(mill).values()} == {batch.folder}
     accept.drop(mill, batch.key)
-    generate._write_table(batch.folder / generate.TABLE, [replace(one, name="rust") for one in made])
+    generate._write_table(batch.folder / generate.TABLE, [replace(image, name="rust") for image in images])
     with pytest.raises(CurateError, match=r"unknown class 'rust'; allowed: crack, hole\. Batch .* is of other classes"):
         accept.accept(mill, batch.key, forced=True)
-    generate._write_table(batch.folder / generate.TABLE, [replace(one, file="../../project.toml") for one in made])
+    generate._write_table(
+        batch.folder / generate.TABLE, [replace(image, file="../../project.toml") for image in images]
+    )
     with pytest.raises(CurateError, match="leaves the data root"):
         accept.accept(mill, batch.key, forced=True)
     (batch.folder / accept.CHECKED).write_bytes(b"PAR1")
@@ -291,21 +299,24 @@ def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
     mill: Project, batch: SyntheticBatch, tmp_path: Path
 ) -> None:
     shutil.copy(batch.folder / batch.made()[0].file, mill.work / "stray.png")
-    with closing(LabelLog(mill.work / "labels", mill.class_names)) as book:
+    with closing(LabelLog(mill.work / "labels", mill.class_names)) as label_log:
         ground = batch.made()[0].ground
         for folder, path in (("..", "(synthetic):../stray.png"), ("", f"(synthetic):/{tmp_path}/stray.png")):
-            follower.log(book, "0" * 64, follower.SyntheticOrigin(folder, ground, path), Label("labelled"))
-            book.flush()
-            assert not follower.entered(book)
+            follower.log(label_log, "0" * 64, follower.SyntheticOrigin(folder, ground, path), Label("labelled"))
+            label_log.flush()
+            assert not follower.entered(label_log)
         name = "a/../../stray.png"
         follower.log(
-            book, "0" * 64, follower.SyntheticOrigin("a", ground, follower.reference("a", name[2:])), Label("labelled")
+            label_log,
+            "0" * 64,
+            follower.SyntheticOrigin("a", ground, follower.reference("a", name[2:])),
+            Label("labelled"),
         )
-        assert not follower.entered(book)
+        assert not follower.entered(label_log)
     accept.accept(mill, batch.key, forced=True)
-    with closing(LabelLog(mill.work / "labels")) as book:
-        said = [one.extra["synthetic"] for id in sorted(synthetic(mill)) for one in book.history(id)]
-    assert [(one["in"], one["forced"]) for one in said] == [(True, True)] * 6
+    with closing(LabelLog(mill.work / "labels")) as label_log:
+        origins = [entry.extra["synthetic"] for id in sorted(synthetic(mill)) for entry in label_log.history(id)]
+    assert [(origin["in"], origin["forced"]) for origin in origins] == [(True, True)] * 6
 
 
 def test_a_kill_while_files_go_leaves_no_half_batch(
@@ -322,10 +333,10 @@ def test_a_kill_while_files_go_leaves_no_half_batch(
         with pytest.raises(KeyboardInterrupt):
             accept.drop(mill, batch.key, with_files=True)
     assert not generate.every(mill)
-    assert [one.path.name for one in gc.find(mill)] == [f".{batch.key}.part"]
+    assert [leftover.path.name for leftover in gc.find(mill)] == [f".{batch.key}.part"]
     again = generate.generate(mill, "paste", SMALL)
     assert again.fresh
-    assert all((again.folder / one.file).is_file() for one in again.made())
+    assert all((again.folder / image.file).is_file() for image in again.made())
 
 
 def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: SyntheticBatch) -> None:
@@ -333,4 +344,4 @@ def test_a_damaged_image_does_not_stop_the_index(mill: Project, batch: Synthetic
     (batch.folder / batch.made()[0].file).write_bytes(b"")
     Index(mill).dataset.delete()
     sync.run(mill)
-    assert synthetic(mill).keys() == {one.id for one in batch.made()[1:]}
+    assert synthetic(mill).keys() == {image.id for image in batch.made()[1:]}

@@ -60,8 +60,8 @@ def brightness() -> Predictor:
     return Predictor("bright", CLASSES, recipe, False, Threshold())
 
 
-def reasons(standard: RealReference, one: CandidateImage, *without: str) -> set[str]:
-    (row,) = check.inspected([one], standard, None, without).rows
+def reasons(standard: RealReference, candidate: CandidateImage, *without: str) -> set[str]:
+    (row,) = check.inspected([candidate], standard, None, without).rows
     return {reason.partition(":")[0] for reason in row.reasons}
 
 
@@ -131,10 +131,10 @@ def test_a_hard_seam_is_refused(standard: RealReference) -> None:
 def test_resegmentation_wants_the_defect_where_the_label_is(standard: RealReference) -> None:
     fair, plain = moved(standard, low=0.0, high=9.0), look(100)
     shifted = replace(plain, mask=np.roll(plain.mask, 12, axis=1))
-    found = check.inspected([plain, shifted], fair, brightness()).rows
-    assert found[0].figures["iou"] > 0.8
-    assert [row.passed for row in found] == [True, False]
-    assert found[1].reasons[0].startswith("resegmentation: IoU 0.")
+    result = check.inspected([plain, shifted], fair, brightness()).rows
+    assert result[0].figures["iou"] > 0.8
+    assert [row.passed for row in result] == [True, False]
+    assert result[1].reasons[0].startswith("resegmentation: IoU 0.")
     with pytest.raises(CurateError, match=r"does not know class crack.*--without resegmentation"):
         check.inspected([plain], fair, replace(brightness(), classes=("hole",)))
 
@@ -152,10 +152,10 @@ def test_a_segmenter_is_tried_on_the_real_defects_first(bank: MaskBank, standard
 
 
 def test_a_class_from_one_group_is_judged_by_all_of_them(bank: MaskBank) -> None:
-    donors = [replace(one, group="one") if one.name == "crack" else one for one in bank.donors]
-    found = check.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
-    assert found.limits["crack"].near != found.limits["hole"].near
-    assert np.isfinite(found.limits["crack"].near).all()
+    donors = [replace(donor, group="one") if donor.name == "crack" else donor for donor in bank.donors]
+    result = check.standard_of(replace(bank, donors=tuple(donors)), embed.build("texture"))
+    assert result.limits["crack"].near != result.limits["hole"].near
+    assert np.isfinite(result.limits["crack"].near).all()
 
 
 # --- a batch ----------------------------------------------------------------------------------------------------------
@@ -185,14 +185,14 @@ def test_a_batch_is_judged_and_shown(
         check.check(works, batch.key)
     with pytest.raises(CurateError, match="unknown gate 'resegment'"):
         check.check(works, batch.key, without=["resegment"])
-    told: list[tuple[str, int, int]] = []
-    report = check.check(works, batch.key, without=["resegmentation"], progress=lambda *step: told.append(step))
+    steps: list[tuple[str, int, int]] = []
+    report = check.check(works, batch.key, without=["resegmentation"], progress=lambda *step: steps.append(step))
     table = pq.read_table(batch.folder / check.CHECKED).to_pydict()
-    assert table["id"] == [one.id for one in batch.made()]
+    assert table["id"] == [image.id for image in batch.made()]
     assert sum(table["passed"]) == report.passed
     assert accept.checked_of(batch)[1] == "resegmentation"
     assert [bool(reasons) for reasons in table["reasons"]] == [not passed for passed in table["passed"]]
-    assert sum(done for stage, done, _ in told if stage == "check") == report.images == 6
+    assert sum(done for stage, done, _ in steps if stage == "check") == report.images == 6
     for name, row in report.classes.items():
         assert row["made"]["n"] == 3, name
         assert {"kernel_distance", "precision", "recall", "density", "coverage"} <= set(row["floor"])
@@ -219,12 +219,12 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
     about = {"key": "m", "task": "segmentation", "images": {"train": train[1:3], "val": val}}
     assert not check._leaked(index, bank, about)
     for learnt, guests in ((val[:1], []), (train[:1], []), (train[1:3], val[:1]), (train[1:3], train[:1])):
-        told = about | {"images": {"train": learnt, "val": []}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
-        told |= {"made": "2026-01-01", "classes": ["crack"], "outputs": ["crack"], "history": [], "single": False}
-        told |= {"recipe": {}, "skipped": {}, "data": {"train": 1, "val": 0, "by_class": {}}, "seconds": 1}
-        told |= {"best": {"epoch": 0, "train_loss": 0.1}}
+        manifest = about | {"images": {"train": learnt, "val": []}, "pseudo": {"labels": dict.fromkeys(guests, "x")}}
+        manifest |= {"made": "2026-01-01", "classes": ["crack"], "outputs": ["crack"], "history": [], "single": False}
+        manifest |= {"recipe": {}, "skipped": {}, "data": {"train": 1, "val": 0, "by_class": {}}, "seconds": 1}
+        manifest |= {"best": {"epoch": 0, "train_loss": 0.1}}
         (works.work / "models" / "m").mkdir(parents=True, exist_ok=True)
-        (works.work / "models" / "m" / "manifest.json").write_text(json.dumps(told))
+        (works.work / "models" / "m" / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(CurateError, match="model m learnt from 1 images of val or test"):
             check.segmenter_of(index, bank, None, "cpu")
 

@@ -45,29 +45,29 @@ def generate(folder: Path, *scenes: Any, **options: Any) -> list[np.ndarray]:
 
 def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
-    for made, one in zip(generate(fitted, *scenes), scenes, strict=True):
-        change = made[one.mask].mean() - one.ground[one.mask].mean()
-        assert change > 30 if one.name == "crack" else change < -30
+    for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
+        change = painted[source.mask].mean() - source.ground[source.mask].mean()
+        assert change > 30 if source.name == "crack" else change < -30
 
 
 def test_pixels_away_from_the_mask_stay_as_they_were(fitted: Path) -> None:
-    one = scene("hole", 0)
-    made = generate(fitted, one)[0]
-    ys, xs = np.nonzero(one.mask)
+    single = scene("hole", 0)
+    painted = generate(fitted, single)[0]
+    ys, xs = np.nonzero(single.mask)
     y, x = np.mgrid[:32, :32]
     away = np.sqrt(((y[..., None] - ys) ** 2 + (x[..., None] - xs) ** 2).min(-1)) >= _parts.FEATHER
-    assert made.shape == one.ground.shape
-    assert made.dtype == np.uint8
-    np.testing.assert_array_equal(made[away], one.ground[away])
-    assert (made[one.mask] != one.ground[one.mask]).mean() > 0.9
+    assert painted.shape == single.ground.shape
+    assert painted.dtype == np.uint8
+    np.testing.assert_array_equal(painted[away], single.ground[away])
+    assert (painted[single.mask] != single.ground[single.mask]).mean() > 0.9
 
 
 def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
     scenes = [scene("crack", 0), scene("hole", 1, strength=0.5), scene("crack", 2)]
     together = generate(fitted, *scenes)
     turned = generate(fitted, *reversed(scenes))
-    for number, one in enumerate(scenes):
-        np.testing.assert_array_equal(together[number], generate(fitted, one)[0])
+    for number, source in enumerate(scenes):
+        np.testing.assert_array_equal(together[number], generate(fitted, source)[0])
         np.testing.assert_array_equal(together[number], turned[-1 - number])
     other = generate(fitted, replace(scenes[0], seed=99))[0]
     assert (other != together[0]).any()
@@ -75,15 +75,17 @@ def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
 
 def test_a_weak_defect_stays_nearer_to_the_steel(fitted: Path) -> None:
     def change(strength: float) -> float:
-        one = scene("hole", 0, strength=strength)
-        return float(abs(generate(fitted, one, steps=10)[0][one.mask].astype(float) - one.ground[one.mask]).mean())
+        single = scene("hole", 0, strength=strength)
+        return float(
+            abs(generate(fitted, single, steps=10)[0][single.mask].astype(float) - single.ground[single.mask]).mean()
+        )
 
     assert change(0.15) < 0.7 * change(1.0)
 
 
 def test_guidance_makes_the_class_plainer(fitted: Path) -> None:
-    one = scene("hole", 0)
-    none, plain, led = (generate(fitted, one, guidance=value)[0][one.mask].mean() for value in (0.0, 1.0, 3.0))
+    single = scene("hole", 0)
+    none, plain, led = (generate(fitted, single, guidance=value)[0][single.mask].mean() for value in (0.0, 1.0, 3.0))
     assert led < plain - 2 < none - 12
 
 
@@ -101,16 +103,16 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
     whole = fit(tmp_path / "whole", some, steps=24)
     with pytest.raises(Killed):
         fit(tmp_path / "cut", some, steps=24, progress=killing)
-    assert [one.name for one in (tmp_path / "cut").glob("state-*")] == ["state-00000004"]
+    assert [file.name for file in (tmp_path / "cut").glob("state-*")] == ["state-00000004"]
     with pytest.raises(CurateError, match="no fitted"):
         _parts.weights(tmp_path / "nothing")
     begins: list[int] = []
     cut = fit(tmp_path / "cut", some, steps=24, progress=lambda stage, done, total: begins.append(done))
     assert begins == [4] + [1] * 20
     assert cut["history"] == whole["history"]
-    left, right = ((tmp_path / one / _parts.WEIGHTS).read_bytes() for one in ("whole", "cut"))
+    left, right = ((tmp_path / folder / _parts.WEIGHTS).read_bytes() for folder in ("whole", "cut"))
     assert left == right
-    assert sorted(one.name for one in (tmp_path / "cut").iterdir()) == [_parts.FITTED, _parts.WEIGHTS]
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == [_parts.FITTED, _parts.WEIGHTS]
 
 
 def test_a_finished_fit_is_not_done_again(fitted: Path) -> None:
@@ -123,35 +125,37 @@ def test_a_finished_fit_is_not_done_again(fitted: Path) -> None:
 def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
     """The held-out windows are noise: the better the network knows steel, the worse it does there."""
     random, some = np.random.default_rng(0), examples()
-    held = {one.group for one in _parts.split(some, 0)[1]}
+    held = {window.group for window in _parts.split(some, 0)[1]}
     some = [
-        replace(one, pixels=random.choice(np.array([0, 255], np.uint8), one.pixels.shape)) if one.group in held else one
-        for one in some
+        replace(window, pixels=random.choice(np.array([0, 255], np.uint8), window.pixels.shape))
+        if window.group in held
+        else window
+        for window in some
     ]
-    found = fit(tmp_path, some, steps=120, batch=8, patience=2)
-    losses = [one["held_loss"] for one in found["history"]]
-    assert found["steps"] < 120
+    result = fit(tmp_path, some, steps=120, batch=8, patience=2)
+    losses = [entry["held_loss"] for entry in result["history"]]
+    assert result["steps"] < 120
     assert losses.index(min(losses)) == len(losses) - 3
-    assert found["held_loss"] == min(losses)
+    assert result["held_loss"] == min(losses)
 
 
 def test_the_clock_ends_it_too(tmp_path: Path) -> None:
-    found = fit(tmp_path, steps=10_000, minutes=1e-4)
-    assert found["steps"] == 1
+    result = fit(tmp_path, steps=10_000, minutes=1e-4)
+    assert result["steps"] == 1
     assert len(generate(tmp_path, scene("hole", 0), steps=2)) == 1
 
 
 def test_colour(tmp_path: Path) -> None:
     fit(tmp_path, examples(each=4, channels=3), steps=1)
-    one = scene("crack", 0, channels=3)
-    assert generate(tmp_path, one, steps=2)[0].shape == (32, 32, 3)
+    single = scene("crack", 0, channels=3)
+    assert generate(tmp_path, single, steps=2)[0].shape == (32, 32, 3)
     with pytest.raises(CurateError, match="1 channels, the network learnt 3"):
         generate(tmp_path, scene("crack", 0))
 
 
 def test_the_large_network_is_built_as_it_is_described() -> None:
     net = diffusion._network({"size": "gpu", "channels": 1, "classes": ["a", "b"]})
-    assert sum(one.numel() for one in net.parameters()) / 1e6 == pytest.approx(22, abs=1)
+    assert sum(weights.numel() for weights in net.parameters()) / 1e6 == pytest.approx(22, abs=1)
     attending = ["Attn" in type(block).__name__ for block in net.down_blocks]
     assert attending == [False, False, True, True]
 
@@ -163,12 +167,12 @@ def test_whole_groups_are_held_out_and_a_fifth_of_each_class_at_most() -> None:
     some = [*examples(each=20), *(window("hole", number) for number in range(6))]  # pieces 0..2 show cracks and holes
     for seed in range(20):
         learn, held = _parts.split(some, seed)
-        assert not {one.group for one in learn} & {one.group for one in held}
+        assert not {window.group for window in learn} & {window.group for window in held}
         assert held
-        assert all(one.name for one in held)
+        assert all(window.name for window in held)
         for name in CLASSES:
-            groups = {one.group for one in some if one.name == name}
-            assert len(groups & {one.group for one in held}) <= len(groups) / 5
+            groups = {window.group for window in some if window.name == name}
+            assert len(groups & {window.group for window in held}) <= len(groups) / 5
     assert not _parts.split(examples(each=8), 0)[1]  # four groups a class are too few
 
 

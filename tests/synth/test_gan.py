@@ -42,26 +42,26 @@ def generate(folder: Path, *scenes: Any) -> list[np.ndarray]:
 
 def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
-    for made, one in zip(generate(fitted, *scenes), scenes, strict=True):
-        change = made[one.mask].mean() - one.ground[one.mask].mean()
-        assert change > 15 if one.name == "crack" else change < -15
+    for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
+        change = painted[source.mask].mean() - source.ground[source.mask].mean()
+        assert change > 15 if source.name == "crack" else change < -15
 
 
 def test_pixels_away_from_the_mask_stay_as_they_were(fitted: Path) -> None:
-    one = scene("hole", 0, strength=0.5)
-    made, strong = (generate(fitted, each)[0] for each in (one, replace(one, strength=1.0)))
-    away = _parts.nearness(one.mask) == 0
-    assert made.dtype == np.uint8
-    np.testing.assert_array_equal(made[away], one.ground[away])
-    half, whole = ((each[one.mask].astype(float) - one.ground[one.mask]) for each in (made, strong))
+    single = scene("hole", 0, strength=0.5)
+    painted, strong = (generate(fitted, each)[0] for each in (single, replace(single, strength=1.0)))
+    away = _parts.nearness(single.mask) == 0
+    assert painted.dtype == np.uint8
+    np.testing.assert_array_equal(painted[away], single.ground[away])
+    half, whole = ((each[single.mask].astype(float) - single.ground[single.mask]) for each in (painted, strong))
     np.testing.assert_allclose(half, whole / 2, atol=1)
 
 
 def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
     scenes = [scene("crack", 0), scene("hole", 1), scene("crack", 2)]
     together, turned = generate(fitted, *scenes), generate(fitted, *reversed(scenes))
-    for number, one in enumerate(scenes):
-        np.testing.assert_array_equal(together[number], generate(fitted, one)[0])
+    for number, source in enumerate(scenes):
+        np.testing.assert_array_equal(together[number], generate(fitted, source)[0])
         np.testing.assert_array_equal(together[number], turned[-1 - number])
     assert (generate(fitted, replace(scenes[0], seed=99))[0] != together[0]).any()
 
@@ -80,21 +80,24 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     cut = fit(tmp_path / "cut", some, steps=24, progress=lambda stage, done, total: begins.append(done))
     assert begins == [10] + [1] * 14
     assert cut["history"] == whole["history"]
-    left, right = ((tmp_path / one / _parts.WEIGHTS).read_bytes() for one in ("whole", "cut"))
+    left, right = ((tmp_path / folder / _parts.WEIGHTS).read_bytes() for folder in ("whole", "cut"))
     assert left == right
 
 
 def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
     """There, cracks are dark and holes bright: what is learnt of the classes is wrong."""
-    held = {one.group for one in _parts.split(examples(), 0)[1]}
+    held = {window.group for window in _parts.split(examples(), 0)[1]}
     some = [
-        replace(one, name=CLASSES[1 - CLASSES.index(one.name)]) if one.group in held and one.name else one
-        for one in examples()
+        replace(window, name=CLASSES[1 - CLASSES.index(window.name)])
+        if window.group in held and window.name
+        else window
+        for window in examples()
     ]
-    found = fit(tmp_path, some, steps=120, batch=8, rate=3e-3, patience=2)
-    losses = [one["held_loss"] for one in found["history"] if one["step"] > 60]  # before, classes are not told apart
-    assert 60 < found["steps"] < 120
-    assert found["held_loss"] == min(losses) < losses[-1]
+    result = fit(tmp_path, some, steps=120, batch=8, rate=3e-3, patience=2)
+    late = [entry for entry in result["history"] if entry["step"] > 60]  # before, classes are not told apart
+    losses = [entry["held_loss"] for entry in late]
+    assert 60 < result["steps"] < 120
+    assert result["held_loss"] == min(losses) < losses[-1]
 
 
 def test_classes_are_phased_in() -> None:

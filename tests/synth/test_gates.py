@@ -22,8 +22,8 @@ def disc(size: int = 40, radius: float = 8.0, stretch: float = 1.0) -> np.ndarra
 def test_each_gate_refuses_what_it_is_for_with_the_numbers() -> None:
     near = np.array([0.01, 0.2, 0.9])
     spans = [ValueRange(0.05, 0.5)] * 3
-    assert [bool(one) for one in gates.new(near, spans)] == [True, False, False]
-    assert [bool(one) for one in gates.likely(near, spans)] == [False, False, True]
+    assert [bool(value) for value in gates.new(near, spans)] == [True, False, False]
+    assert [bool(value) for value in gates.likely(near, spans)] == [False, False, True]
     assert gates.new(near, spans)[0].startswith("0.010 from a real defect")
     assert gates.agreed(np.array([0.59, 0.6])) == ["IoU 0.59, at least 0.6 is needed", ""]
     assert gates.usual(np.array([3.0, 5, 90]), [ValueRange(4, 80)] * 3) == [
@@ -35,17 +35,17 @@ def test_each_gate_refuses_what_it_is_for_with_the_numbers() -> None:
 
 
 def test_a_mask_that_is_not_what_the_manifest_says() -> None:
-    found = gates.sound(np.array([0.0, 9, 9, 9]), np.array([0.0, 9, 8, 9]), np.array([0.0, 0, 0, 2]))
-    assert found[0] == "the mask is empty"
-    assert found[1] == ""
-    assert found[2] == "the mask has 9 pixels, the manifest says 8"
-    assert found[3] == "2 pixels of the mask lie outside the window"
+    result = gates.sound(np.array([0.0, 9, 9, 9]), np.array([0.0, 9, 8, 9]), np.array([0.0, 0, 0, 2]))
+    assert result[0] == "the mask is empty"
+    assert result[1] == ""
+    assert result[2] == "the mask has 9 pixels, the manifest says 8"
+    assert result[3] == "2 pixels of the mask lie outside the window"
 
 
 def test_what_nobody_knows_refuses_nothing() -> None:
-    one = np.array([0.3])
-    assert gates.new(one, [gates.UNKNOWN]) == gates.likely(one, [gates.UNKNOWN]) == [""]
-    assert gates.usual(one, [gates.span(np.array([math.nan]))]) == [""]
+    value = np.array([0.3])
+    assert gates.new(value, [gates.UNKNOWN]) == gates.likely(value, [gates.UNKNOWN]) == [""]
+    assert gates.usual(value, [gates.span(np.array([math.nan]))]) == [""]
 
 
 def test_reasons_are_gathered_by_image() -> None:
@@ -62,10 +62,10 @@ def test_nearness_is_learnt_from_pairs_of_different_groups() -> None:
     pairs = {(i, j): float(np.linalg.norm(features[i] - features[j])) for i in range(12) for j in range(12)}
     cross = {pair: apart for pair, apart in pairs.items() if groups[pair[0]] != groups[pair[1]]}
     nearest = [min(apart for (i, _), apart in cross.items() if i == row) for row in range(12)]
-    found = gates.nearness(features, groups)
-    assert found.low == pytest.approx(min(cross.values()))
-    assert found.high == pytest.approx(np.quantile(nearest, gates.FAR))
-    assert all(math.isnan(one) for one in gates.nearness(features, ["one"] * 12))
+    result = gates.nearness(features, groups)
+    assert result.low == pytest.approx(min(cross.values()))
+    assert result.high == pytest.approx(np.quantile(nearest, gates.FAR))
+    assert all(math.isnan(value) for value in gates.nearness(features, ["one"] * 12))
 
 
 # --- figures of one defect --------------------------------------------------------------------------------------------
@@ -136,21 +136,21 @@ def test_kernel_distance_of_the_same_is_around_zero_and_of_others_is_not() -> No
 
 def test_precision_recall_density_coverage_by_hand() -> None:
     random = np.random.default_rng(3)
-    real, made, k = random.normal(size=(14, 3)), random.normal(0.5, 1, size=(11, 3)), 3
+    real, synthetic, k = random.normal(size=(14, 3)), random.normal(0.5, 1, size=(11, 3)), 3
 
     def reach(points: np.ndarray, i: int) -> float:
-        return float(sorted(np.linalg.norm(points[i] - one) for one in points)[k])
+        return float(sorted(np.linalg.norm(points[i] - value) for value in points)[k])
 
     def inside(center: np.ndarray, i: int, point: np.ndarray) -> bool:
         return bool(np.linalg.norm(center[i] - point) < reach(center, i))
 
-    found = gates.prdc(real, made, k)
-    hits = np.array([[inside(real, i, one) for one in made] for i in range(14)])
-    covered = np.array([[inside(made, j, one) for j in range(11)] for one in real])
-    assert found["precision"] == pytest.approx(hits.any(axis=0).mean())
-    assert found["recall"] == pytest.approx(covered.any(axis=1).mean())
-    assert found["density"] == pytest.approx(hits.sum() / (k * 11))
-    assert found["coverage"] == pytest.approx(hits.any(axis=1).mean())
+    result = gates.prdc(real, synthetic, k)
+    hits = np.array([[inside(real, i, value) for value in synthetic] for i in range(14)])
+    covered = np.array([[inside(synthetic, j, value) for j in range(11)] for value in real])
+    assert result["precision"] == pytest.approx(hits.any(axis=0).mean())
+    assert result["recall"] == pytest.approx(covered.any(axis=1).mean())
+    assert result["density"] == pytest.approx(hits.sum() / (k * 11))
+    assert result["coverage"] == pytest.approx(hits.any(axis=1).mean())
 
 
 def test_prdc_of_the_same_of_strangers_and_of_too_few() -> None:
@@ -159,5 +159,5 @@ def test_prdc_of_the_same_of_strangers_and_of_too_few() -> None:
     assert [same[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
     assert same["density"] == pytest.approx(1)  # k neighbours inside each ball: itself, and k - 1 others
     assert set(strange.values()) == {0}
-    assert all(math.isnan(one) for one in gates.prdc(points, points[:1]).values())
+    assert all(math.isnan(value) for value in gates.prdc(points, points[:1]).values())
     assert gates.plain({"a": math.nan, "b": {"c": 1.5}}) == {"a": None, "b": {"c": 1.5}}

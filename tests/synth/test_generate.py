@@ -32,8 +32,8 @@ SMALL = GenerateRequest(count=3, window=48)
 
 
 def content(batch: SyntheticBatch) -> dict[str, str]:
-    found = batch.folder.rglob("*.png")
-    return {str(one.relative_to(batch.folder)): hashlib.sha256(one.read_bytes()).hexdigest() for one in found}
+    files = batch.folder.rglob("*.png")
+    return {str(file.relative_to(batch.folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project) -> None:
@@ -45,24 +45,24 @@ def test_a_batch_holds_whole_images_exact_masks_and_their_parents(mill: Project)
     assert batch.manifest["project"] == mill.name
     assert set(batch.manifest["blocked"]["ids"]) == held_out
     assert set(batch.manifest["blocked"]["groups"]) == {rows[id][1] for id in held_out}
-    made = batch.made()
-    assert [one.name for one in made] == ["crack"] * 3 + ["hole"] * 3
-    grounds = {one.id: one for one in Index(mill).items(sorted({one.ground for one in made}))}
-    for one in made:
-        pixels, mask = generate.pixels_of(batch, one), generate.mask_of(batch, one)
-        ground = np.asarray(Image.open(grounds[one.ground].path))
-        assert grounds[one.ground].label.clean
-        assert {rows[one.ground][0], rows[one.donor.split(":")[0]][0]} == {"train"}
-        assert (one.ground_group, one.area) == (rows[one.ground][1], mask.sum())
-        assert hashlib.sha256((batch.folder / one.file).read_bytes()).hexdigest() == one.id
+    images = batch.made()
+    assert [image.name for image in images] == ["crack"] * 3 + ["hole"] * 3
+    grounds = {item.id: item for item in Index(mill).items(sorted({image.ground for image in images}))}
+    for image in images:
+        pixels, mask = generate.pixels_of(batch, image), generate.mask_of(batch, image)
+        ground = np.asarray(Image.open(grounds[image.ground].path))
+        assert grounds[image.ground].label.clean
+        assert {rows[image.ground][0], rows[image.donor.split(":")[0]][0]} == {"train"}
+        assert (image.ground_group, image.area) == (rows[image.ground][1], mask.sum())
+        assert hashlib.sha256((batch.folder / image.file).read_bytes()).hexdigest() == image.id
         near = masks.cv2.distanceTransform((~mask).astype(np.uint8), masks.cv2.DIST_L2, 5) < FEATHER
         assert np.array_equal(pixels[..., 0][~near], ground[~near])
         assert not np.array_equal(pixels[..., 0][mask], ground[mask])
-        left, top, width, height = one.window
+        left, top, width, height = image.window
         outside = mask.copy()
         outside[top : top + height, left : left + width] = False
         assert not outside.any()
-    assert [one.id for one in generate.looks(batch)] == [one.id for one in made]
+    assert [image.id for image in generate.looks(batch)] == [image.id for image in images]
 
 
 def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Project) -> None:
@@ -76,8 +76,9 @@ def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Proje
     other = generate.generate(mill, "poisson", replace(SMALL, seed=1))
     assert other.key != first.key
     assert not set(content(other).values()) & {before[name] for name in before if name.startswith("images")}
-    assert [one.key for one in generate.every(mill)] == [
-        one.key for one in sorted(generate.every(mill), key=lambda one: (one.manifest["made"], one.key), reverse=True)
+    assert [batch.key for batch in generate.every(mill)] == [
+        entry.key
+        for entry in sorted(generate.every(mill), key=lambda batch: (batch.manifest["made"], batch.key), reverse=True)
     ]
     assert generate.opened(mill, first.key[:6]).key == first.key
 
@@ -109,10 +110,10 @@ def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
     batch = generate.generate(mill, "paste", GenerateRequest(count=100, window=48))
     assert {name: (batch.folder / name).stat().st_mtime_ns for name in done} == before
     assert len(batch.made()) == batch.manifest["images"] == 200
-    assert len({one.file for one in batch.made()}) == 200
+    assert len({image.file for image in batch.made()}) == 200
     assert not list(home.glob(".*.making"))
-    for one in batch.made()[::50]:
-        generate.pixels_of(batch, one)
+    for image in batch.made()[::50]:
+        generate.pixels_of(batch, image)
 
 
 def test_the_block_list_is_renewed_and_new_labels_make_another_batch(mill: Project) -> None:
@@ -176,7 +177,7 @@ def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, mo
     assert not generate.fit(mill, "diffusion", options, "cpu", window=32).fresh
     held_out = {group for _, split, group in Index(mill).rows("split", "group") if split != "train"}
     index = Index(mill)
-    clean = {one.group for one in index.items(list(index.ids())) if one.label.clean}
+    clean = {item.group for item in index.items(list(index.ids())) if item.label.clean}
     assert not held_out & set(fitted.manifest["groups"])
     assert clean & set(fitted.manifest["groups"])  # windows of clean steel teach, too
     batch = generate.generate(mill, "diffusion", GenerateRequest(("hole",), count=1), {"steps": 1}, "cpu")
@@ -204,10 +205,10 @@ def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
 
 def test_the_plan_says_what_is_scarce_and_how_many_to_make(tmp_path: Path) -> None:
     real = items(tmp_path, 24)
-    few = [one for one in real if "hole" not in one.label.present or one.group == "piece01"]
+    few = [image for image in real if "hole" not in image.label.present or image.group == "piece01"]
     plan = planning.planned(masks.bank_of(few, [], (*CLASSES, "rust"), 10**6), few, {}, None)
-    lines = {one.name: one for one in plan.lines}
-    assert [one.name for one in plan.lines] == ["rust", "hole", "crack"]
+    lines = {line.name: line for line in plan.lines}
+    assert [line.name for line in plan.lines] == ["rust", "hole", "crack"]
     assert (lines["crack"].defects, lines["crack"].groups, lines["crack"].make) == (12, 6, 0)
     assert (lines["hole"].images, lines["hole"].defects, lines["hole"].groups) == (2, 2, 1)
     assert lines["hole"].make == 10  # five times the real ones, the most
@@ -220,7 +221,7 @@ def test_a_class_that_the_last_model_misses_is_scarce_too(tmp_path: Path) -> Non
     real = items(tmp_path, 8)
     figures: dict[str, dict[str, float | None]] = {"crack": {"recall": 0.4, "iou": 0.3}, "hole": {"recall": 0.95}}
     plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, figures, "model m on val")
-    lines = {one.name: one for one in plan.lines}
+    lines = {line.name: line for line in plan.lines}
     assert lines["crack"].scarce
     assert lines["crack"].make == 2  # half the real ones, the least
     assert not lines["hole"].scarce
@@ -232,7 +233,7 @@ def test_a_class_that_the_last_model_misses_is_scarce_too(tmp_path: Path) -> Non
 def test_the_plan_says_what_is_not_known(tmp_path: Path) -> None:
     real = items(tmp_path, 8)
     plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, {}, None)
-    assert {one.verdict for one in plan.lines} == {"enough by number; recall not known"}
+    assert {line.verdict for line in plan.lines} == {"enough by number; recall not known"}
     assert "Run: curate evaluate --split val" in plan.notes[-1]
 
 
@@ -246,7 +247,7 @@ def test_test_does_not_steer_what_is_made(mill: Project) -> None:
         (folder / evaluating.FIGURES).write_text(json.dumps({"classes": classes}))
     plan = planning.plan(mill)
     assert plan.evaluation == "model m on val"
-    assert {one.recall for one in plan.lines} == {0.9}
+    assert {line.recall for line in plan.lines} == {0.9}
 
 
 def test_defects_that_a_window_cannot_hold_are_named(tmp_path: Path) -> None:
@@ -254,9 +255,9 @@ def test_defects_that_a_window_cannot_hold_are_named(tmp_path: Path) -> None:
     large = np.zeros((80, 96), np.uint8)
     large[30:34, 4:90] = 1
     real = items(tmp_path, 8)
-    crack = next(one for one in real if "crack" in one.label.present)
+    crack = next(image for image in real if "crack" in image.label.present)
     label = replace(crack.label, defects=(defect_from_mask("crack", large),))
-    real = [replace(one, label=label) if one.id == crack.id else one for one in real]
+    real = [replace(image, label=label) if image.id == crack.id else image for image in real]
     bank = masks.bank_of(real, [], CLASSES, 10**6)
     about = generate.donors_of(bank, "crack", asdict(generate.GenerateRequest(window=64)))
     assert (about["used"], about["there"]) == (3, 4)

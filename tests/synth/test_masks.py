@@ -40,7 +40,7 @@ def scenes(bank: MaskBank) -> list[Scene]:
 
 def test_the_bank_holds_every_defect_with_its_margin_and_every_clean_image(bank: MaskBank, steel: list[Item]) -> None:
     assert len(bank.of("crack")) == len(bank.of("hole")) == 4
-    assert {one.id for one in bank.grounds} == {one.id for one in steel if one.label.clean}
+    assert {ground.id for ground in bank.grounds} == {item.id for item in steel if item.label.clean}
     for donor in bank.donors:
         view = int(donor.item.path.stem[-1])
         pixels, name, mask = drawn(int(donor.item.path.stem[5:7]), view)
@@ -58,16 +58,16 @@ def test_what_must_not_be_seen_is_refused_by_id_and_by_group(steel: list[Item]) 
         with pytest.raises(CurateError, match="in val or test, by id or group"):
             masks.bank_of(steel, [hidden], CLASSES, 10**6)
     bank = masks.bank_of(steel[2:], steel[:2], CLASSES, 10**6)
-    assert bank.blocked_ids == {one.id for one in steel[:2]}
-    assert not {one.group for one in bank.donors} & bank.blocked_groups
+    assert bank.blocked_ids == {item.id for item in steel[:2]}
+    assert not {donor.group for donor in bank.donors} & bank.blocked_groups
 
 
 def test_synthetic_images_boxes_and_unreadable_files_give_no_donor(steel: list[Item], tmp_path: Path) -> None:
     boxed = replace(steel[0], label=Label("labelled", (Defect("crack", (2.0, 2.0, 9.0, 9.0)),)))
-    made = replace(steel[1], source="synthetic")
+    synthetic = replace(steel[1], source="synthetic")
     gone = replace(steel[2], path=tmp_path / "gone.png")
-    bank = masks.bank_of([boxed, made, gone, *steel[4:]], [], CLASSES, 10**6)
-    assert {one.item.id for one in bank.donors}.isdisjoint({one.id for one in steel[:3]})
+    bank = masks.bank_of([boxed, synthetic, gone, *steel[4:]], [], CLASSES, 10**6)
+    assert {donor.item.id for donor in bank.donors}.isdisjoint({item.id for item in steel[:3]})
     assert len(bank.notes) == 1
     assert "gone.png: cannot be read" in bank.notes[0]
     with pytest.raises(CurateError, match="class 'crack' has no defect with a mask"):
@@ -84,16 +84,16 @@ def test_the_digest_follows_images_and_labels_alone(steel: list[Item], bank: Mas
 
 
 def test_parts_that_lie_apart_are_defects_of_their_own(steel: list[Item]) -> None:
-    clean = next(one for one in steel if one.label.clean)
+    clean = next(item for item in steel if item.label.clean)
     mask = np.zeros((80, 96), np.uint8)
     mask[10:14, 10:20] = mask[10:14, 23:30] = 1  # near enough to be one
     mask[50:54, 60:70] = 1
     mask[70, 90] = 1  # a slip of the pen
-    found = masks.shapes.defect_from_mask("crack", mask)
-    assert found is not None
-    item = replace(clean, label=Label("labelled", (found,)))
+    result = masks.shapes.defect_from_mask("crack", mask)
+    assert result is not None
+    item = replace(clean, label=Label("labelled", (result,)))
     donors = masks.donors_of(item, masks.pixels_of(item, 10**6))
-    assert [one.area for one in donors] == [68, 40]
+    assert [donor.area for donor in donors] == [68, 40]
 
 
 @pytest.mark.parametrize("dark", [0, 3])
@@ -137,11 +137,11 @@ def test_a_scene_is_a_window_of_a_clean_image_and_holds_its_mask(bank: MaskBank,
 
 def test_sizes_stay_about_those_of_train_and_vary(bank: MaskBank) -> None:
     areas = {name: [masks.scene(bank, name, 64, seed)[1].area for seed in range(24)] for name in CLASSES}
-    for name, found in areas.items():
-        real = [one.area for one in bank.of(name)]
-        assert min(real) * masks.SMALLER * 0.8 <= min(found)
-        assert max(found) <= max(real) * masks.LARGER * 1.2
-        assert len(set(found)) > 6
+    for name, area in areas.items():
+        real = [donor.area for donor in bank.of(name)]
+        assert min(real) * masks.SMALLER * 0.8 <= min(area)
+        assert max(area) <= max(real) * masks.LARGER * 1.2
+        assert len(set(area)) > 6
 
 
 def test_what_is_set_by_hand_holds(bank: MaskBank) -> None:
@@ -160,9 +160,9 @@ def test_severity_chooses_donors(steel: list[Item]) -> None:
     first = steel[0].label.defects[0]
     hard = replace(steel[0], label=Label("labelled", (replace(first, severity="high"),)))
     bank = masks.bank_of([hard, *steel[1:]], [], CLASSES, 10**6)
-    found = [masks.scene(bank, "crack", SIZE, seed, severity="high")[1] for seed in range(3)]
-    assert {one.donor.item.id for one in found} == {hard.id}
-    assert {one.severity for one in found} == {"high"}
+    result = [masks.scene(bank, "crack", SIZE, seed, severity="high")[1] for seed in range(3)]
+    assert {window.donor.item.id for window in result} == {hard.id}
+    assert {window.severity for window in result} == {"high"}
     with pytest.raises(CurateError, match="no defect 'crack' of train has severity 'low'; known: high"):
         masks.scene(bank, "crack", SIZE, 0, severity="low")
 
@@ -177,19 +177,19 @@ def test_defects_keep_off_the_black_rim(tmp_path: Path, steel: list[Item]) -> No
     path = tmp_path / "strip.png"
     Image.fromarray(pixels).save(path)
     strip = item_of(path, "", mask, "strip")
-    bank = masks.bank_of([*(one for one in steel if not one.label.clean), strip], [], CLASSES, 10**6)
+    bank = masks.bank_of([*(item for item in steel if not item.label.clean), strip], [], CLASSES, 10**6)
     for seed in range(6):
         scene, site = masks.scene(bank, "hole", SIZE, seed)
         assert site.window[0] + np.flatnonzero(scene.mask.any(axis=0))[0] >= 38
 
 
 def test_a_thin_line_does_not_fall_apart_when_it_shrinks(steel: list[Item]) -> None:
-    clean = next(one for one in steel if one.label.clean)
+    clean = next(item for item in steel if item.label.clean)
     line = np.zeros((80, 96), np.uint8)
     cv2.line(line, (5, 5), (25, 72), 1, 1)
-    found = masks.shapes.defect_from_mask("crack", line)
-    assert found is not None
-    item = replace(clean, label=Label("labelled", (found,)), id=clean.id)
+    result = masks.shapes.defect_from_mask("crack", line)
+    assert result is not None
+    item = replace(clean, label=Label("labelled", (result,)), id=clean.id)
     (donor,) = masks.donors_of(item, masks.pixels_of(item, 10**6))
     straight = masks.Warp(0.5, 1.0, 0.0, np.zeros((4, 4, 2), np.float32))
     mask = masks.warped(donor, straight)[1]
@@ -224,7 +224,7 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_without_clean_images_nothing_can_be_painted(steel: list[Item]) -> None:
-    bank = masks.bank_of([one for one in steel if not one.label.clean], [], CLASSES, 10**6)
+    bank = masks.bank_of([item for item in steel if not item.label.clean], [], CLASSES, 10**6)
     with pytest.raises(CurateError, match="no clean labelled image in the train split"):
         masks.scene(bank, "crack", SIZE, 0)
 
@@ -233,17 +233,17 @@ def test_without_clean_images_nothing_can_be_painted(steel: list[Item]) -> None:
 
 
 def test_examples_are_windows_of_train_with_their_masks(bank: MaskBank) -> None:
-    found = masks.examples(bank, SIZE, np.random.default_rng(0), 40)
-    assert len(found) == 40
-    assert {one.name for one in found} == {*CLASSES, ""}
-    for one in found:
-        assert one.pixels.shape == (SIZE, SIZE, 1)
-        assert one.mask.any() == bool(one.name)
-        if one.name:  # drawn: cracks are bright, holes are dark
-            inside, outside = one.pixels[one.mask].mean(), one.pixels[~one.mask].mean()
-            assert (inside > outside + 40) if one.name == "crack" else (inside < outside - 40)
+    result = masks.examples(bank, SIZE, np.random.default_rng(0), 40)
+    assert len(result) == 40
+    assert {window.name for window in result} == {*CLASSES, ""}
+    for window in result:
+        assert window.pixels.shape == (SIZE, SIZE, 1)
+        assert window.mask.any() == bool(window.name)
+        if window.name:  # drawn: cracks are bright, holes are dark
+            inside, outside = window.pixels[window.mask].mean(), window.pixels[~window.mask].mean()
+            assert (inside > outside + 40) if window.name == "crack" else (inside < outside - 40)
     again = masks.examples(bank, SIZE, np.random.default_rng(0), 40)
-    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(found, again, strict=True))
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(result, again, strict=True))
 
 
 def test_examples_of_windows_larger_than_any_image_are_refused(bank: MaskBank) -> None:
@@ -256,8 +256,8 @@ def test_examples_of_windows_larger_than_any_image_are_refused(bank: MaskBank) -
 
 @pytest.mark.parametrize("module", [paste, poisson])
 def test_far_from_the_mask_every_pixel_is_the_ground_s_own(module: object, scenes: list[Scene]) -> None:
-    found = module.generate(scenes, Path(), device="cpu")  # type: ignore[attr-defined]
-    for scene, window in zip(scenes, found, strict=True):
+    result = module.generate(scenes, Path(), device="cpu")  # type: ignore[attr-defined]
+    for scene, window in zip(scenes, result, strict=True):
         away = cv2.distanceTransform((~scene.mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         assert window.dtype == np.uint8
         assert window.shape == scene.ground.shape
@@ -276,14 +276,14 @@ def test_a_scene_is_filled_alike_alone_and_among_others(module: object, scenes: 
 def test_what_is_pasted_takes_the_light_of_its_place(scenes: list[Scene]) -> None:
     scene = scenes[0]
     bright = replace(scene, ground=np.clip(scene.ground.astype(int) + 60, 0, 255).astype(np.uint8))
-    dim, lit = (paste.generate([one], Path(), device="cpu")[0] for one in (scene, bright))
+    dim, lit = (paste.generate([source], Path(), device="cpu")[0] for source in (scene, bright))
     assert lit[scene.mask].mean() > dim[scene.mask].mean() + 30
 
 
 def test_strength_fades_what_is_pasted(scenes: list[Scene]) -> None:
     scene = scenes[0]
     full, faint = (paste.generate([replace(scene, strength=by)], Path(), device="cpu")[0] for by in (1.0, 0.4))
-    changes = [np.abs(one.astype(int) - scene.ground)[scene.mask].mean() for one in (full, faint)]
+    changes = [np.abs(source.astype(int) - scene.ground)[scene.mask].mean() for source in (full, faint)]
     assert changes[1] == pytest.approx(0.4 * changes[0], rel=0.2)
 
 
@@ -292,6 +292,6 @@ def test_a_colour_image_stays_one(scenes: list[Scene]) -> None:
     tint = np.array([1.0, 0.9, 0.8])
     three = replace(scene, ground=(scene.ground * tint).astype(np.uint8), donor=(scene.donor * tint).astype(np.uint8))
     for module in (paste, poisson):
-        (found,) = module.generate([three], Path(), device="cpu")
-        assert found.shape == (SIZE, SIZE, 3)
-        assert not np.array_equal(found[..., 0], found[..., 2])
+        (result,) = module.generate([three], Path(), device="cpu")
+        assert result.shape == (SIZE, SIZE, 3)
+        assert not np.array_equal(result[..., 0], result[..., 2])

@@ -27,7 +27,7 @@ def tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{one}</w>" for one in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: row for row, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
@@ -98,29 +98,29 @@ def test_only_the_adapter_is_kept(fitted: Path) -> None:
 
 
 def test_pixels_away_from_the_mask_stay_as_they_were(fitted: Path) -> None:
-    for one in (scene("hole", 0), scene("crack", 1, strength=0.1)):
-        made = generate(fitted, one)[0]
-        away = _parts.nearness(one.mask) == 0
-        assert made.shape == one.ground.shape
-        assert made.dtype == np.uint8
-        np.testing.assert_array_equal(made[away], one.ground[away])
-        assert (made[one.mask] != one.ground[one.mask]).mean() > 0.5
+    for source in (scene("hole", 0), scene("crack", 1, strength=0.1)):
+        painted = generate(fitted, source)[0]
+        away = _parts.nearness(source.mask) == 0
+        assert painted.shape == source.ground.shape
+        assert painted.dtype == np.uint8
+        np.testing.assert_array_equal(painted[away], source.ground[away])
+        assert (painted[source.mask] != source.ground[source.mask]).mean() > 0.5
 
 
 def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
     scenes = [scene("crack", 0), scene("hole", 1)]
     together = generate(fitted, *scenes)
-    for one, made in zip(scenes, together, strict=True):
-        np.testing.assert_array_equal(made, generate(fitted, one)[0])
+    for source, painted in zip(scenes, together, strict=True):
+        np.testing.assert_array_equal(painted, generate(fitted, source)[0])
     assert (generate(fitted, replace(scenes[0], seed=99))[0] != together[0]).any()
 
 
 def test_the_adapter_and_the_prompt_reach_the_picture(fitted: Path, weights: Path, tmp_path: Path) -> None:
     fit(tmp_path, weights, steps=1, rate=1e-8)
-    one = scene("crack", 0)
-    made = generate(fitted, one, best_of=1)[0]
-    assert (generate(tmp_path, one, best_of=1)[0] != made).any()
-    assert (generate(fitted, replace(one, name="hole"), best_of=1)[0] != made).any()
+    single = scene("crack", 0)
+    painted = generate(fitted, single, best_of=1)[0]
+    assert (generate(tmp_path, single, best_of=1)[0] != painted).any()
+    assert (generate(fitted, replace(single, name="hole"), best_of=1)[0] != painted).any()
 
 
 def test_a_killed_fit_goes_on_to_the_same_weights(weights: Path, tmp_path: Path) -> None:
@@ -134,22 +134,22 @@ def test_a_killed_fit_goes_on_to_the_same_weights(weights: Path, tmp_path: Path)
     with pytest.raises(Killed):
         fit(tmp_path / "cut", weights, some, steps=6, progress=killing)
     state = next((tmp_path / "cut").glob("state-*"))
-    assert sum(one.stat().st_size for one in state.iterdir()) < 1_000_000  # the network itself is not in it
+    assert sum(file.stat().st_size for file in state.iterdir()) < 1_000_000  # the network itself is not in it
     cut = fit(tmp_path / "cut", weights, some, steps=6)
     assert cut["history"] == whole["history"]
-    left, right = ((tmp_path / one / _parts.WEIGHTS).read_bytes() for one in ("whole", "cut"))
+    left, right = ((tmp_path / folder / _parts.WEIGHTS).read_bytes() for folder in ("whole", "cut"))
     assert left == right
 
 
 def test_the_painting_nearest_to_a_real_defect_is_taken() -> None:
-    one = scene("hole", 0)
-    levels = [np.where(one.mask[..., None], value, one.ground).astype(np.uint8) for value in (250, 40, 128)]
+    single = scene("hole", 0)
+    levels = [np.where(single.mask[..., None], value, single.ground).astype(np.uint8) for value in (250, 40, 128)]
     real = np.stack([_parts.look(window("hole", number).pixels, window("hole", number).mask) for number in range(6)])
-    assert sd_inpaint._best(one, levels, real) is levels[1]
+    assert sd_inpaint._best(single, levels, real) is levels[1]
     bright = np.stack(
         [_parts.look(window("crack", number).pixels, window("crack", number).mask) for number in range(6)]
     )
-    assert sd_inpaint._best(one, levels, bright) is levels[0]
+    assert sd_inpaint._best(single, levels, bright) is levels[0]
 
 
 def test_training_cuts_as_the_pipeline_does(weights: Path) -> None:

@@ -38,24 +38,24 @@ def test_from_the_plan_to_train_and_out_again(run: Run, mill: Project) -> None:
     assert {line["name"]: line["groups"] for line in json.loads(out)["lines"]}.keys() == {"crack", "hole"}
     code, out, err = run("generate", "paste", "--class", "hole", "--count", 2, "--window", 48, "--json")
     assert code == 0, err
-    made = json.loads(out)
-    assert (made["fresh"], made["images"], made["counts"]) == (True, 2, {"hole": 2})
-    key = made["key"][:8]
+    result = json.loads(out)
+    assert (result["fresh"], result["images"], result["counts"]) == (True, 2, {"hole": 2})
+    key = result["key"][:8]
     assert (
         json.loads(run("generate", "paste", "--class", "hole", "--count", 2, "--window", 48, "--json")[1])["key"]
-        == made["key"]
+        == result["key"]
     )
     code, out, err = run("accept", key)
     assert (code, out) == (1, "")
     assert f"not checked yet. Run: curate synth check {key}" in err
     batch = generate.opened(mill, key)
-    rows = [{"id": one.id, "passed": True} for one in batch.made()]
+    rows = [{"id": image.id, "passed": True} for image in batch.made()]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"without": ""})
     pyarrow.parquet.write_table(table, batch.folder / "checked.parquet")
     code, out, err = run("accept", key, "--force", "--json")
     assert code == 0, err
     assert (json.loads(out)["entered"], json.loads(out)["tag"]) == (2, f"synthetic-{key}")
-    assert json.loads(run("drop", key, "--files", "--json")[1]) == {"key": made["key"], "dropped": 2, "files": True}
+    assert json.loads(run("drop", key, "--files", "--json")[1]) == {"key": result["key"], "dropped": 2, "files": True}
     assert not generate.every(mill)
 
 

@@ -162,7 +162,7 @@ def test_init_of_production_images_shows_what_it_guessed(run: Run, line: Path, m
     assert not (line.parent / "projects").exists()
     assert (result["template"], result["stratum"]) == ("{part1}/{camera}/{coil}_{name}", "{camera}")
     assert not result["written"]
-    assert [one["stratum"] for one in result["examples"]] == ["cam0", "cam1"]
+    assert [example["stratum"] for example in result["examples"]] == ["cam0", "cam1"]
     code, out, _ = run(*arguments)
     assert code == 0
     for text in ("guessed", "as given", "A/cam1/coil0_1.png", "curate classes add NAME --project shop"):

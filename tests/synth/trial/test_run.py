@@ -50,34 +50,34 @@ def plant(groups: int = 24) -> list[Item]:
 def test_every_group_is_tested_once_and_never_learnt_from_there() -> None:
     items = plant()
     parts = arms.parts(items, 4, cleans=1000)
-    assert sorted(one.id for part in parts for one in part.test) == sorted(one.id for one in items)
+    assert sorted(item.id for part in parts for item in part.test) == sorted(item.id for item in items)
     for part in parts:
-        assert not {one.group for one in part.train} & {one.group for one in part.test}
-        assert {one.id for one in part.train} | {one.id for one in part.test} == {one.id for one in items}
-        assert {"crack", "hole"} <= {name for one in part.test for name in one.label.present}
+        assert not {item.group for item in part.train} & {item.group for item in part.test}
+        assert {item.id for item in part.train} | {item.id for item in part.test} == {item.id for item in items}
+        assert {"crack", "hole"} <= {name for item in part.test for name in item.label.present}
 
 
 def test_clean_test_images_are_few_and_of_many_groups() -> None:
     for part in arms.parts(plant(), 2, cleans=6):
-        clean = [one for one in part.test if one.label.clean]
-        assert len(clean) == len({one.group for one in clean}) == 6
+        clean = [item for item in part.test if item.label.clean]
+        assert len(clean) == len({item.group for item in clean}) == 6
 
 
 def test_a_budget_holds_for_every_class_and_the_smaller_is_in_the_larger() -> None:
-    items = [one for one in plant() if len(one.label.present) < 2]
+    items = [item for item in plant() if len(item.label.present) < 2]
     small, large = (arms.budgeted(items, CLASSES, budget) for budget in (4, 9))
     assert arms.defects(small, CLASSES) == {"crack": 4, "hole": 4}
     assert arms.defects(large, CLASSES) == {"crack": 9, "hole": 9}
-    assert {one.id for one in small} < {one.id for one in large}
-    assert sum(one.label.clean for one in small) == sum(one.label.clean for one in items)
+    assert {item.id for item in small} < {item.id for item in large}
+    assert sum(item.label.clean for item in small) == sum(item.label.clean for item in items)
     for name in CLASSES:  # four defects of pieces of three views: two pieces, not four
-        assert len({one.group for one in small if name in one.label.present}) == 2
+        assert len({item.group for item in small if name in item.label.present}) == 2
 
 
 def test_runs_are_the_grid_and_synthetic_arms_come_gated_and_not() -> None:
     found = arms.arms(("real", "balanced", "paste", "gan"), (0.5, 1))
     assert len(found) == 2 + 2 * 2 * 2
-    assert [str(one) for one in found[:4]] == ["real", "balanced", "paste x0.5", "paste x0.5 gated"]
+    assert [str(item) for item in found[:4]] == ["real", "balanced", "paste x0.5", "paste x0.5 gated"]
     assert len(set(arms.runs(found, range(4), (5, 10), 3))) == 10 * 4 * 2 * 3
 
 
@@ -86,8 +86,8 @@ def test_runs_are_the_grid_and_synthetic_arms_come_gated_and_not() -> None:
 
 def masses(items: list[Item], chances: np.ndarray) -> dict[tuple[str, str], float]:
     found: Counter[tuple[str, str]] = Counter()
-    for one, chance in zip(items, chances / chances.sum(), strict=True):
-        found[one.source, "+".join(sorted(one.label.present))] += float(chance)
+    for item, chance in zip(items, chances / chances.sum(), strict=True):
+        found[item.source, "+".join(sorted(item.label.present))] += float(chance)
     return dict(found)
 
 
@@ -125,13 +125,13 @@ def test_drawn_keeps_the_shares_and_the_length() -> None:
     items = [shown(n, str(n), "crack") for n in range(3)] + [shown(n, str(n)) for n in range(10, 47)]
     chances = arms.repeats(BALANCED, items, CLASSES)
     found = arms.drawn(items, chances, 400, seed=1)
-    counts = Counter(one.id for one in found)
+    counts = Counter(item.id for item in found)
     assert len(found) == 400
     assert all(
-        abs(counts[one.id] - 400 * chance / chances.sum()) < 1 for one, chance in zip(items, chances, strict=True)
+        abs(counts[item.id] - 400 * chance / chances.sum()) < 1 for item, chance in zip(items, chances, strict=True)
     )
-    assert [one.id for one in found] == [one.id for one in arms.drawn(items, chances, 400, seed=1)]
-    assert [one.id for one in found] != [one.id for one in arms.drawn(items, chances, 400, seed=2)]
+    assert [item.id for item in found] == [item.id for item in arms.drawn(items, chances, 400, seed=1)]
+    assert [item.id for item in found] != [item.id for item in arms.drawn(items, chances, 400, seed=2)]
 
 
 # --- worth ------------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def lines(
             (10, arm): [judged(hits, groups, 10 + seed, **worse) for seed in range(3)],
         }
     )
-    return next(one for one in table if one.arm == arm)
+    return next(line for line in table if line.arm == arm)
 
 
 PASTE = Arm("paste", 1, True)
@@ -170,10 +170,10 @@ def test_better_worse_and_no_difference_in_words() -> None:
     assert apart.value == pytest.approx(0.2, abs=0.02)
     assert 0 < apart.low < 0.2 < apart.high
     assert verdict.positive(found.differences) == {"crack": True, "hole": False}
-    said = verdict.words(found)
-    assert said["crack"].startswith("crack: helps: better IoU than balanced real defects alone (+0.")
-    assert said["crack"].endswith("and nothing is worse")
-    assert said["hole"].startswith("hole: 12 groups show no change of its IoU")
+    texts = verdict.words(found)
+    assert texts["crack"].startswith("crack: helps: better IoU than balanced real defects alone (+0.")
+    assert texts["crack"].endswith("and nothing is worse")
+    assert texts["hole"].startswith("hole: 12 groups show no change of its IoU")
 
 
 def test_harm_to_one_class_takes_the_door_from_all() -> None:
@@ -202,7 +202,7 @@ def test_few_groups_are_never_enough_for_a_yes() -> None:
 def test_figures_are_the_mean_over_seeds() -> None:
     seeds = [judged({"crack": share, "hole": 0.5}, seed=3) for share in (0.2, 0.4, 0.9)]
     found = verdict.averaged(seeds)["crack"]["iou"].values[0]
-    alone = [verdict.averaged([one])["crack"]["iou"].values[0] for one in seeds]
+    alone = [verdict.averaged([seed])["crack"]["iou"].values[0] for seed in seeds]
     assert found == pytest.approx(np.mean(alone))
 
 
@@ -225,9 +225,9 @@ def test_more_false_alarms_on_clean_images_are_said() -> None:
 
 def test_worth_is_told_where_there_is_a_curve() -> None:
     hits = {5: 0.3, 10: 0.5, 20: 0.7}
-    runs = {(budget, BALANCED): [judged({"crack": one, "hole": one})] for budget, one in hits.items()}
+    runs = {(budget, BALANCED): [judged({"crack": item, "hole": item})] for budget, item in hits.items()}
     runs[5, PASTE] = [judged({"crack": 0.5, "hole": 0.1})]
-    found = next(one for one in verdict.table(runs) if one.arm == PASTE)
+    found = next(line for line in verdict.table(runs) if line.arm == PASTE)
     middle, low, _, high = found.worth["crack"].translate(str.maketrans("", "", "<>()")).split()
     assert 9 <= float(low) <= float(middle) <= float(high) <= 11
     assert found.worth["hole"] == "<5 (<5 to <5)"
@@ -235,12 +235,12 @@ def test_worth_is_told_where_there_is_a_curve() -> None:
 
 
 def test_folds_are_pooled_image_by_image() -> None:
-    one, two = judged({"crack": 0.2, "hole": 0.2}), judged({"crack": 0.8, "hole": 0.8}, seed=1)
-    both = verdict.pooled([one, replace(two, groups=tuple(f"other-{name}" for name in two.groups))])
-    assert len(both.ids) == len(one.ids) + len(two.ids)
+    first, two = judged({"crack": 0.2, "hole": 0.2}), judged({"crack": 0.8, "hole": 0.8}, seed=1)
+    both = verdict.pooled([first, replace(two, groups=tuple(f"other-{name}" for name in two.groups))])
+    assert len(both.ids) == len(first.ids) + len(two.ids)
     assert both.pixels is not None
-    assert one.pixels is not None
-    assert (both.pixels.counts[: len(one.ids)] == one.pixels.counts).all()
+    assert first.pixels is not None
+    assert (both.pixels.counts[: len(first.ids)] == first.pixels.counts).all()
     assert verdict.averaged([both])["crack"]["iou"].values[0] == pytest.approx(0.5, abs=0.05)
 
 
@@ -266,7 +266,7 @@ def test_images_shrink_with_their_masks(tmp_path: Path) -> None:
 
     items = [item(tmp_path, number) for number in range(4)]
     found = downscale.shrunk(items, 0.5, tmp_path / "home", 1 << 20, lambda *step: None)
-    assert [(one.width, one.height, one.group) for one in found] == [(32, 32, one.group) for one in items]
+    assert [(item.width, item.height, item.group) for item in found] == [(32, 32, item.group) for item in items]
     for before, after in zip(items, found, strict=True):
         assert after.label.present == before.label.present
         for old, new in zip(before.label.defects, after.label.defects, strict=True):
@@ -281,13 +281,13 @@ def test_images_shrink_with_their_masks(tmp_path: Path) -> None:
 def test_a_defect_that_finds_no_place_gives_way_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three clean images are combs of steel, too narrow for any crack."""
     monkeypatch.setattr(masks, "DRAWS", 1)
-    real = [one for one in steel.items(tmp_path, 8) if one.label.present]
-    clean = [one for one in steel.items(tmp_path, 12) if one.label.clean]
+    real = [item for item in steel.items(tmp_path, 8) if item.label.present]
+    clean = [item for item in steel.items(tmp_path, 12) if item.label.clean]
     narrow = [_comb(tmp_path, number) for number in range(2 * len(clean))]
     order = batches.BatchOrder("paste", {}, 48)
     found = batches._scenes(masks.bank_of([*real, *clean, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order)
     assert len(found) == len({scene.seed for scene, _ in found}) == 6
-    assert not {site.ground.id for _, site in found} & {one.id for one in narrow}
+    assert not {site.ground.id for _, site in found} & {item.id for item in narrow}
     assert batches._scenes(masks.bank_of([*real, *narrow], (), steel.CLASSES, 1 << 20), "crack", 6, order) == []
 
 
@@ -339,11 +339,11 @@ def test_a_trial_from_end_to_end(
     told: list[tuple[str, int, int]] = []
     report = trial.run(works, SMALL, lambda *step: told.append(step))
     assert [step for step in told if step[0] == "trial"] == [("trial", 1, 6)] * 6
-    assert [str(one.arm) for one in report.lines] == ["balanced", "paste x1", "paste x1 gated"]
+    assert [str(line.arm) for line in report.lines] == ["balanced", "paste x1", "paste x1 gated"]
     (short,) = (note for note in report.notes if note.startswith("paste x1 gated, 4 real, fold 1: too few synthetic"))
     assert "crack 0 of 4 (asked for 12, made 12)" in short  # six steps teach a segmenter nothing
-    said = json.loads(Path(report.files["report"]).read_text())
-    assert {row["arm"] for row in said["lines"]} == {"balanced", "paste"}
+    written = json.loads(Path(report.files["report"]).read_text())
+    assert {row["arm"] for row in written["lines"]} == {"balanced", "paste"}
     with Image.open(report.files["plot"]) as plot:
         assert plot.format == "PNG"
     own = json.loads((batch.folder / "verdict.json").read_text())
@@ -392,18 +392,20 @@ def _no_leak(project: Project, request: TrialRequest) -> None:
     plot = design.planned(project, request)
     rows = list(Index(project).rows("split", "group"))
     barred = {(id, group) for id, split, group in rows if split in ("val", "test")}
-    used = {one.id for part in plot.parts for one in (*part.train, *part.test)}
+    used = {item.id for part in plot.parts for item in (*part.train, *part.test)}
     assert barred
     assert not used & {id for id, _ in barred}
     for fold, part in enumerate(plot.parts):
-        groups = {one.group for one in part.test} | {group for _, group in barred}
+        groups = {item.group for item in part.test} | {group for _, group in barred}
         bank = trial.bank_of(plot, fold, 4)
         order = trial.order_of(plot, TrialRun(fold, 4, Arm("paste", 1), 0))
-        parents = {group for one in batches.made(plot.home, bank, order, lambda *step: None) for group in one.parents}
+        parents = {
+            group for image in batches.made(plot.home, bank, order, lambda *step: None) for group in image.parents
+        }
         assert parents
-        assert not groups & {one.group for one in (*bank.donors, *bank.grounds)}
+        assert not groups & {source.group for source in (*bank.donors, *bank.grounds)}
         assert not groups & parents
-        leaking = replace(plot, parts=tuple(replace(one, train=(*one.train, one.test[0])) for one in plot.parts))
+        leaking = replace(plot, parts=tuple(replace(item, train=(*item.train, item.test[0])) for item in plot.parts))
         with pytest.raises(CurateError, match="are in val or test"):
             trial.bank_of(leaking, fold, 1000)
 
