@@ -1,4 +1,4 @@
-"""What several people said of one image: how far they agree pixel by pixel, and the one label that follows.
+"""Agreement of several annotators on one image, pixel by pixel, and the one label that follows.
 
 A plain box counts as a filled one. A class that somebody names for the whole image without a region is shown, but its
 pixels are unknown: it takes part in the vote on whether the class is there, not in the one on where. A label that is
@@ -65,7 +65,7 @@ def _moment(one: Annotation) -> datetime:
 
 
 def majority(values: Sequence[Value]) -> Value | None:
-    """What more than half of them say, if there is such a thing."""
+    """Return the value that more than half of them share, if there is one."""
     value, count = Counter(values).most_common(1)[0] if values else (None, 0)
     return value if 2 * count > len(values) else None
 
@@ -199,7 +199,7 @@ class _AnnotatedPixels:
 
 
 def consensus(labels: Sequence[Label], size: Size, least: float = LEAST) -> Consensus:
-    """What the majority says: of the image, of each class and of each pixel; the order of labels does not matter.
+    """Merge labels by majority: of the image, of each class and of each pixel; the order of labels does not matter.
 
     A pixel stays where more than half paint it, so two people keep what they share: whoever missed it or overshot is
     overruled only by a third. Where all who show a class used plain boxes, the result is boxes. One label, or equal
@@ -269,7 +269,7 @@ def _merged(words: Sequence[_AnnotatedPixels], size: Size, least: float) -> tupl
 
 
 def _whole(name: str, words: Sequence[_AnnotatedPixels], drawn: bool) -> bool:
-    """Whether the class holds for the whole image: most say so, or most show it and its pixels stay unknown."""
+    """True if the class holds for the whole image: most say so, or most show it and its pixels stay unknown."""
     said = sum(name in word.label.classes for word in words)
     shown = sum(name in word.areas for word in words)
     return 2 * said > len(words) or (2 * shown > len(words) and said > 0 and not drawn)

@@ -54,7 +54,7 @@ class Backend:
         return self.predictor.by
 
     def suggest(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """What Label Studio shows for a task; nothing where there is nothing to show."""
+        """Suggest results that Label Studio shows for a task; an empty list where there is nothing to show."""
         data = task.get("data") or {}
         results, score = self._results(str(data.get("content_id")), data.get("slot"))
         return {"result": results, "score": score, "model_version": self.version}
@@ -71,7 +71,7 @@ class Backend:
         return wire.of_prediction(said, size), round(said.score, 4)
 
     def _audited(self, id: str) -> bool:
-        """Whether it is an audit pick: its task does not say so, for annotators would read it there."""
+        """True for an audit pick. Its task does not say so, because annotators would read it there."""
         return any(AUDIT in (found.get("tags") or ()) for found in self.index.documents([id], ["tags"]))
 
     def _pixels(self, id: str) -> Any:

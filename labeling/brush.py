@@ -191,7 +191,7 @@ def _read(stream: Bytes, bits: int, pixels: Bytes) -> tuple[int, int]:
 
 @_kernel
 def _steady(pixels: Bytes, at: int) -> bool:
-    """Whether each pixel of a block equals the one before it. Indices without a sign let the loop become SIMD."""
+    """True if each pixel of a block equals the one before it. Unsigned indices let the loop become SIMD."""
     difference = np.uint8(0)
     for step in range(_BLOCK):
         here = np.uint64(at) + np.uint64(step)

@@ -100,7 +100,7 @@ def open_studio(url: str, token: str) -> Studio:
 
 
 def external() -> bool:
-    """Whether the environment names a server, so that the project's own is not used."""
+    """True if the environment names a server, so that the project's own is not used."""
     return bool(os.environ.get(URL) or os.environ.get(KEY))
 
 
@@ -265,7 +265,7 @@ def _body(answer: httpx.Response) -> Any:
 
 
 def _reason(body: Any, token: str) -> str:
-    """What the server says in its own words, in short."""
+    """Return the server's own error message, shortened."""
     if not isinstance(body, dict):
         return ""
     details = body.get("validation_errors") or body.get("detail") or ""

@@ -1,4 +1,4 @@
-"""What annotators see: the label config from the project's classes, and instructions with example crops."""
+"""Label config from the project's classes, and instructions with example crops: what annotators see."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build(project: Project, old: Sequence[str] = (), beside: bool = False) -> st
 
 
 def _check(names: Sequence[str]) -> None:
-    """Of a control character no XML can be made."""
+    """Refuse class names with control characters, which XML cannot hold."""
     for name in names:
         if odd := NOT_XML.search(name):
             told = f"class {name!r} holds the character {odd[0]!r}, which Label Studio cannot show"
@@ -77,7 +77,7 @@ def version(text: str) -> str:
 
 
 def lacking(text: str, project: Project) -> list[str]:
-    """What a config that was changed by hand must still hold and does not, for a person to read."""
+    """List what a config that was changed by hand lacks but must still hold, for a person to read."""
     from defusedxml.ElementTree import fromstring
 
     try:

@@ -60,7 +60,7 @@ class ReturnedTask:
 
 @dataclass(frozen=True)
 class SettledTask:
-    """What became of a task: the label that follows, and how many words were new or are gone."""
+    """Result for a task: the label that follows, and how many annotations were new or are gone."""
 
     label: Label
     fresh: int
@@ -69,7 +69,7 @@ class SettledTask:
 
 @dataclass
 class LoggedAnnotations:
-    """What the log holds of Label Studio: each annotation, and what the label of each task rests on."""
+    """Label Studio's part of the log: each annotation, and the annotations that the label of each task rests on."""
 
     words: Stamps = field(default_factory=dict)
     settled: dict[str, Stamps] = field(default_factory=dict)
@@ -95,12 +95,12 @@ class LoggedAnnotations:
             self.settled[extra["task"]] = {extra["annotation"]: stamp}
 
     def holds(self, task: ReturnedTask) -> bool:
-        """Whether the label of the task rests on just these annotations already."""
+        """True if the label of the task rests on just these annotations already."""
         before, now = self.settled.get(task.uid, {}), task.stamps
         return before.keys() == now.keys() and all(_same(before[uid], stamp) for uid, stamp in now.items())
 
     def deserted(self, task: ReturnedTask) -> bool:
-        """Whether all annotations that the label rests on are gone."""
+        """True if all annotations that the label rests on are gone."""
         return not task.words and bool(self.settled.get(task.uid))
 
 
@@ -136,7 +136,7 @@ def settle(
 
 
 def difference(before: Label, after: Label) -> dict[str, Any]:
-    """What a second look changed, class by class; nothing where there was no label to look at."""
+    """List what a second look changed, class by class; nothing where there was no label to look at."""
     if before.status not in ("labelled", "disputed"):
         return {}
     shown = {name: (_of_class(before, name), _of_class(after, name)) for name in before.present | after.present}
@@ -147,7 +147,7 @@ def difference(before: Label, after: Label) -> dict[str, Any]:
 
 
 def _of_class(label: Label, name: str) -> list[str]:
-    """What a label says of a class, in an order of its own."""
+    """Regions and whole-image mentions of a class in a label, sorted so that two labels can be compared."""
     return sorted(
         [*(repr(one) for one in label.defects if one.label == name), *(one for one in label.classes if one == name)]
     )
@@ -172,7 +172,7 @@ def _resolved(task: ReturnedTask, least: float) -> Entry:
 
 
 def _without(book: LabelLog, task: ReturnedTask, history: Iterable[Entry]) -> Entry:
-    """What held before anybody annotated the task."""
+    """Return to the label that held before anybody annotated the task."""
     entries = list(history)
     others = [one for one in entries if one.origin != "import" and one.extra.get("task") != task.uid]
     label = others[-1].label if others else book.import_state(task.id).label

@@ -25,7 +25,7 @@ SECONDS = 20.0  # in which a request has to be sent in full
 
 
 class Routes(BaseHTTPRequestHandler):
-    """What is answered. A subclass names the header that holds the secret, and answers what came with it."""
+    """Request handler. A subclass names the header that holds the secret, and answers requests that bear it."""
 
     server: Listener
     header: ClassVar[str]

@@ -31,7 +31,7 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 
 @dataclass
 class PullReport:
-    """What came. `annotations`: new words of people; `images`: those whose label they settle."""
+    """Counts of what a pull fetched. `annotations`: new ones; `images`: those whose label they settle."""
 
     url: str
     annotations: int = 0

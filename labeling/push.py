@@ -36,7 +36,7 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 
 @dataclass(frozen=True)
 class PushRequest:
-    """What to push: a round (the newest unless numbered), or the images of a view for a second look."""
+    """Request to push a round (the newest unless numbered), or the images of a view for a second look."""
 
     round: int | None = None
     view: str | None = None
@@ -47,7 +47,7 @@ class PushRequest:
 
 @dataclass
 class PushReport:
-    """What became of each image. `labelled`: needs nobody any more.
+    """Counts of what became of each image. `labelled`: picks that have a label by now and need no task.
 
     `refused`: images that were not sent, `dropped`: those that were sent without a suggestion, each with the reason.
     """
@@ -176,13 +176,13 @@ def _url(address: Address, id: str, paths: Sequence[str] | None, missing: bool) 
 
 
 def _versions(project: Project) -> dict[str, tuple[tuple[str, Label], ...]]:
-    """Of disputed images: what else was said of them, and by whom."""
+    """Return the other labels of each disputed image, each with the name of its source."""
     with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         return {id: found for id in book.ids() if (found := book.state(id).others)}
 
 
 class TaskSuggestions(NamedTuple):
-    """What a task starts from; `meaning` is the digest of the label that the first suggestion means."""
+    """Suggestions that a task starts from; `meaning` is the digest of the label that the first one means."""
 
     suggestions: tuple[dict[str, Any], ...] = ()
     meaning: str | None = None
@@ -200,7 +200,7 @@ def _reviewed(one: ShownLabel, versions: Mapping[str, tuple[tuple[str, Label], .
 def _predicted(
     one: ShownLabel, row: Mapping[str, Any], said: Mapping[str, Prediction], project: Project
 ) -> TaskSuggestions:
-    """What the model says; of an audit pick nobody is told."""
+    """Suggest the model's prediction; nothing for an audit pick, which must stay unbiased."""
     found = None if row["slot"] == AUDIT else said.get(one.id)
     if found is None:
         return TaskSuggestions()
@@ -259,7 +259,7 @@ def _task(batch: PushBatch, row: Mapping[str, Any], one: ShownLabel, url: str, f
 
 
 def base_of(label: Label) -> str:
-    """What stood there when the task was made: a place in the queue is no label."""
+    """Digest of the label when the task was made; a queued image counts as unlabelled."""
     return Label().digest if label.status == QUEUED else label.digest
 
 
@@ -302,7 +302,7 @@ def _store(desk: LabelStudioProject, batch: str, part: Sequence[LabelTask]) -> N
 
 
 def _settled(desk: LabelStudioProject, batch: str) -> set[str]:
-    """What the server holds, once that no longer grows."""
+    """Wait until the server stores no further tasks, and return the keys of those that it holds."""
     until, known = time.monotonic() + PATIENCE, -1
     while True:
         found = {one.key for one in tasks.held(desk, batch)}
@@ -347,7 +347,7 @@ def _update(desk: LabelStudioProject, pairs: Iterable[tuple[ServerTask, LabelTas
 
 
 def _stands(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a task's data is worth an update; a signed address is new each time."""
+    """Return the part of a task's data that is worth an update; the signature of an address is new each time."""
     return {name: data.get(name) for name in ("title", "reason", "slot", "base", "suggested", "suggested_by")} | {
         "image": str(data.get("image")).partition("?X-")[0]
     }
@@ -397,7 +397,7 @@ def withdraw(project: Project, studio: Studio, wish: PushRequest) -> dict[str, A
 
 
 def _unmark(index: Index, one: Round | None, name: str, left: set[str]) -> None:
-    """Also what a withdrawal took back that was killed before it could say so."""
+    """Take images out of the queue, including those of an earlier withdrawal that was killed half-way."""
     if one is None:
         index.tag(name, sorted(id for id, tags in index.rows("tags") if name in tags and id not in left), on=False)
         return

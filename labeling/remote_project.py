@@ -131,7 +131,7 @@ def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
 
 
 def _whole(studio: Studio, id: int) -> bool:
-    """Whether the server made all that belongs to a project, and not its first row alone."""
+    """True if the server made all that belongs to a project, and not its first row alone."""
     try:
         studio.get(f"/api/projects/{id}/summary")
     except NotFound:
@@ -207,7 +207,7 @@ def _replaced(desk: LabelStudioProject, there: str, wanted: str, reset: bool) ->
 
 
 def _beside(project: Project) -> bool:
-    """Whether the controls stand beside the images: there they leave a square its height, but take a strip's width."""
+    """True if the controls stand beside the images: there they leave a square its height, but take a strip's width."""
     rows = [row for row in Index(project).rows("width", "height", "status") if row[1] and row[2]]
     waiting = [row for row in rows if row[3] != "labelled"]  # what people are going to see
     ratios = [width / height for _, width, height, _ in waiting or rows]

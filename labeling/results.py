@@ -51,7 +51,7 @@ def of_label(label: Label, size: Size) -> list[Result]:
 
 
 def of_prediction(found: Prediction, size: Size) -> list[Result]:
-    """What a model says. That it sees nothing is no suggestion: "clean" is for a person to say."""
+    """Convert a model's prediction to results. An empty one gives none: only a person may say "clean"."""
     names = sorted({name for name, _ in found.classes})
     return [*_regions(found.defects, size), *([_choices(PRESENT, names)] if names else [])]
 
@@ -146,7 +146,7 @@ def _by_region(told: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
 
 
 def _unread(result: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
-    """Whether it may say more than what is read of it."""
+    """True if the result may hold more than what is read of it."""
     if result.get("type") == "choices":
         chosen = _value(result).get("choices")
         return not isinstance(chosen, list) or not all(map(_text, chosen))
@@ -282,7 +282,7 @@ def _states(name: str, value: str, classes: Iterable[str]) -> bool:
 
 
 def _clean(name: str, value: str, present: Iterable[str]) -> bool:
-    """Whether somebody says that there is nothing; a class may itself be called "clean"."""
+    """True if the choice says that there is no defect; a class may itself be called "clean"."""
     if name == VERDICT:
         return value == CLEAN
     return name not in (PRESENT, WHY) and value not in present and value.casefold() in CLEAN_WORDS

@@ -422,7 +422,7 @@ def _ports(pid: int) -> set[int]:
 
 
 def _state(folder: Path) -> dict[str, Any] | None:
-    """What `server.json` says, if that process still lives and is the very one: pids are used again."""
+    """Read `server.json`; None unless that very process still lives: pids are used again."""
     try:
         state: dict[str, Any] = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         same = _lives(state["pid"]) and _born(state["pid"]) == state["born"]

@@ -64,7 +64,7 @@ def count(desk: LabelStudioProject, batch: str) -> int:
 
 
 def untouched(desk: LabelStudioProject, ids: Iterable[int]) -> set[int]:
-    """Those that nobody has annotated, skipped or begun."""
+    """Return the tasks that nobody has annotated, skipped or begun."""
     found: set[int] = set()
     for chunk in chunks(ids, LOOKED_UP):
         filters = [among(chunk)]
@@ -90,7 +90,7 @@ def drop_suggestions(desk: LabelStudioProject, ids: Sequence[int]) -> None:
 
 
 def changed(desk: LabelStudioProject, since: str) -> bool:
-    """Whether any task was touched after that moment."""
+    """True if any task was touched after that moment."""
     return int(_page(desk, [after("updated_at", since)], "task_only", "id", 1)["total"]) > 0
 
 

@@ -72,7 +72,7 @@ def pushed(project: Project, studio: Studio, ids: Sequence[str], **wish: Any) ->
 
 
 def labels(project: Project) -> dict[str, Label]:
-    """What the index shows; checked to be what the log says."""
+    """Labels that the index shows; checked to be those of the log."""
     shown = {one.id: one.label for one in Index(project).shown()}
     with closing(LabelLog(project.work / "labels", project.class_names)) as book:
         for id, label in shown.items():

@@ -1,4 +1,4 @@
-"""What an annotator sees and does: the real Label Studio in a real headless Chromium.
+"""The annotator's page: the real Label Studio in a real headless Chromium.
 
 Leaves screenshots in out/screenshots/.
 """

@@ -1,5 +1,5 @@
-"""What goes wrong between us and a real Label Studio: servers and commands that are killed, answers that never come,
-people who change things by hand, and words that mean nothing. After each: nothing lost, nothing doubled."""
+"""Faults between us and a real Label Studio: servers and commands that are killed, answers that never come,
+people who change things by hand, and annotations that mean nothing. After each: nothing lost, nothing doubled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers may send to the webhook and the ML backend: nothing of it costs memory, threads or a traceback."""
+"""Hostile requests to the webhook and the ML backend: none costs memory, threads or a traceback."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def defects(draw: Draw, size: Size) -> Defect:
 
 @st.composite
 def labels(draw: Draw, size: Size, least: int = 0) -> Label:
-    """What a person may have said: defects that overlap, classes without a place, clean, or skipped."""
+    """Draw a label as a person may make one: defects that overlap, classes without a place, clean, or skipped."""
     found = tuple(draw(st.lists(defects(size), min_size=least, max_size=4)))
     whole = tuple(sorted(draw(st.sets(st.sampled_from(CLASSES), max_size=2))))
     if least or draw(st.integers(0, 3)):

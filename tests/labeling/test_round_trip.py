@@ -88,7 +88,7 @@ def test_masks_of_any_shape(make: Make, studio: Studio, tmp_path: Path) -> None:
 
 
 def spoken(random: Random) -> Label:
-    """What no mask file can say: boxes to a thousandth of a pixel, degrees, classes without a place, or nothing."""
+    """Draw a label that no mask file can hold: boxes to 0.001 pixel, degrees, classes without a place, or nothing."""
     kinds = random.integers(0, 2, int(random.integers(0, 5)))
     found = tuple(region(random) if kind else bounds(random) for kind in kinds)
     whole = {str(random.choice(["crack", "hole"])) for _ in range(int(random.integers(0, 2)))}

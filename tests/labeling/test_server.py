@@ -326,7 +326,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
 
 
 def interrupted(project: Project, folder: Path) -> bool:
-    """Whether Ctrl-C met `up` while it waited for the server; on a busy machine it may come too late."""
+    """True if Ctrl-C met `up` while it waited for the server; on a busy machine it may come too late."""
     process = command(project, "up")
     wait_for(folder / "server.json")
     process.send_signal(signal.SIGINT)
