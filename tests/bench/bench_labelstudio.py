@@ -111,9 +111,9 @@ def accept_all(studio: Studio, project: int) -> None:
 def payload(project: Project, studio: Studio) -> list[dict[str, Any]]:
     """What push sends, made once beforehand."""
     index = Index(project)
-    batch, desk = push._picked(index, None), push.desks.opened(project, studio)
+    batch, desk = push._picked(index, None), push.remote_project.opened(project, studio)
     report = push.PushReport(batch.name, desk.url)
-    made = push._made(index, desk, batch, push.PushRequest(), report, push.NO_PROGRESS)
+    made = push._label_tasks(index, desk, batch, push.PushRequest(), report, push.NO_PROGRESS)
     assert not report.refused
     return [task.to_json() for task in made]
 
@@ -134,7 +134,7 @@ def sdk_import(studio: Studio, title: str, config: str, sent: Sequence[Any]) -> 
 def pushed(project: Project, studio: Studio, count: int) -> float:
     """`push.run` into a project that holds nothing."""
     studio.ask("DELETE", f"/api/projects/{on_desk(project, studio).id}/")
-    push.desks.opened(project, studio)
+    push.remote_project.opened(project, studio)
     seconds, report = once(lambda: push.run(project, studio, push.PushRequest()))
     assert (report.created, report.refused) == (count, [])
     return seconds
@@ -219,7 +219,7 @@ def profiled(title: str, method: Method) -> Any:
 
 
 def profile_both(project: Project, studio: Studio) -> None:
-    push.desks.opened(project, studio)
+    push.remote_project.opened(project, studio)
     profiled("push", lambda: push.run(project, studio, push.PushRequest()))
     accept_all(studio, on_desk(project, studio).id)
     profiled("pull", lambda: pull.run(project, studio))

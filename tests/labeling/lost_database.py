@@ -26,7 +26,7 @@ from tests.labeling.desks import history, labels, on_desk, round_of, task_of, un
 from tests.labeling.mongod import Mongod
 from tests.labeling.test_push_pull import SIZE, drawn
 
-PUSH = ("labeling.push._made", "labeling.push._store", "labeling.push._mark")
+PUSH = ("labeling.push._label_tasks", "labeling.push._store", "labeling.push._mark")
 PULL = ("labeling.pull.settle_all", "curate.index.app_edits.show", "curate.index.sync.give_splits")
 
 
