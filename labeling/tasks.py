@@ -1,4 +1,4 @@
-"""Tasks: what is sent of an image, and what of it is on the server already.
+"""Label Studio tasks: those to send, and those that the server holds already.
 
 A task's identity is a key in its data, never its id: Label Studio gives ids of deleted tasks to new ones. The key of a
 pick is its content id, that of a review holds the label under review, too: once confirmed or changed, it is done.
@@ -44,94 +44,94 @@ class ServerTask:
         return str(self.data.get("key"))
 
 
-def held(desk: LabelStudioProject, batch: str | None = None) -> Iterator[ServerTask]:
+def held(ls_project: LabelStudioProject, batch: str | None = None) -> Iterator[ServerTask]:
     """The tasks of a batch, or all, oldest first."""
     only = [equal("data.batch", batch)] if batch is not None else []
-    for one in listed(desk, only, "task_only", "id,data,overlap"):
-        if batch is None or one["data"].get("batch") == batch:  # a filter that the server misreads gives everything
-            yield ServerTask(int(one["id"]), one["data"], one["overlap"])
+    for row in listed(ls_project, only, "task_only", "id,data,overlap"):
+        if batch is None or row["data"].get("batch") == batch:  # a filter that the server misreads gives everything
+            yield ServerTask(int(row["id"]), row["data"], row["overlap"])
 
 
-def unfinished(desk: LabelStudioProject) -> Iterator[ServerTask]:
+def unfinished(ls_project: LabelStudioProject) -> Iterator[ServerTask]:
     """The tasks of all batches that wait for somebody."""
-    for one in listed(desk, [_number("total_annotations", 0)], "task_only", "id,data"):
-        yield ServerTask(int(one["id"]), one["data"])
+    for row in listed(ls_project, [_number("total_annotations", 0)], "task_only", "id,data"):
+        yield ServerTask(int(row["id"]), row["data"])
 
 
-def count(desk: LabelStudioProject, batch: str) -> int:
-    """How many tasks of a batch there are, doubles too."""
-    return int(_page(desk, [equal("data.batch", batch)], "task_only", "id", 1)["total"])
+def count(ls_project: LabelStudioProject, batch: str) -> int:
+    """Number of tasks of a batch, doubles included."""
+    return int(_page(ls_project, [equal("data.batch", batch)], "task_only", "id", 1)["total"])
 
 
-def untouched(desk: LabelStudioProject, ids: Iterable[int]) -> set[int]:
+def untouched(ls_project: LabelStudioProject, ids: Iterable[int]) -> set[int]:
     """Return the tasks that nobody has annotated, skipped or begun."""
-    found: set[int] = set()
+    free: set[int] = set()
     for chunk in chunks(ids, LOOKED_UP):
         filters = [among(chunk)]
-        for one in listed(desk, filters, "all", FIELDS):
-            worked_on = one["total_annotations"] or one["cancelled_annotations"] or one["draft_exists"]
-            found |= set() if worked_on else {int(one["id"])}
-    return found & set(ids)
+        for row in listed(ls_project, filters, "all", FIELDS):
+            worked_on = row["total_annotations"] or row["cancelled_annotations"] or row["draft_exists"]
+            free |= set() if worked_on else {int(row["id"])}
+    return free & set(ids)
 
 
-def delete(desk: LabelStudioProject, ids: Sequence[int]) -> set[int]:
-    """Delete those that are untouched; the server looks once more while it does so. What it deleted."""
+def delete(ls_project: LabelStudioProject, ids: Sequence[int]) -> set[int]:
+    """Delete untouched tasks (the server checks again while it deletes); return the ids of those that are gone."""
     gone: set[int] = set()
-    for chunk in chunks(sorted(untouched(desk, list(ids))), LOOKED_UP):
+    for chunk in chunks(sorted(untouched(ls_project, list(ids))), LOOKED_UP):
         unworked = [_number("total_annotations", 0), _number("cancelled_annotations", 0), _drafts(False)]
-        _act(desk, "delete_tasks", [among(chunk), *unworked])
-        gone |= set(chunk) - {one.id for one in _still(desk, chunk)}
+        _act(ls_project, "delete_tasks", [among(chunk), *unworked])
+        gone |= set(chunk) - {task.id for task in _still(ls_project, chunk)}
     return gone
 
 
-def drop_suggestions(desk: LabelStudioProject, ids: Sequence[int]) -> None:
+def drop_suggestions(ls_project: LabelStudioProject, ids: Sequence[int]) -> None:
     for chunk in chunks(ids, LOOKED_UP):
-        _act(desk, "delete_tasks_predictions", [among(chunk)])
+        _act(ls_project, "delete_tasks_predictions", [among(chunk)])
 
 
-def changed(desk: LabelStudioProject, since: str) -> bool:
+def changed(ls_project: LabelStudioProject, since: str) -> bool:
     """True if any task was touched after that moment."""
-    return int(_page(desk, [after("updated_at", since)], "task_only", "id", 1)["total"]) > 0
+    return int(_page(ls_project, [after("updated_at", since)], "task_only", "id", 1)["total"]) > 0
 
 
-def newest(desk: LabelStudioProject) -> str | None:
-    """When a task was last touched, by the server's clock."""
-    found = _page(desk, [], "task_only", "id,updated_at", 1, "-tasks:updated_at")["tasks"]
-    return str(found[0]["updated_at"]) if found else None
+def newest(ls_project: LabelStudioProject) -> str | None:
+    """Time of the newest change to any task, by the server's clock."""
+    rows = _page(ls_project, [], "task_only", "id,updated_at", 1, "-tasks:updated_at")["tasks"]
+    return str(rows[0]["updated_at"]) if rows else None
 
 
-def drafts(desk: LabelStudioProject) -> int:
-    """How many tasks somebody has begun and not submitted."""
-    answer = _page(desk, [_drafts(True)], "task_only", "id", 1)
+def drafts(ls_project: LabelStudioProject) -> int:
+    """Number of tasks that somebody has begun and not submitted."""
+    answer = _page(ls_project, [_drafts(True)], "task_only", "id", 1)
     return int(answer["total"])
 
 
-def _still(desk: LabelStudioProject, ids: Sequence[int]) -> Iterator[ServerTask]:
+def _still(ls_project: LabelStudioProject, ids: Sequence[int]) -> Iterator[ServerTask]:
     wanted = set(ids)
-    for one in listed(desk, [among(ids)], "task_only", "id,data"):
-        if int(one["id"]) in wanted:
-            yield ServerTask(int(one["id"]), one["data"])
+    for row in listed(ls_project, [among(ids)], "task_only", "id,data"):
+        if int(row["id"]) in wanted:
+            yield ServerTask(int(row["id"]), row["data"])
 
 
 # --- the server's filters ---------------------------------------------------------------------------------------------
 
 
 def listed(
-    desk: LabelStudioProject, filters: Sequence[Mapping[str, Any]], fields: str, include: str, page: int = PAGE
+    ls_project: LabelStudioProject, filters: Sequence[Mapping[str, Any]], fields: str, include: str, page: int = PAGE
 ) -> Iterator[dict[str, Any]]:
     """Tasks by rising id. Each page asks for what comes after the last id: tasks may come and go meanwhile."""
     last = 0
     while True:
-        found = _page(desk, [*filters, _number("id", last, "greater")], fields, include, page)["tasks"]
-        new = [one for one in found if int(one["id"]) > last]
+        rows = _page(ls_project, [*filters, _number("id", last, "greater")], fields, include, page)["tasks"]
+        new = [row for row in rows if int(row["id"]) > last]
         yield from new
-        if len(found) < page or not new:
+        if len(rows) < page or not new:
             return
         last = int(new[-1]["id"])
 
 
 def _page(
-    desk: LabelStudioProject,
+    ls_project: LabelStudioProject,
     filters: Sequence[Mapping[str, Any]],
     fields: str,
     include: str,
@@ -139,15 +139,21 @@ def _page(
     order: str = "tasks:id",
 ) -> Mapping[str, Any]:
     query = {"filters": {"conjunction": "and", "items": [*filters]}, "ordering": [order]}
-    asked = {"project": desk.id, "fields": fields, "include": include, "page_size": size, "query": json.dumps(query)}
-    answer: Mapping[str, Any] = desk.studio.get("/api/tasks", **asked)
+    params = {
+        "project": ls_project.id,
+        "fields": fields,
+        "include": include,
+        "page_size": size,
+        "query": json.dumps(query),
+    }
+    answer: Mapping[str, Any] = ls_project.studio.get("/api/tasks", **params)
     return answer
 
 
-def _act(desk: LabelStudioProject, action: str, filters: Sequence[Mapping[str, Any]]) -> None:
+def _act(ls_project: LabelStudioProject, action: str, filters: Sequence[Mapping[str, Any]]) -> None:
     chosen = {"all": True, "excluded": []}
     query = {"filters": {"conjunction": "and", "items": [*filters]}, "selectedItems": chosen}
-    desk.studio.post(f"/api/dm/actions?id={action}&project={desk.id}", query)
+    ls_project.studio.post(f"/api/dm/actions?id={action}&project={ls_project.id}", query)
 
 
 def equal(name: str, value: str) -> dict[str, Any]:
