@@ -1,6 +1,6 @@
-"""The desk: the one project on the Label Studio server that stands for one of ours.
+"""The one Label Studio project that belongs to a project of ours.
 
-`work/labelstudio/desk.json` remembers which it is. Where that is lost, a mark in the project's description finds it.
+`work/labelstudio/desk.json` records its number. Where that file is lost, a mark in the description finds it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LabelStudioProject:
         return f"{self.studio.url}/projects/{self.id}/data"
 
     def save(self, **values: Any) -> LabelStudioProject:
-        """Remember what became of it; what is remembered of another desk does not hold for this one."""
+        """Record these values; those recorded of another Label Studio project are dropped."""
         about = {"url": self.studio.url, "project": self.id, "born": self.born}
         known = _recorded(self.project)
         known = known if about.items() <= known.items() else {}
@@ -63,28 +63,28 @@ class LabelStudioProject:
 
 
 def find(project: Project, studio: Studio) -> LabelStudioProject | None:
-    """The desk, if there is one on this server."""
+    """Find the Label Studio project of this project; None if this server has none."""
     known = _recorded(project)
     born = _born(studio, known.get("project")) if known.get("url") == studio.url else None
     if born and known.get("born") in (None, born):
         return LabelStudioProject(
             project, studio, int(known["project"]), known.get("config", ""), known.get("cursor"), born=born
         )
-    found = _marked(project, studio)
-    if found is None:
+    marked = _marked(project, studio)
+    if marked is None:
         return None
-    number, born = found
+    number, born = marked
     return LabelStudioProject(
         project, studio, number, born=born
     )  # no cursor: everything is pulled again, and nothing doubled
 
 
 def opened(project: Project, studio: Studio, reset: bool = False) -> LabelStudioProject:
-    """The desk, made if there is none, with config and instructions as the project wants them today."""
-    desk = find(project, studio)
-    if desk is None:
-        return _made(project, studio)
-    return _kept_up(desk, reset)
+    """Find or make the Label Studio project, with config and instructions as the project wants them today."""
+    ls_project = find(project, studio)
+    if ls_project is None:
+        return _created(project, studio)
+    return _updated(ls_project, reset)
 
 
 def _file(project: Project) -> Path:
@@ -93,14 +93,14 @@ def _file(project: Project) -> Path:
 
 def _recorded(project: Project) -> dict[str, Any]:
     try:
-        found = json.loads(_file(project).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        values = json.loads(_file(project).read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
     except (OSError, ValueError):
-        return {}  # the mark on the server finds it again
+        return {}  # the mark on the server serves instead
 
 
 def _born(studio: Studio, id: Any) -> str | None:
-    """When the project with this number was made, if there is one."""
+    """Creation time of the project with this number; None if there is none."""
     if not isinstance(id, int):
         return None
     try:
@@ -115,22 +115,22 @@ def _mark(project: Project) -> str:
 
 def _ours(project: Project, studio: Studio) -> list[dict[str, Any]]:
     """The projects that bear our mark, the oldest first."""
-    page, found = 1, []
+    page, entries = 1, []
     while True:
         answer = studio.get("/api/projects", include="id,description,created_at", page=page, page_size=100)
-        found += [one for one in answer["results"] if one.get("description") == _mark(project)]
+        entries += [entry for entry in answer["results"] if entry.get("description") == _mark(project)]
         if not answer.get("next"):
-            return sorted(found, key=lambda one: int(one["id"]))
+            return sorted(entries, key=lambda entry: int(entry["id"]))
         page += 1
 
 
 def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
     """The oldest whole project that bears our mark: its number, and when it was made."""
-    found = (one for one in _ours(project, studio) if _whole(studio, int(one["id"])))
-    return next(((int(one["id"]), str(one["created_at"])) for one in found), None)
+    whole = (entry for entry in _ours(project, studio) if _is_whole(studio, int(entry["id"])))
+    return next(((int(entry["id"]), str(entry["created_at"])) for entry in whole), None)
 
 
-def _whole(studio: Studio, id: int) -> bool:
+def _is_whole(studio: Studio, id: int) -> bool:
     """True if the server made all that belongs to a project, and not its first row alone."""
     try:
         studio.get(f"/api/projects/{id}/summary")
@@ -139,7 +139,7 @@ def _whole(studio: Studio, id: int) -> bool:
     return True
 
 
-def _made(project: Project, studio: Studio) -> LabelStudioProject:
+def _created(project: Project, studio: Studio) -> LabelStudioProject:
     """A new project, or the one that another folder of this project made at the same moment.
 
     A server on SQLite that finds its database locked does the whole request again: one call may leave two projects,
@@ -150,57 +150,57 @@ def _made(project: Project, studio: Studio) -> LabelStudioProject:
     about = {"title": f"curate: {project.name}"[:TITLE], "description": _mark(project), "label_config": text}
     for _ in range(TRIES):
         mine, trouble = _posted(studio, about | SETTINGS)
-        first, notes = _settled(project, studio)
-        if first and first[0] == mine:
-            desk = LabelStudioProject(project, studio, first[0], fresh=True, born=first[1], notes=notes)
-            return _instructed(desk.save(config=config.version(text), cursor=None, instructions=None))
+        oldest, notes = _settled(project, studio)
+        if oldest and oldest[0] == mine:
+            ls_project = LabelStudioProject(project, studio, oldest[0], fresh=True, born=oldest[1], notes=notes)
+            return _instructed(ls_project.save(config=config.version(text), cursor=None, instructions=None))
         if mine:
             studio.ask("DELETE", f"/api/projects/{mine}/")
-        if first:
-            return _kept_up(LabelStudioProject(project, studio, first[0], born=first[1], notes=notes), reset=False)
+        if oldest:
+            return _updated(LabelStudioProject(project, studio, oldest[0], born=oldest[1], notes=notes), reset=False)
     again = "Start it again (curate labelstudio down, up), then run the command again"
     raise trouble or Unanswered(f"Label Studio at {studio.url} makes projects by halves. {again}")
 
 
-def _posted(studio: Studio, about: dict[str, Any]) -> tuple[int | None, Unanswered | None]:
+def _posted(studio: Studio, values: dict[str, Any]) -> tuple[int | None, Unanswered | None]:
     """The new project's number; where the server was in trouble, it may have made one nevertheless."""
     try:
-        return int(studio.post("/api/projects", about)["id"]), None
+        return int(studio.post("/api/projects", values)["id"]), None
     except Unanswered as trouble:
         return None, trouble
 
 
 def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, tuple[str, ...]]:
-    """The oldest whole project of ours, and what to say of others. Half-made ones get time to be whole."""
+    """The oldest whole project of ours, and a note on half-made ones, which get time to be whole."""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
-        half = [one for one in _ours(project, studio) if not _whole(studio, int(one["id"]))]
+        half = [entry for entry in _ours(project, studio) if not _is_whole(studio, int(entry["id"]))]
         if not half:
             break
-    numbers = ", ".join(str(one["id"]) for one in half)
+    numbers = ", ".join(str(entry["id"]) for entry in half)
     left = f"Label Studio left a half-made project behind (number {numbers}): delete it there"
     return _marked(project, studio), ((left,) if half else ())
 
 
-def _kept_up(desk: LabelStudioProject, reset: bool) -> LabelStudioProject:
-    there = desk.studio.get(f"/api/projects/{desk.id}")["label_config"]
-    wanted = config.build(desk.project, _old_names(desk), _beside(desk.project))
-    sent = desk.config or config.version(wanted)
+def _updated(ls_project: LabelStudioProject, reset: bool) -> LabelStudioProject:
+    there = ls_project.studio.get(f"/api/projects/{ls_project.id}")["label_config"]
+    wanted = config.build(ls_project.project, _old_names(ls_project), _beside(ls_project.project))
+    sent = ls_project.config or config.version(wanted)
     if there != wanted and (reset or config.version(there) == sent):
-        there, notes = _replaced(desk, there, wanted, reset)
-        desk = replace(desk, notes=(*desk.notes, *notes))
+        there, notes = _replaced(ls_project, there, wanted, reset)
+        ls_project = replace(ls_project, notes=(*ls_project.notes, *notes))
     elif there != wanted:
-        desk = replace(desk, notes=(*desk.notes, _kept_by_hand(desk, there)))
-    kept = desk.save(config=desk.config if there != wanted else config.version(there))
+        ls_project = replace(ls_project, notes=(*ls_project.notes, _kept_by_hand(ls_project, there)))
+    kept = ls_project.save(config=ls_project.config if there != wanted else config.version(there))
     return _instructed(replace(kept, config=config.version(there)))
 
 
-def _replaced(desk: LabelStudioProject, there: str, wanted: str, reset: bool) -> tuple[str, list[str]]:
+def _replaced(ls_project: LabelStudioProject, there: str, wanted: str, reset: bool) -> tuple[str, list[str]]:
     """The config that holds now. The server keeps the old one where annotations use a tag that the new one lacks."""
     try:
-        _write(desk, label_config=wanted)
+        _write(ls_project, label_config=wanted)
     except CurateError as error:
-        if reset or type(error) is not CurateError or config.lacking(there, desk.project):
+        if reset or type(error) is not CurateError or config.lacking(there, ls_project.project):
             raise
         return there, [f"the label config stays as it was: {error}"]
     return wanted, []
@@ -214,21 +214,21 @@ def _beside(project: Project) -> bool:
     return bool(ratios) and statistics.median(ratios) < STRIP
 
 
-def _old_names(desk: LabelStudioProject) -> list[str]:
+def _old_names(ls_project: LabelStudioProject) -> list[str]:
     """Names that annotations on the server may bear and the project no longer offers: kept, or they lose their class.
 
     The server's own summary of them is not complete, hence also every name that the project ever gave up.
     """
-    held = desk.studio.get(f"/api/projects/{desk.id}/summary").get("created_labels") or {}
+    held = ls_project.studio.get(f"/api/projects/{ls_project.id}/summary").get("created_labels") or {}
     if not held:
         return []
     names = {name for tag in (BRUSH, BOX, PRESENT) for name in held.get(tag, ())}
-    given_up = {*desk.project.class_names, *desk.project.config.aliases}
-    return sorted((names | given_up) - set(desk.project.active_classes))
+    given_up = {*ls_project.project.class_names, *ls_project.project.config.aliases}
+    return sorted((names | given_up) - set(ls_project.project.active_classes))
 
 
-def _kept_by_hand(desk: LabelStudioProject, there: str) -> str:
-    lacking = config.lacking(there, desk.project)
+def _kept_by_hand(ls_project: LabelStudioProject, there: str) -> str:
+    lacking = config.lacking(there, ls_project.project)
     if not lacking:
         return "the label config was changed by hand in Label Studio and is kept; --reset-config writes ours"
     raise CurateError(
@@ -241,15 +241,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _write(desk: LabelStudioProject, **values: Any) -> None:
-    desk.studio.ask("PATCH", f"/api/projects/{desk.id}", json=values)
+def _write(ls_project: LabelStudioProject, **values: Any) -> None:
+    ls_project.studio.ask("PATCH", f"/api/projects/{ls_project.id}", json=values)
 
 
-def _instructed(desk: LabelStudioProject) -> LabelStudioProject:
+def _instructed(ls_project: LabelStudioProject) -> LabelStudioProject:
     """Instructions are written when they change, not at every push: the examples in them cost something."""
-    key = examples.key(desk.project)
-    if _recorded(desk.project).get("instructions") == key:
-        return desk
-    shown = examples.crops(desk.project, examples.on_server(desk.studio, desk.id))
-    _write(desk, expert_instruction=config.instructions(desk.project, shown))
-    return desk.save(instructions=key)
+    key = examples.key(ls_project.project)
+    if _recorded(ls_project.project).get("instructions") == key:
+        return ls_project
+    shown = examples.crops(ls_project.project, examples.on_server(ls_project.studio, ls_project.id))
+    _write(ls_project, expert_instruction=config.instructions(ls_project.project, shown))
+    return ls_project.save(instructions=key)

@@ -340,7 +340,7 @@ def killed(project: Project, place: str, turn: int, when: str, *arguments: str) 
 
 
 PUSH_DIES = [
-    ("labeling.remote_project:_made", "after"),
+    ("labeling.remote_project:_created", "after"),
     ("labeling.push:_send", "before"),
     ("labeling.push:_store", "after"),
     ("labeling.push:_overlap", "before"),
@@ -550,7 +550,7 @@ def test_two_folders_that_share_a_dataset_end_on_one_desk(
         thread.join()
     assert made["mine"] == made["theirs"]
     ours = [one for one in play.projects(studio) if _ours(mine, studio, one)]
-    assert made["mine"] == min(one for one in ours if desks._whole(studio, one))
+    assert made["mine"] == min(one for one in ours if desks._is_whole(studio, one))
     for left in set(ours) - {made["mine"]}:  # a request that the server did twice
         assert studio.get(f"/api/projects/{left}")["task_number"] == 0
 
