@@ -15,14 +15,13 @@ from curate.index.dataset import Index, chunks
 from curate.index.rounds import Round
 from curate.labels.log import LabelLog
 from curate.project import Project
-from labeling import consensus, results, tasks
-from labeling import remote_project as desks
+from labeling import consensus, remote_project, results, tasks
 from labeling.client import Studio
 from labeling.consensus import EDITED_IN_APP, LoggedAnnotations, ReturnedAnnotation, ReturnedTask, SettledTask
 from labeling.push import QUEUED, UNLABELLED
 from labeling.remote_project import LabelStudioProject
 
-OVERLAP = timedelta(minutes=2)  # asked for again: a change may be stored later than its own time says
+OVERLAP = timedelta(minutes=2)  # asked for again: a change may be stored later than its timestamp
 PAGE = 250
 # Of tasks and, by the server's way of reading this list, of the annotations in them.
 FIELDS = "id,data,created_at,updated_at,annotations,completed_by,was_cancelled,lead_time,parent_prediction,result"
@@ -49,112 +48,122 @@ class PullReport:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def add(self, found: SettledTask) -> None:
-        self.annotations += found.fresh
-        self.deleted += found.gone
+    def add(self, settled: SettledTask) -> None:
+        self.annotations += settled.fresh
+        self.deleted += settled.gone
         self.images += 1
-        self.labelled += found.label.status == "labelled"
-        self.skipped += found.label.status == "skipped"
-        self.disputed += found.label.status == "disputed"
-        self.edited_in_app += found.label.reason == EDITED_IN_APP
+        self.labelled += settled.label.status == "labelled"
+        self.skipped += settled.label.status == "skipped"
+        self.disputed += settled.label.status == "disputed"
+        self.edited_in_app += settled.label.reason == EDITED_IN_APP
 
 
 def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO_PROGRESS) -> PullReport:
     """Fetch what changed since the last pull, or with `full` everything. The caller holds the writer lock."""
-    desk = desks.find(project, studio)
-    if desk is None:
+    ls_project = remote_project.find(project, studio)
+    if ls_project is None:
         raise CurateError(
             f"nothing of project '{project.name}' is on {studio.url}, or it was deleted there (labels that were "
             "pulled are safe). To make it: curate push"
         )
     index = Index(project)
-    report = PullReport(desk.url)
-    with app_edits.opened_log(index) as (book, edited):
+    report = PullReport(ls_project.url)
+    with app_edits.opened_log(index) as (log, edited):
         report.captured = len(edited)
-        cursor = _pull(index, book, desk, None if full else desk.cursor, report, progress)
+        cursor = _pull(index, log, ls_project, None if full else ls_project.cursor, report, progress)
     sync.give_splits(index)
-    if cursor != desk.cursor:
-        desk.save(cursor=cursor)
-    report.drafts = tasks.drafts(desk)
+    if cursor != ls_project.cursor:
+        ls_project.save(cursor=cursor)
+    report.drafts = tasks.drafts(ls_project)
     return report
 
 
 def rebuild(project: Project) -> dict[str, int]:
-    """Show every label anew from the log; edits of the App are captured first. What changed by it (nothing should)."""
+    """Show every label anew from the log; edits of the App are captured first. Count what changed (nothing should)."""
     index = Index(project)
     ids = index.ids()
-    before = {one.id: one.label.digest for one in index.shown(ids)}
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        captured = app_edits.show(index, book, ids, project.class_names)
-        known = sum(1 for _ in book.ids())
-    after = {one.id: one.label.digest for one in index.shown(ids)}
+    before = {image.id: image.label.digest for image in index.shown(ids)}
+    with closing(LabelLog(project.work / "labels", project.class_names)) as log:
+        captured = app_edits.show(index, log, ids, project.class_names)
+        known = sum(1 for _ in log.ids())
+    after = {image.id: image.label.digest for image in index.shown(ids)}
     changed = [id for id in ids if before[id] != after[id] and id not in set(captured)]
-    _queue(index, [id for one in rounds.every(project.work) if one.pushed for id in _sent(one)])
+    _queue(index, [id for push_round in rounds.every(project.work) if push_round.pushed for id in _sent(push_round)])
     return {"images": len(ids), "logged": known, "captured": len(captured), "changed": len(changed)}
 
 
-def _sent(one: Round) -> set[str]:
+def _sent(push_round: Round) -> set[str]:
     """The picks that annotators have in their queue, or had."""
-    return {str(row["id"]) for row in one.picks()} - set(one.withdrawn)
+    return {str(row["id"]) for row in push_round.picks()} - set(push_round.withdrawn)
 
 
 def _pull(
-    index: Index, book: LabelLog, desk: LabelStudioProject, cursor: str | None, report: PullReport, progress: Any
+    index: Index, log: LabelLog, ls_project: LabelStudioProject, cursor: str | None, report: PullReport, progress: Any
 ) -> str | None:
-    """Page by page into log and index; returns how far the server's clock was before the first page was read.
+    """Write page by page to log and index; return the newest change on the server before the first page was read.
 
-    What is submitted on a page that was read already comes next time, however long the other pages take.
+    Annotations submitted on a page that was read already come with the next pull, however long the other pages take.
     """
-    newest = tasks.newest(desk)
-    known, sizes = LoggedAnnotations.of(book), _sizes(index)
+    newest = tasks.newest(ls_project)
+    known, sizes = LoggedAnnotations.of(log), _sizes(index)
     people: dict[int, str] = {}
-    for page in chunks(_changed(desk, cursor), PAGE):
+    for page in chunks(_changed(ls_project, cursor), PAGE):
         progress("pulling", len(page), 0)
-        people = people if _all_known(page, people) else people_on(desk)
-        found = [task_of(desk, task, sizes[id], people) for task in page if (id := _image_of(task)) in sizes]
-        report.strangers += len(page) - len(found)
-        settle_all(index, book, known, found, report)
+        people = people if _all_known(page, people) else people_on(ls_project)
+        returned = [task_of(ls_project, task, sizes[id], people) for task in page if (id := _image_of(task)) in sizes]
+        report.strangers += len(page) - len(returned)
+        settle_all(index, log, known, returned, report)
     return newest
 
 
 def _image_of(task: Mapping[str, Any]) -> str:
-    """Whatever somebody put there, for a task that is none of ours."""
+    """Content id in a task's data; tasks that we did not make may hold any value there."""
     return str(task["data"].get("content_id"))
 
 
 def settle_all(
-    index: Index, book: LabelLog, known: LoggedAnnotations, found: list[ReturnedTask], report: PullReport
+    index: Index, log: LabelLog, known: LoggedAnnotations, returned: list[ReturnedTask], report: PullReport
 ) -> None:
     """Log what is new and show it; the log is on disk before the index is touched."""
-    deserted = book.histories({task.id for task in found if known.deserted(task)})
+    histories = log.histories({task.id for task in returned if known.is_deserted(task)})
     touched: set[str] = set()
-    for task in found:
-        book.writer.push()  # so that a word and the dispute that it raises get to the disk together
+    for task in returned:
+        log.writer.push()  # so that an annotation and the dispute that it raises reach the disk together
         least = index.project.config.labelstudio.agreement
-        settled = consensus.settle(book, known, task, least, deserted.get(task.id, ()))
+        settled = consensus.settle(log, known, task, least, histories.get(task.id, ()))
         if settled is not None:
             report.add(settled)
             touched.add(task.id)
-    book.flush()
-    app_edits.show(index, book, touched | _behind(index, book, found), index.project.class_names)
-    _queue(index, [task.id for task in found if not task.words])
+    log.flush()
+    app_edits.show(index, log, touched | _behind(index, log, returned), index.project.class_names)
+    _queue(index, [task.id for task in returned if not task.annotations])
 
 
-def _behind(index: Index, book: LabelLog, found: Iterable[ReturnedTask]) -> set[str]:
+def _behind(index: Index, log: LabelLog, returned: Iterable[ReturnedTask]) -> set[str]:
     """Images whose label is in the log alone: a pull was killed before it could show them."""
-    shown = index.documents([task.id for task in found], ("content_id", "state_key"))
-    return {one["content_id"] for one in shown if (one.get("state_key") or "") != book.key(one["content_id"])}
+    shown = index.documents([task.id for task in returned], ("content_id", "state_key"))
+    return {
+        document["content_id"]
+        for document in shown
+        if (document.get("state_key") or "") != log.key(document["content_id"])
+    }
 
 
 def _queue(index: Index, ids: Sequence[str]) -> None:
-    """Without a label they wait for one."""
+    """Mark unlabelled images as queued."""
     shown = index.documents(ids, ("content_id", "status"))
-    index.set({"status": {one["content_id"]: QUEUED for one in shown if one.get("status") in (None, UNLABELLED)}})
+    index.set(
+        {
+            "status": {
+                document["content_id"]: QUEUED for document in shown if document.get("status") in (None, UNLABELLED)
+            }
+        }
+    )
 
 
-def _changed(desk: LabelStudioProject, cursor: str | None) -> Iterator[dict[str, Any]]:
+def _changed(ls_project: LabelStudioProject, cursor: str | None) -> Iterator[dict[str, Any]]:
     since = [tasks.after("updated_at", _earlier(cursor))] if cursor else []
-    return tasks.listed(desk, since, "all", FIELDS, PAGE)
+    return tasks.listed(ls_project, since, "all", FIELDS, PAGE)
 
 
 def _earlier(moment: str) -> str:
@@ -166,52 +175,61 @@ def _sizes(index: Index) -> dict[str, tuple[int, int]]:
 
 
 def _all_known(page: Iterable[Mapping[str, Any]], people: Mapping[int, str]) -> bool:
-    return all(one["completed_by"] in people for task in page for one in task["annotations"])
+    return all(annotation["completed_by"] in people for task in page for annotation in task["annotations"])
 
 
-def people_on(desk: LabelStudioProject) -> dict[int, str]:
-    return {int(one["id"]): str(one["email"]) for one in desk.studio.get("/api/users")}
+def people_on(ls_project: LabelStudioProject) -> dict[int, str]:
+    return {int(user["id"]): str(user["email"]) for user in ls_project.studio.get("/api/users")}
 
 
-# --- from the server's words to ours ----------------------------------------------------------------------------------
+# --- from the server's annotations to ours ----------------------------------------------------------------------------
 
 
 def task_of(
-    desk: LabelStudioProject,
+    ls_project: LabelStudioProject,
     task: Mapping[str, Any],
     size: tuple[int, int],
     people: Mapping[int, str],
     names: Mapping[str, str] | None = None,
 ) -> ReturnedTask:
     """`names`: what a class of theirs is called here; ours may have been renamed."""
-    known = desk.project.class_names
-    called = {old: new for old, new in desk.project.config.aliases.items() if old not in known} | {**(names or {})}
-    words = [_word(desk, task["data"], one, size, people, called) for one in task["annotations"]]
+    known = ls_project.project.class_names
+    called = {old: new for old, new in ls_project.project.config.aliases.items() if old not in known} | {
+        **(names or {})
+    }
+    annotations = [
+        _returned_annotation(ls_project, task["data"], annotation, size, people, called)
+        for annotation in task["annotations"]
+    ]
     uid = f"{task['id']}@{task['created_at']}"
-    return ReturnedTask(uid, task["data"]["content_id"], size, words, task["data"].get("base"))
+    return ReturnedTask(uid, task["data"]["content_id"], size, annotations, task["data"].get("base"))
 
 
-def _word(
-    desk: LabelStudioProject,
+def _returned_annotation(
+    ls_project: LabelStudioProject,
     data: Mapping[str, Any],
-    one: Mapping[str, Any],
+    annotation: Mapping[str, Any],
     size: tuple[int, int],
     people: Mapping[int, str],
     names: Mapping[str, str],
 ) -> ReturnedAnnotation:
-    label = results.label_in(one["result"], size, bool(one["was_cancelled"]), names, desk.project.class_names)
-    extra = {"origin": _origin(one, label, data.get("suggested")), "config": desk.config}
+    label = results.label_in(
+        annotation["result"], size, bool(annotation["was_cancelled"]), names, ls_project.project.class_names
+    )
+    extra = {"origin": _origin(annotation, label, data.get("suggested")), "config": ls_project.config}
     extra |= {name: value for name in ("round", "suggested_by") if (value := data.get(name))}
-    extra |= {"lead_time": one["lead_time"]} if one.get("lead_time") is not None else {}
-    who = people.get(one["completed_by"], f"user {one['completed_by']}")
-    return ReturnedAnnotation(f"{one['id']}@{one['created_at']}", one["updated_at"], who, label, extra)
+    extra |= {"lead_time": annotation["lead_time"]} if annotation.get("lead_time") is not None else {}
+    who = people.get(annotation["completed_by"], f"user {annotation['completed_by']}")
+    return ReturnedAnnotation(
+        f"{annotation['id']}@{annotation['created_at']}", annotation["updated_at"], who, label, extra
+    )
 
 
-def _origin(one: Mapping[str, Any], label: Label, suggested: str | None) -> str:
+def _origin(annotation: Mapping[str, Any], label: Label, suggested: str | None) -> str:
     """`prediction`: a suggestion that was submitted as it was; `changed`: one that was worked on; else `manual`."""
-    if one.get("parent_prediction") is None:
+    if annotation.get("parent_prediction") is None:
         return "manual"
     if suggested is not None:
         return "prediction" if label.digest == suggested else "changed"
-    kept = all(isinstance(part, dict) and part.get("origin") == "prediction" for part in one["result"] or ())
+    kept = all(isinstance(part, dict) and part.get("origin") == "prediction" for part in annotation["result"] or ())
     return "prediction" if kept else "changed"  # of a suggestion that was made while the task was open
