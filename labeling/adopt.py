@@ -1,6 +1,6 @@
 """`curate pull --adopt`: annotations of a Label Studio project that we did not make.
 
-Which image a task shows is told by its address where that names just one file of the index, else by the bytes that the
+The image of a task is found by its address where that names just one file of the index, else by the bytes that the
 server sends for it: a content id is their hash. The bytes are hashed as they come and never kept.
 """
 
@@ -35,20 +35,20 @@ def run(
         names: what a class of theirs is called here.
     """
     _check(project, names)
-    desk = LabelStudioProject(project, studio, number, f"adopted {number}")
+    ls_project = LabelStudioProject(project, studio, number, f"adopted {number}")
     title = _title(studio, number)
     index = Index(project)
-    report = PullReport(desk.url, notes=[f"adopted from '{title}' (project {number})"])
+    report = PullReport(ls_project.url, notes=[f"adopted from '{title}' (project {number})"])
     finder = _Finder(index, studio)
-    with app_edits.opened_log(index) as (book, edited):
+    with app_edits.opened_log(index) as (log, edited):
         report.captured = len(edited)
-        known = LoggedAnnotations.of(book)
-        people = pull.people_on(desk)
-        for page in chunks(tasks.listed(desk, [], "all", pull.FIELDS, PAGE), PAGE):
+        known = LoggedAnnotations.of(log)
+        people = pull.people_on(ls_project)
+        for page in chunks(tasks.listed(ls_project, [], "all", pull.FIELDS, PAGE), PAGE):
             progress("adopting", len(page), 0)
-            found = list(_ours(page, finder, report))
-            made = [pull.task_of(desk, task, finder.sizes[id], people, names) for id, task in found]
-            pull.settle_all(index, book, known, made, report)
+            matched = list(_ours(page, finder, report))
+            returned = [pull.task_of(ls_project, task, finder.sizes[id], people, names) for id, task in matched]
+            pull.settle_all(index, log, known, returned, report)
     sync.give_splits(index)
     return report
 
@@ -64,7 +64,7 @@ def _title(studio: Studio, number: int) -> str:
         return str(studio.get(f"/api/projects/{number}")["title"])
     except NotFound:
         there = studio.get("/api/projects", include="id,title", page_size=100)["results"]
-        known = [f"{one['id']} ({one['title']})" for one in there]
+        known = [f"{entry['id']} ({entry['title']})" for entry in there]
         raise unknown("Label Studio project", str(number), known) from None
 
 
@@ -107,7 +107,7 @@ class _Finder:
         return next((self.by_end[end] for end in _ends(path) if end in self.by_end), None)
 
     def _sent(self, address: str) -> str | None:
-        """By the hash of what this server itself sends; other servers are not asked on somebody's word."""
+        """By the hash of what this server itself sends; other servers are never asked."""
         if not address.startswith("/data/"):
             return None
         try:
