@@ -13,8 +13,7 @@ from curate.errors import CurateError
 from curate.files import ProjectBusy, writer_lock
 from curate.index import app_views, database
 from curate.project import Project
-from labeling import pull, tasks
-from labeling import remote_project as desks
+from labeling import pull, remote_project, tasks
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.http_server import Routes, listening
 from labeling.pull import PullReport
@@ -56,8 +55,8 @@ def run(
 
 def _changed(project: Project, studio: Studio) -> bool:
     """One small question to the server."""
-    desk = desks.find(project, studio)
-    return desk is None or desk.cursor is None or tasks.changed(desk, desk.cursor)
+    ls_project = remote_project.find(project, studio)
+    return ls_project is None or ls_project.cursor is None or tasks.changed(ls_project, ls_project.cursor)
 
 
 def _pulled(project: Project, studio: Studio, tell: Tell, last: float) -> float:
@@ -74,17 +73,17 @@ def _pulled(project: Project, studio: Studio, tell: Tell, last: float) -> float:
 
 
 @contextlib.contextmanager
-def webhook(desk: LabelStudioProject, host: str, port: int, wake: threading.Event) -> Iterator[str]:
+def webhook(ls_project: LabelStudioProject, host: str, port: int, wake: threading.Event) -> Iterator[str]:
     """Label Studio calls us as soon as somebody submits. The address, once both sides know it; undone afterwards."""
     secret = secrets.token_urlsafe(24)
     with listening(host, port, _listener(secret, wake)) as url:
-        about = {"project": desk.id, "url": f"{url}/", "headers": {HEADER: secret}, "send_payload": False}
-        made = desk.studio.post("/api/webhooks/", about | {"send_for_all_actions": False, "actions": ACTIONS})
+        about = {"project": ls_project.id, "url": f"{url}/", "headers": {HEADER: secret}, "send_payload": False}
+        hook = ls_project.studio.post("/api/webhooks/", about | {"send_for_all_actions": False, "actions": ACTIONS})
         try:
             yield url
         finally:
             with contextlib.suppress(CurateError):  # a server that is gone calls nobody
-                desk.studio.ask("DELETE", f"/api/webhooks/{made['id']}/")
+                ls_project.studio.ask("DELETE", f"/api/webhooks/{hook['id']}/")
 
 
 def _listener(password: str, wake: threading.Event) -> type[Routes]:
