@@ -21,7 +21,7 @@ from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.project import Project
 from curate.vectors.run import pixels_of
-from labeling import results as wire
+from labeling import results as ls_results
 from labeling.http_server import Routes, listening
 from labeling.push import REVIEW
 from labeling.remote_project import MODEL_VERSION, LabelStudioProject
@@ -35,7 +35,7 @@ LARGEST = 64 << 20  # bytes of a request
 
 
 def opened(project: Project, wanted: str | None = None, device: str = "cpu") -> Backend:
-    """With this model, else the current one."""
+    """Load this model, else the current one, to answer Label Studio's requests."""
     from train.predict import run as predicting
 
     return Backend(Index(project), predicting.load(project, wanted, device))
@@ -59,23 +59,23 @@ class Backend:
         results, score = self._results(str(data.get("content_id")), data.get("slot"))
         return {"result": results, "score": score, "model_version": self.version}
 
-    def _results(self, id: str, slot: str | None) -> tuple[list[wire.Result], float]:
-        found = {one.id: one for one in self.index.shown([id])}
-        if id not in found or (slot != REVIEW and self._audited(id)):
+    def _results(self, id: str, slot: str | None) -> tuple[list[ls_results.Result], float]:
+        shown = {image.id: image for image in self.index.shown([id])}
+        if id not in shown or (slot != REVIEW and self._is_audit(id)):
             return [], 0.0
-        size = found[id].width, found[id].height
+        size = shown[id].width, shown[id].height
         if slot == REVIEW:
-            return wire.of_label(found[id].label, size), 1.0
+            return ls_results.of_label(shown[id].label, size), 1.0
         with self.turn:
-            said = self.predictor.prediction(self.predictor.predict_image(self._pixels(id)))
-        return wire.of_prediction(said, size), round(said.score, 4)
+            prediction = self.predictor.prediction(self.predictor.predict_image(self._pixels(id)))
+        return ls_results.of_prediction(prediction, size), round(prediction.score, 4)
 
-    def _audited(self, id: str) -> bool:
+    def _is_audit(self, id: str) -> bool:
         """True for an audit pick. Its task does not say so, because annotators would read it there."""
-        return any(AUDIT in (found.get("tags") or ()) for found in self.index.documents([id], ["tags"]))
+        return any(AUDIT in (document.get("tags") or ()) for document in self.index.documents([id], ["tags"]))
 
     def _pixels(self, id: str) -> Any:
-        (path,) = (found["filepath"] for found in self.index.documents([id], ["filepath"]))
+        (path,) = (document["filepath"] for document in self.index.documents([id], ["filepath"]))
         return pixels_of(Path(path).read_bytes(), self.index.project.config.limits.max_pixels)
 
 
@@ -88,21 +88,21 @@ def served(backend: Backend, host: str, port: int) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def connected(desk: LabelStudioProject, url: str, password: str) -> Iterator[None]:
+def connected(ls_project: LabelStudioProject, url: str, password: str) -> Iterator[None]:
     """Label Studio asks us from now on, and no longer afterwards."""
-    studio = desk.studio
-    for old in studio.get("/api/ml/", project=desk.id):  # of a backend that was killed
+    studio = ls_project.studio
+    for old in studio.get("/api/ml/", project=ls_project.id):  # of a backend that was killed
         if old["title"] == TITLE:
             studio.ask("DELETE", f"/api/ml/{old['id']}")
     access = {"auth_method": "BASIC_AUTH", "basic_auth_user": USER, "basic_auth_pass": password}
-    made = studio.post("/api/ml/", {"project": desk.id, "url": url, "title": TITLE, **access})
-    studio.ask("PATCH", f"/api/projects/{desk.id}", json={"model_version": TITLE})
+    connection = studio.post("/api/ml/", {"project": ls_project.id, "url": url, "title": TITLE, **access})
+    studio.ask("PATCH", f"/api/projects/{ls_project.id}", json={"model_version": TITLE})
     try:
         yield
     finally:
         with contextlib.suppress(CurateError):
-            studio.ask("DELETE", f"/api/ml/{made['id']}")
-            studio.ask("PATCH", f"/api/projects/{desk.id}", json={"model_version": MODEL_VERSION})
+            studio.ask("DELETE", f"/api/ml/{connection['id']}")
+            studio.ask("PATCH", f"/api/projects/{ls_project.id}", json={"model_version": MODEL_VERSION})
 
 
 # --- the routes -------------------------------------------------------------------------------------------------------
