@@ -1,4 +1,4 @@
-"""Under which address annotators' browsers find an image: local files, an upload, or an object store.
+"""Addresses under which annotators' browsers find an image: local files, an upload, or an object store.
 
 Only references that the index holds get here, and each is judged again: nothing outside its data root is ever served.
 What is copied or uploaded must hash to its content id: neither a link nor a replaced file shows other bytes.
@@ -19,8 +19,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.paths import IMAGE_SUFFIXES
 from curate.project import Project
-from labeling import client, server, tasks
-from labeling import remote_project as desks
+from labeling import client, remote_project, server, tasks
 from labeling.client import Studio
 from labeling.remote_project import LabelStudioProject
 
@@ -34,12 +33,16 @@ NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  
 Address = Callable[[str, str], str]  # content id, `source:path` -> URL
 
 
-def addresser(index: Index, desk: LabelStudioProject, progress: Any = NO_PROGRESS) -> Address:
+def addresser(index: Index, ls_project: LabelStudioProject, progress: Any = NO_PROGRESS) -> Address:
     """Gives each image its address, in the way that project.toml asks for."""
     wanted = index.project.config.labelstudio.images
     if wanted == "url":
         return _signed(index.project)
-    return _uploaded(index.project, desk.studio, desk.id) if wanted == "upload" else _local(index, desk, progress)
+    return (
+        _uploaded(index.project, ls_project.studio, ls_project.id)
+        if wanted == "upload"
+        else _local(index, ls_project, progress)
+    )
 
 
 def _checked(project: Project, reference: str) -> Path:
@@ -58,7 +61,7 @@ def _check_bytes(id: str, reference: str, digest: str) -> None:
 # --- local files ------------------------------------------------------------------------------------------------------
 
 
-def _local(index: Index, desk: LabelStudioProject, progress: Any) -> Address:
+def _local(index: Index, ls_project: LabelStudioProject, progress: Any) -> Address:
     """Label Studio serves one folder of ours: copies of just the images that were pushed, named by their content ids.
 
     Copies, because Label Studio follows links, and because a file that is overwritten in place changes its hard links.
@@ -71,14 +74,14 @@ def _local(index: Index, desk: LabelStudioProject, progress: Any) -> Address:
     def address(id: str, reference: str) -> str:
         return f"{LOCAL}{quote(f'{prefix}{MEDIA}/{_copied(index.project, folder, id, reference)}')}"
 
-    storages = desk.studio.get("/api/storages/localfiles", project=desk.id)
-    if str(folder) not in {one["path"] for one in storages}:
-        about = {"project": desk.id, "path": str(folder), "title": MEDIA, "use_blob_urls": True}
-        desk.studio.post("/api/storages/localfiles", about)
+    storages = ls_project.studio.get("/api/storages/localfiles", project=ls_project.id)
+    if str(folder) not in {storage["path"] for storage in storages}:
+        about = {"project": ls_project.id, "path": str(folder), "title": MEDIA, "use_blob_urls": True}
+        ls_project.studio.post("/api/storages/localfiles", about)
     if old := _superseded(storages, folder):
-        _move(index, desk, address, progress)
+        _move(index, ls_project, address, progress)
         for number in old:
-            desk.studio.ask("DELETE", f"/api/storages/localfiles/{number}")
+            ls_project.studio.ask("DELETE", f"/api/storages/localfiles/{number}")
     return address
 
 
@@ -89,9 +92,9 @@ def _document_root(project: Project) -> tuple[Path, str]:
     root = os.environ.get(ROOT)
     if root and Path(root).is_dir():
         return Path(root) / project.dataset_name, f"{project.dataset_name}/"
-    what = f"{ROOT} names no folder here" if root else f"{ROOT} is not set"
+    problem = f"{ROOT} names no folder here" if root else f"{ROOT} is not set"
     raise CurateError(
-        f"{what}, so the server of {client.URL} cannot be given local files: set it to the server's own, or write "
+        f"{problem}, so the server of {client.URL} cannot be given local files: set it to the server's own, or write "
         'images = "upload" or "url" under [labelstudio] in project.toml'
     )
 
@@ -117,39 +120,43 @@ def _copied(project: Project, folder: Path, id: str, reference: str) -> str:
 
 def _superseded(storages: list[Mapping[str, Any]], folder: Path) -> list[int]:
     """The storages of earlier versions, each a link to a whole source beside `folder`."""
-    return [one["id"] for one in storages if Path(one["path"]).parent == folder.parent and one["path"] != str(folder)]
+    return [
+        storage["id"]
+        for storage in storages
+        if Path(storage["path"]).parent == folder.parent and storage["path"] != str(folder)
+    ]
 
 
 def renew(project: Project, studio: Studio, progress: Any = NO_PROGRESS) -> None:
     """Give tasks that an earlier version pushed addresses that still work. Each push does so, too."""
-    if project.config.labelstudio.images != "local" or (desk := desks.find(project, studio)) is None:
+    if project.config.labelstudio.images != "local" or (ls_project := remote_project.find(project, studio)) is None:
         return
-    if _superseded(studio.get("/api/storages/localfiles", project=desk.id), _document_root(project)[0] / MEDIA):
-        _local(Index(project), desk, progress)
+    if _superseded(studio.get("/api/storages/localfiles", project=ls_project.id), _document_root(project)[0] / MEDIA):
+        _local(Index(project), ls_project, progress)
 
 
-def _move(index: Index, desk: LabelStudioProject, address: Address, progress: Any) -> None:
+def _move(index: Index, ls_project: LabelStudioProject, address: Address, progress: Any) -> None:
     """New addresses for all tasks, the finished ones too; annotations and suggestions stay as they are."""
     references = {id: paths[0] for id, paths in index.rows("paths") if paths}
-    for one in list(tasks.held(desk)):
+    for task in list(tasks.held(ls_project)):
         progress("moving images", 1, 0)
-        id, image = str(one.data.get("content_id")), str(one.data.get("image"))
+        id, image = str(task.data.get("content_id")), str(task.data.get("image"))
         if image.startswith(LOCAL) and id in references:
             try:
                 new = address(id, references[id])
             except LabelProblem:
                 continue  # its file is gone: the old address leads nowhere either
             if new != image:
-                desk.studio.ask("PATCH", f"/api/tasks/{one.id}", json={"data": {**one.data, "image": new}})
+                ls_project.studio.ask("PATCH", f"/api/tasks/{task.id}", json={"data": {**task.data, "image": new}})
 
 
-def sweep(index: Index, desk: LabelStudioProject) -> None:
+def sweep(index: Index, ls_project: LabelStudioProject) -> None:
     """Remove copies of images that have waited for nobody for a while; a push of theirs makes them anew."""
     if index.project.config.labelstudio.images != "local":
         return
     folder, oldest = _document_root(index.project)[0] / MEDIA, time.time() - KEPT_DAYS * 86400
     old = [path for path in folder.glob("[!.]*") if path.stat().st_mtime < oldest]
-    waiting = {str(one.data.get("content_id")) for one in tasks.unfinished(desk)} if old else set()
+    waiting = {str(task.data.get("content_id")) for task in tasks.unfinished(ls_project)} if old else set()
     for path in old:
         if path.stem not in waiting:
             path.unlink()
@@ -192,24 +199,24 @@ def _sign(url: str, seconds: int) -> str:
 # --- uploads ----------------------------------------------------------------------------------------------------------
 
 
-def _uploaded(project: Project, studio: Studio, desk: int) -> Address:
+def _uploaded(project: Project, studio: Studio, project_id: int) -> Address:
     """Each file goes to the server once, under its content id: an upload that was cut off is found again."""
-    known = {_id_of(one["file"]): one["file"] for one in _uploads(studio, desk)}
+    known = {_id_of(upload["file"]): upload["file"] for upload in _uploads(studio, project_id)}
 
     def address(id: str, reference: str) -> str:
         if id not in known:
             with _checked(project, reference).open("rb") as handle:
                 _check_bytes(id, reference, hashlib.file_digest(handle, "sha256").hexdigest())
                 handle.seek(0)
-                known[id] = _upload(studio, desk, id + PurePosixPath(reference).suffix.lower(), handle)
+                known[id] = _upload(studio, project_id, id + PurePosixPath(reference).suffix.lower(), handle)
         return f"/data/{quote(known[id])}"
 
     return address
 
 
-def _uploads(studio: Studio, desk: int) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = studio.get(f"/api/projects/{desk}/file-uploads", all="true")
-    return found
+def _uploads(studio: Studio, project_id: int) -> list[Mapping[str, Any]]:
+    uploads: list[Mapping[str, Any]] = studio.get(f"/api/projects/{project_id}/file-uploads", all="true")
+    return uploads
 
 
 def _id_of(file: str) -> str:
@@ -217,9 +224,12 @@ def _id_of(file: str) -> str:
     return PurePosixPath(file).stem.partition("-")[2]
 
 
-def _upload(studio: Studio, desk: int, name: str, handle: IO[bytes]) -> str:
+def _upload(studio: Studio, project_id: int, name: str, handle: IO[bytes]) -> str:
     sent = studio.ask(
-        "POST", f"/api/projects/{desk}/import", params={"commit_to_project": "false"}, files={name: (name, handle)}
+        "POST",
+        f"/api/projects/{project_id}/import",
+        params={"commit_to_project": "false"},
+        files={name: (name, handle)},
     )
     number = sent["file_upload_ids"][0]
     return str(studio.get(f"/api/import/file-upload/{number}")["file"])
