@@ -34,7 +34,7 @@ def key(project: Project) -> str:
     under the annotators' eyes."""
     index = Index(project)
     held = set(index.dataset.match(_usable(index)).distinct("defects.detections.label"))
-    classes = [one.model_dump() for one in project.config.classes]
+    classes = [entry.model_dump() for entry in project.config.classes]
     return rounds.key_of([classes, sorted(held & set(project.active_classes))])
 
 
@@ -44,23 +44,23 @@ def crops(project: Project, keep: Keep) -> list[ExampleCrop]:
     return [ExampleCrop(name, keep(png)) for name in project.active_classes for png in _of_class(index, name)]
 
 
-def on_server(studio: Studio, desk: int) -> Keep:
+def on_server(studio: Studio, project_id: int) -> Keep:
     """Stores crops as uploads of the project, each once: Label Studio takes data: addresses out of instructions."""
-    uploads: list[Mapping[str, str]] = studio.get(f"/api/projects/{desk}/file-uploads", all="true")
-    known = {one["file"].rpartition("-")[2]: one["file"] for one in uploads}
+    uploads: list[Mapping[str, str]] = studio.get(f"/api/projects/{project_id}/file-uploads", all="true")
+    known = {upload["file"].rpartition("-")[2]: upload["file"] for upload in uploads}
 
     def keep(png: bytes) -> str:
         name = f"example_{hashlib.blake2b(png, digest_size=16).hexdigest()}.png"
         if name not in known:
-            known[name] = _upload(studio, desk, name, png)
+            known[name] = _upload(studio, project_id, name, png)
         return f"/data/{quote(known[name])}"
 
     return keep
 
 
-def _upload(studio: Studio, desk: int, name: str, png: bytes) -> str:
+def _upload(studio: Studio, project_id: int, name: str, png: bytes) -> str:
     sent = {"params": {"commit_to_project": "false"}, "files": {name: (name, png)}}
-    number = studio.ask("POST", f"/api/projects/{desk}/import", **sent)["file_upload_ids"][0]
+    number = studio.ask("POST", f"/api/projects/{project_id}/import", **sent)["file_upload_ids"][0]
     return str(studio.get(f"/api/import/file-upload/{number}")["file"])
 
 
@@ -73,14 +73,14 @@ def _of_class(index: Index, name: str) -> Iterator[bytes]:
     field = index.fo.ViewField
     shown = field("defects.detections.label").contains(field.literal([name]))
     ids = sorted(index.dataset.match(shown & _usable(index)).values("content_id"))[:LOOKED_AT]
-    found = 0
+    count = 0
     for item in index.items(ids):
-        if found == EACH:
+        if count == EACH:
             return
         largest = max((d for d in item.label.defects if d.label == name), key=lambda d: d.box[2] * d.box[3])
         crop = _crop(item, largest, index.project.colors[name], index.project.config.limits.max_pixels)
         if crop is not None:
-            found += 1
+            count += 1
             yield _png(crop)
 
 
