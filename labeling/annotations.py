@@ -22,14 +22,14 @@ def report(project: Project, number: int | None = None) -> dict[str, Any]:
 def read(project: Project, number: int | None = None) -> list[Annotation]:
     """The annotations of the log; those that were changed or deleted later stand there, too, and do not count."""
     sizes = {id: (width, height) for id, width, height in Index(project).rows("width", "height")}
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        standing = {uid for stamps in LoggedAnnotations.of(book).settled.values() for uid in stamps}
-        newest = {entry.extra["annotation"]: entry for entry in book.entries() if _is_word(entry)}
+    with closing(LabelLog(project.work / "labels", project.class_names)) as log:
+        standing = {uid for stamps in LoggedAnnotations.of(log).settled.values() for uid in stamps}
+        newest = {entry.extra["annotation"]: entry for entry in log.entries() if _is_annotation(entry)}
     kept = (entry for uid, entry in newest.items() if uid in standing and entry.id in sizes)
     return [_annotation(entry, sizes[entry.id]) for entry in kept if number in (None, entry.extra.get("round"))]
 
 
-def _is_word(entry: Entry) -> bool:
+def _is_annotation(entry: Entry) -> bool:
     return entry.origin == ORIGIN and "updated" in entry.extra
 
 
