@@ -67,12 +67,12 @@ def _check(names: Sequence[str]) -> None:
     """Refuse class names with control characters, which XML cannot hold."""
     for name in names:
         if odd := NOT_XML.search(name):
-            told = f"class {name!r} holds the character {odd[0]!r}, which Label Studio cannot show"
-            raise CurateError(f"{told}. Give it another name: curate classes rename")
+            message = f"class {name!r} holds the character {odd[0]!r}, which Label Studio cannot show"
+            raise CurateError(f"{message}. Give it another name: curate classes rename")
 
 
 def version(text: str) -> str:
-    """Changes with anything in the config."""
+    """Short hash of the config."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
@@ -91,7 +91,7 @@ def lacking(text: str, project: Project) -> list[str]:
             if name in tags
             else set(project.active_classes)
         )
-        missing += [f"the class '{one}' in the tag '{name}'" for one in project.active_classes if one not in held]
+        missing += [f"the class '{label}' in the tag '{name}'" for label in project.active_classes if label not in held]
     return missing
 
 
@@ -106,11 +106,11 @@ def _image(above: int) -> Element:
 
 def _labels(project: Project, kind: str, name: str, keys: str, old: Sequence[str]) -> Element:
     element = Element(kind, name=name, toName=IMAGE)
-    for number, one in enumerate(project.active_classes):
+    for number, label in enumerate(project.active_classes):
         key = keys[number] if number < len(keys) else NO_KEY
-        SubElement(element, "Label", _named(one), background=project.colors[one], hotkey=key)
-    for one in old:
-        SubElement(element, "Label", _named(one), background=OLD_COLOR, hotkey=NO_KEY)
+        SubElement(element, "Label", _named(label), background=project.colors[label], hotkey=key)
+    for label in old:
+        SubElement(element, "Label", _named(label), background=OLD_COLOR, hotkey=NO_KEY)
     return element
 
 
@@ -177,10 +177,12 @@ Size of the brush: keys [ and ]. Eraser: e. To see the steel beneath all masks: 
 
 
 def _class(project: Project, name: str, examples: Sequence[ExampleCrop]) -> str:
-    about = next(one.description for one in project.config.classes if one.name == name)
+    about = next(entry.description for entry in project.config.classes if entry.name == name)
     # Label Studio strips every style and every data: address; what stands in these attributes, it keeps.
     shown = "".join(
-        f'<td><img src="{escape(one.url)}" width="120" alt=""/></td>' for one in examples if one.name == name
+        f'<td><img src="{escape(example.url)}" width="120" alt=""/></td>'
+        for example in examples
+        if example.name == name
     )
     swatch = f'<td width="12" rowspan="2" bgcolor="{project.colors[name]}"></td>'
     text = f'<td colspan="9"><b>{escape(name)}</b> {escape(about)}</td>'
