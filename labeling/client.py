@@ -193,10 +193,10 @@ def _json(answer: httpx.Response, url: str) -> Any:
         raise _stranger(url) from None
 
 
-def _user(told: Any, url: str) -> User:
-    if not isinstance(told, dict) or not {"id", "email"} <= told.keys():
+def _user(answer: Any, url: str) -> User:
+    if not isinstance(answer, dict) or not {"id", "email"} <= answer.keys():
         raise _stranger(url)
-    return User(told["id"], told["email"])
+    return User(answer["id"], answer["email"])
 
 
 def _stranger(url: str) -> CurateError:
@@ -269,8 +269,8 @@ def _reason(body: Any, token: str) -> str:
     if not isinstance(body, dict):
         return ""
     details = body.get("validation_errors") or body.get("detail") or ""
-    words = " ".join(_flat(details).replace(token, "...").split())
-    return f": {words[:200]}" if words else ""
+    text = " ".join(_flat(details).replace(token, "...").split())
+    return f": {text[:200]}" if text else ""
 
 
 def _flat(details: Any) -> str:
