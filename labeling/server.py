@@ -140,7 +140,7 @@ def up(
 
 
 def down(project: Project) -> bool:
-    """End the project's server; whether one ran."""
+    """End the project's server; True if one ran."""
     return stop(folder_of(project))
 
 
@@ -167,29 +167,29 @@ def launch(
     folder.chmod(0o700)
     root.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder / ".start", progress):
-        found = _known(folder) or _unrecorded(folder)
-        if found:  # perhaps still starting: whoever started it may have been killed
-            return _settled(found, _size(found.log), _make_credentials(folder), progress)
+        existing = _known(folder) or _unrecorded(folder)
+        if existing:  # perhaps still starting: whoever started it may have been killed
+            return _settled(existing, _size(existing.log), _make_credentials(folder), progress)
         with _exclusive(_machine_lock(), progress):  # a server takes its port long after that was seen to be free
             return _start(folder, root, port, host, progress)
 
 
 def running(folder: Path) -> RunningServer | None:
     """The server on `folder`, if its own process listens on its port and answers."""
-    found = _known(folder)
-    return found if found and found.port in _ports(found.pid) and _healthy(found.url) else None
+    existing = _known(folder)
+    return existing if existing and existing.port in _ports(existing.pid) and _healthy(existing.url) else None
 
 
 def stop(folder: Path) -> bool:
-    """End the server on `folder`; whether one ran. It has seconds to end by itself."""
+    """End the server on `folder`; True if one ran. It has seconds to end by itself."""
     if not folder.is_dir():
         return False
     with _exclusive(folder / ".start", no_progress):
-        found = _known(folder) or _unrecorded(folder)
-        if found:
-            _end(found.pid)
+        existing = _known(folder) or _unrecorded(folder)
+        if existing:
+            _end(existing.pid)
         (folder / "server.json").unlink(missing_ok=True)
-    return found is not None
+    return existing is not None
 
 
 def read_credentials(folder: Path) -> Credentials:
@@ -204,11 +204,11 @@ def read_credentials(folder: Path) -> Credentials:
 def executable() -> Path:
     """The `label-studio` beside this interpreter, else the one on PATH."""
     beside = Path(sys.executable).parent / "label-studio"
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("label-studio")
-    if not found:
+    path = str(beside) if os.access(beside, os.X_OK) else shutil.which("label-studio")
+    if not path:
         remedy = "Run: pip install 'steel-curate[labelstudio]'. Or set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
         raise CurateError(f"Label Studio's server is not installed here. {remedy} to use one that runs elsewhere")
-    return Path(found)
+    return Path(path)
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _await(served: RunningServer, begun: int, progress: Progress) -> None:
     tick = 0.0
     while time.monotonic() < deadline:
         if not _lives(served.pid):
-            raise CurateError(f"Label Studio ended while it started: {_last_words(served.log, begun)}")
+            raise CurateError(f"Label Studio ended while it started: {_last_error(served.log, begun)}")
         ports = _ports(served.pid)
         if ports and served.port not in ports:  # Label Studio goes to the next port by itself where its own is taken
             raise CurateError(f"another program took port {served.port} at that moment. Run the command again")
@@ -290,15 +290,15 @@ def _make_credentials(folder: Path) -> Credentials:
     if path.exists():
         path.chmod(0o600)
         return read_credentials(folder)
-    made = Credentials(EMAIL, secrets.token_urlsafe(16), secrets.token_hex(20))
+    credentials = Credentials(EMAIL, secrets.token_urlsafe(16), secrets.token_hex(20))
     aside = path.with_suffix(".part")
     aside.unlink(missing_ok=True)
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-        json.dump(asdict(made), handle, indent=2)
+        json.dump(asdict(credentials), handle, indent=2)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(aside, path)
-    return made
+    return credentials
 
 
 def _mend(served: RunningServer, known: Credentials) -> None:
@@ -308,8 +308,10 @@ def _mend(served: RunningServer, known: Credentials) -> None:
     command = [str(python) if python.exists() else sys.executable, "-c", MEND]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=served.folder)
     if done.returncode or not _accepts(served.url, known.token):
-        words = _plain((done.stderr.strip().splitlines() or ["no reason given"])[-1], known)
-        raise CurateError(f"Label Studio refuses the token in {served.credentials}, which could not be mended: {words}")
+        reason = _plain((done.stderr.strip().splitlines() or ["no reason given"])[-1], known)
+        raise CurateError(
+            f"Label Studio refuses the token in {served.credentials}, which could not be mended: {reason}"
+        )
 
 
 def _plain(text: str, known: Credentials) -> str:
@@ -327,7 +329,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _said(log: Path, begun: int) -> str:
+def _log_text(log: Path, begun: int) -> str:
     if not log.exists():
         return ""
     with log.open("rb") as handle:
@@ -335,12 +337,12 @@ def _said(log: Path, begun: int) -> str:
         return handle.read(1_000_000).decode("utf-8", "replace")
 
 
-def _last_words(log: Path, begun: int) -> str:
-    lines = [line.strip() for line in _said(log, begun).splitlines() if line.strip()]
+def _last_error(log: Path, begun: int) -> str:
+    lines = [line.strip() for line in _log_text(log, begun).splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
-    words = (telling or lines or ["it said nothing"])[-1]
+    reason = (telling or lines or ["it left no message"])[-1]
     known = read_credentials(log.parent)
-    return f"{_plain(words, known)} (see {log})"
+    return f"{_plain(reason, known)} (see {log})"
 
 
 # --- ports ------------------------------------------------------------------------------------------------------------
@@ -403,8 +405,8 @@ def _accepts(url: str, token: str) -> bool:
     try:
         answer = httpx.get(f"{url}/api/current-user/whoami", headers=headers, timeout=60, trust_env=False)
     except httpx.HTTPError as error:
-        told = f"Label Studio at {url} listens, but gave no answer ({type(error).__name__})"
-        raise CurateError(f"{told}. Is the machine busy? Run the command again") from None
+        message = f"Label Studio at {url} listens, but gave no answer ({type(error).__name__})"
+        raise CurateError(f"{message}. Is the machine busy? Run the command again") from None
     return answer.status_code == 200
 
 
@@ -414,7 +416,7 @@ def _ports(pid: int) -> set[int]:
 
     with contextlib.suppress(psutil.Error):
         sockets = psutil.Process(pid).net_connections("tcp")
-        return {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+        return {sock.laddr.port for sock in sockets if sock.status == psutil.CONN_LISTEN}
     return set()
 
 
@@ -450,9 +452,9 @@ def _unrecorded(folder: Path) -> RunningServer | None:
     wanted = str(folder.resolve())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            words, variables = process.cmdline(), process.environ()
-            if variables.get("LABEL_STUDIO_BASE_DATA_DIR") == wanted and {"--internal-host", "--port"} <= {*words}:
-                host, port = (words[words.index(name) + 1] for name in ("--internal-host", "--port"))
+            arguments, variables = process.cmdline(), process.environ()
+            if variables.get("LABEL_STUDIO_BASE_DATA_DIR") == wanted and {"--internal-host", "--port"} <= {*arguments}:
+                host, port = (arguments[arguments.index(name) + 1] for name in ("--internal-host", "--port"))
                 root = Path(variables["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"])
                 return _recorded(RunningServer(_url(host, int(port)), host, int(port), 0, folder, root), process.pid)
     return None
