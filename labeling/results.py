@@ -1,9 +1,9 @@
-"""Between our labels and Label Studio's results, both ways and bit-exact.
+"""Conversion between our labels and Label Studio's results, both ways and bit-exact.
 
 What comes in is untrusted: a region that cannot be read makes the label disputed, with the reason; the rest is kept.
-Regions are told by what they hold, not by the name of their tag, so that projects which others made can be read, too.
-What is said of the whole image (`ABOUT_IMAGES`) and means nothing here is passed over. Anything else, such as a key
-point, may be a defect: to pass it over would make the image clean.
+Regions are recognised by what they hold, not by the name of their tag, so that projects which others made can be read,
+too. Results for the whole image (`ABOUT_IMAGES`) that mean nothing here are ignored. Anything else, such as a key
+point, may be a defect: to ignore it would make the image clean.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ABOUT_IMAGES = frozenset(
 )
 SHAPE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle")
 CORNERS = 360  # of the polygon that stands for an ellipse: within a pixel's hundredth up to a radius of 250 pixels
-FAR = 1e6  # per cent of the image; further out, sums lose their last digits
+FAR = 1e6  # per cent of the image; further out, sums lose precision
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
@@ -43,17 +43,17 @@ FAR = 1e6  # per cent of the image; further out, sums lose their last digits
 
 def of_label(label: Label, size: Size) -> list[Result]:
     """The label as results that `label_in` reads back to the same label."""
-    made = [*_regions(((defect, None) for defect in label.defects), size)]
-    made += [_choices(PRESENT, sorted(set(label.classes)))] if label.classes else []
+    results = [*_regions(((defect, None) for defect in label.defects), size)]
+    results += [_choices(PRESENT, sorted(set(label.classes)))] if label.classes else []
     if label.status == "skipped":
-        return [*made, _choices(VERDICT, [UNSURE]), *_why(label.reason)]
-    return made if made or label.status != "labelled" else [_choices(VERDICT, [CLEAN])]
+        return [*results, _choices(VERDICT, [UNSURE]), *_why(label.reason)]
+    return results if results or label.status != "labelled" else [_choices(VERDICT, [CLEAN])]
 
 
-def of_prediction(found: Prediction, size: Size) -> list[Result]:
+def of_prediction(prediction: Prediction, size: Size) -> list[Result]:
     """Convert a model's prediction to results. An empty one gives none: only a person may say "clean"."""
-    names = sorted({name for name, _ in found.classes})
-    return [*_regions(found.defects, size), *([_choices(PRESENT, names)] if names else [])]
+    names = sorted({name for name, _ in prediction.classes})
+    return [*_regions(prediction.defects, size), *([_choices(PRESENT, names)] if names else [])]
 
 
 def _regions(defects: Iterable[tuple[Defect, float | None]], size: Size) -> Iterator[Result]:
@@ -85,8 +85,8 @@ def _choices(name: str, values: Sequence[str]) -> Result:
 
 
 def _why(reason: str | None) -> list[Result]:
-    said = [part for part in (reason or "").split(", ") if part not in ("", UNSURE, SKIPPED)]
-    return [_choices(WHY, said)] if said else []
+    reasons = [part for part in (reason or "").split(", ") if part not in ("", UNSURE, SKIPPED)]
+    return [_choices(WHY, reasons)] if reasons else []
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -104,31 +104,33 @@ def label_in(
     `names`: what a class of theirs is called here. `classes`: those that a choice of any name may state.
     """
     names = names or {}
-    told, faults = _told(results)
-    parts = _by_region(told)
-    faults += [f"a result of type '{_text(one.get('type'))[:40]}'" for one in told if _unread(one, parts)]
+    objects, faults = _identified(results)
+    parts = _by_region(objects)
+    faults += [f"a result of type '{_text(result.get('type'))[:40]}'" for result in objects if _unread(result, parts)]
     defects, unreadable = _defects(parts, size, names)
     faults += unreadable
-    said = list(_said(told, parts))
-    present = {names.get(value, value) for name, value in said if _states(name, names.get(value, value), classes)}
-    whys = sorted({value for name, value in said if name == WHY})
+    choices = list(_image_choices(objects, parts))
+    present = {names.get(value, value) for name, value in choices if _states(name, names.get(value, value), classes)}
+    whys = sorted({value for name, value in choices if name == WHY})
     label = Label("labelled", tuple(defects), tuple(sorted(present)))
-    if cancelled or any(name == VERDICT and value == UNSURE for name, value in said):
+    if cancelled or any(name == VERDICT and value == UNSURE for name, value in choices):
         return replace(label, status="skipped", reason=", ".join(whys) or (SKIPPED if cancelled else UNSURE))
     if faults:
         return replace(label, status="disputed", reason=" ".join(f"{UNREADABLE}: {faults[0]}".split()))
-    if label.present and any(_clean(name, value, label.present) for name, value in said):
+    if label.present and any(_says_clean(name, value, label.present) for name, value in choices):
         return replace(label, status="disputed", reason=CONTRADICTORY)
     return label
 
 
-def _told(results: Any) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The results, each with an id of its own where it has none; and what is none."""
+def _identified(results: Any) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Results with an id added where one lacks it, and a fault where a result is no object."""
     if not isinstance(results, list | tuple):
         return [], ["the results are no list"]
-    told = [one for one in results if isinstance(one, Mapping)]
-    numbered = [one if _text(one.get("id")) else {**one, "id": f"#{number}"} for number, one in enumerate(told)]
-    return numbered, ["a result is no object"] * (len(told) < len(results))
+    objects = [result for result in results if isinstance(result, Mapping)]
+    numbered = [
+        result if _text(result.get("id")) else {**result, "id": f"#{number}"} for number, result in enumerate(objects)
+    ]
+    return numbered, ["a result is no object"] * (len(objects) < len(results))
 
 
 def _text(value: Any) -> str:
@@ -137,12 +139,12 @@ def _text(value: Any) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _by_region(told: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Label Studio tells one region in several results of one id: its shape, its labels, its severity."""
+def _by_region(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Group results by region. One region is several results with one id: its shape, its labels, its severity."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
-    for result in told:
+    for result in objects:
         parts.setdefault(_text(result["id"]), []).append(result)
-    return {id: found for id, found in parts.items() if any(_kind(_value(one)) for one in found)}
+    return {id: group for id, group in parts.items() if any(_kind(_value(part)) for part in group)}
 
 
 def _unread(result: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
@@ -173,22 +175,22 @@ def _defects(
 ) -> tuple[list[Defect], list[str]]:
     defects: list[Defect] = []
     faults: list[str] = []
-    for found in parts.values():
+    for region in parts.values():
         try:
-            defects += _region(found, size, names)
+            defects += _region(region, size, names)
         except (LabelProblem, TypeError, ValueError, OverflowError, KeyError) as error:
             faults.append(str(error) or type(error).__name__)
     return defects, faults
 
 
-def _region(found: Sequence[Mapping[str, Any]], size: Size, names: Mapping[str, str]) -> Iterator[Defect]:
-    shape, *others = (one for one in found if _kind(_value(one)))
-    if any(_outline(one) != _outline(shape) for one in others):
+def _region(region: Sequence[Mapping[str, Any]], size: Size, names: Mapping[str, str]) -> Iterator[Defect]:
+    shape, *others = (part for part in region if _kind(_value(part)))
+    if any(_outline(part) != _outline(shape) for part in others):
         raise LabelProblem("two regions under one id")
-    labels = sorted({_text(name) for one in found for name in _labels(_value(one))})
+    labels = sorted({_text(name) for part in region for name in _labels(_value(part))})
     if not all(labels) or not labels:
         raise LabelProblem("a region without a class")
-    degrees = [_text(value) for one in found for value in _list(_value(one).get("choices"))]
+    degrees = [_text(value) for part in region for value in _list(_value(part).get("choices"))]
     for name in labels:
         defect = _shape(shape, names.get(name, name), size)
         if defect is not None:  # a stroke that was rubbed out again leaves nothing
@@ -200,9 +202,9 @@ def _outline(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _labels(value: Mapping[str, Any]) -> Iterator[Any]:
-    for name, found in value.items():
+    for name, entry in value.items():
         if name.endswith("labels"):
-            yield from _list(found)
+            yield from _list(entry)
 
 
 def _list(value: Any) -> list[Any]:
@@ -244,7 +246,7 @@ def _number(value: Any) -> float:
 
 
 def _around(corners: Sequence[tuple[float, float]]) -> Box:
-    """A rectangle that was turned: what encloses it."""
+    """Box that encloses a rotated rectangle."""
     (left, top), (right, bottom) = np.min(corners, axis=0), np.max(corners, axis=0)
     return Box(left, top, right - left, bottom - top)
 
@@ -266,10 +268,10 @@ def _corners(kind: str | None, value: Mapping[str, Any], size: Size) -> list[tup
     return [(x + dx * cos - dy * ratio * sin, y + dx / ratio * sin + dy * cos) for dx, dy in sides]
 
 
-# --- what is said of the whole image ----------------------------------------------------------------------------------
+# --- choices for the whole image --------------------------------------------------------------------------------------
 
 
-def _said(results: Sequence[Mapping[str, Any]], parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _image_choices(results: Sequence[Mapping[str, Any]], parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(tag, value) of every choice that belongs to no region."""
     for result in results:
         if _text(result["id"]) not in parts and result.get("type") == "choices":
@@ -281,7 +283,7 @@ def _states(name: str, value: str, classes: Iterable[str]) -> bool:
     return name == PRESENT or (name not in (VERDICT, WHY) and value in set(classes))
 
 
-def _clean(name: str, value: str, present: Iterable[str]) -> bool:
+def _says_clean(name: str, value: str, present: Iterable[str]) -> bool:
     """True if the choice says that there is no defect; a class may itself be called "clean"."""
     if name == VERDICT:
         return value == CLEAN
