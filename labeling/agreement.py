@@ -32,7 +32,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One person's finished word on one image.
+    """One person's finished annotation of one image.
 
     `id`: the image's content id. `size`: width, height. `at`: ISO time. `lead_time`: seconds. `origin`: `manual`,
     `prediction` (a pre-annotation submitted unchanged) or `changed` (a pre-annotation edited).
@@ -49,18 +49,18 @@ class Annotation:
 
 
 def newest(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """The last word of each person on each image, by image and person."""
+    """Newest annotation of each person on each image, by image and person."""
     last: dict[tuple[str, str], Annotation] = {}
-    for one in sorted(annotations, key=_moment):
-        last[one.id, one.who] = one
+    for annotation in sorted(annotations, key=_moment):
+        last[annotation.id, annotation.who] = annotation
     return [last[key] for key in sorted(last)]
 
 
-def _moment(one: Annotation) -> datetime:
+def _moment(annotation: Annotation) -> datetime:
     """Not the text itself: `...00Z` sorts behind `...00.5Z`."""
-    if not one.at:
+    if not annotation.at:
         return datetime.min.replace(tzinfo=UTC)
-    moment = datetime.fromisoformat(one.at)
+    moment = datetime.fromisoformat(annotation.at)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -126,13 +126,13 @@ def areas(label: Label, size: Size) -> dict[str, CroppedMask | None]:
 
 
 def overlaps(first: Areas, second: Areas) -> dict[str, Overlap]:
-    """The same from areas, for who compares each label with several others."""
-    found = {}
+    """Overlaps of two labels given as areas, for callers that compare each label with several others."""
+    by_class = {}
     for name in sorted({*first, *second}):
         if None not in (sides := [side[name] for side in (first, second) if name in side]):
             shared = _shared(*sides) if len(sides) == 2 else 0  # type: ignore[arg-type]
-            found[name] = Overlap(shared, _count(first.get(name)), _count(second.get(name)))
-    return found
+            by_class[name] = Overlap(shared, _count(first.get(name)), _count(second.get(name)))
+    return by_class
 
 
 def _area(defect: Defect, size: Size) -> CroppedMask:
@@ -211,13 +211,13 @@ def consensus(labels: Sequence[Label], size: Size, least: float = LEAST) -> Cons
     """
     if not labels:
         raise ValueError("a consensus needs at least one label")
-    if (label := _only(labels)) is not None:
+    if (label := _unanimous(labels)) is not None:
         return Consensus(label, 1.0 if len(labels) > 1 else None)
-    words = [_AnnotatedPixels(label, areas(label, size)) for label in labels]
-    status, agreement = majority([label.status for label in labels]), _alike(words)
+    votes = [_AnnotatedPixels(label, areas(label, size)) for label in labels]
+    status, agreement = majority([label.status for label in labels]), _mean_agreement(votes)
     if status == "skipped":
         return Consensus(Label("skipped", reason=_reasons(labels)), agreement)
-    merged, doubtful = _merged([word for word in words if word.label.status == "labelled"], size, least)
+    merged, doubtful = _merged([vote for vote in votes if vote.label.status == "labelled"], size, least)
     doubtful |= set() if status == "labelled" else {label.status for label in labels} - {"labelled"}
     if not doubtful:
         return Consensus(merged, agreement)
@@ -225,7 +225,7 @@ def consensus(labels: Sequence[Label], size: Size, least: float = LEAST) -> Cons
     return Consensus(replace(merged, status="disputed", reason=reason), agreement, reason)
 
 
-def _only(labels: Sequence[Label]) -> Label | None:
+def _unanimous(labels: Sequence[Label]) -> Label | None:
     """The label that all of them are; equal ones may still list their regions in another order."""
     return min(labels, key=repr) if len({label.digest for label in labels}) == 1 else None
 
@@ -234,9 +234,9 @@ def _reasons(labels: Sequence[Label]) -> str | None:
     return "; ".join(sorted({label.reason for label in labels if label.status == "skipped" and label.reason})) or None
 
 
-def _alike(words: Sequence[_AnnotatedPixels]) -> float:
-    pairs = list(combinations(words, 2))
-    names = sorted({name for word in words for name in word.areas})
+def _mean_agreement(votes: Sequence[_AnnotatedPixels]) -> float:
+    pairs = list(combinations(votes, 2))
+    names = sorted({name for vote in votes for name in vote.areas})
     if not names:
         return fmean(a.label.status == b.label.status for a, b in pairs)
     return fmean(fmean(_match(a, b, name) for a, b in pairs if name in a.areas or name in b.areas) for name in names)
@@ -250,43 +250,43 @@ def _match(first: _AnnotatedPixels, second: _AnnotatedPixels, name: str) -> floa
     return 1.0 if a is None or b is None else Overlap(_shared(a, b), _count(a), _count(b)).dice
 
 
-def _merged(words: Sequence[_AnnotatedPixels], size: Size, least: float) -> tuple[Label, set[str]]:
+def _merged(votes: Sequence[_AnnotatedPixels], size: Size, least: float) -> tuple[Label, set[str]]:
     """The majority's label, and the classes on which there is none."""
-    if (label := _only([word.label for word in words])) is not None:
+    if (label := _unanimous([vote.label for vote in votes])) is not None:
         return label, set()
-    names = sorted({name for word in words for name in word.areas})
+    names = sorted({name for vote in votes for name in vote.areas})
     defects, whole, doubtful = [], [], set()
     for name in names:
-        regions = _regions(name, words, size)
+        regions = _regions(name, votes, size)
         defects += regions
-        if _whole(name, words, bool(regions)):
+        if _holds_for_image(name, votes, bool(regions)):
             whole.append(name)
-        if _doubtful(name, words, least, found=bool(regions) or name in whole):
+        if _doubtful(name, votes, least, merged=bool(regions) or name in whole):
             doubtful.add(name)
-    if not defects and not whole and 2 * sum(word.label.clean for word in words) <= len(words):
+    if not defects and not whole and 2 * sum(vote.label.clean for vote in votes) <= len(votes):
         doubtful |= set(names)
     return Label("labelled", tuple(sorted(defects, key=lambda d: (d.label, d.box))), tuple(whole)), doubtful
 
 
-def _whole(name: str, words: Sequence[_AnnotatedPixels], drawn: bool) -> bool:
+def _holds_for_image(name: str, votes: Sequence[_AnnotatedPixels], drawn: bool) -> bool:
     """True if the class holds for the whole image: most say so, or most show it and its pixels stay unknown."""
-    said = sum(name in word.label.classes for word in words)
-    shown = sum(name in word.areas for word in words)
-    return 2 * said > len(words) or (2 * shown > len(words) and said > 0 and not drawn)
+    named = sum(name in vote.label.classes for vote in votes)
+    shown = sum(name in vote.areas for vote in votes)
+    return 2 * named > len(votes) or (2 * shown > len(votes) and named > 0 and not drawn)
 
 
-def _doubtful(name: str, words: Sequence[_AnnotatedPixels], least: float, found: bool) -> bool:
-    showing = [word for word in words if name in word.areas]
-    if 2 * len(showing) <= len(words):
-        return 2 * len(showing) == len(words)
-    return not found or fmean([_match(a, b, name) for a, b in combinations(showing, 2)] or [1.0]) < least
+def _doubtful(name: str, votes: Sequence[_AnnotatedPixels], least: float, merged: bool) -> bool:
+    showing = [vote for vote in votes if name in vote.areas]
+    if 2 * len(showing) <= len(votes):
+        return 2 * len(showing) == len(votes)
+    return not merged or fmean([_match(a, b, name) for a, b in combinations(showing, 2)] or [1.0]) < least
 
 
-def _regions(name: str, words: Sequence[_AnnotatedPixels], size: Size) -> list[Defect]:
+def _regions(name: str, votes: Sequence[_AnnotatedPixels], size: Size) -> list[Defect]:
     """The class's regions by majority of those who know its pixels: who does not show it knows that there are none."""
-    own = [(who, d) for who, word in enumerate(words) for d in word.label.defects if d.label == name]
-    painted = [area for word in words if (area := word.areas.get(name)) is not None]
-    knowing = len(painted) + sum(name not in word.areas for word in words)
+    own = [(who, d) for who, vote in enumerate(votes) for d in vote.label.defects if d.label == name]
+    painted = [area for vote in votes if (area := vote.areas.get(name)) is not None]
+    knowing = len(painted) + sum(name not in vote.areas for vote in votes)
     if not own:
         return []
     if all(defect.rle is None for _, defect in own):
@@ -309,14 +309,14 @@ def _common_pixels(name: str, own: Owned, painted: Sequence[CroppedMask], knowin
     kept = (2 * counts.astype(np.int64) > knowing).view(np.uint8)
     total, numbers, stats, _ = cv2.connectedComponentsWithStats(kept, connectivity=8)
     drawn = [(who, d, _area(d, size)) for who, d in own] if any(d.severity for _, d in own) else []
-    found = []
+    defects = []
     for number in range(1, total):
         x, y, w, h = (int(value) for value in stats[number, :4])
         crop = (numbers[y : y + h, x : x + w] == number).view(np.uint8)
         area = CroppedMask(left + x, top + y, crop)
         touching = [(who, d) for who, d, other in drawn if _shared(area, other)]
-        found.append(_placed(name, area, _severity(touching)))
-    return found
+        defects.append(_placed(name, area, _severity(touching)))
+    return defects
 
 
 def _placed(name: str, area: CroppedMask, severity: str | None) -> Defect:
@@ -331,14 +331,14 @@ def _common_boxes(name: str, own: Owned, knowing: int, size: Size) -> list[Defec
     holders: dict[Edges, frozenset[int]] = {}
     for who, defect in own:
         holders[_edges(defect)] = holders.get(_edges(defect), frozenset()) | {who}
-    found = []
+    defects = []
     for group in _grouped(holders):
         if 2 * sum(len(holders[box]) for box in group) > knowing:
             left, top, right, bottom = np.median([box for box in group for _ in holders[box]], axis=0).tolist()
             middle = boxed(name, Box(left, top, right - left, bottom - top), *size, clip=True)
             severity = _severity([(who, d) for who, d in own if _edges(d) in group])
-            found.append(replace(middle, severity=severity))
-    return found
+            defects.append(replace(middle, severity=severity))
+    return defects
 
 
 def _edges(defect: Defect) -> Edges:
@@ -347,15 +347,15 @@ def _edges(defect: Defect) -> Edges:
 
 
 def _grouped(holders: Mapping[Edges, frozenset[int]]) -> list[list[Edges]]:
-    """Different boxes that mean one defect: the most alike first, never two of one person."""
-    alike = [(_box_iou(a, b), a, b) for a, b in combinations(sorted(holders), 2)]
+    """Group boxes that mean one defect: the most similar first, never two of one person."""
+    ious = [(_box_iou(a, b), a, b) for a, b in combinations(sorted(holders), 2)]
     group_of = {box: [box] for box in sorted(holders)}
-    for _, a, b in sorted((pair for pair in alike if pair[0] >= SAME_BOX), key=lambda pair: (-pair[0], *pair[1:])):
-        one, other = group_of[a], group_of[b]
-        people = [{who for box in group for who in holders[box]} for group in (one, other)]
-        if one is not other and not people[0] & people[1]:
-            one += other
-            group_of |= dict.fromkeys(other, one)
+    for _, a, b in sorted((pair for pair in ious if pair[0] >= SAME_BOX), key=lambda pair: (-pair[0], *pair[1:])):
+        first, second = group_of[a], group_of[b]
+        people = [{who for box in group for who in holders[box]} for group in (first, second)]
+        if first is not second and not people[0] & people[1]:
+            first += second
+            group_of |= dict.fromkeys(second, first)
     return list({id(group): group for group in group_of.values()}.values())
 
 
