@@ -1,7 +1,7 @@
 """How far people agree beyond chance, how fast each works, and who deserves a second look.
 
-A measure that is undefined is None, never 1.0: where all say the same of every image, nothing tells agreement from a
-rule of thumb. References: Cohen 1960, Fleiss 1971, Krippendorff 2011 (Computing Krippendorff's Alpha-Reliability).
+A measure that is undefined is None, never 1.0: where all rate every image alike, nothing distinguishes agreement
+from habit. References: Cohen 1960, Fleiss 1971, Krippendorff 2011 (Computing Krippendorff's Alpha-Reliability).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AgreementScore(NamedTuple):
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> AgreementScore:
-    """Two people's words on the same images, in the same order."""
+    """Cohen's kappa of two people's ratings of the same images, in the same order."""
     n = len(first)
     if n != len(second):
         raise ValueError(f"both must have rated the same images, not {n} and {len(second)}")
@@ -50,7 +50,7 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Agreem
 
 
 def fleiss_kappa(units: Units) -> AgreementScore:
-    """Each image's ratings; only images with the most frequent number of them (of at least two) are used."""
+    """Fleiss' kappa of each image's ratings; only images with the most frequent number of them (two or more) count."""
     sizes = Counter(len(ratings) for ratings in units if len(ratings) > 1)
     if not sizes:
         return AgreementScore(None, 0)
@@ -63,7 +63,7 @@ def fleiss_kappa(units: Units) -> AgreementScore:
 
 
 def krippendorff_alpha(units: Units) -> AgreementScore:
-    """Each image's ratings, nominal, any number of them; an image with a single one says nothing."""
+    """Krippendorff's nominal alpha of each image's ratings, any number of them; a single one does not count."""
     used = [Counter(ratings) for ratings in units if len(ratings) > 1]
     totals = sum(used, Counter[Hashable]())
     n = totals.total()
@@ -72,7 +72,7 @@ def krippendorff_alpha(units: Units) -> AgreementScore:
     return AgreementScore(1 - (n - 1) * differing / expected if expected else None, len(used))
 
 
-# --- who said what of the same image ----------------------------------------------------------------------------------
+# --- ratings of the same image ----------------------------------------------------------------------------------------
 
 
 class _Pixels(NamedTuple):
@@ -84,7 +84,7 @@ class _Pixels(NamedTuple):
     dice: float
 
 
-Words = Sequence[Annotation]  # of one image, by person
+ImageAnnotations = Sequence[Annotation]  # of one image, by person
 
 
 def verdict(label: Label) -> str:
@@ -94,36 +94,40 @@ def verdict(label: Label) -> str:
     return "+".join(repr(name) for name in sorted(label.present)) or "clean"
 
 
-def _compared(words: Words, classes: Iterable[str]) -> Iterator[_Pixels]:
-    said = [(word.who, areas(word.label, word.size)) for word in words if word.label.status == "labelled"]
-    for (a, ours), (b, theirs) in combinations(said, 2) if len(said) > 1 else ():
+def _compared(annotations: ImageAnnotations, classes: Iterable[str]) -> Iterator[_Pixels]:
+    drawn = [
+        (annotation.who, areas(annotation.label, annotation.size))
+        for annotation in annotations
+        if annotation.label.status == "labelled"
+    ]
+    for (a, ours), (b, theirs) in combinations(drawn, 2) if len(drawn) > 1 else ():
         for name, overlap in overlaps(ours, theirs).items():
             if name in classes:
                 yield _Pixels((a, b), name, overlap.iou, overlap.dice)
 
 
-def _presence(images: Sequence[Words], name: str) -> list[list[bool]]:
-    return [[name in w.label.present for w in words if w.label.status == "labelled"] for words in images]
+def _presence(images: Sequence[ImageAnnotations], name: str) -> list[list[bool]]:
+    return [[name in w.label.present for w in annotations if w.label.status == "labelled"] for annotations in images]
 
 
-def _labels_by_pair(images: Sequence[Words]) -> dict[Pair, list[tuple[Label, Label]]]:
-    found: dict[Pair, list[tuple[Label, Label]]] = {}
-    for words in images:
-        for a, b in combinations(words, 2):
-            found.setdefault((a.who, b.who), []).append((a.label, b.label))
-    return dict(sorted(found.items()))
+def _labels_by_pair(images: Sequence[ImageAnnotations]) -> dict[Pair, list[tuple[Label, Label]]]:
+    by_pair: dict[Pair, list[tuple[Label, Label]]] = {}
+    for image in images:
+        for a, b in combinations(image, 2):
+            by_pair.setdefault((a.who, b.who), []).append((a.label, b.label))
+    return dict(sorted(by_pair.items()))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:
-    """How far the annotators agree on these classes, how each works, and warnings in plain words; ready for JSON.
+    """How far the annotators agree on these classes, how each works, and warnings for a person to read; ready for JSON.
 
-    Of several words of one person on one image the newest counts.
+    Of several annotations of one person on one image the newest counts.
     """
-    words = newest(annotations)
-    images = [list(group) for _, group in groupby(words, key=lambda word: word.id)]
+    latest = newest(annotations)
+    images = [list(group) for _, group in groupby(latest, key=lambda annotation: annotation.id)]
     pixels = [row for shown in images for row in _compared(shown, set(classes))]
     pairs = _labels_by_pair(images)
     return {
@@ -132,13 +136,13 @@ def report(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[st
         "verdict": _keyed("alpha", krippendorff_alpha([[verdict(w.label) for w in shown] for shown in images])),
         "classes": {name: _class(name, images, pairs, pixels) for name in classes},
         "pairs": [_pair(who, labels, pixels) for who, labels in pairs.items()],
-        "annotators": {who: _person(who, words, pixels) for who in sorted({word.who for word in words})},
-        "warnings": [*_lonely(words, pairs), *_stamping(words), *_outliers(words, pairs, pixels)],
+        "annotators": {who: _person(who, latest, pixels) for who in sorted({annotation.who for annotation in latest})},
+        "warnings": [*_lonely(latest, pairs), *_stamping(latest), *_outliers(latest, pairs, pixels)],
     }
 
 
-def _keyed(name: str, figure: AgreementScore) -> dict[str, Any]:
-    return {name: figure.value, f"{name}_images": figure.images}
+def _keyed(name: str, score: AgreementScore) -> dict[str, Any]:
+    return {name: score.value, f"{name}_images": score.images}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -148,7 +152,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _class(
     name: str,
-    images: Sequence[Words],
+    images: Sequence[ImageAnnotations],
     pairs: Mapping[Pair, Sequence[tuple[Label, Label]]],
     pixels: Sequence[_Pixels],
 ) -> dict[str, Any]:
@@ -185,14 +189,14 @@ def _pair(who: Pair, labels: Sequence[tuple[Label, Label]], pixels: Sequence[_Pi
     }
 
 
-def _person(who: str, words: Sequence[Annotation], pixels: Sequence[_Pixels]) -> dict[str, Any]:
-    own = [word for word in words if word.who == who]
+def _person(who: str, annotations: Sequence[Annotation], pixels: Sequence[_Pixels]) -> dict[str, Any]:
+    own = [annotation for annotation in annotations if annotation.who == who]
     times = _times(own)
-    kept, changed = _of(own, "prediction"), _of(own, "changed")
+    kept, changed = _with_origin(own, "prediction"), _with_origin(own, "changed")
     worked = sum(min(time, IDLE) for time in times) / 3600
     return {
         "images": len(own),
-        "skipped": fmean(word.label.status == "skipped" for word in own),
+        "skipped": fmean(annotation.label.status == "skipped" for annotation in own),
         "images_per_hour": len(times) / worked if worked else None,
         "lead_time_median": median(times) if times else None,
         "lead_time_p90": float(np.quantile(times, 0.9)) if times else None,
@@ -204,32 +208,34 @@ def _person(who: str, words: Sequence[Annotation], pixels: Sequence[_Pixels]) ->
     }
 
 
-def _times(words: Iterable[Annotation]) -> list[float]:
-    return [t for word in words if (t := word.lead_time) is not None and math.isfinite(t) and t >= 0]
+def _times(annotations: Iterable[Annotation]) -> list[float]:
+    return [t for annotation in annotations if (t := annotation.lead_time) is not None and math.isfinite(t) and t >= 0]
 
 
-def _of(words: Iterable[Annotation], origin: str) -> list[Annotation]:
+def _with_origin(annotations: Iterable[Annotation], origin: str) -> list[Annotation]:
     """Whoever skips an image neither keeps nor changes what was proposed for it."""
-    return [word for word in words if word.origin == origin and word.label.status != "skipped"]
+    return [
+        annotation for annotation in annotations if annotation.origin == origin and annotation.label.status != "skipped"
+    ]
 
 
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
 
-def _lonely(words: Sequence[Annotation], pairs: Mapping[Pair, Any]) -> Iterator[str]:
-    if len({word.who for word in words}) > 1 and not pairs:
-        yield "no image has the word of two people, so nothing tells whether they agree: give them some in common"
+def _lonely(annotations: Sequence[Annotation], pairs: Mapping[Pair, Any]) -> Iterator[str]:
+    if len({annotation.who for annotation in annotations}) > 1 and not pairs:
+        yield "no image was annotated by two people, so their agreement is unknown: give them some images in common"
 
 
-def _stamping(words: Sequence[Annotation]) -> Iterator[str]:
+def _stamping(annotations: Sequence[Annotation]) -> Iterator[str]:
     """People who keep nearly all that is proposed and hardly look at it.
 
     Whoever never changed anything has no time of their own to compare with; then the others' changes have to do.
     """
-    for who in sorted({word.who for word in words}):
-        own = [word for word in words if word.who == who]
-        kept, changed = _of(own, "prediction"), _of(own, "changed")
-        looked, usual = _times(kept), _times(changed) or _times(_of(words, "changed"))
+    for who in sorted({annotation.who for annotation in annotations}):
+        own = [annotation for annotation in annotations if annotation.who == who]
+        kept, changed = _with_origin(own, "prediction"), _with_origin(own, "changed")
+        looked, usual = _times(kept), _times(changed) or _times(_with_origin(annotations, "changed"))
         enough = len(kept) + len(changed) >= ENOUGH and looked and usual
         if enough and len(kept) >= KEPT * (len(kept) + len(changed)) and median(looked) < HASTE * median(usual):
             yield (
@@ -240,18 +246,18 @@ def _stamping(words: Sequence[Annotation]) -> Iterator[str]:
 
 
 def _outliers(
-    words: Sequence[Annotation], pairs: Mapping[Pair, Sequence[tuple[Label, Label]]], pixels: Sequence[_Pixels]
+    annotations: Sequence[Annotation], pairs: Mapping[Pair, Sequence[tuple[Label, Label]]], pixels: Sequence[_Pixels]
 ) -> Iterator[str]:
     """People far from all others, by where they draw or by what they see. Of two nobody can say who is wrong."""
     drawn = [(row.who, row.dice) for row in pixels]
     seen = [(who, float(verdict(a) == verdict(b))) for who, labels in pairs.items() for a, b in labels]
-    for who in sorted({word.who for word in words}):
-        for rows, what in ((drawn, "mean Dice"), (seen, "share of equal verdicts")):
+    for who in sorted({annotation.who for annotation in annotations}):
+        for rows, measure in ((drawn, "mean Dice"), (seen, "share of equal verdicts")):
             own = [value for pair, value in rows if who in pair]
             rest = [value for pair, value in rows if who not in pair]
             if min(len(own), len(rest)) >= ENOUGH and fmean(rest) - fmean(own) > max(FAR, SIGMAS * _error(own, rest)):
                 yield (
-                    f"{who} agrees with the others far less than they do among themselves: {what}"
+                    f"{who} agrees with the others far less than they do among themselves: {measure}"
                     f" {fmean(own):.2f} against {fmean(rest):.2f}, over {len(own)} comparisons"
                 )
 
