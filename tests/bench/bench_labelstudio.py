@@ -34,7 +34,7 @@ from labeling import client, images, pull, push, server, tasks
 from labeling.client import ONCE, Studio
 from tests.bench._measure import Method, once, print_table
 from tests.labeling import desks
-from tests.labeling.desks import on_desk
+from tests.labeling.desks import ls_project_of
 
 HEIGHT, WIDTH = 256, 1600
 CLASSES = ("scratches", "patches", "inclusion", "edge_crack")
@@ -133,7 +133,7 @@ def sdk_import(studio: Studio, title: str, config: str, sent: Sequence[Any]) -> 
 
 def pushed(project: Project, studio: Studio, count: int) -> float:
     """`push.run` into a project that holds nothing."""
-    studio.ask("DELETE", f"/api/projects/{on_desk(project, studio).id}/")
+    studio.ask("DELETE", f"/api/projects/{ls_project_of(project, studio).id}/")
     push.remote_project.opened(project, studio)
     seconds, report = once(lambda: push.run(project, studio, push.PushRequest()))
     assert (report.created, report.refused) == (count, [])
@@ -148,7 +148,7 @@ def sdk_list(studio: Studio, project: int, count: int) -> float:
 
 
 def raw_list(project: Project, studio: Studio, count: int) -> float:
-    desk = on_desk(project, studio)
+    desk = ls_project_of(project, studio)
     seconds, found = once(lambda: sum(1 for _ in tasks.listed(desk, [], "all", pull.FIELDS, pull.PAGE)))
     assert found == count
     return seconds
@@ -165,7 +165,7 @@ def pulled(project: Project, studio: Studio, count: int, full: bool = False) -> 
 
 def push_table(project: Project, studio: Studio, count: int, repetitions: int) -> bool:
     sent = payload(project, studio)
-    config = studio.get(f"/api/projects/{on_desk(project, studio).id}")["label_config"]
+    config = studio.get(f"/api/projects/{ls_project_of(project, studio).id}")["label_config"]
     spent: dict[str, list[float]] = {"SDK import_tasks": [], "curate push": []}
     for number in range(repetitions):
         spent["SDK import_tasks"].append(sdk_import(studio, f"bare {number}", config, sent))
@@ -176,7 +176,7 @@ def push_table(project: Project, studio: Studio, count: int, repetitions: int) -
 
 
 def pull_table(project: Project, studio: Studio, count: int) -> bool:
-    number = on_desk(project, studio).id
+    number = ls_project_of(project, studio).id
     accept_all(studio, number)
     spent: dict[str, list[float]] = {"SDK tasks.list": [], "the same pages, raw": [], "curate pull": []}
     spent["SDK tasks.list"].append(sdk_list(studio, number, count))
@@ -221,7 +221,7 @@ def profiled(title: str, method: Method) -> Any:
 def profile_both(project: Project, studio: Studio) -> None:
     push.remote_project.opened(project, studio)
     profiled("push", lambda: push.run(project, studio, push.PushRequest()))
-    accept_all(studio, on_desk(project, studio).id)
+    accept_all(studio, ls_project_of(project, studio).id)
     profiled("pull", lambda: pull.run(project, studio))
 
 

@@ -12,8 +12,7 @@ from curate.index.dataset import Index
 from curate.index.rounds import Round
 from curate.labels.log import Entry, LabelLog
 from curate.project import Project
-from labeling import push, tasks
-from labeling import remote_project as desks
+from labeling import push, remote_project, tasks
 from labeling.client import Studio
 from labeling.remote_project import LabelStudioProject
 
@@ -53,34 +52,34 @@ def labelled(project: Project) -> list[str]:
     return sorted(id for id, status in Index(project).rows("status") if status == "labelled")
 
 
-def on_desk(project: Project, studio: Studio) -> LabelStudioProject:
-    found = desks.find(project, studio)
+def ls_project_of(project: Project, studio: Studio) -> LabelStudioProject:
+    found = remote_project.find(project, studio)
     assert found is not None
     return found
 
 
 def task_of(project: Project, studio: Studio, id: str) -> int:
     """The one task of this image."""
-    (found,) = (one for one in tasks.held(on_desk(project, studio)) if one.data["content_id"] == id)
+    (found,) = (one for one in tasks.held(ls_project_of(project, studio)) if one.data["content_id"] == id)
     return found.id
 
 
-def pushed(project: Project, studio: Studio, ids: Sequence[str], **wish: Any) -> push.PushReport:
+def pushed(project: Project, studio: Studio, ids: Sequence[str], **options: Any) -> push.PushReport:
     """These images as the project's first round, pushed."""
     round_of(project, ids)
-    return push.run(project, studio, push.PushRequest(**wish))
+    return push.run(project, studio, push.PushRequest(**options))
 
 
 def labels(project: Project) -> dict[str, Label]:
     """Labels that the index shows; checked to be those of the log."""
     shown = {one.id: one.label for one in Index(project).shown()}
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
+    with closing(LabelLog(project.work / "labels", project.class_names)) as log:
         for id, label in shown.items():
-            said = book.state(id).label
+            said = log.state(id).label
             assert said.digest == (Label() if label.status == "queued" else label).digest
     return shown
 
 
 def history(project: Project, id: str) -> list[Entry]:
-    with closing(LabelLog(project.work / "labels", project.class_names)) as book:
-        return book.history(id)
+    with closing(LabelLog(project.work / "labels", project.class_names)) as log:
+        return log.history(id)

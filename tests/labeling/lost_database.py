@@ -21,8 +21,8 @@ from curate.cli import _explained
 from curate.index import sync
 from curate.project import Project, load
 from labeling import client, pull, push, results, tasks
-from tests.labeling import studio as people
-from tests.labeling.desks import history, labels, on_desk, round_of, task_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import history, labels, ls_project_of, round_of, task_of, unlabelled
 from tests.labeling.mongod import Mongod
 from tests.labeling.test_push_pull import SIZE, drawn
 
@@ -46,7 +46,7 @@ def losing(mongod: Mongod, place: str, act: Callable[[], Any]) -> None:
 
 
 def one_task_each(project: Project, ids: Sequence[str]) -> None:
-    held = [one.data["content_id"] for one in tasks.held(on_desk(project, client.connect(project)))]
+    held = [one.data["content_id"] for one in tasks.held(ls_project_of(project, client.connect(project)))]
     assert Counter(held) == Counter(ids), held
 
 
@@ -66,7 +66,7 @@ def main(project: Project, mongod: Mongod) -> None:
     for seed, place in enumerate(PULL):
         part = ids[2 * seed : 2 * seed + 2]
         for id in part:
-            people.annotate(studio, task_of(project, studio, id), results.of_label(drawn("hole", seed), SIZE))
+            ls_helpers.annotate(studio, task_of(project, studio, id), results.of_label(drawn("hole", seed), SIZE))
         losing(mongod, place, lambda: pull.run(project, studio))
         pull.run(project, studio)
         for id in part:

@@ -13,7 +13,7 @@ from curate.index.dataset import Index
 from curate.project import Project
 from labeling import adopt
 from labeling.client import Studio
-from tests.labeling import studio as play
+from tests.labeling import studio as ls_helpers
 from tests.labeling.desks import history, labels, unlabelled
 
 THEIRS = """<View><Image name="pic" value="$photo"/>
@@ -35,7 +35,7 @@ def test_images_are_found_by_name_and_by_their_bytes(indexed: Project, studio: S
     index = Index(indexed)
     paths = {id: Path(path) for id, path in index.rows("filepath")}
     by_name, by_bytes, clean, whole = unlabelled(indexed)[:4]
-    number = play.project(studio, "their own", THEIRS)
+    number = ls_helpers.project(studio, "their own", THEIRS)
     renamed = studio.ask(
         "POST",
         f"/api/projects/{number}/import",
@@ -45,11 +45,11 @@ def test_images_are_found_by_name_and_by_their_bytes(indexed: Project, studio: S
     uploaded = studio.get(f"/api/import/file-upload/{renamed}")["file"]
     address = f"/data/local-files/?d=some/where/{urllib.parse.quote(paths[by_name].name)}"
     photos = [address, f"/data/{uploaded}", f"s3://bucket/{paths[clean].name}", paths[whole].name, "/unknown.png"]
-    tasks = play.import_tasks(studio, number, [{"data": {"photo": photo}} for photo in photos])
+    tasks = ls_helpers.import_tasks(studio, number, [{"data": {"photo": photo}} for photo in photos])
     for task, said in zip(
         tasks, [_polygon("Riss"), _polygon("Riss"), _choice("OK"), _choice("hole"), _choice("OK")], strict=True
     ):
-        play.annotate(studio, task, [said])
+        ls_helpers.annotate(studio, task, [said])
     report = adopt.run(indexed, studio, number, {"Riss": "crack"})
     assert (report.annotations, report.strangers) == (4, 1)
     shown = labels(indexed)
@@ -65,9 +65,9 @@ def test_images_are_found_by_name_and_by_their_bytes(indexed: Project, studio: S
 def test_a_class_of_theirs_without_a_name_here_is_disputed_not_lost(indexed: Project, studio: Studio) -> None:
     id = unlabelled(indexed)[0]
     (name,) = (Path(path).name for other, path in Index(indexed).rows("filepath") if other == id)
-    number = play.project(studio, "their own", THEIRS)
-    (task,) = play.import_tasks(studio, number, [{"data": {"photo": f"/x/{name}"}}])
-    play.annotate(studio, task, [_polygon("Riss")])
+    number = ls_helpers.project(studio, "their own", THEIRS)
+    (task,) = ls_helpers.import_tasks(studio, number, [{"data": {"photo": f"/x/{name}"}}])
+    ls_helpers.annotate(studio, task, [_polygon("Riss")])
     adopt.run(indexed, studio, number, {})
     assert (labels(indexed)[id].status, labels(indexed)[id].reason) == ("disputed", "unknown-class: Riss")
 

@@ -27,7 +27,7 @@ from labeling.server import RunningServer
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
 from tests.curate.index.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
-from tests.labeling.desks import history, labels, on_desk, round_of, unlabelled
+from tests.labeling.desks import history, labels, ls_project_of, round_of, unlabelled
 
 pytestmark = pytest.mark.browser
 WIDE, HIGH = 400, 200
@@ -85,8 +85,8 @@ def plant(
         file = line / "A" / "cam0" / f"coil{number}_{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(file)
-    wish = {"severities": ["minor", "major"]}
-    project = make([LIBRARY | {"data": library}, LINE | {"data": line}], classes, labelstudio=wish)
+    options = {"severities": ["minor", "major"]}
+    project = make([LIBRARY | {"data": library}, LINE | {"data": line}], classes, labelstudio=options)
     sync.run(project)
     return project
 
@@ -100,7 +100,7 @@ def pushed(project: Project, studio: Studio, ids: Sequence[str], slots: Sequence
 
 
 def open_queue(page: Any, project: Project, studio: Studio) -> None:
-    page.goto(on_desk(project, studio).url)
+    page.goto(ls_project_of(project, studio).url)
     page.get_by_role("button", name="Label All Tasks").click()
     dismissed = page.get_by_text("Labeling Instructions")
     dismissed.wait_for()
@@ -312,13 +312,13 @@ def test_classes_verdict_and_image_fit_on_the_screen(
 def test_instructions_show_each_class_with_crops(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
     project = plant(make, tmp_path, [(WIDE, HIGH)])
     pushed(project, studio, unlabelled(project))
-    desk = on_desk(project, studio)
-    html = studio.get(f"/api/projects/{desk.id}")["expert_instruction"]
-    again = examples.crops(project, examples.on_server(studio, desk.id))
+    ls_project = ls_project_of(project, studio)
+    html = studio.get(f"/api/projects/{ls_project.id}")["expert_instruction"]
+    again = examples.crops(project, examples.on_server(studio, ls_project.id))
     assert all(one.url in html for one in again), "the same crop is stored once"
-    stored = studio.get(f"/api/projects/{desk.id}/file-uploads", all="true")
+    stored = studio.get(f"/api/projects/{ls_project.id}/file-uploads", all="true")
     assert len(stored) == html.count("<img") == len(again) >= 4
-    page.goto(desk.url)
+    page.goto(ls_project.url)
     page.get_by_role("button", name="Label All Tasks").click()
     page.get_by_text("Labeling Instructions").wait_for()
     page.wait_for_timeout(2000)
@@ -333,7 +333,7 @@ def test_tabs_show_what_an_annotator_reads(make: Make, tmp_path: Path, studio: S
     project = plant(make, tmp_path, [(WIDE, HIGH)] * 3)
     ids = unlabelled(project)
     pushed(project, studio, ids)
-    page.goto(on_desk(project, studio).url)
+    page.goto(ls_project_of(project, studio).url)
     page.get_by_text("like crack 1").wait_for()
     page.wait_for_function("[...document.images].filter(one => one.naturalWidth >= 100).length >= 3")
     page.screenshot(path=SCREENSHOTS / "annotator-tab.png")

@@ -16,8 +16,8 @@ from curate.vectors.run import pixels_of
 from labeling import backend, push, results, tasks
 from labeling.backend import Backend
 from labeling.client import Studio
-from tests.labeling import studio as play
-from tests.labeling.desks import labelled, on_desk, round_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import labelled, ls_project_of, round_of, unlabelled
 from tests.labeling.test_push_pull import SIZE
 
 TINY = [
@@ -44,10 +44,10 @@ def test_label_studio_shows_what_the_model_says_of_a_task(asked: Backend, studio
     index = Index(project)
     index.dataset.save_view("one", index.dataset.select_by("content_id", [review]))
     push.run(project, studio, push.PushRequest(view="one"))
-    desk = on_desk(project, studio)
-    of = {one.data["content_id"]: one.id for one in tasks.held(desk)}
-    with backend.served(asked, "127.0.0.1", 0) as (url, password), backend.connected(desk, url, password):
-        opened = studio.get(f"/api/projects/{desk.id}/next")
+    ls_project = ls_project_of(project, studio)
+    of = {one.data["content_id"]: one.id for one in tasks.held(ls_project)}
+    with backend.served(asked, "127.0.0.1", 0) as (url, password), backend.connected(ls_project, url, password):
+        opened = studio.get(f"/api/projects/{ls_project.id}/next")
         assert opened["id"] == of[first]
         (path,) = (path for id, path in index.rows("filepath") if id == first)
         seen = asked.predictor.predict_image(pixels_of(Path(path).read_bytes(), 10**6))
@@ -59,10 +59,10 @@ def test_label_studio_shows_what_the_model_says_of_a_task(asked: Backend, studio
         assert results.label_in(suggestion["result"], SIZE).digest == meant.digest
         for id, expected in ((audit, []), (review, [index])):
             studio.get(f"/api/tasks/{of[id]}/")
-            answer = asked.suggest(play.task(studio, of[id]))
+            answer = asked.suggest(ls_helpers.task(studio, of[id]))
             assert bool(answer["result"]) == bool(expected)
-    assert not studio.get("/api/ml/", project=desk.id), "taken back"
-    assert studio.get(f"/api/projects/{desk.id}")["model_version"] == "curate"
+    assert not studio.get("/api/ml/", project=ls_project.id), "taken back"
+    assert studio.get(f"/api/projects/{ls_project.id}")["model_version"] == "curate"
 
 
 def test_only_label_studio_may_ask_and_junk_is_refused(asked: Backend) -> None:

@@ -18,7 +18,7 @@ from curate.project import Project
 from labeling import client, server
 from labeling.client import NotFound, Studio, Unanswered
 from labeling.server import RunningServer
-from tests.labeling import studio as people
+from tests.labeling import studio as ls_helpers
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 CHOICES = (
@@ -192,7 +192,7 @@ def test_a_good_token_is_in_no_text(
 
 
 def test_a_personal_token_is_renewed_and_may_be_revoked(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
-    person = people.annotator(studio, "petra")
+    person = ls_helpers.annotator(studio, "petra")
     token = person.post("/api/token/", {})["token"]
     with caplog.at_level(logging.DEBUG):
         opened = client.open_studio(studio.url, token)
@@ -268,16 +268,16 @@ def test_a_connection_that_breaks() -> None:
 
 
 def test_people_are_different_people(studio: Studio) -> None:
-    number = people.project(studio, "who labels", CHOICES)
-    (task,) = people.import_tasks(studio, number, [{"data": {"image": "/x.png"}}])
-    anna, bob = people.annotator(studio, "anna"), people.annotator(studio, "bob")
-    assert people.annotator(studio, "anna").me == anna.me
+    number = ls_helpers.project(studio, "who labels", CHOICES)
+    (task,) = ls_helpers.import_tasks(studio, number, [{"data": {"image": "/x.png"}}])
+    anna, bob = ls_helpers.annotator(studio, "anna"), ls_helpers.annotator(studio, "bob")
+    assert ls_helpers.annotator(studio, "anna").me == anna.me
     assert len({studio.me, anna.me, bob.me}) == 3
-    made = people.annotate(anna, task, CHOSEN, lead_time=7.5)
-    skipped = people.annotate(bob, task, [], cancelled=True)
-    people.change(anna, made["id"], [])
-    found = {a["completed_by"]["id"]: a for a in people.task(studio, task)["annotations"]}
+    made = ls_helpers.annotate(anna, task, CHOSEN, lead_time=7.5)
+    skipped = ls_helpers.annotate(bob, task, [], cancelled=True)
+    ls_helpers.change(anna, made["id"], [])
+    found = {a["completed_by"]["id"]: a for a in ls_helpers.task(studio, task)["annotations"]}
     assert (found[anna.me.id]["result"], found[anna.me.id]["lead_time"]) == ([], 9.0)
     assert found[bob.me.id]["was_cancelled"]
-    people.withdraw(bob, skipped["id"])
-    assert [a["id"] for a in people.task(studio, task)["annotations"]] == [made["id"]]
+    ls_helpers.withdraw(bob, skipped["id"])
+    assert [a["id"] for a in ls_helpers.task(studio, task)["annotations"]] == [made["id"]]

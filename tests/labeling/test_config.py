@@ -18,7 +18,7 @@ from curate.project import ClassConfig, LabelStudioConfig, Project, ProjectConfi
 from labeling import config, results
 from labeling.client import Studio
 from labeling.results import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
-from tests.labeling import studio as play
+from tests.labeling import studio as ls_helpers
 
 SIZE = (32, 24)
 HOSTILE = [
@@ -31,8 +31,8 @@ HOSTILE = [
 def project(classes: Sequence[str | ClassConfig], **labelstudio: Any) -> Project:
     named = tuple(one if isinstance(one, ClassConfig) else ClassConfig(name=one) for one in classes)
     source = SourceConfig(format="images", data=Path("data"), name="s")
-    wish = LabelStudioConfig(**labelstudio)
-    return Project(Path("/plants/plant"), ProjectConfig(sources=(source,), classes=named, labelstudio=wish))
+    options = LabelStudioConfig(**labelstudio)
+    return Project(Path("/plants/plant"), ProjectConfig(sources=(source,), classes=named, labelstudio=options))
 
 
 def offered(text: str, tag: str) -> list[str]:
@@ -168,7 +168,7 @@ def test_a_class_that_is_called_like_a_verdict_is_a_class() -> None:
 def test_the_server_takes_every_name_and_gives_it_back(studio: Studio) -> None:
     one = project(HOSTILE, severities=("minor", "<major>"))
     text = config.build(one, ["old & gone"])
-    number = play.project(studio, "hostile", text)
+    number = ls_helpers.project(studio, "hostile", text)
     held = studio.get(f"/api/projects/{number}")
     assert held["label_config"] == text
     parsed = held["parsed_label_config"]
@@ -182,21 +182,21 @@ def test_the_server_takes_every_name_and_gives_it_back(studio: Studio) -> None:
 def test_every_name_comes_back_from_an_annotation(studio: Studio) -> None:
     from curate.data import make_defect
 
-    number = play.project(studio, "hostile", config.build(project(HOSTILE)))
-    (task,) = play.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
+    number = ls_helpers.project(studio, "hostile", config.build(project(HOSTILE)))
+    (task,) = ls_helpers.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
     boxes = tuple(make_defect(name, (at % 16, at // 16, 4, 5)) for at, name in enumerate(HOSTILE))
     label = Label("labelled", boxes, tuple(HOSTILE))
-    play.annotate(studio, task, results.of_label(label, SIZE))
-    (back,) = play.task(studio, task)["annotations"]
+    ls_helpers.annotate(studio, task, results.of_label(label, SIZE))
+    (back,) = ls_helpers.task(studio, task)["annotations"]
     assert results.label_in(back["result"], SIZE, classes=HOSTILE).digest == label.digest
 
 
 def test_names_that_annotations_bear_may_go_to_the_end(studio: Studio) -> None:
     from curate.data import make_defect
 
-    number = play.project(studio, "renamed", config.build(project(["crack", "$hole"])))
-    (task,) = play.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
+    number = ls_helpers.project(studio, "renamed", config.build(project(["crack", "$hole"])))
+    (task,) = ls_helpers.import_tasks(studio, number, [{"data": {"image": "/x.png", "title": "t"}}])
     label = Label("labelled", (make_defect("$hole", (1, 1, 4, 5)),), ("crack",))
-    play.annotate(studio, task, results.of_label(label, SIZE))
+    ls_helpers.annotate(studio, task, results.of_label(label, SIZE))
     text = config.build(project(["pit"]), ["$hole", "crack"])
     assert studio.ask("PATCH", f"/api/projects/{number}", json={"label_config": text})["label_config"] == text

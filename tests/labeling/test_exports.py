@@ -10,7 +10,7 @@ from curate.project import Project
 from labeling import results
 from labeling.client import Studio
 from tests.curate.cli.test_cli import Run, ok, run
-from tests.labeling import studio as play
+from tests.labeling import studio as ls_helpers
 
 __all__ = ["run"]
 
@@ -21,9 +21,9 @@ def test_a_server_imports_what_is_exported(indexed: Project, studio: Studio, tmp
     tasks = json.loads((to / "tasks.json").read_text())
     items = {item.id: item for item in Index(indexed).items()}
     assert len(tasks) == report["images"] == sum(item.label.status == "labelled" for item in items.values())
-    number = play.project(studio, "from an export", (to / "label_config.xml").read_text())
-    for id in play.import_tasks(studio, number, tasks):
-        task = play.task(studio, id)
+    number = ls_helpers.project(studio, "from an export", (to / "label_config.xml").read_text())
+    for id in ls_helpers.import_tasks(studio, number, tasks):
+        task = ls_helpers.task(studio, id)
         item = items[task["data"]["content_id"]]
         (annotation,) = task["annotations"]
         assert results.label_in(annotation["result"], (item.width, item.height)).digest == item.label.digest

@@ -33,13 +33,12 @@ from curate.index.predictions import Prediction
 from curate.labels.log import Segments
 from curate.masks import shapes
 from curate.project import Project, load
-from labeling import client, consensus, images, pull, push, results, server, tasks
-from labeling import remote_project as desks
+from labeling import client, consensus, images, pull, push, remote_project, results, server, tasks
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.server import RunningServer
 from tests import fakes
-from tests.labeling import studio as play
-from tests.labeling.desks import history, labelled, labels, on_desk, pushed, round_of, task_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import history, labelled, labels, ls_project_of, pushed, round_of, task_of, unlabelled
 
 SIZE = (32, 24)
 PYTHON = Path(sys.executable)
@@ -59,11 +58,11 @@ def drawn(name: str = "crack", seed: int = 1) -> Label:
 
 def answer(project: Project, studio: Studio, id: str, label: Label) -> dict[str, Any]:
     """Somebody submits this label."""
-    return play.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
+    return ls_helpers.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
 
 
 def one_task_each(project: Project, studio: Studio, ids: Sequence[str]) -> None:
-    held = [one.data["content_id"] for one in tasks.held(on_desk(project, studio))]
+    held = [one.data["content_id"] for one in tasks.held(ls_project_of(project, studio))]
     assert Counter(held) == Counter(ids)
 
 
@@ -362,14 +361,16 @@ def test_a_push_that_is_killed_is_completed_by_the_next(
     assert report.created + report.existing == 4
     one_task_each(indexed, studio, ids)
     assert {labels(indexed)[id].status for id in ids} == {"queued"}
-    assert [play.task(studio, task_of(indexed, studio, id))["overlap"] for id in ids] == [3] * 4
-    views = Counter(one["data"]["title"] for one in studio.get("/api/dm/views", project=on_desk(indexed, studio).id))
+    assert [ls_helpers.task(studio, task_of(indexed, studio, id))["overlap"] for id in ids] == [3] * 4
+    views = Counter(
+        one["data"]["title"] for one in studio.get("/api/dm/views", project=ls_project_of(indexed, studio).id)
+    )
     assert views == Counter({"round 001": 1})
-    assert len([one for one in play.projects(studio) if _ours(indexed, studio, one)]) == 1
+    assert len([one for one in ls_helpers.projects(studio) if _ours(indexed, studio, one)]) == 1
 
 
 def _ours(project: Project, studio: Studio, number: int) -> bool:
-    return str(studio.get(f"/api/projects/{number}")["description"]) == desks._mark(project)
+    return str(studio.get(f"/api/projects/{number}")["description"]) == remote_project._mark(project)
 
 
 def test_a_push_that_dies_while_the_server_stores_is_not_stored_again(
@@ -383,7 +384,7 @@ def test_a_push_that_dies_while_the_server_stores_is_not_stored_again(
     assert ended(running[0]).returncode == -signal.SIGKILL
     gate.harm = lambda method, path: ""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(tasks.held(on_desk(indexed, studio)))) < 4:
+    while time.monotonic() < deadline and len(list(tasks.held(ls_project_of(indexed, studio)))) < 4:
         time.sleep(0.2)
     report = push.run(indexed, studio, push.PushRequest())
     assert (report.created, report.existing) == (0, 4)
@@ -399,7 +400,7 @@ def test_suggestions_that_a_kill_cut_short_are_completed(indexed: Project, studi
     killed(indexed, place, 1, "after", "push")
     push.run(indexed, studio, push.PushRequest())
     for id in ids:
-        held = play.task(studio, task_of(indexed, studio, id))
+        held = ls_helpers.task(studio, task_of(indexed, studio, id))
         (one,) = held["predictions"]
         assert results.label_in(one["result"], SIZE).digest == held["data"]["suggested"] == drawn("hole", 3).digest
 
@@ -429,9 +430,9 @@ def test_a_pull_that_is_killed_is_completed_by_the_next(
     made = answer(indexed, studio, gone, drawn())
     pull.run(indexed, studio)
     answer(indexed, studio, new, drawn("crack", 2))
-    play.withdraw(studio, made["id"])
+    ls_helpers.withdraw(studio, made["id"])
     for name, seed in (("anna", 3), ("ben", 4)):
-        answer(indexed, play.annotator(studio, name), both, drawn("hole", seed))
+        answer(indexed, ls_helpers.annotator(studio, name), both, drawn("hole", seed))
     killed(indexed, place, turn, when, "pull")
     pull.run(indexed, studio)
     shown = labels(indexed)
@@ -530,18 +531,18 @@ def test_two_folders_that_share_a_dataset_end_on_one_desk(
     assert mine.dataset_name == theirs.dataset_name
     round_of(indexed, ids)
     together = threading.Barrier(2, timeout=60)
-    find = desks.find
+    find = remote_project.find
 
     def found(project: Project, studio: Studio) -> Any:
         known = find(project, studio)
         together.wait()
         return known
 
-    monkeypatch.setattr(desks, "find", found)
+    monkeypatch.setattr(remote_project, "find", found)
     made: dict[str, int] = {}
 
     def open_desk(name: str, project: Project) -> None:
-        made[name] = desks.opened(project, studio).id
+        made[name] = remote_project.opened(project, studio).id
 
     threads = [threading.Thread(target=open_desk, args=one) for one in (("mine", mine), ("theirs", theirs))]
     for thread in threads:
@@ -549,8 +550,8 @@ def test_two_folders_that_share_a_dataset_end_on_one_desk(
     for thread in threads:
         thread.join()
     assert made["mine"] == made["theirs"]
-    ours = [one for one in play.projects(studio) if _ours(mine, studio, one)]
-    assert made["mine"] == min(one for one in ours if desks._is_whole(studio, one))
+    ours = [one for one in ls_helpers.projects(studio) if _ours(mine, studio, one)]
+    assert made["mine"] == min(one for one in ours if remote_project._is_whole(studio, one))
     for left in set(ours) - {made["mine"]}:  # a request that the server did twice
         assert studio.get(f"/api/projects/{left}")["task_number"] == 0
 
@@ -573,7 +574,7 @@ def test_two_folders_that_send_the_same_round_at_once_leave_one_task_each(
     def raced(*arguments: Any) -> None:
         monkeypatch.setattr(push, "_store", store)
         theirs_report.append(push.run(theirs, studio, push.PushRequest()))
-        play.annotate(studio, task_of(theirs, studio, ids[0]), GOOD)
+        ls_helpers.annotate(studio, task_of(theirs, studio, ids[0]), GOOD)
         store(*arguments)
 
     monkeypatch.setattr(push, "_store", raced)
@@ -594,8 +595,8 @@ def test_a_pull_while_people_submit_misses_nothing(
 
     def work(part: Sequence[str]) -> None:
         for seed, id in enumerate(part):
-            made = play.annotate(studio, numbers[id], results.of_label(drawn("crack", seed), SIZE))
-            play.change(studio, made["id"], results.of_label(drawn("hole", 7), SIZE))
+            made = ls_helpers.annotate(studio, numbers[id], results.of_label(drawn("crack", seed), SIZE))
+            ls_helpers.change(studio, made["id"], results.of_label(drawn("hole", 7), SIZE))
 
     people = [threading.Thread(target=work, args=(ids[n::3],)) for n in range(3)]
     for one in people:
@@ -691,7 +692,7 @@ def test_a_project_that_is_deleted_before_or_during_a_pull(
     pushed(indexed, reached, ids)
     for id in ids:
         answer(indexed, reached, id, drawn())
-    number = on_desk(indexed, reached).id
+    number = ls_project_of(indexed, reached).id
     gate.harm = nth(2, "", "GET", "fields=all", lambda: studio.ask("DELETE", f"/api/projects/{number}/"))
     with contextlib.suppress(CurateError):
         pull.run(indexed, reached)
@@ -709,14 +710,14 @@ def test_a_server_that_was_set_up_anew_does_not_lend_us_the_project_of_another(
     indexed: Project, studio: Studio
 ) -> None:
     """The number that we remember is somebody else's there."""
-    other = play.project(studio, "theirs", '<View><Image name="i" value="$image"/></View>')
+    other = ls_helpers.project(studio, "theirs", '<View><Image name="i" value="$image"/></View>')
     ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
-    desk = on_desk(indexed, studio)
-    studio.ask("DELETE", f"/api/projects/{desk.id}/")
-    replace(desk, id=other).save()
+    ls_project = ls_project_of(indexed, studio)
+    studio.ask("DELETE", f"/api/projects/{ls_project.id}/")
+    replace(ls_project, id=other).save()
     push.run(indexed, studio, push.PushRequest())
-    assert on_desk(indexed, studio).id != other
+    assert ls_project_of(indexed, studio).id != other
     told = studio.get(f"/api/projects/{other}")
     assert (told["title"], "brush" in told["label_config"], told["task_number"]) == ("theirs", False, 0)
 
@@ -724,7 +725,7 @@ def test_a_server_that_was_set_up_anew_does_not_lend_us_the_project_of_another(
 def test_how_far_we_got_on_one_server_does_not_hold_on_another(indexed: Project, studio: Studio, gate: Gate) -> None:
     id = unlabelled(indexed)[0]
     pushed(indexed, studio, [id])
-    on_desk(indexed, studio).save(cursor="2099-01-01T00:00:00Z")
+    ls_project_of(indexed, studio).save(cursor="2099-01-01T00:00:00Z")
     answer(indexed, studio, id, drawn())
     elsewhere = through(gate)  # another address, so another server
     push.run(indexed, elsewhere, push.PushRequest())
@@ -732,13 +733,13 @@ def test_how_far_we_got_on_one_server_does_not_hold_on_another(indexed: Project,
 
 
 def hand_made(project: Project, studio: Studio, change: Callable[[str], str]) -> None:
-    number = on_desk(project, studio).id
+    number = ls_project_of(project, studio).id
     there = studio.get(f"/api/projects/{number}")["label_config"]
     studio.ask("PATCH", f"/api/projects/{number}", json={"label_config": change(there)})
 
 
 def config_of(project: Project, studio: Studio) -> str:
-    return str(studio.get(f"/api/projects/{on_desk(project, studio).id}")["label_config"])
+    return str(studio.get(f"/api/projects/{ls_project_of(project, studio).id}")["label_config"])
 
 
 def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studio) -> None:
@@ -823,8 +824,8 @@ def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -
     again = load(indexed.folder)
     assert pull.run(again, studio, full=True).annotations == 0
     push.run(again, studio, push.PushRequest())
-    (old,) = play.task(studio, task_of(again, studio, before))["annotations"]
-    play.change(studio, old["id"], results.of_label(drawn("crack", 5), SIZE))
+    (old,) = ls_helpers.task(studio, task_of(again, studio, before))["annotations"]
+    ls_helpers.change(studio, old["id"], results.of_label(drawn("crack", 5), SIZE))
     pull.run(again, studio)
     assert labels(again)[before].digest == drawn("crack", 5).digest
 
@@ -896,14 +897,14 @@ def test_words_that_mean_nothing_are_disputed_and_cost_no_other_task(
     pushed(indexed, studio, ids)
     numbers = {id: task_of(indexed, studio, id) for id in ids}
     for id in fine:
-        play.annotate(studio, numbers[id], GOOD)
-    made = {id: play.annotate(studio, numbers[id], GOOD)["id"] for id in odd}
+        ls_helpers.annotate(studio, numbers[id], GOOD)
+    made = {id: ls_helpers.annotate(studio, numbers[id], GOOD)["id"] for id in odd}
     pull.run(indexed, studio)
     words = [*STORED.items()]
     for start in range(0, len(words), len(odd)):
         part = dict(zip(odd, words[start : start + len(odd)], strict=False))
         for id, (_, result) in part.items():
-            play.change(studio, made[id], result)
+            ls_helpers.change(studio, made[id], result)
         pull.run(indexed, studio)
         shown = labels(indexed)
         for id, (name, _) in part.items():
@@ -918,7 +919,7 @@ def test_results_of_no_known_form_are_disputed(
     """A fake in one place: what the server sent is bent before we read it."""
     ids = unlabelled(indexed)[: len(BENT) + 1]
     pushed(indexed, studio, ids)
-    suggestion = play.task(studio, task_of(indexed, studio, ids[0]))["id"]
+    suggestion = ls_helpers.task(studio, task_of(indexed, studio, ids[0]))["id"]
     for id in ids:
         answer(indexed, studio, id, drawn())
     real, bent = tasks.listed, dict(zip(ids, BENT.items(), strict=False))
@@ -941,13 +942,15 @@ def test_results_of_no_known_form_are_disputed(
 def test_tasks_that_others_put_into_our_project(indexed: Project, studio: Studio) -> None:
     id, other = unlabelled(indexed)[:2]
     pushed(indexed, studio, [id])
-    number = on_desk(indexed, studio).id
+    number = ls_project_of(indexed, studio).id
     strange: list[Any] = [None, 5, ["x"], {"a": [1]}, "nobody", "", True]
     data = [{"image": "/a.png", "content_id": one, "batch": "round 001"} for one in strange] + [{"image": "/b.png"}]
-    for task in play.import_tasks(studio, number, [{"data": one} for one in data]):
-        play.annotate(studio, task, GOOD)
-    (theirs,) = play.import_tasks(studio, number, [{"data": {"image": "/c.png", "content_id": other, "base": [1]}}])
-    play.annotate(studio, theirs, results.of_label(drawn("hole", 2), SIZE))
+    for task in ls_helpers.import_tasks(studio, number, [{"data": one} for one in data]):
+        ls_helpers.annotate(studio, task, GOOD)
+    (theirs,) = ls_helpers.import_tasks(
+        studio, number, [{"data": {"image": "/c.png", "content_id": other, "base": [1]}}]
+    )
+    ls_helpers.annotate(studio, theirs, results.of_label(drawn("hole", 2), SIZE))
     report = pull.run(indexed, studio)
     assert (report.strangers, report.annotations) == (len(data), 1)
     assert labels(indexed)[other].digest == drawn("hole", 2).digest
@@ -978,14 +981,14 @@ def test_ids_that_are_used_again_are_no_old_acquaintances(indexed: Project, stud
 def test_one_of_two_annotators_takes_theirs_back_and_one_is_edited_by_another(indexed: Project, studio: Studio) -> None:
     shared, edited = ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
-    anna, ben = play.annotator(studio, "anna"), play.annotator(studio, "ben")
+    anna, ben = ls_helpers.annotator(studio, "anna"), ls_helpers.annotator(studio, "ben")
     first = answer(indexed, anna, shared, drawn())
     answer(indexed, ben, shared, drawn("hole", 5))
     theirs = answer(indexed, anna, edited, drawn())
     pull.run(indexed, studio)
     assert labels(indexed)[shared].status == "disputed"
-    play.withdraw(studio, first["id"])
-    play.change(ben, theirs["id"], results.of_label(drawn("hole", 6), SIZE))
+    ls_helpers.withdraw(studio, first["id"])
+    ls_helpers.change(ben, theirs["id"], results.of_label(drawn("hole", 6), SIZE))
     report = pull.run(indexed, studio)
     assert (report.annotations, report.deleted) == (1, 1)
     assert labels(indexed)[shared].digest == drawn("hole", 5).digest
@@ -1011,11 +1014,11 @@ def test_hostile_names_reach_the_annotators_whole(make: Callable[..., Project], 
     assert len(ids) == len(NAMES)
     report = pushed(project, studio, ids)
     assert (report.created, report.refused) == (len(NAMES), [])
-    held = {one.data["content_id"]: one for one in tasks.held(on_desk(project, studio))}
+    held = {one.data["content_id"]: one for one in tasks.held(ls_project_of(project, studio))}
     for id in ids:
         assert studio.hash_of(held[id].data["image"], 1 << 20) == id, held[id].data["image"]
     for id, name in zip(ids, strange, strict=False):
-        play.annotate(studio, held[id].id, results.of_label(drawn(name), SIZE))
+        ls_helpers.annotate(studio, held[id].id, results.of_label(drawn(name), SIZE))
     pull.run(project, studio)
     shown = labels(project)
     assert [shown[id].digest for id in ids[: len(strange)]] == [drawn(name).digest for name in strange]
@@ -1047,9 +1050,9 @@ def test_images_that_are_uploaded_are_uploaded_once(indexed: Project, studio: St
     push.run(project, reached, push.PushRequest())
     assert push.run(project, reached, push.PushRequest()).updated == 0
     one_task_each(project, reached, ids)
-    for one in tasks.held(on_desk(project, reached)):
+    for one in tasks.held(ls_project_of(project, reached)):
         assert studio.hash_of(one.data["image"], 1 << 20) == one.data["content_id"]
-    files = studio.get(f"/api/projects/{on_desk(project, reached).id}/file-uploads", all="true")
+    files = studio.get(f"/api/projects/{ls_project_of(project, reached).id}/file-uploads", all="true")
     names = Counter(Path(one["file"]).name.partition("-")[2] for one in files)
     assert max(names.values()) == 1
 
@@ -1069,14 +1072,15 @@ def test_images_in_an_object_store(indexed: Project, studio: Studio, monkeypatch
     ids = unlabelled(project)[:2]
     report = pushed(project, studio, ids)
     assert (report.created, report.refused) == (2, [])
-    for one in tasks.held(on_desk(project, studio)):
+    for one in tasks.held(ls_project_of(project, studio)):
         assert one.data["image"].startswith("https://store.example/bucket/line/A/cam")
         assert one.data["image"].endswith("X-Expires=3600")
     assert push.run(project, studio, push.PushRequest()).updated == 0, "a new signature is no change"
     plain = settings(indexed, images="url", url="https://images.example/{source}/{path}")
     assert push.run(plain, studio, push.PushRequest()).updated == 2
     assert all(
-        one.data["image"].startswith("https://images.example/line/A/") for one in tasks.held(on_desk(plain, studio))
+        one.data["image"].startswith("https://images.example/line/A/")
+        for one in tasks.held(ls_project_of(plain, studio))
     )
 
 
@@ -1088,12 +1092,12 @@ def test_after_the_database_is_lost_everything_is_there_again(indexed: Project, 
     pushed(indexed, studio, ids)
     answer(indexed, studio, done, drawn())
     pull.run(indexed, studio)
-    play.annotate(studio, task_of(indexed, studio, waiting), GOOD)
+    ls_helpers.annotate(studio, task_of(indexed, studio, waiting), GOOD)
     push.withdraw(indexed, studio, push.PushRequest())
     draw_in_app(indexed, edited, "hole")
     draw_in_app(indexed, labelled(indexed)[0], "hole")
     pull.run(indexed, studio)
-    play.withdraw(studio, play.task(studio, task_of(indexed, studio, waiting))["annotations"][0]["id"])
+    ls_helpers.withdraw(studio, ls_helpers.task(studio, task_of(indexed, studio, waiting))["annotations"][0]["id"])
     pull.run(indexed, studio)
     before = labels(indexed)
     assert (before[waiting].status, before[back].status) == ("queued", "unlabelled")

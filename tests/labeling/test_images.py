@@ -17,8 +17,8 @@ from labeling import client, images, pull, push, results, tasks
 from labeling.client import Studio
 from labeling.images import LOCAL, MEDIA
 from labeling.server import RunningServer
-from tests.labeling import studio as people
-from tests.labeling.desks import labels, on_desk, pushed, round_of, task_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import labels, ls_project_of, pushed, round_of, task_of, unlabelled
 from tests.labeling.test_push_pull import SIZE, drawn
 
 
@@ -27,7 +27,7 @@ def sent(studio: Studio, address: str) -> httpx.Response:
 
 
 def addresses(project: Project, studio: Studio) -> dict[str, str]:
-    return {one.data["content_id"]: one.data["image"] for one in tasks.held(on_desk(project, studio))}
+    return {one.data["content_id"]: one.data["image"] for one in tasks.held(ls_project_of(project, studio))}
 
 
 def file_of(project: Project, id: str) -> Path:
@@ -54,7 +54,7 @@ def test_what_was_pushed_is_served_to_those_who_logged_in(
         assert answer.content == file_of(indexed, id).read_bytes()
         assert httpx.get(f"{studio.url}{found[id]}", trust_env=False).status_code == 401
     assert sorted(path.stem for path in media(indexed, studio_server).iterdir()) == sorted(ids), "nothing else is there"
-    (storage,) = studio.get("/api/storages/localfiles", project=on_desk(indexed, studio).id)
+    (storage,) = studio.get("/api/storages/localfiles", project=ls_project_of(indexed, studio).id)
     assert storage["path"] == str(media(indexed, studio_server))
 
 
@@ -118,16 +118,16 @@ def as_before(project: Project, studio: Studio, studio_server: RunningServer, id
     round_of(project, ids)
     root = media(project, studio_server).parent
     push.run(project, studio, push.PushRequest())
-    desk = on_desk(project, studio)
-    for storage in studio.get("/api/storages/localfiles", project=desk.id):
+    ls_project = ls_project_of(project, studio)
+    for storage in studio.get("/api/storages/localfiles", project=ls_project.id):
         studio.ask("DELETE", f"/api/storages/localfiles/{storage['id']}")
     for path in (root / MEDIA).iterdir():
         path.unlink()
     (root / "line").symlink_to(project.root(project.source("line")))
-    about = {"project": desk.id, "path": str(root / "line"), "title": "line", "use_blob_urls": True}
+    about = {"project": ls_project.id, "path": str(root / "line"), "title": "line", "use_blob_urls": True}
     studio.post("/api/storages/localfiles", about)
     references = {id: paths[0] for id, paths in Index(project).rows("paths")}
-    for one in tasks.held(desk):
+    for one in tasks.held(ls_project):
         path = references[one.data["content_id"]].replace(":", "/", 1)
         image = f"{LOCAL}{quote(f'{project.dataset_name}/{path}')}"
         studio.ask("PATCH", f"/api/tasks/{one.id}", json={"data": {**one.data, "image": image}})
@@ -142,7 +142,7 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
 ) -> None:
     open_, done, gone = ids = unlabelled(indexed)[:3]
     old = as_before(indexed, studio, studio_server, ids)
-    people.annotate(studio, task_of(indexed, studio, done), results.of_label(drawn(), SIZE))
+    ls_helpers.annotate(studio, task_of(indexed, studio, done), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     file_of(indexed, gone).unlink()
     ask, patched = Studio.ask, []
@@ -172,7 +172,7 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
         assert sent(studio, new[id]).content == file_of(indexed, id).read_bytes()
         assert sent(studio, old[id]).status_code == 404
     assert sent(studio, new[gone]).status_code == 404, "its file is not there either"
-    (storage,) = studio.get("/api/storages/localfiles", project=on_desk(indexed, studio).id)
+    (storage,) = studio.get("/api/storages/localfiles", project=ls_project_of(indexed, studio).id)
     assert storage["path"] == str(media(indexed, studio_server))
     assert not (media(indexed, studio_server).parent / "line").is_symlink()
     assert pull.run(indexed, studio, full=True).annotations == 0
@@ -185,12 +185,12 @@ def test_copies_that_wait_for_nobody_go_after_a_while(
     waiting, done, lately = ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
     for id in (done, lately):
-        people.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn(), SIZE))
+        ls_helpers.annotate(studio, task_of(indexed, studio, id), results.of_label(drawn(), SIZE))
     pull.run(indexed, studio)
     long_ago = time.time() - (images.KEPT_DAYS + 1) * 86400
     for path in media(indexed, studio_server).iterdir():
         if path.stem != lately:
             os.utime(path, (long_ago, long_ago))
     push.run(indexed, studio, push.PushRequest())
-    images.sweep(Index(indexed), on_desk(indexed, studio))
+    images.sweep(Index(indexed), ls_project_of(indexed, studio))
     assert {path.stem for path in media(indexed, studio_server).iterdir()} == {waiting, lately}

@@ -13,8 +13,8 @@ from curate.project import Project
 from labeling import results, tasks
 from labeling.client import Studio
 from tests.curate.cli.test_cli import Run, ok, run
-from tests.labeling import studio as play
-from tests.labeling.desks import on_desk
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import ls_project_of
 from tests.train.conftest import TINY, works
 
 __all__ = ["run", "works"]
@@ -32,10 +32,10 @@ def annotate_all(project: Project, studio: Studio) -> int:
     from curate.data import make_defect
 
     drawn = results.of_label(Label("labelled", (make_defect("crack", (1, 1, 9, 7)),)), SIZE)
-    desk = on_desk(project, studio)
-    found = tasks.untouched(desk, [one.id for one in tasks.held(desk)])
+    ls_project = ls_project_of(project, studio)
+    found = tasks.untouched(ls_project, [one.id for one in tasks.held(ls_project)])
     for id in found:
-        play.annotate(studio, id, drawn)
+        ls_helpers.annotate(studio, id, drawn)
     return len(found)
 
 

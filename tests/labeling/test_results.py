@@ -21,7 +21,7 @@ from curate.data import Defect, Label, make_defect
 from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import LabelStudioConfig
-from labeling import results as wire
+from labeling import results as ls_results
 from tests import fakes
 
 Mask = NDArray[np.uint8]
@@ -65,7 +65,7 @@ def labels(draw: Draw, size: Size, least: int = 0) -> Label:
     if least or draw(st.integers(0, 3)):
         return Label("labelled", found, whole)
     reasons = draw(st.sets(st.sampled_from(REASONS)))
-    return Label("skipped", found, whole, ", ".join(sorted(reasons)) or wire.UNSURE)
+    return Label("skipped", found, whole, ", ".join(sorted(reasons)) or ls_results.UNSURE)
 
 
 @st.composite
@@ -86,16 +86,16 @@ def sent(value: Any) -> Any:
 @settings(deadline=None, max_examples=300)
 def test_what_goes_out_comes_back_the_same(case: tuple[Size, Label]) -> None:
     size, label = case
-    results = sent(wire.of_label(label, size))
-    assert wire.label_in(results, size).digest == label.digest
-    assert wire.label_in(results[::-1], size).digest == label.digest, "the order of results means nothing"
+    results = sent(ls_results.of_label(label, size))
+    assert ls_results.label_in(results, size).digest == label.digest
+    assert ls_results.label_in(results[::-1], size).digest == label.digest, "the order of results means nothing"
 
 
 @given(st.data(), st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)))
 @settings(deadline=None)
 def test_a_box_survives_per_cents_on_an_image_of_any_size(data: st.DataObject, size: Size) -> None:
     label = Label("labelled", (make_defect("crack", data.draw(boxes(size))),))
-    assert wire.label_in(sent(wire.of_label(label, size)), size).digest == label.digest
+    assert ls_results.label_in(sent(ls_results.of_label(label, size)), size).digest == label.digest
 
 
 @given(cases())
@@ -103,17 +103,17 @@ def test_a_box_survives_per_cents_on_an_image_of_any_size(data: st.DataObject, s
 def test_a_prediction_means_what_the_model_said(case: tuple[Size, Label]) -> None:
     size, label = case
     said = Prediction(tuple((one, 0.123456) for one in label.defects), tuple((one, 0.5) for one in label.classes))
-    results = sent(wire.of_prediction(said, size))
+    results = sent(ls_results.of_prediction(said, size))
     assert bool(results) == bool(label.present), "that a model sees nothing is no suggestion"
     assert {one["score"] for one in results if "score" in one} <= {0.1235}
-    assert wire.label_in(results, size).digest == Label("labelled", label.defects, label.classes).digest
+    assert ls_results.label_in(results, size).digest == Label("labelled", label.defects, label.classes).digest
 
 
 def test_regions_have_ids_of_their_own_and_the_same_ones_each_time() -> None:
     twice = Label("labelled", (make_defect("crack", (1, 2, 3, 4)),) * 2)
-    results = wire.of_label(twice, SIZE)
+    results = ls_results.of_label(twice, SIZE)
     assert len({one["id"] for one in results}) == 2
-    assert results == wire.of_label(twice, SIZE)
+    assert results == ls_results.of_label(twice, SIZE)
 
 
 # --- what is said of the whole image ----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def box(name: str = "crack", id: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def read(*results: Any, cancelled: bool = False, names: dict[str, str] | None = None, **more: Any) -> Label:
-    return wire.label_in(sent(list(results)), SIZE, cancelled, names, **more)
+    return ls_results.label_in(sent(list(results)), SIZE, cancelled, names, **more)
 
 
 def test_verdicts() -> None:
@@ -139,8 +139,8 @@ def test_verdicts() -> None:
     assert read().clean
     assert read(choice("verdict", "clean")).clean
     assert read(box()) == Label("labelled", (crack,))
-    assert read(box(), choice("verdict", "clean")) == Label("disputed", (crack,), reason=wire.CONTRADICTORY)
-    assert read(box(), choice("quality", "OK")) == Label("disputed", (crack,), reason=wire.CONTRADICTORY)
+    assert read(box(), choice("verdict", "clean")) == Label("disputed", (crack,), reason=ls_results.CONTRADICTORY)
+    assert read(box(), choice("quality", "OK")) == Label("disputed", (crack,), reason=ls_results.CONTRADICTORY)
     assert read(box(), choice("verdict", "not sure")) == Label("skipped", (crack,), reason="not sure")
     assert read(choice("verdict", "not sure"), choice("why", "glare", "blurred")).reason == "blurred, glare"
     assert read(box(), cancelled=True) == Label("skipped", (crack,), reason="skipped")
@@ -177,7 +177,7 @@ def shaped(kind: str, size: Size, **value: Any) -> dict[str, Any]:
 
 
 def painted(results: Sequence[dict[str, Any]], size: Size) -> Mask:
-    (defect,) = wire.label_in(sent(list(results)), size).defects
+    (defect,) = ls_results.label_in(sent(list(results)), size).defects
     return shapes.mask_of(defect, *size)
 
 
@@ -231,7 +231,7 @@ def test_a_turned_rectangle_is_enclosed(size: Size, turn: float) -> None:
     corners = convert_annotation_to_yolo_obb(named, normalize=False)
     low = [max(0.0, min(c[axis] for c in corners)) for axis in (0, 1)]
     high = [min(float(size[axis]), max(c[axis] for c in corners)) for axis in (0, 1)]
-    (defect,) = wire.label_in(sent([result]), size).defects
+    (defect,) = ls_results.label_in(sent([result]), size).defects
     assert defect.rle is None
     left, top, wide, tall = defect.box
     assert (left, top, left + wide, top + tall) == pytest.approx((*low, *high), abs=2e-3)
@@ -281,7 +281,7 @@ def test_a_stroke_with_soft_edges_counts_from_half_on() -> None:
 
 def test_a_stroke_that_was_rubbed_out_leaves_nothing() -> None:
     erased = shaped("brush", (3, 2), format="rle", rle=list(encode_rle(np.zeros(24, np.uint8))))
-    assert wire.label_in([erased], (3, 2)).clean
+    assert ls_results.label_in([erased], (3, 2)).clean
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def without(result: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != name}
 
 
-STROKE = wire.of_label(Label("labelled", (shapes.defect_from_mask("hole", fakes.blob(24, 40)),)), SIZE)[0]  # type: ignore[arg-type]
+STROKE = ls_results.of_label(Label("labelled", (shapes.defect_from_mask("hole", fakes.blob(24, 40)),)), SIZE)[0]  # type: ignore[arg-type]
 POLYGON = shaped("polygon", SIZE, points=[[1, 1], [50, 1], [50, 50]])
 ELLIPSE = shaped("ellipse", SIZE, x=50, y=50, radiusX=9, radiusY=9)
 DEEP: Any = "deep"
@@ -352,21 +352,21 @@ UNREADABLE: dict[str, Any] = {
 @pytest.mark.parametrize("junk", UNREADABLE.values(), ids=UNREADABLE)
 def test_what_cannot_be_read_is_disputed_and_the_rest_is_kept(junk: Any) -> None:
     for results in ([junk], [junk, box("hole", "other")], [box("hole", "other"), junk]):
-        label = wire.label_in(copy.deepcopy(results), SIZE)
+        label = ls_results.label_in(copy.deepcopy(results), SIZE)
         assert label.status == "disputed"
-        assert (label.reason or "").startswith(f"{wire.UNREADABLE}: ")
+        assert (label.reason or "").startswith(f"{ls_results.UNREADABLE}: ")
         assert label.present == ({"hole"} if len(results) > 1 else set())
-        assert wire.label_in(results, SIZE, cancelled=True).status == "skipped"
+        assert ls_results.label_in(results, SIZE, cancelled=True).status == "skipped"
 
 
 @pytest.mark.parametrize("results", [None, "text", 7, {"id": "a"}, {}, True], ids=str)
 def test_results_that_are_no_list_are_disputed(results: Any) -> None:
-    assert wire.label_in(results, SIZE).status == "disputed"
+    assert ls_results.label_in(results, SIZE).status == "disputed"
 
 
 def test_two_regions_under_one_id_are_not_merged() -> None:
     label = read(box(), box(x=40), box("hole", "other"))
-    assert (label.status, label.reason) == ("disputed", f"{wire.UNREADABLE}: two regions under one id")
+    assert (label.status, label.reason) == ("disputed", f"{ls_results.UNREADABLE}: two regions under one id")
     assert label.present == {"hole"}
 
 
@@ -407,12 +407,12 @@ def test_junk_anywhere_never_raises_and_never_makes_an_image_clean(
     data: st.DataObject, case: tuple[Size, Label], junk: Any
 ) -> None:
     size, label = case
-    results = wire.of_label(Label("labelled", label.defects[:1]), size)
+    results = ls_results.of_label(Label("labelled", label.defects[:1]), size)
     results = [one for one in results if one["type"] != "choices"]
     path = data.draw(st.sampled_from([path for path in places(results) if path[1:2] != ("id",)][1:]))
     if path[-1] == "rle" or "rle" in path:
         junk = data.draw(st.one_of(st.none(), st.text(), st.just([]), st.just([1, 2]), st.just(-1)))
-    found = wire.label_in(with_junk(results, path, junk), size, names={}, classes=CLASSES)
+    found = ls_results.label_in(with_junk(results, path, junk), size, names={}, classes=CLASSES)
     assert not found.clean
     assert Label.from_json(sent(found.to_json())).digest == found.digest
     if found.status != "disputed":
@@ -427,14 +427,14 @@ def test_junk_anywhere_never_raises_and_never_makes_an_image_clean(
 @settings(deadline=None, max_examples=300)
 def test_junk_alone_never_raises(junk: Any) -> None:
     for results in (junk, [junk], [{"id": "a", "type": "brushlabels", "value": junk}], [box(), {"value": junk}]):
-        label = wire.label_in(results, SIZE, classes=CLASSES)
+        label = ls_results.label_in(results, SIZE, classes=CLASSES)
         assert label.status in ("labelled", "disputed", "skipped")
         json.dumps(label.to_json()).encode()
 
 
 def test_a_class_named_clean_is_no_verdict_and_contradicts_one() -> None:
     spot = Label("labelled", (make_defect("clean", (1, 1, 2, 2)),))
-    region = wire.of_label(spot, (8, 8))
-    assert wire.label_in(region, (8, 8), classes=["clean"]).digest == spot.digest
-    verdict = wire.of_label(Label("labelled"), (8, 8))
-    assert wire.label_in([*region, *verdict], (8, 8), classes=["clean"]).reason == wire.CONTRADICTORY
+    region = ls_results.of_label(spot, (8, 8))
+    assert ls_results.label_in(region, (8, 8), classes=["clean"]).digest == spot.digest
+    verdict = ls_results.of_label(Label("labelled"), (8, 8))
+    assert ls_results.label_in([*region, *verdict], (8, 8), classes=["clean"]).reason == ls_results.CONTRADICTORY

@@ -18,8 +18,8 @@ from labeling import pull, push, results, tasks
 from labeling.client import Studio
 from tests import fakes
 from tests.conftest import Make
-from tests.labeling import studio as play
-from tests.labeling.desks import labelled, labels, on_desk, pushed, task_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import labelled, labels, ls_project_of, pushed, task_of, unlabelled
 
 SIZE = (37, 19)
 Random = np.random.Generator
@@ -50,10 +50,10 @@ def under_review(project: Project, studio: Studio, ids: Sequence[str]) -> push.P
 
 def agree(project: Project, studio: Studio, batch: str) -> None:
     """Submit every suggestion of the batch as it is."""
-    desk = on_desk(project, studio)
-    for task in list(tasks.listed(desk, [tasks.equal("data.batch", batch)], "all", "id,predictions,result")):
+    ls_project = ls_project_of(project, studio)
+    for task in list(tasks.listed(ls_project, [tasks.equal("data.batch", batch)], "all", "id,predictions,result")):
         (suggestion,) = task["predictions"]
-        play.annotate(studio, task["id"], suggestion["result"], parent_prediction=suggestion["id"])
+        ls_helpers.annotate(studio, task["id"], suggestion["result"], parent_prediction=suggestion["id"])
 
 
 # --- drawn labels -----------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_boxes_degrees_and_classes_without_a_place(make: Make, studio: Studio, t
     wanted = {id: spoken(np.random.default_rng(number)) for number, id in enumerate(unlabelled(project))}
     pushed(project, studio, list(wanted))
     for id, label in wanted.items():
-        play.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
+        ls_helpers.annotate(studio, task_of(project, studio, id), results.of_label(label, SIZE))
     pull.run(project, studio)
     shown = labels(project)
     assert {id: shown[id].digest for id in wanted} == {id: label.digest for id, label in wanted.items()}

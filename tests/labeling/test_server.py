@@ -30,7 +30,7 @@ from labeling.client import Studio
 from labeling.server import RunningServer
 from tests import fakes
 from tests.fakes import REPOSITORY
-from tests.labeling import studio as people
+from tests.labeling import studio as ls_helpers
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 CHOICES = (
@@ -199,7 +199,7 @@ def test_a_person_logs_in_with_what_the_file_says(own: tuple[Project, list[dict[
     [("127.0.0.1:9", False), ("169.254.169.254", True), ("100.100.100.200", True), ("0.0.0.0", True)],
 )
 def test_it_calls_this_machine_but_no_metadata_service(studio: Studio, host: str, banned: bool) -> None:
-    number = people.project(studio, "imports", CHOICES)
+    number = ls_helpers.project(studio, "imports", CHOICES)
     with pytest.raises(CurateError) as caught:
         studio.ask("POST", f"/api/projects/{number}/import", data={"url": f"http://{host}/tasks.json"})
     assert ("reserved network address" in str(caught.value)) is banned, caught.value
@@ -359,7 +359,7 @@ def test_killed_and_robbed_it_comes_back(
         monkeypatch.delenv(name, raising=False)
     project, _ = own
     first = served(project)
-    number = people.project(client.connect(project), "stays", CHOICES)
+    number = ls_helpers.project(client.connect(project), "stays", CHOICES)
     os.kill(first.pid, signal.SIGKILL)
     while server._lives(first.pid):
         time.sleep(0.05)
@@ -376,7 +376,7 @@ def test_killed_and_robbed_it_comes_back(
     found = server.up(project)
     assert (found.started, found.port) == (False, first.port)
     assert alive(found.folder) == [found.pid]
-    assert people.projects(client.connect(project)) == [number]
+    assert ls_helpers.projects(client.connect(project)) == [number]
 
     (first.folder / "server.json").unlink()
     again = server.up(project)

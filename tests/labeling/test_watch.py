@@ -15,8 +15,8 @@ from curate.project import Project
 from labeling import annotations as words
 from labeling import pull, results, watch
 from labeling.client import Studio
-from tests.labeling import studio as play
-from tests.labeling.desks import labels, on_desk, pushed, task_of, unlabelled
+from tests.labeling import studio as ls_helpers
+from tests.labeling.desks import labels, ls_project_of, pushed, task_of, unlabelled
 from tests.labeling.test_push_pull import SIZE, drawn
 
 PATIENCE = 60.0
@@ -60,10 +60,10 @@ def test_what_is_submitted_is_pulled_soon_even_after_a_busy_spell(indexed: Proje
     pushed(indexed, studio, ids)
     with watching(indexed, studio, 0.5) as seen:
         assert seen.next().annotations == 0
-        play.annotate(studio, task_of(indexed, studio, first), results.of_label(drawn(), SIZE))
+        ls_helpers.annotate(studio, task_of(indexed, studio, first), results.of_label(drawn(), SIZE))
         assert seen.next().annotations == 1
         with writer_lock(indexed.work, "another command"):
-            play.annotate(studio, task_of(indexed, studio, second), results.of_label(drawn("hole"), SIZE))
+            ls_helpers.annotate(studio, task_of(indexed, studio, second), results.of_label(drawn("hole"), SIZE))
             while not seen.warnings:
                 threading.Event().wait(0.1)
         assert seen.next().annotations == 1
@@ -74,28 +74,28 @@ def test_what_is_submitted_is_pulled_soon_even_after_a_busy_spell(indexed: Proje
 def test_a_webhook_wakes_it_and_only_label_studio_may(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:1]
     pushed(indexed, studio, ids)
-    desk = on_desk(indexed, studio)
-    with watching(indexed, studio, 3600) as seen, watch.webhook(desk, "127.0.0.1", 0, seen.wake) as url:
+    ls_project = ls_project_of(indexed, studio)
+    with watching(indexed, studio, 3600) as seen, watch.webhook(ls_project, "127.0.0.1", 0, seen.wake) as url:
         seen.next()
         with pytest.raises(HTTPError, match="403"):
             urllib.request.urlopen(urllib.request.Request(url, b"{}", {watch.HEADER: "wrong"}), timeout=10)
-        assert len(studio.get("/api/webhooks/", project=desk.id)) == 1
-        play.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
+        assert len(studio.get("/api/webhooks/", project=ls_project.id)) == 1
+        ls_helpers.annotate(studio, task_of(indexed, studio, ids[0]), results.of_label(drawn(), SIZE))
         assert seen.next().annotations == 1, "an hour before the next poll"
-    assert not studio.get("/api/webhooks/", project=desk.id), "it is taken back"
+    assert not studio.get("/api/webhooks/", project=ls_project.id), "it is taken back"
 
 
 def test_the_report_counts_what_stands_and_names_who(indexed: Project, studio: Studio) -> None:
     one, two, three = ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
-    anna, ben = play.annotator(studio, "anna"), play.annotator(studio, "ben")
-    gone = play.annotate(anna, task_of(indexed, studio, three), results.of_label(drawn(), SIZE), lead_time=100)
-    changed = play.annotate(ben, task_of(indexed, studio, one), results.of_label(drawn("hole"), SIZE))
+    anna, ben = ls_helpers.annotator(studio, "anna"), ls_helpers.annotator(studio, "ben")
+    gone = ls_helpers.annotate(anna, task_of(indexed, studio, three), results.of_label(drawn(), SIZE), lead_time=100)
+    changed = ls_helpers.annotate(ben, task_of(indexed, studio, one), results.of_label(drawn("hole"), SIZE))
     pull.run(indexed, studio)
-    play.withdraw(anna, gone["id"])
-    play.change(ben, changed["id"], results.of_label(drawn(), SIZE), lead_time=20)
+    ls_helpers.withdraw(anna, gone["id"])
+    ls_helpers.change(ben, changed["id"], results.of_label(drawn(), SIZE), lead_time=20)
     for id in (one, two):
-        play.annotate(anna, task_of(indexed, studio, id), results.of_label(drawn(), SIZE), lead_time=10)
+        ls_helpers.annotate(anna, task_of(indexed, studio, id), results.of_label(drawn(), SIZE), lead_time=10)
     pull.run(indexed, studio)
     found = words.report(indexed)
     assert (found["images"], found["images_with_several"]) == (2, 1)
