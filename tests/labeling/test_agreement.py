@@ -81,11 +81,11 @@ WORDS = st.one_of(
 
 def test_the_newest_word_of_a_person_counts() -> None:
     times = ["2026-03-01T10:00:00.5Z", "2026-03-01T10:00:00Z", "2026-03-01T11:30:00+02:00", "", "2026-03-01T09:59:00"]
-    words = [Annotation("a", "ann", CLEAN, SIZE, at, lead_time=float(n)) for n, at in enumerate(times)]
+    annotations = [Annotation("a", "ann", CLEAN, SIZE, at, lead_time=float(n)) for n, at in enumerate(times)]
     other = Annotation("a", "bob", CLEAN, SIZE, "2020-01-01T00:00:00Z")
     for seed in range(5):
-        shuffled = random.Random(seed).sample([*words, other], 6)
-        assert newest(shuffled) == [words[0], other]
+        shuffled = random.Random(seed).sample([*annotations, other], 6)
+        assert newest(shuffled) == [annotations[0], other]
 
 
 def test_of_words_at_the_same_time_the_last_one_counts() -> None:

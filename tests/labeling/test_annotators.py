@@ -128,12 +128,12 @@ def cracked(x: float = 10, classes: tuple[str, ...] = ()) -> Label:
     return Label("labelled", (make_defect("crack", (x, 5, 20, 10)),), classes)
 
 
-def word(image: int, who: str, label: Label, lead: float | None = None, origin: str = "manual") -> Annotation:
+def annotation(image: int, who: str, label: Label, lead: float | None = None, origin: str = "manual") -> Annotation:
     return Annotation(f"{image:04d}", who, label, SIZE, f"2026-05-01T10:00:{image % 60:02d}Z", lead, origin)
 
 
 def table(who: str, labels: Sequence[Label]) -> list[Annotation]:
-    return [word(n, who, label) for n, label in enumerate(labels)]
+    return [annotation(n, who, label) for n, label in enumerate(labels)]
 
 
 SMALL = [
@@ -208,10 +208,13 @@ def test_nothing_to_report() -> None:
 
 
 def test_times_and_kept_pre_annotations() -> None:
-    words = [word(n, "ann", CLEAN, lead, "prediction") for n, lead in enumerate([10, 20, 30])]
-    words += [word(3, "ann", cracked(), 140, "changed"), word(4, "ann", Label("skipped"), None, "prediction")]
-    words += [word(5, "ann", CLEAN, float("nan")), word(6, "ann", CLEAN, 8 * 3600)]
-    found = report(words, ["crack"])["annotators"]["ann"]
+    annotations = [annotation(n, "ann", CLEAN, lead, "prediction") for n, lead in enumerate([10, 20, 30])]
+    annotations += [
+        annotation(3, "ann", cracked(), 140, "changed"),
+        annotation(4, "ann", Label("skipped"), None, "prediction"),
+    ]
+    annotations += [annotation(5, "ann", CLEAN, float("nan")), annotation(6, "ann", CLEAN, 8 * 3600)]
+    found = report(annotations, ["crack"])["annotators"]["ann"]
     assert (found["preannotated"], found["kept"], found["kept_lead_time_median"]) == (4, 0.75, 20)
     assert found["lead_time_median"] == 30
     assert found["images_per_hour"] == pytest.approx(5 / ((10 + 20 + 30 + 140 + 900) / 3600)), "a night is no work"
@@ -222,32 +225,32 @@ def test_times_and_kept_pre_annotations() -> None:
 
 
 def stamper(kept: int, changed: int, lead: float, change: float) -> list[Annotation]:
-    words = [word(n, "ann", CLEAN, lead, "prediction") for n in range(kept)]
-    return words + [word(kept + n, "ann", cracked(), change, "changed") for n in range(changed)]
+    annotations = [annotation(n, "ann", CLEAN, lead, "prediction") for n in range(kept)]
+    return annotations + [annotation(kept + n, "ann", cracked(), change, "changed") for n in range(changed)]
 
 
-def suspects(words: Sequence[Annotation], text: str = "without looking") -> list[str]:
-    return [line.split()[0] for line in report(words, ["crack"])["warnings"] if text in line]
+def suspects(annotations: Sequence[Annotation], text: str = "without looking") -> list[str]:
+    return [line.split()[0] for line in report(annotations, ["crack"])["warnings"] if text in line]
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("annotations", "expected"),
     [
         (stamper(19, 1, 2, 40), ["ann"]),
         (stamper(19, 1, 15, 40), []),  # looks at them
         (stamper(10, 5, 2, 40), []),  # changes a third: looks
-        ([*stamper(9, 0, 2, 0), word(50, "bob", cracked(), 40, "changed")], []),  # too few to tell
+        ([*stamper(9, 0, 2, 0), annotation(50, "bob", cracked(), 40, "changed")], []),  # too few to tell
         (stamper(20, 0, 2, 40), []),  # no change by anyone to compare with
-        ([*stamper(20, 0, 2, 0), word(50, "bob", cracked(), 40, "changed")], ["ann"]),
-        ([*stamper(20, 0, 15, 0), word(50, "bob", cracked(), 40, "changed")], []),
+        ([*stamper(20, 0, 2, 0), annotation(50, "bob", cracked(), 40, "changed")], ["ann"]),
+        ([*stamper(20, 0, 15, 0), annotation(50, "bob", cracked(), 40, "changed")], []),
     ],
 )
-def test_confirming_without_looking(words: list[Annotation], expected: list[str]) -> None:
-    assert suspects(words) == expected
+def test_confirming_without_looking(annotations: list[Annotation], expected: list[str]) -> None:
+    assert suspects(annotations) == expected
 
 
 def crowd(people: dict[str, Any], images: int = 30) -> list[Annotation]:
-    return [word(n, who, draw(n)) for who, draw in people.items() for n in range(images)]
+    return [annotation(n, who, draw(n)) for who, draw in people.items() for n in range(images)]
 
 
 def test_the_outlier_is_the_one_far_from_all_others() -> None:
@@ -279,6 +282,6 @@ def test_the_outlier_by_what_is_seen() -> None:
 
 
 def test_people_without_an_image_in_common() -> None:
-    apart = [word(0, "ann", CLEAN), word(1, "bob", CLEAN)]
+    apart = [annotation(0, "ann", CLEAN), annotation(1, "bob", CLEAN)]
     assert suspects(apart, "in common") == ["no"]
     assert suspects(apart[:1], "in common") == []

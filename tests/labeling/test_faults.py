@@ -66,12 +66,12 @@ def one_task_each(project: Project, studio: Studio, ids: Sequence[str]) -> None:
     assert Counter(held) == Counter(ids)
 
 
-def each_said_once(project: Project, ids: Sequence[str]) -> None:
+def each_logged_once(project: Project, ids: Sequence[str]) -> None:
     """Every annotation stands in the log exactly once."""
     for id in ids:
-        words = [one.extra["annotation"] for one in history(project, id) if "updated" in one.extra]
-        assert words, id
-        assert len(words) == len(set(words)), id
+        annotations = [entry.extra["annotation"] for entry in history(project, id) if "updated" in entry.extra]
+        assert annotations, id
+        assert len(annotations) == len(set(annotations)), id
 
 
 def settings(project: Project, **values: Any) -> Project:
@@ -210,7 +210,7 @@ def test_a_pull_that_got_no_answer_is_repeated(indexed: Project, studio: Studio,
     with pytest.raises(Unanswered):
         pull.run(indexed, reached)
     assert pull.run(indexed, reached).annotations == 3
-    each_said_once(indexed, ids)
+    each_logged_once(indexed, ids)
 
 
 class Mortal:
@@ -267,7 +267,7 @@ def test_a_server_that_is_killed_and_started_again(
     pull.run(indexed, through(gate))
     shown = labels(indexed)
     assert [shown[id].digest for id in ids] == [drawn("hole", seed).digest for seed in range(6)]
-    each_said_once(indexed, ids)
+    each_logged_once(indexed, ids)
 
     more = unlabelled(indexed)  # now it comes back while the push goes on, and what it stored is not answered
     round_of(indexed, more, number=2)
@@ -442,7 +442,7 @@ def test_a_pull_that_is_killed_is_completed_by_the_next(
     sample = Index(indexed).dataset.match({"content_id": new}).first()
     assert sample.labelled_by == studio.me.email
     assert sample.split in SPLITS
-    each_said_once(indexed, ids)
+    each_logged_once(indexed, ids)
 
 
 def test_an_app_edit_is_disputed_although_the_pull_was_killed(indexed: Project, studio: Studio) -> None:
@@ -541,10 +541,10 @@ def test_two_folders_that_share_a_dataset_end_on_one_desk(
     monkeypatch.setattr(remote_project, "find", found)
     made: dict[str, int] = {}
 
-    def open_desk(name: str, project: Project) -> None:
+    def open_project(name: str, project: Project) -> None:
         made[name] = remote_project.opened(project, studio).id
 
-    threads = [threading.Thread(target=open_desk, args=one) for one in (("mine", mine), ("theirs", theirs))]
+    threads = [threading.Thread(target=open_project, args=one) for one in (("mine", mine), ("theirs", theirs))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -804,7 +804,7 @@ def test_a_label_that_the_project_does_not_know(indexed: Project, studio: Studio
     known = load(indexed.folder)
     pull.run(known, studio, full=True)
     assert labels(known)[id].digest == drawn("rust").digest
-    each_said_once(known, [id])
+    each_logged_once(known, [id])
 
 
 def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -> None:
@@ -819,7 +819,7 @@ def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -
     assert pull.run(project, studio, full=True).annotations == 0
     shown = labels(project)
     assert [shown[id].digest for id in ids] == [drawn("fissure").digest, drawn("fissure", 2).digest]
-    each_said_once(project, ids)
+    each_logged_once(project, ids)
     classes.add(project, "crack")  # another thing, under the old name
     again = load(indexed.folder)
     assert pull.run(again, studio, full=True).annotations == 0
