@@ -184,7 +184,7 @@ def _fit(
 
 
 def _learn(target: Path, bank: MaskBank, values: dict[str, Any], device: str, progress: Progress) -> None:
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     name, size, begun = values["synthesiser"], values["window"], time.perf_counter()
     aside = target.with_name(f".{target.name}.fitting")  # outlives a kill
@@ -310,7 +310,7 @@ def _groups(bank: MaskBank) -> list[str]:
 def _make(
     target: Path, bank: MaskBank, about: dict[str, Any], model: FittedSynthesiser, device: str, progress: Progress
 ) -> None:
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     begun = time.perf_counter()
     device = device_of(device) if model.manifest["window"] else "cpu"

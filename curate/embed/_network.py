@@ -1,20 +1,17 @@
-"""What all encoders that are networks share: loading weights, resizing windows, the forward pass."""
+"""What all encoders that are networks share: resizing windows and the forward pass."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import workers
 from curate.embed._base import Array, Pixels, Tile, unit
-from curate.errors import CurateError
 
 STEP = 1  # raise it when `prepare` or `encode` give other vectors than before
 CHUNK = 64  # windows in one forward pass
@@ -80,50 +77,6 @@ class NetworkEncoder:
         with torch.autocast("cuda", torch.float16, enabled=on_gpu):
             found = module(batch.to(torch.bfloat16) if self.bf16 and not on_gpu else batch)
         return np.asarray(found.float().flatten(1).cpu().numpy(), np.float32)
-
-
-def device_of(wanted: str) -> str:
-    """The device to compute on. On a CPU, torch is held to the cores that this process may use."""
-    import torch
-
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise CurateError("device 'cuda' is not available here; allowed: auto, cpu")
-    if wanted != "cpu" and there:
-        return "cuda"
-    torch.set_num_threads(min(torch.get_num_threads(), workers.cores()))
-    return "cpu"
-
-
-def weights_of(path: str) -> dict[str, Any]:
-    """The tensors of a weights file; nothing in it is run."""
-    import pickle
-
-    import torch
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CurateError(f"no weights file at {file}. Give a local one: --set weights=PATH")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(str(file)))
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise CurateError(f"{file} is no file of plain weights: {reason}") from None
-    return _inner(found, file)
-
-
-def _inner(found: Any, file: Path) -> dict[str, Any]:
-    """The state dict itself, of a checkpoint that holds more."""
-    for name in ("state_dict", "model", "model_state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not found:
-        raise CurateError(f"{file} holds no state dict")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
 def digest_of(module: Any) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from curate.devices import device_of, weights_of
 from curate.embed import _network
 from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
 from curate.embed._network import NetworkEncoder
@@ -37,7 +38,7 @@ def build(
     digest = sha256_of(Path(weights).expanduser()) if weights else _network.digest_of(module)
     key = key_of(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap, bf16)
     dim, make = _network.dim_of(module, side), partial(headless, model, weights, size)
-    place = _network.device_of(device)
+    place = device_of(device)
     name = f"timm-{model.replace('/', '_').replace(':', '_')}"
     return NetworkEncoder(name, key, dim, tile, overlap, side, config["mean"], config["std"], make, place, bf16)
 
@@ -65,7 +66,7 @@ def _takes_size(model: str) -> bool:
 
 def _filled(module: Any, weights: str, model: str) -> Any:
     """All weights must be in the file; those of the head that we took off may be."""
-    found = _network.weights_of(weights)
+    found = weights_of(weights)
     try:
         missing = module.load_state_dict(found, strict=False).missing_keys
     except RuntimeError as error:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from curate.devices import device_of, weights_of
 from curate.embed import _network
 from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
 from curate.embed._network import NetworkEncoder
@@ -39,7 +40,7 @@ def build(
     mean, std = SCALES[scale]
     key = key_of(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap, bf16)
     dim = _network.dim_of(module, size)
-    place = _network.device_of(device)
+    place = device_of(device)
     make = partial(headless, model, weights)
     return NetworkEncoder(f"torchvision_file-{model}", key, dim, tile, overlap, size, mean, std, make, place, bf16)
 
@@ -52,7 +53,7 @@ def headless(model: str, weights: str) -> Any:
         raise unknown("torchvision model", model, models.list_models(models))
     module = models.get_model(model, weights=None)
     try:
-        module.load_state_dict(_network.weights_of(weights), strict=True)
+        module.load_state_dict(weights_of(weights), strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise CurateError(f"{weights} does not fit torchvision's {model}: {reason}") from None

@@ -91,7 +91,7 @@ class TrialDesign:
 def planned(
     project: Project, request: TrialRequest, progress: Progress = lambda stage, done, total: None
 ) -> TrialDesign:
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     if request.stage not in STAGES:
         raise unknown("stage", request.stage, STAGES)

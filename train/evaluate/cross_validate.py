@@ -313,7 +313,7 @@ def _trained(
     task: CrossValidationTask, fold: Fold, scratch: Path, progress: Progress
 ) -> tuple[ModelEvaluator, loop.FitResult]:
     """The model's recipe on all but the fold; each repeat has a seed of its own."""
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     made, data = task.recipe, fold.data
     made = made.model_copy(update={"seed": made.seed + fold.repeat})

@@ -121,7 +121,7 @@ def _seen(task: LeaveOutTask, value: str, progress: Progress) -> Rows:
 
 def _trained(task: LeaveOutTask, value: str, scratch: Path, progress: Progress) -> ModelEvaluator:
     """The model's recipe on all images but those of this value."""
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     made, device, data = predicting.recipe_of(task.exam.model), device_of(task.device), task.without(value)
     scratch.mkdir(parents=True, exist_ok=True)

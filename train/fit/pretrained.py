@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curate.devices import weights_of
 from curate.embed._base import sha256_of
-from curate.embed._network import weights_of
 from curate.errors import CurateError
 from train.recipe import Model
 

@@ -75,7 +75,7 @@ def run(
     `progress` counts the batches of all epochs, `told` gets a line about each epoch when it is over.
     Of several processes one does this; the others, which `processes` tells of, help to train and end here.
     """
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     device = device_of(wish.device)
     with processes.team(device) as team, ExitStack() as stack:

@@ -400,7 +400,7 @@ def _tried(task: TuneTask, study: Any, trial: Any, progress: Progress, until: fl
 
 
 def _fitted(task: TuneTask, made: Recipe, folder: Path, progress: Progress, ended: Ended) -> FitResult:
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     folder.mkdir(parents=True, exist_ok=True)
     device = device_of(task.wish.device)

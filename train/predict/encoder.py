@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from curate.devices import device_of
 from curate.embed import _network
 from curate.embed._network import NetworkEncoder
 from curate.project import Project
@@ -28,7 +29,7 @@ def handle(project: Project, device: str = "auto") -> NetworkEncoder | None:
     mean, std = SCALES[made.input.scale]
     make = partial(encoder, str(model.weights.parent))
     dim = _network.dim_of(make(), size)
-    return NetworkEncoder("model", model.key, dim, "auto", 0.25, size, mean, std, make, _network.device_of(device))
+    return NetworkEncoder("model", model.key, dim, "auto", 0.25, size, mean, std, make, device_of(device))
 
 
 def encoder(folder: str) -> Any:

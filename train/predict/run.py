@@ -224,7 +224,7 @@ def _region(name: str, p: Floats, labels: NDArray[np.int32], stat: Any, row: int
 
 def load(project: Project, key: str | None = None, device: str = "auto") -> Predictor:
     """The model of this key or alias; without one production's, else the candidate, else the newest."""
-    from curate.embed._network import device_of
+    from curate.devices import device_of
 
     found = store.find(project, key)
     place = device_of(device)

@@ -121,7 +121,7 @@ def _teachers(project: Project, world: OracleDataset, wish: SimulateRequest) -> 
     task = LEARNERS[wish.setting.learner]
     if not task:
         return grid.linear, wish.jobs, ""
-    from curate.embed._network import device_of
+    from curate.devices import device_of
     from train.fit import pretrained
     from train.fit import run as training
     from train.simulate.networks import NetworkLearner

@@ -267,7 +267,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: py
     import torch
 
     torch.save({"x": Evil()}, file)
-    with pytest.raises(CurateError, match="no file of plain weights"):
+    with pytest.raises(CurateError, match="not a file of plain weights"):
         embed.build("torchvision_file", {"weights": str(file)})
     assert not (tmp_path / "pwned").exists()
 
