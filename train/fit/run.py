@@ -214,10 +214,14 @@ def epoch_line(made: Recipe, history: Sequence[Mapping[str, Any]], best: Mapping
 
 
 def _finished(project: Project, task: TrainTask, manifest: dict[str, Any]) -> StoredModel:
-    best = task.folder / loop.BEST
-    made = store.finish(project, task.key, best, manifest) if task.fresh else store.find(project, task.key)
+    """Store the model, or find it where it is stored already, and make it the candidate."""
+    if task.fresh:
+        model = store.finish(project, task.key, task.folder / loop.BEST, manifest)
+    else:
+        model = store.find(project, task.key)
+        files.remove(task.folder)  # left by a kill after the model was stored
     store.point(project, store.CANDIDATE, task.key)
-    return made
+    return model
 
 
 def network_of(resolved: Recipe, data: TrainingData) -> tuple[Any, Start]:

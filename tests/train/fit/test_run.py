@@ -41,8 +41,11 @@ def test_train_predict_models(run: Run, works: Project) -> None:  # noqa: F811
     manifest = json.loads((works.work / "models" / key / "manifest.json").read_text())
     assert manifest["recipe"]["model"]["encoder"] == "resnet18"
     assert set(manifest["best"]["f1"]) == {"crack", "hole"}
+    leftover = store.training_folder(works, key)
+    leftover.mkdir()  # a kill after the model was stored, before its training folder was removed
     again = ok(run(*TRAIN, folder, "--set", "epochs=2", "--json"))
     assert (again["model"], again["fresh"]) == (key, False)
+    assert not leftover.exists()
     code, out, err = run(*TRAIN, folder, "--set", "epochs=2")
     assert code == 0, err
     assert "nothing to do" in out
