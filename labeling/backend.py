@@ -27,7 +27,7 @@ from labeling.push import REVIEW
 from labeling.remote_project import MODEL_VERSION, LabelStudioProject
 
 if TYPE_CHECKING:
-    from train.predict.run import Predictor
+    from train.predict.predictor import Predictor
 
 TITLE = "curate"  # of the connection in Label Studio; distinct from every model's version
 USER = "label-studio"
@@ -36,9 +36,9 @@ LARGEST = 64 << 20  # bytes of a request
 
 def opened(project: Project, wanted: str | None = None, device: str = "cpu") -> Backend:
     """Load this model, else the current one, to answer Label Studio's requests."""
-    from train.predict import run as predicting
+    from train.predict.predictor import load_predictor
 
-    return Backend(Index(project), predicting.load(project, wanted, device))
+    return Backend(Index(project), load_predictor(project, wanted, device))
 
 
 @dataclass

@@ -28,7 +28,7 @@ from synth.gates import Floats, Limits, ValueRange
 from synth.nouns import CandidateImage, Donor, Mask, MaskBank, Pixels
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor
 
 STEP = 1  # raise it when the same images come to another end
 CHECKED, SHEET, REPORT = "checked.parquet", "sheet.png", "checked.json"
@@ -163,7 +163,7 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
 def segmenter_of(index: Index, bank: MaskBank, model: str | None, device: str) -> Predictor:
     """The project's newest segmenter, or the one that is wanted; it must have learnt from train alone."""
     from train import store
-    from train.predict import run as predicting
+    from train.predict.predictor import load_predictor
 
     project = index.project
     models = [trained for trained in store.every(project) if trained.manifest["task"] == "segmentation"]
@@ -178,7 +178,7 @@ def segmenter_of(index: Index, bank: MaskBank, model: str | None, device: str) -
         raise CurateError(f"model {key} finds no pixels; allowed: {', '.join(trained.key for trained in models)}")
     if leaked := _leaked(index, bank, manifest):
         raise CurateError(f"model {key} learnt from {len(leaked)} images of val or test: train again: curate train")
-    return predicting.load(project, key, device)
+    return load_predictor(project, key, device)
 
 
 def _leaked(index: Index, bank: MaskBank, manifest: Mapping[str, Any]) -> set[str]:

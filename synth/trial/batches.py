@@ -30,7 +30,7 @@ from synth import check, generate, masks
 from synth.nouns import CandidateImage, MaskBank, Scene, Site
 from train.data.dataset import masks_of
 from train.data.pixels import with_channels
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor
 
 STEP = 2  # raise it when the same bank gives another lot than before
 TRIES = 10  # draws for each image that is wanted: a defect that finds no place gives way to another

@@ -42,7 +42,7 @@ from train.evaluate import metrics, per_image
 from train.evaluate.metrics import EvaluatedImages, Pixels
 from train.fit import loop
 from train.fit import run as training
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor
 
 STEP = 1  # raise it when the same run comes to another end
 SEEDS = 5  # at least, for a verdict that counts

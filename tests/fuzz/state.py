@@ -483,7 +483,7 @@ def _prepare_models() -> None:
     import torch
 
     from train import architectures, checkpoint, recipe, store
-    from train.predict import run as predicting  # noqa: F401
+    from train.predict.predictor import load_predictor  # noqa: F401 - imported before the cases fork
 
     torch.set_num_threads(1)
     made = recipe.validated(
@@ -508,14 +508,14 @@ def _prepare_models() -> None:
 
 def _check_models(case: Any, root: Path) -> str:
     from train import store
-    from train.predict import run as predicting
+    from train.predict.predictor import load_predictor
 
     project = _project(root)
     assert all(one.key and one.folder.parent == store.home(project) for one in store.every(project))
     store.current(project)
     with contextlib.suppress(store.CurateError):
         store.rollback(project)
-    predictor = predicting.load(project, None, "cpu")
+    predictor = load_predictor(project, None, "cpu")
     seen = predictor.predict_image(fakes.steel(40, 33))
     if len(seen.probability) != len(predictor.classes):
         raise Fault(WRONG, f"{len(seen.probability)} probabilities of {len(predictor.classes)} classes")

@@ -22,7 +22,7 @@ from synth.check import RealReference
 from synth.nouns import CandidateImage, MaskBank
 from tests.conftest import Make
 from tests.train.conftest import CLASSES, LIBRARY, drawn, item
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor
 from train.recipe import load
 
 

@@ -17,7 +17,7 @@ from curate.errors import CurateError
 from curate.project import Project
 from train import architectures, checkpoint, recipe, store
 from train.fit import loop
-from train.predict import run as predicting
+from train.predict.predictor import trained_network
 from train.store import StoredModel
 
 KEY = "a" * 24
@@ -50,7 +50,7 @@ def told(act: Callable[[], object]) -> str:
 
 def test_a_sound_one_opens(project: Project, model: StoredModel) -> None:
     assert [one.key for one in store.every(project)] == [KEY]
-    assert not predicting.network(model).training
+    assert not trained_network(model).training
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_spoilt_weights_are_one_line(model: StoredModel) -> None:
     for content in spoilt:
         model.weights.write_bytes(content)
         try:
-            predicting.network(model)
+            trained_network(model)
         except CurateError as error:
             lines.append(str(error))
     assert len(lines) > 20
@@ -124,7 +124,7 @@ def test_weights_of_another_network_are_one_line(model: StoredModel) -> None:
     tensors, _ = checkpoint.load(model.weights)
     name = next(iter(tensors))
     checkpoint.save(model.folder / store.WEIGHTS, tensors | {name: torch.zeros(3)})
-    line = told(lambda: predicting.network(model))
+    line = told(lambda: trained_network(model))
     assert "do not fit the network" in line
     assert name in line
 
@@ -141,7 +141,7 @@ def test_weights_of_another_network_are_one_line(model: StoredModel) -> None:
 def test_a_recipe_that_builds_nothing_is_one_line(model: StoredModel, changes: Any, why: str) -> None:
     made = model.manifest["recipe"]
     spoilt = StoredModel(model.folder, model.manifest | {"recipe": made | {"model": made["model"] | changes}})
-    assert why in told(lambda: predicting.network(spoilt))
+    assert why in told(lambda: trained_network(spoilt))
 
 
 @pytest.mark.parametrize("state", [{}, {"phase": "x"}, {"phase": 0, "epoch": 0, "number": 0, "waited": 0, "fitted": 3}])

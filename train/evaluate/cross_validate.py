@@ -41,8 +41,7 @@ from train.evaluate.metrics import ByName, EvaluatedImages
 from train.evaluate.per_image import ModelEvaluator
 from train.fit import loop, pretrained
 from train.fit import run as training
-from train.predict import run as predicting
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor, recipe_of
 from train.recipe import Recipe
 from train.store import StoredModel
 
@@ -115,7 +114,7 @@ class CrossValidationTask:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return predicting.recipe_of(self.model)
+        return recipe_of(self.model)
 
     def marker(self, fold: Fold) -> Path:
         return self.folder / f"fold-{fold.name}.json"
@@ -175,11 +174,11 @@ def prepared(project: Project, wish: CrossValidateRequest) -> CrossValidationTas
     shares = {"train": config.shares["train"], "val": config.shares["val"]}
     folds = tuple(dealt(items, learnt, wish.count, wish.repeats, config.seed, shares))
     notes += _alone(items, classes)
-    notes += _taught_before(project, predicting.recipe_of(model))
+    notes += _taught_before(project, recipe_of(model))
     if model.manifest.get("pseudo"):
         notes.append("pseudo-labels teach no fold: the model that gave them has seen groups of every fold")
     rows = sorted((one.id, one.label.digest, group_of(one)) for one in items)
-    about = [rows, per_image.mark(classes), config.seed, shares, pretrained.mark_of(predicting.recipe_of(model).model)]
+    about = [rows, per_image.mark(classes), config.seed, shares, pretrained.mark_of(recipe_of(model).model)]
     name = f"folds-{wish.count}{'-test' if wish.with_test else ''}-{key_of([about, training.STEP, STEP])[:16]}"
     folder = per_image.home(project, model.key) / name
     return CrossValidationTask(project, model, wish, classes, tuple(items), folds, folder, tuple(notes))

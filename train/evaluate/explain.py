@@ -34,7 +34,7 @@ from train.evaluate import run as evaluating
 from train.evaluate.intervals import BootstrapDraws, BootstrapMetric
 from train.evaluate.robustness import Progress
 from train.predict import run as predicting
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor, load_predictor
 
 SHEET, REPORT = "sheet.png", "explanation.json"
 SHOWN = 12  # images by default
@@ -242,7 +242,7 @@ def run(project: Project, wish: ExplainRequest, progress: Progress = lambda stag
     with files.writer_lock(project.work / "explanations", "curate explain"):
         fresh = not (folder / REPORT).is_file()
         if fresh:
-            _write(folder, project, predicting.load(project, model.key, wish.device), asked, wish, progress)
+            _write(folder, project, load_predictor(project, model.key, wish.device), asked, wish, progress)
     return Explanation(folder, json.loads((folder / REPORT).read_text(encoding="utf-8")), fresh)
 
 

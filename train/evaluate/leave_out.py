@@ -33,8 +33,7 @@ from train.evaluate.robustness import ConditionResults, Progress, Robustness
 from train.evaluate.run import EvaluateRequest, EvaluationPlan
 from train.fit import loop
 from train.fit import run as training
-from train.predict import run as predicting
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor, recipe_of
 
 EXPOSURE = re.compile(r"exp(\d+)_")  # as the magnetic tiles' files are named
 BY: dict[str, Callable[[Item], str | None]] = {
@@ -123,7 +122,7 @@ def _trained(task: LeaveOutTask, value: str, scratch: Path, progress: Progress) 
     """The model's recipe on all images but those of this value."""
     from curate.devices import device_of
 
-    made, device, data = predicting.recipe_of(task.exam.model), device_of(task.device), task.without(value)
+    made, device, data = recipe_of(task.exam.model), device_of(task.device), task.without(value)
     scratch.mkdir(parents=True, exist_ok=True)
     model, start = training.network_of(made, data)
     plan = training.plan_of(task.exam.project, made, data)

@@ -29,7 +29,7 @@ from train.data.dataset import masks_of
 from train.data.pixels import read, with_channels
 from train.evaluate import metrics
 from train.evaluate.metrics import BINS, THRESHOLDS, EvaluatedImages, Pixels, Regions
-from train.predict.run import Predictor, Sure
+from train.predict.predictor import Predictor, Sure
 from train.store import StoredModel
 
 FOUND = 0.1  # of a labelled region's pixels that a prediction must cover

@@ -38,7 +38,7 @@ from train.evaluate.intervals import BootstrapDraws, BootstrapMetric
 from train.evaluate.metrics import EvaluatedImages
 from train.evaluate.per_image import ModelEvaluator
 from train.evaluate.run import EvaluateRequest, EvaluationPlan
-from train.predict import run as predicting
+from train.predict.predictor import components, load_predictor
 
 LEVELS: dict[str, tuple[float, ...]] = {
     "exposure": (0.3, 0.6, 1.0, 1.5, 2.0),  # stops, more or less
@@ -101,7 +101,7 @@ def answer(judge: ModelEvaluator, item: Item, image: Pixels) -> tuple[Bools, Cou
     p, limits = judge.ordered(predictor.probabilities(image)), predictor.recipe.predict
     truth, mine = masks_of(item, classes), np.zeros((len(classes), item.height, item.width), np.uint8)
     for row, name in enumerate(classes):
-        for defect, _ in predicting.components(name, p[row], limits.threshold, limits.min_area):
+        for defect, _ in components(name, p[row], limits.threshold, limits.min_area):
             mine[row] |= mask_of(defect, item.width, item.height)
     both = zip(truth.astype(bool), mine.astype(bool), strict=True)
     counts = [[(t & m).sum(), (~t & m).sum(), (t & ~m).sum()] for t, m in both]
@@ -290,7 +290,7 @@ def opened(folder: Path, fresh: bool = False) -> Robustness:
 
 
 def judge_of(exam: EvaluationPlan, device: str) -> ModelEvaluator:
-    predictor = predicting.load(exam.project, exam.model.key, device)
+    predictor = load_predictor(exam.project, exam.model.key, device)
     return ModelEvaluator(predictor, exam.classes, exam.project.config.limits.max_pixels)
 
 

@@ -28,7 +28,7 @@ from train.evaluate import metrics as figures
 from train.evaluate.intervals import FEW, BootstrapDraws, BootstrapMetric
 from train.evaluate.metrics import CLEAN, EvaluatedImages
 from train.evaluate.per_image import ModelEvaluator
-from train.predict import run as predicting
+from train.predict.predictor import load_predictor
 from train.store import StoredModel
 
 SPLITS = ("test", "val")  # those that are as production is
@@ -259,7 +259,7 @@ def _check_targets(exam: EvaluationPlan, targets: Mapping[str, float]) -> None:
 
 def examined(exam: EvaluationPlan, device: str, progress: Progress) -> EvaluatedModel:
     """Let the model look at what it has not been asked about yet."""
-    predictor = predicting.load(exam.project, exam.model.key, device)
+    predictor = load_predictor(exam.project, exam.model.key, device)
     judge = ModelEvaluator(predictor, exam.classes, exam.project.config.limits.max_pixels)
     table = per_image.table_of(exam.project, exam.model, exam.classes)
     failed = per_image.ask(judge, table, exam.every, progress)

@@ -36,8 +36,7 @@ from train.evaluate import metrics
 from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
-from train.predict import run as predicting
-from train.predict.run import Floats, ImagePrediction, Predictor
+from train.predict.predictor import Floats, ImagePrediction, Predictor, load_predictor
 from train.recipe import SCALES
 from train.store import StoredModel
 
@@ -153,7 +152,7 @@ def _job(project: Project, model: StoredModel, data: TrainingData, wish: ExportR
             "no labelled image in val: nothing shows what the exported model is worth. Label audit picks (curate "
             f"select), index a labelled source, or see splits.ratio in {project.file}"
         )
-    predictor = predicting.load(project, model.key, "cpu")  # a GPU's half precision is no measure for a CPU's file
+    predictor = load_predictor(project, model.key, "cpu")  # a GPU's half precision is no measure for a CPU's file
     judge = ModelEvaluator(predictor, predictor.classes, project.config.limits.max_pixels)
     labelled = Counter(name for one in (*data.train, *data.val) for name in one.label.present)
     versions = [version(name) for name in ("torch", *onnx_int8.NEEDED)]

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from train.predict.run import Outcome, Predictor
+from train.predict.predictor import Outcome, Predictor, predict_files
 
 BATCH = 16  # images that an actor is given at a time
 BLOCKS = 2000  # more would cost the driver more than they give the actors
@@ -60,10 +59,8 @@ class _Actor:
         self.max_pixels = max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        from train.predict import run as predicting
-
         todo = [(id, Path(path)) for id, path in zip(rows["id"].tolist(), rows["path"].tolist(), strict=True)]
-        done = list(predicting.seen_here(self.predictor, todo, self.max_pixels))
+        done = list(predict_files(self.predictor, todo, self.max_pixels))
         seen = np.empty(len(done), object)  # a tuple would be taken for more columns
         for place, one in enumerate(done):
             seen[place] = one[1]

@@ -19,7 +19,7 @@ SIZE = 224  # pixels of a window's side as a segmenter's encoder sees it
 
 def handle(project: Project, device: str = "auto") -> NetworkEncoder | None:
     """The model's encoder; None where nothing is trained yet."""
-    from train.predict.run import recipe_of
+    from train.predict.predictor import recipe_of
 
     if store.current(project) is None:
         return None
@@ -35,7 +35,7 @@ def handle(project: Project, device: str = "auto") -> NetworkEncoder | None:
 def encoder(folder: str) -> Any:
     """The network without what comes after its encoder; picklable by the name of its folder."""
     from train.architectures._parts import Features
-    from train.predict.run import network, recipe_of
+    from train.predict.predictor import recipe_of, trained_network
 
     model = store.opened(Path(folder))
-    return Features(network(model).encoder, recipe_of(model).input.channels)
+    return Features(trained_network(model).encoder, recipe_of(model).input.channels)

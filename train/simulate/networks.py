@@ -73,7 +73,7 @@ class NetworkLearner:
     ) -> LearnerOutput:
         """Of what may be asked for and of test; rows that subsampling removed stay unknown."""
         from train.data.pixels import read
-        from train.predict.run import Predictor
+        from train.predict.predictor import Predictor
 
         predictor = Predictor("simulation", data.classes, resolved, data.single, model, self.device)
         likely = np.zeros(world.present.shape, np.float32)

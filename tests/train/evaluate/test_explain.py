@@ -22,7 +22,7 @@ from train.data.pixels import normalised
 from train.evaluate import explain
 from train.evaluate import run as evaluating
 from train.fit import run as training
-from train.predict.run import Predictor
+from train.predict.predictor import Predictor
 
 CPU = evaluating.EvaluateRequest(device="cpu", split="val")
 

@@ -33,6 +33,7 @@ from train.evaluate import run as evaluating
 from train.evaluate.run import EvaluateRequest, Evaluation
 from train.fit import run as training
 from train.predict import run as predicting
+from train.predict.predictor import load_predictor
 
 QUICK = [*TINY, "augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=3e-3", "steps=8"]
 WHOLE = ["input.height=64", "input.width=64", "epochs=1", "steps=4"]
@@ -85,7 +86,7 @@ def items(project: Project, split: str = "test") -> list[Item]:
 
 
 def test_figures_are_those_that_are_counted_anew(plant: Project, found: Evaluation) -> None:
-    predictor = predicting.load(plant, found.model, "cpu")
+    predictor = load_predictor(plant, found.model, "cpu")
     counts, shown, said = np.zeros((2, 3)), [], []
     for item in items(plant):
         seen = predictor.predict_image(pixels.read(item.id, item.path, 10**9))
@@ -293,7 +294,7 @@ def test_a_classifier(plant: Project) -> None:
     done = evaluating.run(plant, EvaluateRequest(models(plant)["whole"], device="cpu"))
     assert "iou" not in done.figures["classes"]["crack"]
     assert done.figures["baselines"]["majority"]["exact_match"]["value"] > 0
-    predictor = predicting.load(plant, done.model, "cpu")
+    predictor = load_predictor(plant, done.model, "cpu")
     of = items(plant)
     p = [predictor.predict_image(pixels.read(one.id, one.path, 10**9)).probability for one in of]
     rows = pyarrow.parquet.read_table(done.folder / "per_image.parquet").to_pylist()

@@ -31,7 +31,7 @@ from train.export import onnx_int8
 from train.export import run as exporting
 from train.export.run import INT8, ONNX, SIDECAR, ExportRequest
 from train.fit import run as training
-from train.predict import run as predicting
+from train.predict.predictor import load_predictor, trained_network
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SEGMENTER = ("epochs=6", "optimiser.lr=3e-3", "predict.flips=true")
@@ -79,7 +79,7 @@ def test_a_segmenter_s_files_stand_alone_and_say_what_torch_says(works: Project,
 
     import torch
 
-    network, runs = predicting.network(model), session(found.folder / ONNX)
+    network, runs = trained_network(model), session(found.folder / ONNX)
     mean, std = (np.array(about["input"]["normalisation"][name]) for name in ("mean", "std"))
     for shape in ((1, 64, 64, 3), (3, 96, 160, 3)):  # any number of images, any multiple of 32
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -134,7 +134,7 @@ def test_a_classifier_s_file_says_what_torch_says(make: Make, tmp_path: Path, si
     found = exporting.run(project, LAX)
     about, runs = found.about, session(found.folder / ONNX)
     assert about["output"]["inside"] == ("softmax" if single else "sigmoid")
-    predictor = predicting.load(project, model.key, "cpu")
+    predictor = load_predictor(project, model.key, "cpu")
     for item in val_of(project):
         pixels = read(item.id, item.path, 10**8)
         image = exporting.inputs_of(predictor, np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels)[0]

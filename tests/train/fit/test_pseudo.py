@@ -30,6 +30,7 @@ from train.fit import loop, pseudo
 from train.fit import run as training
 from train.fit.run import TrainRequest
 from train.predict import run as predicting
+from train.predict.predictor import load_predictor
 from train.recipe import Pseudo
 
 SETS = [*TINY, "epochs=1", "batch=9"]
@@ -108,7 +109,7 @@ def test_whole_images_are_decided_by_class() -> None:
 def teach(project: Project, sure: float = 0.97) -> tuple[str, list[str]]:
     """A model that says the truth of the unlabelled images, as sure as this; its key, and their ids."""
     key = training.run(project, TrainRequest(recipe="unet-resnet", overrides=SETS, device="cpu")).model.key
-    index, predictor = Index(project), predicting.load(project, key, "cpu")
+    index, predictor = Index(project), load_predictor(project, key, "cpu")
     table = predicting.table_of(project, predictor)
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
     masks = {one.id: drawn(int(one.path.stem))[1] for one in index.items(ids)}

@@ -30,7 +30,7 @@ from train.fit import loop
 from train.fit import run as training
 from train.predict import _ray, encoder
 from train.predict import run as predicting
-from train.predict.run import Predictor, components
+from train.predict.predictor import MOST, Predictor, components, load_predictor
 
 FAST = training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu")
 
@@ -122,7 +122,7 @@ def test_components_are_scipy_s(seed: int) -> None:
 
 def test_components_of_noise_are_bounded() -> None:
     p = np.random.default_rng(0).random((400, 400)).astype(np.float32)
-    assert len(components("crack", p, 0.8, min_area=1)) == predicting.MOST
+    assert len(components("crack", p, 0.8, min_area=1)) == MOST
     assert components("crack", np.zeros((9, 9), np.float32), 0.5, 1) == []
 
 
@@ -137,7 +137,7 @@ def test_train_predict_select(works: Project) -> None:
     kinds = {"probability": "float16[2]", "class_entropy": "float16[2]", "defect_pixels": "float[2]"}
     assert {name: table.columns[name] for name in kinds} == kinds
     assert json.loads(table.metadata["classes"]) == list(CLASSES)
-    predictor = predicting.load(works, device="cpu")
+    predictor = load_predictor(works, device="cpu")
     assert predictor.key == made.model.key
     one = next(index.items(sorted(waiting)[:1]))
     seen = predictor.predict_image(drawn(int(one.path.stem))[0])
@@ -250,7 +250,7 @@ def test_a_classifier_says_class_and_doubt(works: Project) -> None:
     bald = table.read(list(table.ids()), ["bald"])["bald"]
     assert (bald >= 0).all()
     assert (bald > 0).any()
-    predictor, (pixels, _) = predicting.load(works, device="cpu"), drawn(29)
+    predictor, (pixels, _) = load_predictor(works, device="cpu"), drawn(29)
     first, second = predictor.predict_image(pixels), predictor.predict_image(pixels)
     assert first.bald == second.bald
     assert np.array_equal(first.probability, second.probability)
@@ -288,7 +288,7 @@ def test_the_model_as_an_encoder(works: Project) -> None:
 
 def test_aliases(works: Project) -> None:
     with pytest.raises(CurateError, match=r"no trained model yet\. Train one first: curate train"):
-        predicting.load(works)
+        load_predictor(works)
     keys = [
         training.run(
             works, training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1", f"seed={n}"))
@@ -306,4 +306,4 @@ def test_aliases(works: Project) -> None:
         store.find(works, "zzz")
     (store.find(works, keys[1]).folder / store.WEIGHTS).unlink()
     with pytest.raises(CurateError, match="copy them there, or train again"):
-        predicting.load(works, keys[1])
+        load_predictor(works, keys[1])
