@@ -157,7 +157,7 @@ def encoder_of(project: Project, name: str, options: Mapping[str, Any] | None, d
         return embed.build(name, options)
     from train.predict import encoder as trained
 
-    return embed.build(name, options, handle=trained.handle(project, device))
+    return embed.build(name, options, handle=trained.current_encoder(project, device))
 
 
 def segmenter_of(index: Index, bank: MaskBank, model: str | None, device: str) -> Predictor:
@@ -166,7 +166,7 @@ def segmenter_of(index: Index, bank: MaskBank, model: str | None, device: str) -
     from train.predict.predictor import load_predictor
 
     project = index.project
-    models = [trained for trained in store.every(project) if trained.manifest["task"] == "segmentation"]
+    models = [trained for trained in store.all_models(project) if trained.manifest["task"] == "segmentation"]
     if not models:
         raise CurateError(
             "re-segmentation needs a model of this project. Train one: curate train --task segmentation; "

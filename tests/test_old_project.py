@@ -55,7 +55,7 @@ def test_rounds_models_and_status_can_be_read(old: Project) -> None:
     first, second = rounds.every(old.work)
     assert [len(first.picks()), len(second.picks())] == [8, 8]
     assert {str(row["id"]) for row in first.picks()} <= EXPECTED["samples"].keys()
-    assert [model.key for model in store.every(old)] == ["cbbdb77c0acabe19d93c23f4"] == [store.current(old)]
+    assert [model.key for model in store.all_models(old)] == ["cbbdb77c0acabe19d93c23f4"] == [store.current(old)]
     assert status.summarise(old)["by_status"] == {"unlabelled": 42, "labelled": 17, "disputed": 1}
 
 

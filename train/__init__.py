@@ -1,1 +1,1 @@
-"""Models, metrics and error browsing."""
+"""Models: recipes, training, prediction, evaluation, export and simulation. Read `recipe.py` and `fit/run.py` first."""

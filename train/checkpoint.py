@@ -1,4 +1,4 @@
-"""Tensors as safetensors with one JSON beside them, in one file: nothing in it is ever run, and it is written whole."""
+"""Tensors and a JSON state in one safetensors file: loading it runs no code, and it is written in one step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Tensors = dict[str, Any]
 
 
 def save(file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+    """Write tensors, and a JSON object beside them, in one step."""
     from safetensors.torch import save as to_bytes
 
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -23,48 +24,53 @@ def save(file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None
 
 
 def load(file: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read the tensors and the JSON state. Raises CurateError where the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
             state = json.loads((opened.metadata() or {}).get("state", "{}"))
             if not isinstance(state, dict):
-                raise ValueError("its state is no JSON object")
+                raise ValueError("its state is not a JSON object")
             return {name: opened.get_tensor(name) for name in opened.keys()}, state  # noqa: SIM118 - no mapping
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise damaged(file, error) from None
+        raise damaged_error(file, error) from None
 
 
-def damaged(file: Path, reason: object) -> CurateError:
+def damaged_error(file: Path, reason: object) -> CurateError:
+    """Return the error for a file that cannot be used; the reason is cut to one short line."""
     words = " ".join(str(reason).split())[:200]
     return CurateError(f"{file} is damaged ({words}); remove its folder and train again")
 
 
-def fill(module: Any, file: Path) -> None:
-    """Give a network the weights of a file. Raises CurateError where these are not its own."""
+def load_into(module: Any, file: Path) -> None:
+    """Load the weights of a file into a network. Raises CurateError where they do not fit."""
     tensors, _ = load(file)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise damaged(file, f"its weights do not fit the network: {error}") from None
+        raise damaged_error(file, f"its weights do not fit the network: {error}") from None
 
 
-def packed(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
+def add_prefix(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
+    """Return the tensors with `prefix.` before each name."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def unpacked(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
+def strip_prefix(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
+    """Return the tensors whose names begin with `prefix.`, without it."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def optimiser_state(optimiser: Any) -> tuple[Tensors, list[dict[str, Any]]]:
-    """An optimiser's state as named tensors, and its groups as plain values."""
-    found = optimiser.state_dict()
-    tensors = {f"{row}.{name}": value for row, state in found["state"].items() for name, value in state.items()}
-    return tensors, found["param_groups"]
+    """Return an optimiser's state as named tensors, and its parameter groups as plain values."""
+    content = optimiser.state_dict()
+    tensors = {f"{row}.{name}": value for row, state in content["state"].items() for name, value in state.items()}
+    return tensors, content["param_groups"]
 
 
 def restore_optimiser(optimiser: Any, tensors: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Load what `optimiser_state` returned."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         row, _, name = key.partition(".")

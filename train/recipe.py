@@ -1,9 +1,9 @@
-"""Recipes: how a model is made, as small TOML files in `train/recipes/`, read into frozen, strict models.
+"""Recipes: how a model is trained, as small TOML files in `train/recipes/`, read into frozen, strict models.
 
     load("unet-resnet", ["batch=4", "optimiser.lr=1e-3", "loss.0.share=2"])
     load("my/own.toml")
 
-The resolved recipe travels with the model that it made.
+The resolved recipe is stored with the model that it trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCALES = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-HIGHEST = 100.0  # of a rate: above, numbers leave what a float can hold before any loss can tell
+HIGHEST = 100.0  # learning rate: above it numbers overflow before any loss can show it
 Trail = tuple[str | int, ...]
 
 
@@ -37,9 +37,9 @@ class _Strict(BaseModel):
 
 
 class Model(_Strict):
-    """`architecture`: one of smp's (Unet, FPN, ...) or a file of `train/architectures/`; `options` are its own.
+    """The network. `architecture`: one of smp's (Unet, FPN, ...) or a file of `train/architectures/`, with `options`.
 
-    `weights`: `hub` (ImageNet's, fetched), `none` (random), or a local file.
+    `weights`: `hub` (ImageNet weights, downloaded), `none` (random), or a local file.
     """
 
     architecture: str
@@ -51,7 +51,7 @@ class Model(_Strict):
 
 
 class Input(_Strict):
-    """What the network sees: segmentation crops this size, classification resizes to as many pixels."""
+    """Input size: segmentation takes crops of it, classification resizes an image to as many pixels."""
 
     height: int = Field(default=256, ge=32)
     width: int = Field(default=256, ge=32)
@@ -62,14 +62,14 @@ class Input(_Strict):
     @classmethod
     def _divides(cls, value: int) -> int:
         if value % 32:
-            raise ValueError("must be a multiple of 32, by which networks shrink an image")
+            raise ValueError("must be a multiple of 32, the stride of the networks")
         return value
 
 
 class Augmentation(_Strict):
-    """Chances of a change (0 to 1), degrees and shares; 0 leaves it out.
+    """Probabilities (0 to 1), degrees and shares of random changes; 0 turns one off.
 
-    `rotate90` turns a square input by 0, 90, 180 or 270 degrees, any other by 0 or 180: all of a batch keep one shape.
+    `rotate90` turns a square input by 0, 90, 180 or 270 degrees, any other by 0 or 180, so that a batch has one shape.
     """
 
     flip_horizontal: float = Field(default=0.0, ge=0, le=1)
@@ -90,14 +90,14 @@ class Augmentation(_Strict):
 
 
 class Sampler(_Strict):
-    """`threshold`: the share of images below which `repeat-factor` begins to repeat a class."""
+    """Which images an epoch shows. `threshold`: the share of images below which `repeat-factor` repeats a class."""
 
     name: Literal["natural", "weighted", "repeat-factor"] = "natural"
     threshold: float = Field(default=0.1, gt=0, le=1)
 
 
 class Loss(_Strict):
-    """One term of the loss, counted `share` times; `options` are its function's in `train/losses.py`."""
+    """One term of the loss, with weight `share`; `options` are those of its function in `train/losses.py`."""
 
     name: str
     share: float = Field(default=1.0, gt=0)
@@ -120,7 +120,7 @@ class Optimiser(_Strict):
 
 
 class Schedule(_Strict):
-    """`warmup` epochs rise from nothing; `step` multiplies by `gamma` every `every` epochs."""
+    """Learning rate: it rises from zero for `warmup` epochs; `step` multiplies it by `gamma` every `every` epochs."""
 
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0)
@@ -129,9 +129,9 @@ class Schedule(_Strict):
 
 
 class Phase(_Strict):
-    """A part of the training. `train`: all, the head alone, or the last so many layers with weights.
+    """A part of the training. `train`: all layers, the head alone, or a number of last layers with weights.
 
-    Layers with weights are convolutions, norms and dense layers, the head's included; Keras counts all others, too.
+    Layers with weights are convolutions, norms and dense layers, including the head's; Keras counts all layers.
     """
 
     epochs: int = Field(ge=1)
@@ -143,11 +143,11 @@ class Phase(_Strict):
     def _trains(cls, value: object) -> object:
         if value in ("all", "head") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return value
-        raise ValueError("must be all, head, or how many of the last layers to train, at least 1")
+        raise ValueError("must be all, head, or the number of last layers to train, at least 1")
 
 
 class Predict(_Strict):
-    """From probabilities to defects. Components of fewer than `min_area` pixels are none."""
+    """From probabilities to defects. Components of fewer than `min_area` pixels are dropped."""
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
     min_area: int = Field(default=16, ge=1)
@@ -155,10 +155,10 @@ class Predict(_Strict):
 
 
 class Pseudo(_Strict):
-    """Images that nobody labelled, as far as `model` (a key or an alias) is sure of every class; off without one.
+    """Pseudo-labels: unlabelled images of whose every class `model` (a key or an alias) is sure; off without a model.
 
-    Sure is a probability of at least `threshold`, or of at most 1 - `threshold` that the class is not there;
-    `thresholds` has those of single classes. `share`: the most of any batch that such images may be.
+    It is sure of a class at a probability of at least `threshold`, and of its absence at most 1 - `threshold`;
+    `thresholds` overrides that per class. `share`: the largest part of any batch that such images may be.
     """
 
     model: str = ""
@@ -197,61 +197,68 @@ class Recipe(_Strict):
 
     @property
     def parts(self) -> tuple[Phase, ...]:
-        """The phases; without any, one of `epochs` that trains everything."""
+        """The phases; without any, one phase of `epochs` that trains everything."""
         return self.phases or (Phase(epochs=self.epochs),)
 
     @model_validator(mode="after")
     def _one_prior(self) -> Recipe:
-        found = corrections(self)
-        if len(found) > 1 and not self.allow_double_prior:
+        corrections = prior_corrections(self)
+        if len(corrections) > 1 and not self.allow_double_prior:
             raise ValueError(
-                f"{' and '.join(found)} each correct the class prior, and together overshoot; "
+                f"{' and '.join(corrections)} each correct the class prior, and together overcorrect it; "
                 "keep one, or set allow_double_prior (--allow-double-prior)"
             )
         return self
 
 
-def corrections(recipe: Recipe) -> list[str]:
-    """All that makes rare classes count for more than they are."""
-    found = [] if recipe.sampler.name == "natural" else [f"sampler '{recipe.sampler.name}'"]
+def prior_corrections(recipe: Recipe) -> list[str]:
+    """Return the parts of a recipe that raise the weight of rare classes."""
+    corrections = [] if recipe.sampler.name == "natural" else [f"sampler '{recipe.sampler.name}'"]
     for term in recipe.loss:
         if term.name in losses.CORRECTING:
-            found.append(f"loss '{term.name}'")
+            corrections.append(f"loss '{term.name}'")
         elif term.options.get("weights") is not None:
-            found.append(f"loss '{term.name}' with weights")
-    return found
+            corrections.append(f"loss '{term.name}' with weights")
+    return corrections
 
 
 def names() -> list[str]:
+    """Return the names of the recipes that ship with curate."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe that ships, or a file; `overrides` are the command line's `key=value`."""
+    """Read a recipe.
+
+    Args:
+        name: of a recipe that ships with curate, or a TOML file (it ends in .toml or holds a slash).
+        overrides: `key=value` texts, as `--set` takes them.
+    """
     file = Path(name).expanduser() if name.endswith(".toml") or "/" in name else FOLDER / f"{name}.toml"
     if file.parent == FOLDER and not file.is_file():
         raise unknown("recipe", name, names(), "Or give a file: --recipe my/own.toml")
     values = _read(file)
-    recipe = validated(values, f"{file.name}: ")
+    recipe = validate(values, f"{file.name}: ")
     if not overrides:
         return recipe
     for text in overrides:
         _override(values, text)
-    return validated(values, "")  # the file is right: what is wrong now, a flag has brought
+    return validate(values, "")  # the file is valid: what is wrong now comes from an override
 
 
-def validated(values: Mapping[str, Any], where: str = "") -> Recipe:
+def validate(values: Mapping[str, Any], where: str = "") -> Recipe:
+    """Return the recipe with these values. Raises CurateError, beginning with `where`, for the first problem."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise CurateError(where + _explained(error)) from None
+        raise CurateError(where + _error_line(error)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CurateError(f"no recipe at {file}; those that ship: {', '.join(names())}") from None
+        raise CurateError(f"no recipe at {file}; the recipes of curate: {', '.join(names())}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CurateError(f"{file}: not valid TOML: {error}") from None
 
@@ -262,45 +269,45 @@ def _override(values: Any, text: str) -> None:
         raise CurateError(f"--set '{text}' is not key=value, for example optimiser.lr=1e-3")
     *path, last = key.split(".")
     for part in path:
-        values = values[_place(values, part, key)] if isinstance(values, list) else values.setdefault(part, {})
+        values = values[_list_index(values, part, key)] if isinstance(values, list) else values.setdefault(part, {})
         if not isinstance(values, dict | list):
-            raise CurateError(f"--set '{text}': '{part}' is a value and holds no '{last}'")
-    values[_place(values, last, key) if isinstance(values, list) else last] = _value(value)
+            raise CurateError(f"--set '{text}': '{part}' is a single value and has no '{last}'")
+    values[_list_index(values, last, key) if isinstance(values, list) else last] = _value(value)
 
 
-def _place(values: list[Any], part: str, key: str) -> int:
+def _list_index(values: list[Any], part: str, key: str) -> int:
     if not part.isdigit() or int(part) >= len(values):
         allowed = ", ".join(map(str, range(len(values)))) or "none"
-        raise CurateError(f"--set '{key}': '{part}' is no place in the list; allowed: {allowed}")
+        raise CurateError(f"--set '{key}': '{part}' is not an index of the list; allowed: {allowed}")
     return int(part)
 
 
 def _value(text: str) -> Any:
-    """JSON where it can be, else text; a plain number may be written as people do (`1e-3`)."""
+    """Parse JSON where possible, else return the text; numbers like `1e-3` are allowed."""
     try:
         return json.loads(text, parse_constant=lambda name: name)
     except ValueError:
         return text
 
 
-def _explained(error: ValidationError) -> str:
-    # A misspelt key is told first: it often is why another one is missing.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def _error_line(error: ValidationError) -> str:
+    # A misspelt key is reported first: it is often the reason why another one is missing.
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     trail = [part for part in first["loc"] if not re.fullmatch(r"literal\[.*\]|int", str(part))]
     name = ".".join(str(part) for part in trail) or "recipe"
     if first["type"] == "extra_forbidden":
-        known = _keys(trail[:-1])
-        return f"unknown key '{name}'{nearest(str(trail[-1]), known)}; allowed: {', '.join(known)}"
+        allowed = _keys(trail[:-1])
+        return f"unknown key '{name}'{nearest(str(trail[-1]), allowed)}; allowed: {', '.join(allowed)}"
     value = first.get("input")
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{name}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _keys(trail: Sequence[str | int]) -> list[str]:
-    """The keys of the table that the trail leads to."""
+    """Return the keys of the table at the end of the trail."""
     model: type[BaseModel] = Recipe
     for part in trail:
         kind = model.model_fields[part].annotation if isinstance(part, str) else None
-        inner = next((one for one in (kind, *get_args(kind)) if isinstance(one, type)), None)
+        inner = next((part_type for part_type in (kind, *get_args(kind)) if isinstance(part_type, type)), None)
         model = inner if inner is not None and issubclass(inner, BaseModel) else model
     return sorted(model.model_fields)

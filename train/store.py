@@ -1,7 +1,7 @@
 """The models of a project: `work/models/<key>/` (weights.safetensors, manifest.json), moved into place when finished.
 
-`candidate.json` and `production.json` name the model that was trained last and the one in use, with those before it;
-what they name is never swept away. A model in the making lies in `.<key>.training/`.
+`candidate.json` and `production.json` name the model that was trained last and the one in use, with earlier ones;
+`curate gc` never removes a model that they name. A model in training lies in `.<key>.training/`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 CANDIDATE, PRODUCTION = "candidate", "production"
 NONE_YET = "this project has no trained model yet. Train one first: curate train"
 NUMBER = (int, float)
-FIELDS: dict[str, Any] = {  # of a manifest, and what each must be
+FIELDS: dict[str, Any] = {  # of a manifest, with the type of each
     **dict.fromkeys(("key", "task", "made"), str),
     **dict.fromkeys(("classes", "outputs", "history"), list),
     **dict.fromkeys(("recipe", "skipped"), dict),
@@ -33,8 +33,8 @@ FIELDS: dict[str, Any] = {  # of a manifest, and what each must be
     "single": bool,
     "seconds": NUMBER,
 }
-MOST = 1 << 28  # bytes of a manifest, which names every image
-BEFORE = 10  # earlier models that an alias remembers, to go back to
+LARGEST = 1 << 28  # bytes of a manifest: it lists every image
+REMEMBERED = 10  # earlier models that an alias keeps for rollback
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StoredModel:
 
     @property
     def weights(self) -> Path:
-        """Its weights; an archive brings manifests back without them."""
+        """The weights file. Raises CurateError where it is missing: archives restore manifests without weights."""
         file = self.folder / WEIGHTS
         if not file.is_file():
             raise CurateError(
@@ -59,76 +59,78 @@ class StoredModel:
         return file
 
 
-def home(project: Project) -> Path:
+def models_folder(project: Project) -> Path:
+    """Return the folder of all models of the project."""
     return project.work / "models"
 
 
 def training_folder(project: Project, key: str) -> Path:
-    """Where a model is made; it outlives a kill."""
-    return home(project) / f".{key}.training"
+    """Return the folder in which a model is trained; a killed run resumes from it."""
+    return models_folder(project) / f".{key}.training"
 
 
-def opened(folder: Path) -> StoredModel:
-    """The model in this folder; raises CurateError where its manifest is not what `finish` writes."""
+def open_model(folder: Path) -> StoredModel:
+    """Return the model in this folder. Raises CurateError where its manifest is not as `finish` writes it."""
     file = folder / MANIFEST
-    made = _read(file)
-    if wrong := next(_wrong(made, FIELDS), None):
+    manifest = _read(file)
+    if wrong := next(_wrong_fields(manifest, FIELDS), None):
         raise _damaged(file, f"{wrong} is missing or of the wrong kind")
-    if made["key"] != folder.name:  # paths are made of it
-        raise _damaged(file, f"it says that it is of model {str(made['key'])[:40]!r}")
-    if not made["classes"] or made["outputs"][: len(made["classes"])] != made["classes"]:
-        raise _damaged(file, "its classes are not the outputs that it names")
-    if not all(isinstance(name, str) for name in made["outputs"]):
-        raise _damaged(file, "a class is no text")
-    return StoredModel(folder, made)
+    if manifest["key"] != folder.name:  # paths are built from it
+        raise _damaged(file, f"it belongs to model {str(manifest['key'])[:40]!r}")
+    if not manifest["classes"] or manifest["outputs"][: len(manifest["classes"])] != manifest["classes"]:
+        raise _damaged(file, "its classes are not the first of its outputs")
+    if not all(isinstance(name, str) for name in manifest["outputs"]):
+        raise _damaged(file, "a class name is not text")
+    return StoredModel(folder, manifest)
 
 
-def _wrong(made: dict[str, Any], fields: dict[str, Any]) -> Iterator[str]:
+def _wrong_fields(manifest: dict[str, Any], fields: dict[str, Any]) -> Iterator[str]:
     for name, kind in fields.items():
-        value = made.get(name)
+        value = manifest.get(name)
         if not isinstance(value, dict if isinstance(kind, dict) else kind):
             yield name
         elif isinstance(kind, dict):
-            yield from (f"{name}.{inner}" for inner in _wrong(value, kind))
+            yield from (f"{name}.{inner}" for inner in _wrong_fields(value, kind))
 
 
-def every(project: Project) -> list[StoredModel]:
-    """All finished models, the newest first."""
-    found = [opened(file.parent) for file in home(project).glob(f"[!.]*/{MANIFEST}")]
-    return sorted(found, key=lambda one: (str(one.manifest.get("made")), one.key), reverse=True)
+def all_models(project: Project) -> list[StoredModel]:
+    """Return all finished models, the newest first."""
+    models = [open_model(file.parent) for file in models_folder(project).glob(f"[!.]*/{MANIFEST}")]
+    return sorted(models, key=lambda model: (str(model.manifest.get("made")), model.key), reverse=True)
 
 
-def find(project: Project, wanted: str | None = None) -> StoredModel:
-    """The model of this key (its first characters will do) or alias, else the current one."""
-    models = {one.key: one for one in every(project)}
+def find(project: Project, name_or_key: str | None = None) -> StoredModel:
+    """Return a model: by key (its first characters suffice) or alias, without either the current one."""
+    models = {model.key: model for model in all_models(project)}
     if not models:
         raise CurateError(NONE_YET)
-    name = wanted or current(project)
+    name = name_or_key or current(project)
     if name in (CANDIDATE, PRODUCTION):
         name = alias(project, name) or name
     fitting = [key for key in models if name and key.startswith(name)]
     if len(fitting) == 1:
         return models[fitting[0]]
     if fitting:
-        raise CurateError(f"'{name}' fits {len(fitting)} models: {', '.join(fitting)}; give more of its characters")
+        raise CurateError(f"'{name}' matches {len(fitting)} models: {', '.join(fitting)}; give more of its characters")
     raise unknown("model", str(name), [*models, CANDIDATE, PRODUCTION], "See: curate models")
 
 
 def current(project: Project) -> str | None:
-    """The key of production's model, else the candidate, else the newest; None where nothing is trained."""
-    models = [one.key for one in every(project)]
+    """Return the key of the production model, else of the candidate, else of the newest; None without any model."""
+    models = [model.key for model in all_models(project)]
     named = (alias(project, name) for name in (PRODUCTION, CANDIDATE))
     return next((key for key in (*named, *models) if key in models), None)
 
 
 def is_done(project: Project, key: str) -> bool:
-    folder = home(project) / key
+    """Return whether the model is trained, with both its manifest and its weights."""
+    folder = models_folder(project) / key
     return (folder / MANIFEST).is_file() and (folder / WEIGHTS).is_file()
 
 
 def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) -> StoredModel:
-    """Put a model in its place, whole, and sweep up where it was made."""
-    target = home(project) / key
+    """Store a trained model in one step, then remove its training folder."""
+    target = models_folder(project) / key
     files.remove(target)
     versions = {name: version(name) for name in ("torch", "segmentation-models-pytorch", "albumentations", "numpy")}
     about = {"made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions | {"curate": __version__}}
@@ -144,44 +146,45 @@ def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) 
 
 
 def alias(project: Project, name: str) -> str | None:
-    found = _alias(project, name).get("model")
-    return str(found) if found else None
+    """Return the key of the model that an alias names, if any."""
+    key = _read_alias(project, name).get("model")
+    return str(key) if key else None
 
 
-def point(project: Project, name: str, key: str, **about: str) -> None:
-    """Let an alias name this model, and remember the one before; `about` stands beside it."""
-    known = _alias(project, name)
-    if known.get("model") == key:
+def set_alias(project: Project, name: str, key: str, **details: str) -> None:
+    """Let an alias name this model and keep the earlier ones; `details` are stored beside it."""
+    content = _read_alias(project, name)
+    if content.get("model") == key:
         return
-    before = [one for one in (known.get("model"), *known.get("before", [])) if one and one != key]
-    files.write_json(home(project) / f"{name}.json", {"model": key, "before": before[:BEFORE], **about})
+    before = [earlier for earlier in (content.get("model"), *content.get("before", [])) if earlier and earlier != key]
+    files.write_json(models_folder(project) / f"{name}.json", {"model": key, "before": before[:REMEMBERED], **details})
 
 
 def rollback(project: Project) -> str:
-    """Production's model before this one; those that are no longer there are passed over."""
-    known = _alias(project, PRODUCTION)
-    before = [key for key in known.get("before", []) if is_done(project, key)]
+    """Let production name its previous model that still exists, and return that key."""
+    content = _read_alias(project, PRODUCTION)
+    before = [key for key in content.get("before", []) if is_done(project, key)]
     if not before:
         raise CurateError("production has no earlier model to go back to. See: curate models")
-    files.write_json(home(project) / f"{PRODUCTION}.json", {"model": before[0], "before": before[1:]})
+    files.write_json(models_folder(project) / f"{PRODUCTION}.json", {"model": before[0], "before": before[1:]})
     return str(before[0])
 
 
-def _alias(project: Project, name: str) -> dict[str, Any]:
-    file = home(project) / f"{name}.json"
+def _read_alias(project: Project, name: str) -> dict[str, Any]:
+    file = models_folder(project) / f"{name}.json"
     return _read(file) if file.is_file() else {}
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        if not file.is_file() or file.stat().st_size > MOST:
-            raise ValueError("no file, or too large a one")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            raise ValueError("not a file, or too large")
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise _damaged(file, "it holds no JSON object")
-    return found
+        content = None
+    if not isinstance(content, dict):
+        raise _damaged(file, "not a JSON object")
+    return content
 
 
 def _damaged(file: Path, why: str) -> CurateError:

@@ -75,13 +75,13 @@ def _built(project: Project, name: str, given: list[str], device: str) -> tuple[
 
 
 def _trained(project: Project, device: str) -> Any:
-    """The project's model as `train.predict.encoder.handle` gives it, or None where nothing is trained yet."""
+    """The project's model as `train.predict.encoder.current_encoder` gives it, or None where nothing is trained yet."""
     import importlib
     import importlib.util
 
     if importlib.util.find_spec("train.predict.encoder") is None:
         return None
-    return importlib.import_module("train.predict.encoder").handle(project, device)
+    return importlib.import_module("train.predict.encoder").current_encoder(project, device)
 
 
 def _list(json: bool) -> None:

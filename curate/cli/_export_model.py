@@ -12,7 +12,7 @@ from curate.errors import CurateError
 
 if TYPE_CHECKING:
     from curate.project import Project
-    from train.export.run import Export
+    from train.export.run import ExportResult
 
 WORTH = 0.67  # of ONNX's time
 NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX INT8"}
@@ -52,7 +52,7 @@ def export_model(
         raise CurateError(f"{result.refusal}. {'Nothing was written' if result.fresh else 'What is there was forced'}")
 
 
-def _exported(result: Export, project: Project) -> None:
+def _exported(result: ExportResult, project: Project) -> None:
     about = result.about
     for note in about["notes"]:
         warn(note)

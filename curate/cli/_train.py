@@ -79,7 +79,7 @@ def train(
     overrides += [f'pseudo.model="{pseudo}"'] if pseudo else []  # quoted: a key may look like a number
     opened = open_project(project)
     request = training.TrainRequest(task, recipe, tuple(overrides), device_named(device), workers)
-    if processes > 1 and not team.launched():
+    if processes > 1 and not team.is_launched():
         raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
         result = training.run(opened, request, step, tell)
@@ -185,7 +185,7 @@ def models_list(project: ProjectOption = None, json: JsonOption = False) -> None
 
     opened = open_project(project)
     aliases = {name: store.alias(opened, name) for name in (store.CANDIDATE, store.PRODUCTION)}
-    models = [_summary(model, aliases) for model in store.every(opened)]
+    models = [_summary(model, aliases) for model in store.all_models(opened)]
     if json:
         emit({"models": models, "current": store.current(opened), **aliases})
         return

@@ -24,7 +24,7 @@ from curate.cli._common import (
 from curate.cli._train import _trained
 
 if TYPE_CHECKING:
-    from train.fit.tune import Trial, Tuned
+    from train.fit.tune import Trial, TuneResult
 
 SHOWN = 10  # trials in the table; --json has them all
 
@@ -92,7 +92,7 @@ def _hinted(result: Tuned, json: bool) -> None:
         say(shlex.join(result.command), "next:")
 
 
-def _tuned(result: Tuned) -> None:
+def _tuned(result: TuneResult) -> None:
     for note in result.notes:
         warn(note)
     if not result.fresh and not result.left:

@@ -220,7 +220,7 @@ def base_of(request: TrialRequest) -> Recipe:
     if loaded.task != "segmentation":
         raise CurateError(f"recipe '{request.recipe}' is for {loaded.task}; a trial needs one for segmentation")
     loaded = loaded.model_copy(update={"sampler": Sampler()})
-    if twice := recipe.corrections(loaded):
+    if twice := recipe.prior_corrections(loaded):
         raise CurateError(f"{' and '.join(twice)} corrects the class prior, and so does the trial: leave it out")
     schedule = Schedule(name=loaded.schedule.name, warmup=0.05)
     first = loaded.phases[:1]  # what it trains, and how fast

@@ -247,7 +247,7 @@ def trained(plot: TrialDesign, run: TrialRun, items: Sequence[Item]) -> Predicto
         data.task, data.classes, False, True, recipe.input, recipe.augmentation, recipe.seed, plot.max_pixels
     )
     loop.fit(model, loop.FitSettings(recipe, data, plan, start.frozen, folder, plot.device))
-    checkpoint.fill(model, folder / loop.BEST)  # a run that was killed at its end trains no more
+    checkpoint.load_into(model, folder / loop.BEST)  # a run that was killed at its end trains no more
     return Predictor(key_of_run(plot, run), plot.classes, recipe, False, model.eval(), plot.device)
 
 
@@ -276,7 +276,7 @@ def segmenter(plot: TrialDesign, base: TrialRun) -> Predictor:
         files.remove(training_folder(plot, base))
     recipe = recipe_of(plot.base, base.arm, base.seed)
     model, _ = training.network_of(recipe, _data(plot, plot.parts[base.fold].train[:1]))
-    checkpoint.fill(model, file)
+    checkpoint.load_into(model, file)
     return Predictor(key_of_run(plot, base), plot.classes, recipe, False, model.eval().to(plot.device), plot.device)
 
 

@@ -28,16 +28,16 @@ def seconds(name: str, folder: Path, repetitions: int) -> dict[str, float]:
     torch.manual_seed(0)
     shape, wanted = CASES[name], recipe.load(name, ["model.weights=none"])
     network = architectures.build(wanted.task, wanted.model, shape[2], OUTPUTS).eval()
-    module = onnx_int8.whole(network.to(memory_format=torch.channels_last), wanted, single=False)
+    module = onnx_int8.end_to_end(network.to(memory_format=torch.channels_last), wanted, single=False)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (1, *shape), np.uint8) for _ in range(3)]
     source = folder / "model.onnx"
     onnx_int8.write(module, source, shape, name, wanted.task == "segmentation")
-    runs = {"torch": onnx_int8.by_torch(module), "onnx": onnx_int8.by_onnx(source, 1)}
+    runs = {"torch": onnx_int8.torch_runner(module), "onnx": onnx_int8.onnx_runner(source, 1)}
     for activations in onnx_int8.ACTIVATIONS:
         target = folder / f"{activations}.onnx"
         onnx_int8.quantise(source, target, images, activations)
-        runs[activations] = onnx_int8.by_onnx(target, 1)
+        runs[activations] = onnx_int8.onnx_runner(target, 1)
     return interleaved({name: lambda run=run: run(images[0]) for name, run in runs.items()}, repetitions)
 
 

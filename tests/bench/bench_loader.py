@@ -75,7 +75,7 @@ def stepper(model: Any, setting: FitSettings, images: Any, targets: Any) -> Any:
     made, phase = setting.recipe, setting.recipe.parts[0]
     model.to(memory_format=torch.channels_last)
     optimiser = loop._optimiser(made, phase, loop._trainable(model, phase))
-    loss_of = loop._loss(made, setting.data)
+    loss_of = loop._loss_function(made, setting.data)
     loop._train_mode(model, setting.frozen)
 
     def step() -> None:

@@ -21,7 +21,7 @@ def test_every_plan_is_a_recipe_that_leaves_the_prior_alone(data: str, full: boo
     for plan in found:
         made = recipe.load(plan.recipe, plan.overrides("/weights.pth", full))
         assert made.model.weights == ("/weights.pth" if plan.start == "imagenet" else "none")
-        assert not recipe.corrections(made)
+        assert not recipe.prior_corrections(made)
 
 
 def test_small_plans_are_smaller_than_the_recipes_that_ship() -> None:

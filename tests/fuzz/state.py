@@ -486,7 +486,7 @@ def _prepare_models() -> None:
     from train.predict.predictor import load_predictor  # noqa: F401 - imported before the cases fork
 
     torch.set_num_threads(1)
-    made = recipe.validated(
+    made = recipe.validate(
         {
             "task": "classification",
             "model": {"architecture": "simple-cnn", "weights": "none", "options": {"widths": [4]}},
@@ -511,7 +511,7 @@ def _check_models(case: Any, root: Path) -> str:
     from train.predict.predictor import load_predictor
 
     project = _project(root)
-    assert all(one.key and one.folder.parent == store.home(project) for one in store.every(project))
+    assert all(one.key and one.folder.parent == store.models_folder(project) for one in store.all_models(project))
     store.current(project)
     with contextlib.suppress(store.CurateError):
         store.rollback(project)

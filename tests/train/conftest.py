@@ -57,7 +57,9 @@ def item(folder: Path, number: int, split: str = "train") -> Item:
     pixels, masks = drawn(number)
     path = folder / f"{number:02d}.png"
     Image.fromarray(pixels).save(path)
-    defects = tuple(one for name, mask in masks.items() if isinstance(one := defect_from_mask(name, mask), Defect))
+    defects = tuple(
+        defect for name, mask in masks.items() if isinstance(defect := defect_from_mask(name, mask), Defect)
+    )
     id = hashlib.sha256(path.read_bytes()).hexdigest()
     return Item(id, path, *pixels.shape[::-1], Label("labelled", defects), split, path.stem)
 

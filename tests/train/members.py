@@ -1,6 +1,6 @@
-"""What each of two processes does in test_processes.py: `torchrun --nproc-per-node=2 -m tests.train.members FOLDER`.
+"""Run by each of two processes in test_processes.py: `torchrun --nproc-per-node=2 -m tests.train.members FOLDER`.
 
-It trains some small networks together with the other one, and writes down what it saw, and what it ended with.
+It trains some small networks together with the other one, and writes what it saw, and what it ended with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from curate.errors import CurateError
 from tests.train.conftest import data
-from tests.train.fit.test_loop import CNN, network, setting
+from tests.train.fit.test_loop import CNN, fit_settings, network
 from train import processes, recipe
 from train.data.dataset import TrainingData
 from train.fit import loop
@@ -32,39 +32,46 @@ def plain() -> Recipe:
     return recipe.load("cnn-4conv-6dense-fixed", [*PLAIN, LOSS, "model.weights=none", "optimiser.lr=0.05"])
 
 
-class Pulled(Exception):
-    """The plug."""
+class Interrupted(Exception):
+    """Stands for Ctrl-C or a kill."""
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with processes.team("cpu") as team:
-        own = folder / f"rank{team.rank}"
-        own.mkdir()
-        of, said = data(own, 8, 2, "classification"), {}
-        seen: list[Any] = []
-        watched(seen)
-        fit(plain(), of, folder / "whole", team, own / "whole.safetensors")
-        said["rows"] = list(seen)
+    with processes.process_group("cpu") as process_group:
+        rank_folder = folder / f"rank{process_group.rank}"
+        rank_folder.mkdir()
+        training_data, results = data(rank_folder, 8, 2, "classification"), {}
+        batches: list[Any] = []
+        record_batches(batches)
+        fit(plain(), training_data, folder / "whole", process_group, rank_folder / "whole.safetensors")
+        results["rows"] = list(batches)
         try:
-            fit(plain(), of, folder / "parts", team, own / "never", steps=3)
-        except Pulled:
-            fit(plain(), of, folder / "parts", team, own / "parts.safetensors")
-        of.train[2].path.write_bytes(b"no image")
+            fit(plain(), training_data, folder / "parts", process_group, rank_folder / "never", steps=3)
+        except Interrupted:
+            fit(plain(), training_data, folder / "parts", process_group, rank_folder / "parts.safetensors")
+        training_data.train[2].path.write_bytes(b"no image")
         normed = recipe.load("simple-cnn", NORMED)
-        said["skipped"] = fit(normed, of, folder / "normed", team, own / "normed.safetensors").skipped
-        said["told"] = told(normed, of, folder / "nan", team)
-    (own / "said.json").write_text(json.dumps(said))
+        results["skipped"] = fit(
+            normed, training_data, folder / "normed", process_group, rank_folder / "normed.safetensors"
+        ).skipped
+        results["told"] = error_message(normed, training_data, folder / "nan", process_group)
+    (rank_folder / "said.json").write_text(json.dumps(results))
 
 
-def watched(seen: list[Any]) -> None:
-    theirs = loop._epoch
-    loop._epoch = lambda *given: seen.append(theirs(*given)) or seen[-1]  # type: ignore[assignment, func-returns-value]
+def record_batches(batches: list[Any]) -> None:
+    original = loop._epoch_batches
+    loop._epoch_batches = lambda *arguments: batches.append(original(*arguments)) or batches[-1]  # type: ignore[assignment, func-returns-value]
 
 
 def fit(
-    made: Recipe, of: TrainingData, folder: Path, team: ProcessGroup, ends: Path, steps: int | None = None
+    resolved: Recipe,
+    training_data: TrainingData,
+    folder: Path,
+    process_group: ProcessGroup,
+    ends: Path,
+    steps: int | None = None,
 ) -> loop.FitResult:
     done = 0
 
@@ -72,24 +79,24 @@ def fit(
         nonlocal done
         done += now
         if done == steps:
-            raise Pulled
+            raise Interrupted
 
-    model = network(made, of, seed=team.rank)  # the leader's weights count
-    fitted = loop.fit(model, setting(made, of, folder, team=team), step)
+    model = network(resolved, training_data, seed=process_group.rank)  # the weights of rank 0 count
+    fitted = loop.fit(model, fit_settings(resolved, training_data, folder, process_group=process_group), step)
     save_file({name: value.contiguous() for name, value in model.named_parameters()}, ends)
     return fitted
 
 
-def told(made: Recipe, of: TrainingData, folder: Path, team: ProcessGroup) -> str:
-    """What a process says when the second one's loss is no number."""
-    model = network(made, of)
+def error_message(resolved: Recipe, training_data: TrainingData, folder: Path, process_group: ProcessGroup) -> str:
+    """Return the error of a process when the loss of the second one is not a number."""
+    model = network(resolved, training_data)
 
     def spoil(stage: str, now: int, total: int) -> None:
-        if team.rank == 1 and stage == "epoch 2":
+        if process_group.rank == 1 and stage == "epoch 2":
             torch.nn.init.constant_(model.head[3].bias, float("nan"))
 
     try:
-        loop.fit(model, setting(made, of, folder, team=team), spoil)
+        loop.fit(model, fit_settings(resolved, training_data, folder, process_group=process_group), spoil)
     except CurateError as error:
         return str(error)
     except SystemExit as ended:

@@ -71,20 +71,20 @@ def test_false_alarms_on_a_class_that_is_absent_still_cost(name: str) -> None:
 def test_cross_entropy_and_bce_are_torch_s() -> None:
     weights = [1.0, 4.0, 0.5]
     logits, target = batch(True)
-    theirs = functional.cross_entropy(logits, target.argmax(1), weight=torch.tensor(weights, dtype=torch.float64))
-    assert torch.isclose(losses.cross_entropy(logits, target, weights=weights), theirs)
+    expected = functional.cross_entropy(logits, target.argmax(1), weight=torch.tensor(weights, dtype=torch.float64))
+    assert torch.isclose(losses.cross_entropy(logits, target, weights=weights), expected)
     smooth = functional.cross_entropy(logits, target.argmax(1), label_smoothing=0.1)
     assert torch.isclose(losses.cross_entropy(logits, target, smoothing=0.1), smooth)
     logits, target = batch(False)
     positive = torch.tensor(weights, dtype=torch.float64).reshape(3, 1, 1)
-    theirs = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=positive)
-    assert torch.isclose(losses.bce(logits, target, weights=weights), theirs)
+    expected = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=positive)
+    assert torch.isclose(losses.bce(logits, target, weights=weights), expected)
 
 
 def test_inverse_weights() -> None:
     logits, target = batch(True)
-    theirs = losses.cross_entropy(logits, target, weights=[100 / (3 * n) for n in COUNTS])
-    assert torch.isclose(built("cross_entropy", True, weights="inverse")(logits, target), theirs)
+    expected = losses.cross_entropy(logits, target, weights=[100 / (3 * n) for n in COUNTS])
+    assert torch.isclose(built("cross_entropy", True, weights="inverse")(logits, target), expected)
 
 
 def test_focal_by_hand() -> None:
@@ -106,9 +106,9 @@ def test_softmax_focal_is_multi_class_and_not_one_against_the_rest() -> None:
 
 
 def test_effective_weights() -> None:
-    found = losses.effective_weights([1000, 10], 0.99)
+    weights = losses.effective_weights([1000, 10], 0.99)
     raw = [0.01 / (1 - 0.99**1000), 0.01 / (1 - 0.99**10)]
-    assert np.allclose(found, np.array(raw) * 2 / sum(raw))
+    assert np.allclose(weights, np.array(raw) * 2 / sum(raw))
     assert np.allclose(losses.effective_weights(COUNTS, 0.0), 1.0)
 
 
@@ -130,16 +130,16 @@ def test_dice_and_tversky_by_hand() -> None:
     hit, alarm, miss = 1.3, 0.3, 0.7
     assert math.isclose(float(losses.dice(logits, target, single=False)), 1 - (2 * hit + 1) / (1.6 + 2 + 1))
     tversky = 1 - (hit + 1) / (hit + 0.2 * alarm + 0.8 * miss + 1)
-    found = losses.tversky(logits, target, single=False, alpha=0.2, beta=0.8)
-    assert math.isclose(float(found), tversky)
+    loss = losses.tversky(logits, target, single=False, alpha=0.2, beta=0.8)
+    assert math.isclose(float(loss), tversky)
 
 
 def test_focal_tversky_takes_its_power_class_by_class() -> None:
     logits, target = batch(False)
-    each = [losses.tversky(logits[:, [c]], target[:, [c]], single=False) for c in range(3)]
-    found = losses.focal_tversky(logits, target, single=False, gamma=0.5)
-    assert torch.isclose(found, sum(one**0.5 for one in each) / 3)
-    assert not torch.isclose(found, (sum(each) / 3) ** 0.5)
+    by_class = [losses.tversky(logits[:, [c]], target[:, [c]], single=False) for c in range(3)]
+    loss = losses.focal_tversky(logits, target, single=False, gamma=0.5)
+    assert torch.isclose(loss, sum(value**0.5 for value in by_class) / 3)
+    assert not torch.isclose(loss, (sum(by_class) / 3) ** 0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -148,9 +148,9 @@ def test_lovasz_of_hard_predictions_is_the_jaccard_loss(seed: int) -> None:
     hard, target = maker.random((2, 7)) < 0.5, maker.random((2, 7)) < 0.4
     target[0, 0] = target[1, 1] = True
     logits = torch.tensor(np.where(hard, 60.0, -60.0))[None]
-    found = losses.lovasz(logits, torch.tensor(target, dtype=torch.float64)[None], single=False)
+    loss = losses.lovasz(logits, torch.tensor(target, dtype=torch.float64)[None], single=False)
     expected = np.mean([1 - (h & t).sum() / (h | t).sum() for h, t in zip(hard, target, strict=True)])
-    assert math.isclose(float(found), expected, abs_tol=1e-9)
+    assert math.isclose(float(loss), expected, abs_tol=1e-9)
 
 
 def test_lovasz_between_is_the_expectation_over_thresholds() -> None:
@@ -166,19 +166,19 @@ def test_lovasz_between_is_the_expectation_over_thresholds() -> None:
     levels = (np.arange(5_000) + 0.5) / 5_000
     expected = float(np.mean([jaccard(errors > level) for level in levels]))
     logits = torch.logit(torch.tensor(p))[None, None]
-    found = losses.lovasz(logits, torch.tensor(target, dtype=torch.float64)[None, None], single=False)
-    assert math.isclose(float(found), expected, abs_tol=1e-3)
+    loss = losses.lovasz(logits, torch.tensor(target, dtype=torch.float64)[None, None], single=False)
+    assert math.isclose(float(loss), expected, abs_tol=1e-3)
 
 
 def test_sums() -> None:
     logits, target = batch(False)
-    both = losses.summed([(2.0, built("bce", False)), (0.5, built("dice", False))])
+    both = losses.weighted_sum([(2.0, built("bce", False)), (0.5, built("dice", False))])
     expected = 2 * losses.bce(logits, target) + 0.5 * losses.dice(logits, target, single=False)
     assert torch.isclose(both(logits, target), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "single", "said"),
+    ("name", "options", "single", "message"),
     [
         ("dise", {}, False, "did you mean 'dice'"),
         ("dice", {"smoth": 1}, False, "did you mean 'smooth'"),
@@ -188,6 +188,6 @@ def test_sums() -> None:
         ("softmax_focal", {}, False, "use 'focal'"),
     ],
 )
-def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], single: bool, said: str) -> None:
-    with pytest.raises(CurateError, match=said):
+def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], single: bool, message: str) -> None:
+    with pytest.raises(CurateError, match=message):
         built(name, single, **options)

@@ -24,28 +24,28 @@ PARAMETERS = {  # of two outputs, by the published sizes of their parts
 }
 
 
-def network(made: Recipe, outputs: int = 2) -> Any:
+def network(resolved: Recipe, outputs: int = 2) -> Any:
     torch.manual_seed(0)
-    return architectures.build(made.task, made.model, made.input.channels, outputs)
+    return architectures.build(resolved.task, resolved.model, resolved.input.channels, outputs)
 
 
 @pytest.mark.parametrize("name", recipe.names())
 def test_every_recipe_builds_and_learns(name: str) -> None:
-    made = recipe.load(name, ["model.weights=none"])
-    model = network(made)
-    count = sum(one.numel() for one in model.parameters())
+    resolved = recipe.load(name, ["model.weights=none"])
+    model = network(resolved)
+    count = sum(part.numel() for part in model.parameters())
     assert count == PARAMETERS.get(name, count)
     images = torch.rand(4, 3, 64, 64)
-    if made.task == "segmentation":
+    if resolved.task == "segmentation":
         target = torch.zeros(4, 2, 64, 64)
         target[:, 0, 10:30, 10:40] = 1
         images[:, :, 10:30, 10:40] += 1
     else:
         target = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2)
         images[::2] += 1
-    single = made.task == "classification"
-    terms = [(t.share, losses.build(t.name, t.options, single=single, counts=[2, 2], total=4)) for t in made.loss]
-    loss_of, optimiser = losses.summed(terms), torch.optim.Adam(model.parameters(), lr=1e-3)
+    single = resolved.task == "classification"
+    terms = [(t.share, losses.build(t.name, t.options, single=single, counts=[2, 2], total=4)) for t in resolved.loss]
+    loss_of, optimiser = losses.weighted_sum(terms), torch.optim.Adam(model.parameters(), lr=1e-3)
     costs = []
     for _ in range(30):  # some begin slowly; most need three steps
         logits = model(images)
@@ -60,18 +60,18 @@ def test_every_recipe_builds_and_learns(name: str) -> None:
 
 
 def test_what_the_published_phases_train() -> None:
-    made = recipe.load("resnet50-weighted")
-    model = network(made)
-    loop._trainable(model, made.parts[0])
-    stages = {name.split(".")[1] for name, one in model.named_parameters() if one.requires_grad}
+    resolved = recipe.load("resnet50-weighted")
+    model = network(resolved)
+    loop._trainable(model, resolved.parts[0])
+    stages = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert stages == {"layer4", "3"}  # of the encoder, and the head's linear layer
-    assert recipe.corrections(made) == ["sampler 'weighted'"]
+    assert recipe.prior_corrections(resolved) == ["sampler 'weighted'"]
     first, second = recipe.load("mobilenetv2-two-phase").parts
     model = network(recipe.load("mobilenetv2-two-phase"))
     loop._trainable(model, first)
-    assert {n.split(".")[0] for n, one in model.named_parameters() if one.requires_grad} == {"head"}
+    assert {n.split(".")[0] for n, parameter in model.named_parameters() if parameter.requires_grad} == {"head"}
     loop._trainable(model, second)
-    layers = {n.rpartition(".")[0] for n, one in model.named_parameters() if one.requires_grad}
+    layers = {n.rpartition(".")[0] for n, parameter in model.named_parameters() if parameter.requires_grad}
     assert (len(layers), second.lr) == (50, 1e-4)
 
 
@@ -83,12 +83,12 @@ def test_attention_is_there() -> None:
 
 def test_other_architectures_and_encoders_by_name() -> None:
     for name, encoder in (("FPN", "mobilenet_v2"), ("DeepLabV3Plus", "resnet18"), ("Segformer", "tu-resnet10t")):
-        made = recipe.load("unet-resnet", [f"model.architecture={name}", f"model.encoder={encoder}"])
-        assert network(made, 3).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+        resolved = recipe.load("unet-resnet", [f"model.architecture={name}", f"model.encoder={encoder}"])
+        assert network(resolved, 3).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["optimizer.lr=1"], "unknown key 'optimizer' .did you mean 'optimiser'"),
         (["optimiser.rate=1"], "unknown key 'optimiser.rate'.*allowed: lr, momentum, name, weight_decay"),
@@ -96,7 +96,7 @@ def test_other_architectures_and_encoders_by_name() -> None:
         (["loss.0.name=dise"], "unknown loss 'dise'.*did you mean 'dice'"),
         (["batch=0"], "batch: .*it is 0"),
         (["batch"], "not key=value"),
-        (["batch.size=1"], "'batch' is a value"),
+        (["batch.size=1"], "'batch' is a single value"),
         (["input.height=100"], "multiple of 32"),
         (['phases=[{"epochs": 1, "train": 0}]'], "phases.0.train: must be all, head, .* at least 1 .it is 0"),
         (['phases=[{"epochs": 1, "train": true}]'], "at least 1 .it is True"),
@@ -109,24 +109,24 @@ def test_other_architectures_and_encoders_by_name() -> None:
         (['loss=[{"name": "class_balanced"}, {"name": "balanced_softmax"}]'], "'class_balanced' and loss 'balanced"),
     ],
 )
-def test_what_is_wrong_is_named(overrides: list[str], said: str) -> None:
-    with pytest.raises(CurateError, match=said):
+def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(CurateError, match=message):
         recipe.load("unet-resnet", overrides)
 
 
 def test_two_corrections_where_they_are_wanted() -> None:
     asked = ["sampler.name=weighted", "loss.0.name=class_balanced", "allow_double_prior=true"]
-    assert len(recipe.corrections(recipe.load("unet-resnet", asked))) == 2
+    assert len(recipe.prior_corrections(recipe.load("unet-resnet", asked))) == 2
 
 
 def test_unknown_names_of_networks() -> None:
-    for override, said in (
+    for override, message in (
         ("model.architecture=Unett", "did you mean 'unet'"),
         ("model.encoder=resnet35", "allowed: .*resnet34.*as tu-NAME"),
         ("model.encoder=tu-resnet35", "unknown timm encoder"),
         ("model.architecture=simple-cnn", "use it with task classification"),
     ):
-        with pytest.raises(CurateError, match=said):
+        with pytest.raises(CurateError, match=message):
             network(recipe.load("unet-resnet", [override]))
     with pytest.raises(CurateError, match="unknown option of architecture FPN 'decoder_attention_type'"):
         network(recipe.load("unet-resnet", ["model.architecture=FPN", "model.attention=scse"]))
@@ -146,7 +146,7 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
 def test_the_size_follows_the_images(tmp_path: Path) -> None:
     items = data(tmp_path, 4).train
     assert (dataset.resolved_input(recipe.load("unet-resnet"), items).width, tiny().input.width) == (64, 64)
-    strips = [type(one)(one.id, one.path, 1600, 256, one.label) for one in items]
+    strips = [type(item)(item.id, item.path, 1600, 256, item.label) for item in items]
     crop = dataset.resolved_input(recipe.load("unet-resnet"), strips)
     assert (crop.height, crop.width) == (256, 512)
     whole = dataset.resolved_input(recipe.load("mobilenetv2-fast"), strips)

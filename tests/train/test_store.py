@@ -34,13 +34,13 @@ def model(project: Project) -> StoredModel:
     weights = project.folder / "w.safetensors"
     checkpoint.save(weights, architectures.build(CNN.task, CNN.model, CNN.input.channels, 2).state_dict())
     row = {"phase": 0, "epoch": 0, "train_loss": 0.5}
-    about: dict[str, Any] = {"task": CNN.task, "classes": ["crack", "hole"], "outputs": ["crack", "hole"]}
-    about |= {"single": False, "recipe": CNN.model_dump(mode="json"), "history": [row], "best": row, "skipped": {}}
-    about |= {"data": {"train": 4, "val": 0, "by_class": {"crack": 2, "hole": 2}}, "seconds": 1.0}
-    return store.finish(project, KEY, weights, about | {"images": {"train": [], "val": []}})
+    manifest: dict[str, Any] = {"task": CNN.task, "classes": ["crack", "hole"], "outputs": ["crack", "hole"]}
+    manifest |= {"single": False, "recipe": CNN.model_dump(mode="json"), "history": [row], "best": row, "skipped": {}}
+    manifest |= {"data": {"train": 4, "val": 0, "by_class": {"crack": 2, "hole": 2}}, "seconds": 1.0}
+    return store.finish(project, KEY, weights, manifest | {"images": {"train": [], "val": []}})
 
 
-def told(act: Callable[[], object]) -> str:
+def error_line(act: Callable[[], object]) -> str:
     with pytest.raises(CurateError) as error:
         act()
     line = str(error.value)
@@ -49,23 +49,23 @@ def told(act: Callable[[], object]) -> str:
 
 
 def test_a_sound_one_opens(project: Project, model: StoredModel) -> None:
-    assert [one.key for one in store.every(project)] == [KEY]
+    assert [stored.key for stored in store.all_models(project)] == [KEY]
     assert not trained_network(model).training
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no JSON object"),
-        (b"\xff\xfe\x00", "no JSON object"),
-        (b"[1, 2]", "no JSON object"),
-        (b"[" * 200_000, "no JSON object"),
+        (b"", "not a JSON object"),
+        (b"\xff\xfe\x00", "not a JSON object"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"[" * 200_000, "not a JSON object"),
         (b"{}", "key is missing"),
     ],
 )
 def test_a_manifest_of_junk_is_one_line(project: Project, model: StoredModel, content: bytes, why: str) -> None:
     (model.folder / store.MANIFEST).write_bytes(content)
-    line = told(lambda: store.every(project))
+    line = error_line(lambda: store.all_models(project))
     assert "manifest.json is damaged" in line
     assert why in line
     assert str(model.folder) in line
@@ -74,10 +74,10 @@ def test_a_manifest_of_junk_is_one_line(project: Project, model: StoredModel, co
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"key": "../../elsewhere"}, "it says that it is of model"),
+        ({"key": "../../elsewhere"}, "it belongs to model"),
         ({"classes": "crack"}, "classes is missing or of the wrong kind"),
-        ({"classes": ["crack", "hole", "scale"]}, "not the outputs"),
-        ({"outputs": ["crack", "hole", 3]}, "a class is no text"),
+        ({"classes": ["crack", "hole", "scale"]}, "not the first of its outputs"),
+        ({"outputs": ["crack", "hole", 3]}, "a class name is not text"),
         ({"data": {"train": 4, "val": 0}}, "data.by_class"),
         ({"best": {"epoch": "1", "train_loss": 1.0}}, "best.epoch"),
     ],
@@ -86,19 +86,19 @@ def test_a_manifest_that_is_no_model_s_is_one_line(
     project: Project, model: StoredModel, changes: Any, why: str
 ) -> None:
     (model.folder / store.MANIFEST).write_text(json.dumps(model.manifest | changes))
-    assert why in told(lambda: store.find(project))
+    assert why in error_line(lambda: store.find(project))
 
 
 def test_a_pipe_in_its_place_is_not_waited_for(project: Project, model: StoredModel) -> None:
     (model.folder / store.MANIFEST).unlink()
     os.mkfifo(model.folder / store.MANIFEST)
-    assert "is damaged" in told(lambda: store.opened(model.folder))
+    assert "is damaged" in error_line(lambda: store.open_model(model.folder))
 
 
 @pytest.mark.parametrize("alias", [b"{", b"[]", b"\xff"])
 def test_an_alias_of_junk_is_one_line(project: Project, model: StoredModel, alias: bytes) -> None:
-    (store.home(project) / "candidate.json").write_bytes(alias)
-    assert "candidate.json is damaged" in told(lambda: store.current(project))
+    (store.models_folder(project) / "candidate.json").write_bytes(alias)
+    assert "candidate.json is damaged" in error_line(lambda: store.current(project))
 
 
 def test_spoilt_weights_are_one_line(model: StoredModel) -> None:
@@ -124,7 +124,7 @@ def test_weights_of_another_network_are_one_line(model: StoredModel) -> None:
     tensors, _ = checkpoint.load(model.weights)
     name = next(iter(tensors))
     checkpoint.save(model.folder / store.WEIGHTS, tensors | {name: torch.zeros(3)})
-    line = told(lambda: trained_network(model))
+    line = error_line(lambda: trained_network(model))
     assert "do not fit the network" in line
     assert name in line
 
@@ -139,12 +139,12 @@ def test_weights_of_another_network_are_one_line(model: StoredModel) -> None:
     ],
 )
 def test_a_recipe_that_builds_nothing_is_one_line(model: StoredModel, changes: Any, why: str) -> None:
-    made = model.manifest["recipe"]
-    spoilt = StoredModel(model.folder, model.manifest | {"recipe": made | {"model": made["model"] | changes}})
-    assert why in told(lambda: trained_network(spoilt))
+    values = model.manifest["recipe"]
+    spoilt = StoredModel(model.folder, model.manifest | {"recipe": values | {"model": values["model"] | changes}})
+    assert why in error_line(lambda: trained_network(spoilt))
 
 
 @pytest.mark.parametrize("state", [{}, {"phase": "x"}, {"phase": 0, "epoch": 0, "number": 0, "waited": 0, "fitted": 3}])
 def test_what_no_training_left_is_one_line(tmp_path: Path, state: Any) -> None:
     checkpoint.save(tmp_path / loop.LAST, {"model.a": torch.zeros(1)}, state)
-    assert "no state of a training" in told(lambda: loop._resumed(tmp_path))
+    assert "not the state of a training" in error_line(lambda: loop._load_state(tmp_path))

@@ -1,7 +1,7 @@
-"""One file an architecture: `build(config, channels, outputs, *, …options) -> module`; the file's name is its name.
-It tells classes, unless it says `TASK = "segmentation"`.
+"""One file per architecture: `build(config, channels, outputs, *, …options) -> module`; the file's name is its name.
+It is a classifier, unless it sets `TASK = "segmentation"`.
 
-A module gives logits, and its `encoder` feature maps, of which the last one is what an image is known by. All names of
+A module returns logits. Its `encoder` returns feature maps, of which the last one embeds the image. All names of
 segmentation_models_pytorch (Unet, FPN, ...) are architectures, too: see `_smp`.
 """
 
@@ -17,15 +17,25 @@ CATALOGUE = Catalogue(__name__, "architecture", "build")
 
 
 def build(task: str, config: Model, channels: int, outputs: int) -> Any:
-    """The network with random weights."""
+    """Build a network with random weights.
+
+    Args:
+        task: segmentation or classification.
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits per image or pixel.
+
+    Returns:
+        A torch module, from normalised images (N, channels, H, W) to logits.
+    """
     from train.architectures import _smp
 
     name = config.architecture.replace("-", "_")
     if name in CATALOGUE.names():
-        own = getattr(CATALOGUE.load(name), "TASK", "classification")
-        if task != own:
-            does = "tells classes, no pixels" if own == "classification" else "finds pixels"
-            raise CurateError(f"architecture '{name}' {does}; use it with task {own}")
+        task_of_file = getattr(CATALOGUE.load(name), "TASK", "classification")
+        if task != task_of_file:
+            kind = "a classifier" if task_of_file == "classification" else "a segmenter"
+            raise CurateError(f"architecture '{name}' is {kind}; use it with task {task_of_file}")
         CATALOGUE.check(name, config.options)
         try:
             return CATALOGUE.call(name)(config, channels, outputs, **config.options)
@@ -37,5 +47,5 @@ def build(task: str, config: Model, channels: int, outputs: int) -> Any:
     if config.architecture.lower() not in _smp.names():
         raise unknown("architecture", config.architecture, [*_smp.names(), *CATALOGUE.names()])
     if task != "segmentation":
-        raise CurateError(f"architecture '{name}' finds pixels; use 'encoder_head' with task classification")
+        raise CurateError(f"architecture '{name}' is a segmenter; use 'encoder_head' with task classification")
     return _smp.segmenter(config, channels, outputs)

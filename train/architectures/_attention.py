@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class AttentionGate(nn.Module):  # type: ignore[misc]
-    """How much each place of a skip connection counts, as the coarser map that joins it sees it (Oktay et al. 2018)."""
+    """Weigh each position of a skip connection by the coarser map that joins it (Oktay et al. 2018)."""
 
     def __init__(self, skip: int, coarse: int) -> None:
         super().__init__()
@@ -20,10 +20,10 @@ class AttentionGate(nn.Module):  # type: ignore[misc]
         self.joint = nn.Conv2d(inner, 1, 1)
 
     def weights(self, skip: Any, coarse: Any) -> Any:
-        """(N, 1, H, W), between 0 and 1."""
-        seen = self.of_coarse(coarse)
-        seen = seen + functional.interpolate(self.of_skip(skip), size=seen.shape[2:], mode="bilinear")
-        alpha = torch.sigmoid(self.joint(functional.relu(seen)))
+        """Return the attention weights (N, 1, H, W), between 0 and 1."""
+        joined = self.of_coarse(coarse)
+        joined = joined + functional.interpolate(self.of_skip(skip), size=joined.shape[2:], mode="bilinear")
+        alpha = torch.sigmoid(self.joint(functional.relu(joined)))
         return functional.interpolate(alpha, size=skip.shape[2:], mode="bilinear")
 
     def forward(self, skip: Any, coarse: Any) -> Any:
@@ -31,7 +31,7 @@ class AttentionGate(nn.Module):  # type: ignore[misc]
 
 
 class GatedBlock(nn.Module):  # type: ignore[misc]
-    """A block of smp's U-Net decoder whose skip connection goes through a gate."""
+    """A block of smp's U-Net decoder whose skip connection passes a gate."""
 
     def __init__(self, block: Any, gate: AttentionGate) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class GatedBlock(nn.Module):  # type: ignore[misc]
         return self.block(coarse, height, width, skip_connection=self.gate(skip_connection, coarse))
 
 
-def gated(unet: Any) -> Any:
-    """smp's U-Net with a gate on each skip connection; the last block has none."""
+def add_attention_gates(unet: Any) -> Any:
+    """Put a gate on each skip connection of smp's U-Net; the last block has no skip connection."""
     coarse = unet.encoder.out_channels[-1]
     skips = unet.encoder.out_channels[-2:0:-1]
     for place, skip in enumerate(skips):

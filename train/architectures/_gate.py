@@ -1,4 +1,4 @@
-"""The two parts of `two_stage`, and how they are joined. Imported only where a network is built: it needs torch."""
+"""The two parts of `two_stage`, and their product. Imported only where a network is built: it needs torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-CLEAN = 0.005  # a gate that gives no class more than this ends the look: no threshold is as low
+CLEAN = 0.005  # an image in which the gate gives every class less is clean: no threshold is as low
 
 
 class ClassGate(nn.Module):  # type: ignore[misc]
-    """Whether a class is anywhere: the likeliest place counts, so that a strip's length does not dilute a crack."""
+    """Classify whether a class is anywhere: the maximum over positions, so that a strip's length does not matter."""
 
     def __init__(self, encoder: Any, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -27,36 +27,36 @@ class ClassGate(nn.Module):  # type: ignore[misc]
 
 
 class GatedSegmenter(nn.Module):  # type: ignore[misc]
-    """Logits of p(gate) * p(segmenter). The parts of smp's segmenter keep their names: weights are loaded by them."""
+    """Logits of p(gate) * p(segmenter). The parts of smp's segmenter keep their names, by which weights are loaded."""
 
     def __init__(self, gate: Any, segmenter: Any) -> None:
         super().__init__()
         self.gate = gate
         self.encoder, self.decoder = segmenter.encoder, segmenter.decoder
         self.segmentation_head = segmenter.segmentation_head
-        self._said: Any = None
+        self._gate_logits: Any = None
 
     def forward(self, batch: Any) -> Any:
-        said = self.gate(batch)
-        self._said = said if self.training else None
-        if not self.training and _clean(said):
-            return said[:, :, None, None].expand(-1, -1, *batch.shape[2:])  # a bound: the product lies below it
-        return product(said[:, :, None, None], self.segmentation_head(self.decoder(self.encoder(batch))))
+        gate_logits = self.gate(batch)
+        self._gate_logits = gate_logits if self.training else None
+        if not self.training and _is_clean(gate_logits):
+            return gate_logits[:, :, None, None].expand(-1, -1, *batch.shape[2:])  # an upper bound of the product
+        return logit_product(gate_logits[:, :, None, None], self.segmentation_head(self.decoder(self.encoder(batch))))
 
     def side_cost(self, target: Any) -> Any:
-        """What the gate's own answers cost, after a forward in training: is the class in the crop, anywhere?"""
-        said, self._said = self._said, None
-        return functional.binary_cross_entropy_with_logits(said.float(), target.amax((2, 3)))
+        """Return the gate's own loss after a forward pass in training: is the class anywhere in the crop?"""
+        gate_logits, self._gate_logits = self._gate_logits, None
+        return functional.binary_cross_entropy_with_logits(gate_logits.float(), target.amax((2, 3)))
 
 
-def product(a: Any, b: Any) -> Any:
-    """The logit of sigmoid(a) * sigmoid(b): 1 / ((1 + e^-a)(1 + e^-b)), without leaving logits."""
+def logit_product(a: Any, b: Any) -> Any:
+    """Return the logit of sigmoid(a) * sigmoid(b) = 1 / ((1 + e^-a)(1 + e^-b)), computed on logits."""
     a, b = torch.broadcast_tensors(a.float(), b.float())
     return -torch.logsumexp(torch.stack([-a, -b, -a - b]), 0)
 
 
-def _clean(said: Any) -> bool:
-    """Never while a network is exported: a graph holds one way for all images."""
+def _is_clean(gate_logits: Any) -> bool:
+    """Return whether all images are clean; never while exporting, since a graph has one path for all images."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return bool((said.sigmoid() < CLEAN).all())
+    return bool((gate_logits.sigmoid() < CLEAN).all())

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Headed(nn.Module):  # type: ignore[misc]
-    """An encoder, and a head on its last feature map."""
+    """An encoder with a head on its last feature map."""
 
     def __init__(self, encoder: Any, head: Any) -> None:
         super().__init__()
@@ -16,19 +16,19 @@ class Headed(nn.Module):  # type: ignore[misc]
         self.head = head
 
     def forward(self, batch: Any) -> Any:
-        found = self.encoder(batch)
-        return self.head(found[-1] if isinstance(found, list | tuple) else found)
+        features = self.encoder(batch)
+        return self.head(features[-1] if isinstance(features, list | tuple) else features)
 
 
-def pooled(channels: int, outputs: int, dropout: float = 0.0, hidden: int = 0) -> Any:
-    """Mean over the map, perhaps a hidden layer, dropout, one linear layer."""
+def pooled_head(channels: int, outputs: int, dropout: float = 0.0, hidden: int = 0) -> Any:
+    """Return a head: mean over the map, a hidden layer if `hidden`, dropout, one linear layer."""
     between = [nn.Linear(channels, hidden), nn.ReLU()] if hidden else []
     last = nn.Linear(hidden or channels, outputs)
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *between, nn.Dropout(dropout), last)
 
 
 class Features(nn.Module):  # type: ignore[misc]
-    """An encoder alone: what it makes of colour images, (N, D)."""
+    """An encoder alone: from colour images to feature vectors, (N, D)."""
 
     def __init__(self, encoder: Any, channels: int) -> None:
         super().__init__()
@@ -36,6 +36,6 @@ class Features(nn.Module):  # type: ignore[misc]
         self.channels = channels
 
     def forward(self, batch: Any) -> Any:
-        found = self.encoder(batch if self.channels == 3 else batch.mean(1, keepdim=True))
-        last = found[-1] if isinstance(found, list | tuple) else found
+        features = self.encoder(batch if self.channels == 3 else batch.mean(1, keepdim=True))
+        last = features[-1] if isinstance(features, list | tuple) else features
         return last.mean((2, 3))

@@ -10,12 +10,14 @@ from train.recipe import Model
 
 
 def names() -> list[str]:
+    """Return the names of smp's segmentation networks."""
     import segmentation_models_pytorch as smp
 
     return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
 
 
 def encoder(config: Model, channels: int) -> Any:
+    """Return an encoder of smp or timm with random weights."""
     from segmentation_models_pytorch.encoders import get_encoder
 
     _check_encoder(config.encoder)
@@ -23,7 +25,7 @@ def encoder(config: Model, channels: int) -> Any:
 
 
 def segmenter(config: Model, channels: int, outputs: int) -> Any:
-    """Logits as large as the image, one map a class."""
+    """Return a segmentation network: one logit map per class, as large as the image."""
     import segmentation_models_pytorch as smp
 
     _check_encoder(config.encoder)
@@ -36,25 +38,25 @@ def segmenter(config: Model, channels: int, outputs: int) -> Any:
     if gates and kind is not smp.Unet:
         raise CurateError(f"attention 'gate' is for architecture Unet, not {config.architecture}; allowed: none, scse")
     try:
-        made = kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
+        network = kind(config.encoder, encoder_weights=None, in_channels=channels, classes=outputs, **extra)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:160]
         raise CurateError(f"{config.architecture} with encoder {config.encoder} cannot be built: {reason}") from None
-    return _gated(made) if gates else made
+    return _gated(network) if gates else network
 
 
-def _gated(made: Any) -> Any:
+def _gated(network: Any) -> Any:
     from train.architectures import _attention
 
-    return _attention.gated(made)
+    return _attention.add_attention_gates(network)
 
 
-def _check_options(name: str, kind: Any, given: dict[str, Any]) -> None:
-    """smp itself passes over what it does not know."""
-    known = [key for key in inspect.signature(kind.__init__).parameters if key.startswith(("encoder_d", "decoder_"))]
-    for key in given:
-        if key not in known:
-            raise unknown(f"option of architecture {name}", key, known)
+def _check_options(name: str, kind: Any, options: dict[str, Any]) -> None:
+    """Raise CurateError for an unknown option; smp itself ignores it."""
+    allowed = [key for key in inspect.signature(kind.__init__).parameters if key.startswith(("encoder_d", "decoder_"))]
+    for key in options:
+        if key not in allowed:
+            raise unknown(f"option of architecture {name}", key, allowed)
 
 
 def _check_encoder(name: str) -> None:
@@ -66,5 +68,9 @@ def _check_encoder(name: str) -> None:
         if not timm.is_model(name[3:]):
             raise unknown("timm encoder", name[3:], timm.list_models(f"*{name[3:].partition('_')[0]}*")[:20])
     elif name not in encoders:
-        close = [one for one in encoders if one[:4] == name[:4]] or ["resnet34", "mobilenet_v2", "efficientnet-b0"]
-        raise unknown("encoder", name, close, "Any of timm's too, as tu-NAME")
+        close = [known for known in encoders if known[:4] == name[:4]] or [
+            "resnet34",
+            "mobilenet_v2",
+            "efficientnet-b0",
+        ]
+        raise unknown("encoder", name, close, "Encoders of timm are allowed, too, as tu-NAME")

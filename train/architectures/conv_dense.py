@@ -1,7 +1,7 @@
-"""Four times convolution, ReLU, pooling; the whole map goes into a row of dense layers.
+"""Four times convolution, ReLU, pooling; then dense layers on the whole map.
 
-As published the dense row is 100-75-50-25-2 and the classes: all that is known of an image goes through two numbers.
-`dense` gives another row.
+As published the dense layers are 100-75-50-25-2 and the classes: a bottleneck of two numbers. `dense` sets other
+widths.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from train.recipe import Model
 
 WIDTHS = (32, 64, 128, 256)
 DENSE = (100, 75, 50, 25, 2)
-GRID = 8  # of the map that the dense row sees: that of 128 pixels; others are averaged to it
+GRID = 8  # side of the map before the dense layers, as of a 128-pixel image; larger maps are averaged to it
 
 
 def build(config: Model, channels: int, outputs: int, *, dense: list[int] | None = None) -> Any:
@@ -33,7 +33,7 @@ def build(config: Model, channels: int, outputs: int, *, dense: list[int] | None
 
 
 def _glorot(model: Any) -> Any:
-    """As Keras begins: without norms, torch's smaller weights would leave nothing of an image after ten layers."""
+    """Initialise as Keras does: without norms, torch's smaller weights make the signal vanish within ten layers."""
     from torch import nn
 
     for part in model.modules():

@@ -11,4 +11,4 @@ def build(config: Model, channels: int, outputs: int, *, hidden: int = 0) -> Any
     from train.architectures import _parts, _smp
 
     encoder = _smp.encoder(config, channels)
-    return _parts.Headed(encoder, _parts.pooled(encoder.out_channels[-1], outputs, config.dropout, hidden))
+    return _parts.Headed(encoder, _parts.pooled_head(encoder.out_channels[-1], outputs, config.dropout, hidden))

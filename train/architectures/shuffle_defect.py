@@ -1,7 +1,7 @@
 """ShuffleDefectNet: units of plain 1x1 and depthwise convolutions, channels shuffled between them, in four widths.
 
-Where ShuffleNet has 1x1 convolutions in groups these are plain, and where it shrinks a shortcut by a 3x3 average pool a
-depthwise convolution does so. That is the unit of ShuffleNetV2, so its weights fit (torchvision's, as a file).
+ShuffleNet's grouped 1x1 convolutions are plain here, and a depthwise convolution replaces the 3x3 average pool on the
+shortcut. That is the unit of ShuffleNetV2, so its weights fit (torchvision's, as a file).
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ def build(config: Model, channels: int, outputs: int, *, width: Literal["0.5x", 
     if channels != 3:
         whole.conv1[0] = nn.Conv2d(channels, sizes[0], 3, stride=2, padding=1, bias=False)
     encoder = nn.Sequential(OrderedDict((name, getattr(whole, name)) for name in PARTS))
-    return _parts.Headed(encoder, _parts.pooled(sizes[-1], outputs, config.dropout))
+    return _parts.Headed(encoder, _parts.pooled_head(sizes[-1], outputs, config.dropout))

@@ -18,4 +18,4 @@ def build(config: Model, channels: int, outputs: int, *, widths: list[int] | Non
     layers: list[Any] = []
     for before, after in zip((channels, *sizes), sizes, strict=False):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return _parts.Headed(nn.Sequential(*layers), _parts.pooled(sizes[-1], outputs, config.dropout))
+    return _parts.Headed(nn.Sequential(*layers), _parts.pooled_head(sizes[-1], outputs, config.dropout))

@@ -1,7 +1,7 @@
 """Any image model of timm, whole, the mean over its last map, and a head: linear, or with a `hidden` layer.
 
 `encoder-head` takes timm's feature extractors, which end before a network's last norm. Pre-activation ResNets (V2) need
-that norm: without it their last map is a sum of branches that nothing has scaled or rectified.
+that norm: without it their last map is an unscaled, unrectified sum of branches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ def build(config: Model, channels: int, outputs: int, *, hidden: int = 0) -> Any
     from train.architectures import _parts
 
     whole = encoder(config, channels)
-    return _parts.Headed(whole, _parts.pooled(whole.num_features, outputs, config.dropout, hidden))
+    return _parts.Headed(whole, _parts.pooled_head(whole.num_features, outputs, config.dropout, hidden))
 
 
 def encoder(config: Model, channels: int, pretrained: bool = False) -> Any:
-    """The last feature map, after the last norm."""
+    """Return an encoder that gives the last feature map, after the last norm."""
     import timm
 
     if not timm.is_model(config.encoder):

@@ -1,7 +1,7 @@
-"""A fast classifier that looks at half the resolution, and a U-Net whose probabilities it multiplies: a soft gate.
+"""A fast classifier at half the resolution, and a U-Net whose probabilities it multiplies: a soft gate.
 
-The gate says for each class whether it is anywhere in the picture. An image that it holds to be clean (in production
-most are) is done: the U-Net does not look at it. Exported to ONNX, the U-Net looks at every image: a graph has one way.
+The gate classifies whether each class is anywhere in the image. Images that it finds clean (most of production) skip
+the U-Net. Exported to ONNX, the U-Net runs on every image: a graph has one path.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ TASK = "segmentation"
 def build(config: Model, channels: int, outputs: int, *, gate: str = "mobilenet_v2") -> Any:
     from train.architectures import _gate, _smp
 
-    fast = _gate.ClassGate(_smp.encoder(gate_of(config, gate), channels), outputs, config.dropout)
+    fast = _gate.ClassGate(_smp.encoder(gate_config(config, gate), channels), outputs, config.dropout)
     plain = config.model_copy(update={"architecture": "Unet", "options": {}})
     return _gate.GatedSegmenter(fast, _smp.segmenter(plain, channels, outputs))
 
 
-def gate_of(config: Model, gate: str = "mobilenet_v2") -> Model:
-    """The gate as a model of its own: where its weights come from."""
+def gate_config(config: Model, gate: str = "mobilenet_v2") -> Model:
+    """Return the gate's model config, by which its starting weights are found."""
     return config.model_copy(update={"encoder": config.options.get("gate", gate), "options": {}})

@@ -1,7 +1,7 @@
-"""What a model learns from: labelled images of train and val as arrays, read in any process, in any order.
+"""Training data: labelled images of train and val as arrays, read in any process, in any order.
 
-Only `labelled` images teach; disputed ones and those of test are never read, synthetic ones only in train. An image
-that cannot be decoded is left out, counted and named; the epoch goes on.
+Only `labelled` images are used; disputed ones and those of test are never read, synthetic ones only in train. An image
+that cannot be decoded is skipped and reported with the reason; the epoch goes on.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from train.data.augment import Masks, Rng, augmented
 from train.data.pixels import Pixels, padded, read, resized, starts, up_to_stride, with_channels
 from train.recipe import Augmentation, Input, Recipe
 
-CLEAN = "clean"  # the output beside the classes, where these exclude each other
+CLEAN = "clean"  # an output beside the classes, where these are exclusive
 FEW_GROUPS = 2
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What there is to learn from, and what a person should know of it. `single`: no image shows two classes.
+    """Images with labels, and `notes` for the user. `single`: the classes are exclusive, no image shows two.
 
-    `pseudo`: images with a model's word in place of a label, beside those of train.
+    `clean`: some images show no class. `pseudo`: pseudo-labelled images, beside those of train.
     """
 
     task: str
@@ -50,17 +50,19 @@ class TrainingData:
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """The names of the network's outputs: the classes, and `clean` where they are exclusive."""
         return (*self.classes, CLEAN) if self.single and self.clean else self.classes
 
     @property
     def digest(self) -> str:
-        """Changes with any image, label or split."""
-        rows = sorted((one.id, one.label.digest, one.split) for one in (*self.train, *self.val))
-        guests = [sorted((one.id, one.label.digest) for one in self.pseudo)] if self.pseudo else []
-        return key_of([rows, self.classes, *guests])
+        """Hash that changes with any image, label or split."""
+        rows = sorted((item.id, item.label.digest, item.split) for item in (*self.train, *self.val))
+        pseudo = [sorted((item.id, item.label.digest) for item in self.pseudo)] if self.pseudo else []
+        return key_of([rows, self.classes, *pseudo])
 
     def present(self, items: Sequence[Item]) -> NDArray[np.bool_]:
-        return np.array([[name in one.label.present for name in self.classes] for one in items], bool).reshape(
+        """Return which item shows which class, (images, classes)."""
+        return np.array([[name in item.label.present for name in self.classes] for item in items], bool).reshape(
             len(items), len(self.classes)
         )
 
@@ -69,76 +71,85 @@ class TrainingData:
 
 
 def collect(index: Index, task: str | None = None) -> TrainingData:
-    """The labelled images of train and val. Raises CurateError where there is nothing to learn."""
-    ids = [id for id, *row in index.rows("status", "split", "source", "missing") if _teaches(*row)]
+    """Return the labelled images of train and val.
+
+    Args:
+        index: the project's index.
+        task: segmentation or classification; without it segmentation where any label has a mask.
+
+    Raises CurateError where there is nothing to learn.
+    """
+    ids = [id for id, *row in index.rows("status", "split", "source", "missing") if _is_used(*row)]
     if not ids:
         raise CurateError("no labelled image in train. Label some first: curate select, then label; or index a source")
-    items = sorted(index.items(ids), key=lambda one: one.id)
-    if not any(one.split == "train" for one in items):
+    items = sorted(index.items(ids), key=lambda item: item.id)
+    if not any(item.split == "train" for item in items):
         raise CurateError(f"{len(items)} labelled images, none of them in train: index more, or change splits.ratio")
     task = task or _natural_task(items)
     notes: list[str] = []
-    kept = _with_pixels(items, notes) if task == "segmentation" else items
-    train, val = ([one for one in kept if one.split == split] for split in ("train", "val"))
+    usable = _with_pixels(items, notes) if task == "segmentation" else items
+    train, val = ([item for item in usable if item.split == split] for split in ("train", "val"))
     classes = _classes(index, train, notes)
     notes += _few_groups(classes, [*train, *val])
     if not val:
-        notes.append("no labelled image in val: nothing tells when to stop, the last epoch counts")
-    several = sum(len(one.label.present.intersection(classes)) > 1 for one in kept)
+        notes.append("no labelled image in val: no early stopping, the last epoch is kept")
+    several = sum(len(item.label.present.intersection(classes)) > 1 for item in usable)
     single = task == "classification" and not several
     if task == "classification" and several:
         notes.append(
-            f"{several} of {len(kept)} images show more than one class: the model says yes or no to each class "
+            f"{several} of {len(usable)} images show more than one class: the model decides each class on its own "
             "(sigmoids), instead of choosing one of them (softmax)"
         )
-    clean = any(not one.label.present.intersection(classes) for one in kept)
+    clean = any(not item.label.present.intersection(classes) for item in usable)
     if single and len(classes) + clean < 2:
         raise CurateError(f"every labelled image shows {classes[0]}: there is nothing to tell apart; label clean ones")
     return TrainingData(task, classes, tuple(train), tuple(val), single, clean, tuple(notes))
 
 
-def _teaches(status: str | None, split: str | None, source: str | None, missing: bool | None) -> bool:
+def _is_used(status: str | None, split: str | None, source: str | None, missing: bool | None) -> bool:
     if status != "labelled" or missing:
         return False
     return split == "train" or (split == "val" and source != "synthetic")
 
 
 def _natural_task(items: Sequence[Item]) -> str:
-    """Segmentation where somebody drew pixels."""
-    drawn = any(defect.rle is not None for one in items for defect in one.label.defects)
+    """Return segmentation where any label has a mask."""
+    drawn = any(defect.rle is not None for item in items for defect in item.label.defects)
     return "segmentation" if drawn else "classification"
 
 
 def _with_pixels(items: Sequence[Item], notes: list[str]) -> list[Item]:
-    """Those whose every class has its place: where is unknown of the others, also that the rest is clean."""
-    kept = [one for one in items if not one.label.present - {defect.label for defect in one.label.defects}]
-    if len(kept) < len(items):
-        notes.append(f"{len(items) - len(kept)} images name a class without its place and teach no segmentation")
-    boxes = sum(defect.rle is None for one in kept for defect in one.label.defects)
+    """Return the images in which every class has a region; in others not even the clean pixels are known."""
+    usable = [item for item in items if not item.label.present - {defect.label for defect in item.label.defects}]
+    if len(usable) < len(items):
+        notes.append(
+            f"{len(items) - len(usable)} images name a class without a region and are not used for segmentation"
+        )
+    boxes = sum(defect.rle is None for item in usable for defect in item.label.defects)
     if boxes:
         notes.append(f"{boxes} defects are plain boxes: all pixels of a box count as the defect")
-    return kept
+    return usable
 
 
 def _classes(index: Index, train: Sequence[Item], notes: list[str]) -> tuple[str, ...]:
-    shown = Counter(name for one in train for name in one.label.present)
-    known = index.project.active_classes
-    absent = [name for name in known if not shown[name]]
-    if len(absent) == len(known):
+    shown = Counter(name for item in train for name in item.label.present)
+    active = index.project.active_classes
+    absent = [name for name in active if not shown[name]]
+    if len(absent) == len(active):
         raise CurateError(f"none of the {len(train)} labelled images of train shows a defect: label some that do")
     if absent:
         notes.append(f"no image of train shows {', '.join(absent)}: the model will not know it")
-    return tuple(name for name in known if shown[name])
+    return tuple(name for name in active if shown[name])
 
 
 def _few_groups(classes: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
     for name in classes:
-        groups = {one.split: set[str]() for one in items}
-        for one in items:
-            if name in one.label.present:
-                groups[one.split].add(one.group or one.id)
+        groups = {item.split: set[str]() for item in items}
+        for item in items:
+            if name in item.label.present:
+                groups[item.split].add(item.group or item.id)
         if len(set().union(*groups.values())) < FEW_GROUPS:
-            yield f"class {name} comes from one group alone: val cannot judge it"
+            yield f"class {name} comes from one group only: it cannot be evaluated on val"
 
 
 # --- their arrays ---------------------------------------------------------------------------------------------------
@@ -146,7 +157,7 @@ def _few_groups(classes: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """All that turns an item into arrays; plain values, so that any process can do it."""
+    """How an item becomes arrays; plain values, so that any process can do it."""
 
     task: str
     classes: tuple[str, ...]
@@ -165,7 +176,7 @@ Problem = tuple[str, str]  # id, reason
 
 @dataclass
 class Examples:
-    """Items as arrays: a random view of each in training, all of it in tiles for validation."""
+    """Items as arrays: a random view of each in training, the whole image (in tiles) in validation."""
 
     items: Sequence[Item]
     plan: LoadPlan
@@ -184,12 +195,14 @@ class Examples:
             return item.id, f"{item.path}: {problem}"
         image = with_channels(pixels, self.plan.input.channels)
         seed = (self.plan.seed, *key[1:])
-        views = _viewed if self.plan.task == "segmentation" else _whole
+        views = _crop_or_tiles if self.plan.task == "segmentation" else _resized_whole
         return item.id, *views(image, item, self.plan, seed if self.training else None)
 
 
-def _whole(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
-    """The image, resized; what it shows."""
+def _resized_whole(
+    image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None
+) -> tuple[Pixels, NDArray[np.uint8]]:
+    """Return the resized image and which classes it shows."""
     image = resized(image, plan.input.height, plan.input.width)
     if seed is not None:
         image, _ = augmented(image, None, plan.augmentation, seed)
@@ -199,15 +212,17 @@ def _whole(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None
     return image[None], np.array([present], np.uint8)
 
 
-def _viewed(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None) -> tuple[Pixels, NDArray[np.uint8]]:
-    """A crop with its masks, or all tiles."""
+def _crop_or_tiles(
+    image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None
+) -> tuple[Pixels, NDArray[np.uint8]]:
+    """Return a random crop with its masks, or without a seed all tiles."""
     high, wide = plan.input.height, plan.input.width
     image, masks = padded(image, high, wide), masks_of(item, plan.classes)
     masks = np.stack([padded(mask, high, wide) for mask in masks])
     if seed is None:
         places = [(y, x) for y in starts(image.shape[0], high, 0) for x in starts(image.shape[1], wide, 0)]
     else:
-        places = [crop_place(np.random.default_rng([*seed, 0]), masks, high, wide, plan.augmentation.defect_crops)]
+        places = [crop_position(np.random.default_rng([*seed, 0]), masks, high, wide, plan.augmentation.defect_crops)]
     images = np.stack([image[y : y + high, x : x + wide] for y, x in places])
     targets = np.stack([masks[:, y : y + high, x : x + wide] for y, x in places])
     if seed is not None:
@@ -218,7 +233,7 @@ def _viewed(image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | Non
 
 
 def masks_of(item: Item, classes: Sequence[str]) -> Masks:
-    """(C, H, W) of 0 and 1, one a class: defects of different classes may overlap."""
+    """Return one mask per class, (C, H, W) of 0 and 1; defects of different classes may overlap."""
     masks = np.zeros((len(classes), item.height, item.width), np.uint8)
     for defect in item.label.defects:
         if defect.label in classes:
@@ -226,10 +241,10 @@ def masks_of(item: Item, classes: Sequence[str]) -> Masks:
     return masks
 
 
-def crop_place(rng: Rng, masks: Masks, height: int, width: int, on_defect: float) -> tuple[int, int]:
-    """Top and left of a crop: with this chance around a pixel of a defect (each class alike), else anywhere.
+def crop_position(rng: Rng, masks: Masks, height: int, width: int, on_defect: float) -> tuple[int, int]:
+    """Return a crop's top and left: with chance `on_defect` around a defect pixel (each class alike), else anywhere.
 
-    Clean images and clean parts of others keep coming, so that false alarms stay dear.
+    Crops of clean steel stay in every epoch, so that false alarms keep their cost.
     """
     most_y, most_x = masks.shape[1] - height, masks.shape[2] - width
     shown = np.flatnonzero(masks.any(axis=(1, 2)))
@@ -242,41 +257,42 @@ def crop_place(rng: Rng, masks: Masks, height: int, width: int, on_defect: float
 
 
 def resolved_input(recipe: Recipe, items: Sequence[Item]) -> Input:
-    """What the images make of the recipe's size.
+    """Return the recipe's input size, fitted to the images.
 
     Segmentation: a crop no larger than the largest image. Classification: as many pixels as the recipe says, in the
-    images' usual proportions, so that a strip is not squeezed into a square.
+    images' median aspect ratio, so that a strip is not squeezed into a square.
     """
-    wanted = recipe.input
+    size = recipe.input
     if recipe.task == "segmentation":
-        high, wide = (up_to_stride(max(getattr(one, side) for one in items)) for side in ("height", "width"))
-        return wanted.model_copy(update={"height": min(high, wanted.height), "width": min(wide, wanted.width)})
-    aspect = float(np.median([one.width / one.height for one in items]))
-    height = math.sqrt(wanted.height * wanted.width / aspect)
+        high, wide = (up_to_stride(max(getattr(item, side) for item in items)) for side in ("height", "width"))
+        return size.model_copy(update={"height": min(high, size.height), "width": min(wide, size.width)})
+    aspect = float(np.median([item.width / item.height for item in items]))
+    height = math.sqrt(size.height * size.width / aspect)
     sides = (max(32, 32 * round(side / 32)) for side in (height, height * aspect))
-    return wanted.model_copy(update=dict(zip(("height", "width"), sides, strict=True)))
+    return size.model_copy(update=dict(zip(("height", "width"), sides, strict=True)))
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
 
-Guests = tuple[frozenset[str], float]  # the ids that may be no more than this share of a batch
-NO_GUESTS: Guests = frozenset(), 1.0
+PseudoLimit = tuple[frozenset[str], float]  # pseudo-labelled ids, and their largest share of a batch
+NO_PSEUDO: PseudoLimit = frozenset(), 1.0
 
 
 @dataclass
 class EpochBatches:
-    """The keys of an epoch, cut into batches. `begin` or `take` sets the epoch; a loader's processes stay."""
+    """The keys of an epoch, cut into batches. `begin` or `take` sets the epoch; the loader's workers stay alive."""
 
     size: int
     keys: list[list[Key]] = field(default_factory=list)
 
     def begin(self, order: Sequence[int], epoch: int) -> None:
+        """Set the epoch to these rows, cut into batches of `size`."""
         self.take([order[at : at + self.size] for at in range(0, len(order), self.size)], epoch)
 
-    def take(self, parts: Sequence[Sequence[int]], epoch: int, rank: int = 0, world: int = 1) -> None:
-        """These batches; of several processes each counts the places that are its own, as one alone would."""
-        places = count(rank, world)
-        self.keys = [[(int(row), epoch, next(places)) for row in part] for part in parts]
+    def take(self, parts: Sequence[Sequence[int]], epoch: int, rank: int = 0, world_size: int = 1) -> None:
+        """Set the epoch to these batches; positions are numbered as in a single process."""
+        positions = count(rank, world_size)
+        self.keys = [[(int(row), epoch, next(positions)) for row in part] for part in parts]
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.keys)
@@ -285,45 +301,47 @@ class EpochBatches:
         return len(self.keys)
 
 
-def loader(examples: Examples, batches: EpochBatches, workers: int, pin: bool, guests: Guests = NO_GUESTS) -> Any:
-    """torch's loader; its processes are fresh ones, since a fork would inherit the database client's threads."""
+def loader(examples: Examples, batches: EpochBatches, workers: int, pin: bool, limit: PseudoLimit = NO_PSEUDO) -> Any:
+    """Return torch's DataLoader; its workers are spawned, since a fork would inherit the database client's threads."""
     from torch.utils.data import DataLoader
 
-    many: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    process_options: dict[str, Any] = (
+        {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    )
     return DataLoader(
         examples,
         batch_sampler=batches,
-        collate_fn=partial(together, guests=guests),
+        collate_fn=partial(collate, limit=limit),
         num_workers=workers,
-        worker_init_fn=_alone,
+        worker_init_fn=_use_one_thread,
         pin_memory=pin,
-        **many,  # type: ignore[arg-type]
+        **process_options,  # type: ignore[arg-type]
     )
 
 
-def _alone(worker: int) -> None:
-    """A loader's process keeps to one core; torch sees to its own threads."""
+def _use_one_thread(worker: int) -> None:
+    """Keep a loader's worker to one core: OpenCV's threads off; torch limits its own."""
     cv2.setNumThreads(0)
 
 
-def together(
-    found: Sequence[Arrays | Problem], guests: Guests = NO_GUESTS
+def collate(
+    examples: Sequence[Arrays | Problem], limit: PseudoLimit = NO_PSEUDO
 ) -> tuple[list[str], Any, Any, list[Problem]]:
-    """One batch: ids, images and targets (None where no image could be read), problems."""
+    """Return one batch: ids, images and targets (None where no image could be read), problems."""
     import torch
 
-    good = _bounded([one for one in found if len(one) == 3], *guests)
-    problems = [one for one in found if len(one) == 2]
+    good = _limit_pseudo([example for example in examples if len(example) == 3], *limit)
+    problems = [example for example in examples if len(example) == 2]
     if not good:
         return [], None, None, problems
-    images, targets = (torch.from_numpy(np.concatenate([one[place] for one in good])) for place in (1, 2))
-    return [one[0] for one in good], images, targets, problems
+    images, targets = (torch.from_numpy(np.concatenate([example[place] for example in good])) for place in (1, 2))
+    return [example[0] for example in good], images, targets, problems
 
 
-def _bounded(good: list[Arrays], guests: frozenset[str], share: float) -> list[Arrays]:
-    """Where images of train could not be read, fewer pseudo-labelled ones may stand beside the others."""
-    if not guests:
-        return good
-    own = [one for one in good if one[0] not in guests]
-    rest = [one for one in good if one[0] in guests]
-    return own + rest[: sampling.most_beside(len(own), share)]
+def _limit_pseudo(examples: list[Arrays], pseudo_ids: frozenset[str], share: float) -> list[Arrays]:
+    """Drop pseudo-labelled images above their share: some images of train may not have been readable."""
+    if not pseudo_ids:
+        return examples
+    labelled = [example for example in examples if example[0] not in pseudo_ids]
+    pseudo = [example for example in examples if example[0] in pseudo_ids]
+    return labelled + pseudo[: sampling.most_pseudo(len(labelled), share)]

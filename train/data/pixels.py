@@ -1,4 +1,4 @@
-"""From an image's file to what a network takes; the same for training, prediction and embedding."""
+"""From an image file to a network's input; the same for training, prediction and embedding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from curate.vectors.run import pixels_of
 from train.recipe import SCALES
 
 Pixels = NDArray[np.uint8]
-STRIDE = 32  # networks shrink images by so much
+STRIDE = 32  # by which networks reduce an image
 
 
 def read(id: str, path: Path, max_pixels: int) -> Pixels:
-    """The pixels of an indexed image. Raises LabelProblem where they are not, or no longer, what the index saw."""
+    """Read the pixels of an indexed image. Raises LabelProblem where the file is unreadable or has changed."""
     try:
         content = files.read_bytes(path)
     except OSError as error:
@@ -32,7 +32,7 @@ def read(id: str, path: Path, max_pixels: int) -> Pixels:
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """(H, W, 1) or (H, W, 3)."""
+    """Return the image as (H, W, 1) or (H, W, 3)."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim == 2:
@@ -41,27 +41,29 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
 
 
 def resized(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize an image (H, W, C): by area where it shrinks, else linearly."""
     shrinks = image.shape[0] > height or image.shape[1] > width
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    found = cv2.resize(image, (width, height), interpolation=how)
-    return np.asarray(found).reshape(height, width, -1)
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    pixels = cv2.resize(image, (width, height), interpolation=interpolation)
+    return np.asarray(pixels).reshape(height, width, -1)
 
 
 def padded(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Mirrored at its right and lower border up to this size."""
+    """Mirror the image at its right and lower border up to this size."""
     below, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
     if not below and not right:
         return image
-    found = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT)
-    return np.asarray(found).reshape(*found.shape[:2], *image.shape[2:])
+    pixels = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT)
+    return np.asarray(pixels).reshape(*pixels.shape[:2], *image.shape[2:])
 
 
 def up_to_stride(length: int) -> int:
+    """Round up to a multiple of the stride."""
     return math.ceil(length / STRIDE) * STRIDE
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Where tiles begin: evenly, from one end to the other, overlapping by `overlap` or more."""
+    """Return where tiles begin: evenly from end to end, overlapping by `overlap` or more."""
     if length <= side:
         return [0]
     steps = math.ceil((length - side) / (side - overlap))
@@ -69,7 +71,7 @@ def starts(length: int, side: int, overlap: int) -> list[int]:
 
 
 def normalised(batch: Any, scale: str) -> Any:
-    """A batch (N, H, W, C) of bytes as (N, C, H, W) floats, as the weights want them; memory stays channels-last."""
+    """Turn a batch (N, H, W, C) of bytes into normalised (N, C, H, W) floats; memory stays channels-last."""
     mean, std = (batch.new_tensor(values, dtype=_float()) for values in SCALES[scale])
     if batch.shape[-1] == 1:
         mean, std = mean.mean(), std.mean()

@@ -190,7 +190,7 @@ def _taught_before(project: Project, made: Recipe) -> Iterator[str]:
     if weights in ("none", "hub"):
         return
     mark = pretrained.mark_of(made.model)
-    for one in store.every(project):
+    for one in store.all_models(project):
         if (one.folder / store.WEIGHTS).is_file() and sha256_of(one.folder / store.WEIGHTS) == mark:
             yield (
                 f"every fold starts from the weights of model {one.key}, which has learnt from images of every fold: "
@@ -323,7 +323,7 @@ def _trained(
     setting = loop.FitSettings(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     name = f"fold {fold.number + 1} of {task.wish.count}, repeat {fold.repeat + 1}"
     fitted = loop.fit(model, setting, lambda _, done, total: progress(name, done, total * epochs))
-    checkpoint.fill(model, scratch / loop.BEST)
+    checkpoint.load_into(model, scratch / loop.BEST)
     about = Predictor(f"fold-{fold.name}", data.classes, made, data.single, model.eval(), device)
     return ModelEvaluator(about, task.classes, task.project.config.limits.max_pixels), fitted
 

@@ -178,7 +178,7 @@ def questions(index: Index, model: store.StoredModel, wish: ExplainRequest) -> l
     """What to ask: classes that are wrong where there are mistakes, else those that are there."""
     known = list(model.manifest["classes"])
     if wish.view is not None:
-        ids = predicting.of_view(index, wish.view)
+        ids = predicting.ids_of_view(index, wish.view)
         return _labelled(index, sorted(ids), known, wish.images)
     if found := _mistaken(index, model, known, wish.images):
         return found

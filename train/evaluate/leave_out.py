@@ -128,7 +128,7 @@ def _trained(task: LeaveOutTask, value: str, scratch: Path, progress: Progress) 
     plan = training.plan_of(task.exam.project, made, data)
     setting = loop.FitSettings(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
     loop.fit(model, setting, lambda stage, done, total: progress(f"without {task.by} {value}: {stage}", done, total))
-    checkpoint.fill(model, scratch / loop.BEST)
+    checkpoint.load_into(model, scratch / loop.BEST)
     about = Predictor(f"without-{value}", data.classes, made, data.single, model.eval(), device)
     return ModelEvaluator(about, task.exam.classes, task.exam.project.config.limits.max_pixels)
 

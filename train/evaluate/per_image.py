@@ -29,7 +29,7 @@ from train.data.dataset import masks_of
 from train.data.pixels import read, with_channels
 from train.evaluate import metrics
 from train.evaluate.metrics import BINS, THRESHOLDS, EvaluatedImages, Pixels, Regions
-from train.predict.predictor import Predictor, Sure
+from train.predict.predictor import Predictor, ScoredDefects
 from train.store import StoredModel
 
 FOUND = 0.1  # of a labelled region's pixels that a prediction must cover
@@ -86,7 +86,7 @@ class ModelEvaluator:
         if not self.segments:
             return None, self.predictor.predict_image(pixels)
         p = self.predictor.probabilities(with_channels(pixels, self.predictor.recipe.input.channels))
-        return self.ordered(p), self.predictor.seen(p)
+        return self.ordered(p), self.predictor.from_map(p)
 
     def row(self, item: Item, p: Any, seen: Any) -> Row:
         """All that figures need of it."""
@@ -99,7 +99,7 @@ class ModelEvaluator:
         }
         return row | (self._pixels(item, p, seen.defects) if self.segments else {})
 
-    def _pixels(self, item: Item, p: NDArray[np.float32], found: Sure) -> Row:
+    def _pixels(self, item: Item, p: NDArray[np.float32], found: ScoredDefects) -> Row:
         truth, mine = masks_of(item, self.classes), _masks(found, item, self.classes)
         both = zip(truth.astype(bool), mine.astype(bool), strict=True)
         counts = [[(t & m).sum(), (~t & m).sum(), (t & ~m).sum()] for t, m in both]
@@ -131,7 +131,7 @@ def table_at(path: Path, segments: bool, classes: Sequence[str]) -> Table:
     return Table(path) if Table.exists(path) else Table.create(path, columns)
 
 
-def _masks(found: Sure, item: Item, classes: Sequence[str]) -> NDArray[np.uint8]:
+def _masks(found: ScoredDefects, item: Item, classes: Sequence[str]) -> NDArray[np.uint8]:
     masks = np.zeros((len(classes), item.height, item.width), np.uint8)
     for defect, _ in found:
         if defect.label in classes:
@@ -139,7 +139,7 @@ def _masks(found: Sure, item: Item, classes: Sequence[str]) -> NDArray[np.uint8]
     return masks
 
 
-def _compared(item: Item, mine: NDArray[np.uint8], found: Sure, classes: Sequence[str]) -> dict[str, Any]:
+def _compared(item: Item, mine: NDArray[np.uint8], found: ScoredDefects, classes: Sequence[str]) -> dict[str, Any]:
     """Every labelled region with whether it was found, every predicted one with where its box would be right."""
     labelled = [(classes.index(d.label), *one) for d in item.label.defects if d.label in classes for one in parts(d)]
     said = [(classes.index(d.label), sure, d) for d, sure in found if d.label in classes]

@@ -41,13 +41,13 @@ def run(
     key = store.find(project, wanted or CANDIDATE).key
     before = store.alias(project, PRODUCTION)
     if before in (None, key) or not store.is_done(project, str(before)):
-        store.point(project, PRODUCTION, key)
+        store.set_alias(project, PRODUCTION, key)
         notes = [] if before else ["there was no other model in production, so it was compared with none"]
         return Promoted(key, notes=notes, warnings=warnings(project, key))
     reason, notes = _objection(project, str(before), key, device, progress)
     if reason and not force:
         raise CurateError(f"model {key} is not promoted: {reason}. {FORCE}")
-    store.point(project, PRODUCTION, key, **({"forced": reason} if reason else {}))
+    store.set_alias(project, PRODUCTION, key, **({"forced": reason} if reason else {}))
     return Promoted(key, reason, notes, warnings(project, key))
 
 

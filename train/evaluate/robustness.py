@@ -28,7 +28,7 @@ from curate.index.rounds import key_of
 from curate.masks.shapes import mask_of
 from curate.project import Project
 from curate.tables import Table
-from train.data.augment import Rng, clipped, shone, veiled
+from train.data.augment import Rng, add_glare, add_haze, to_uint8
 from train.data.dataset import masks_of
 from train.data.pixels import Pixels, read, with_channels
 from train.evaluate import intervals, per_image
@@ -69,7 +69,7 @@ def changed(image: Pixels, name: str, severity: int, id: str) -> Pixels:
 
 
 def _exposed(image: Pixels, stops: float, rng: Rng) -> Pixels:
-    return clipped(image * 2.0 ** (stops if rng.random() < 0.5 else -stops))
+    return to_uint8(image * 2.0 ** (stops if rng.random() < 0.5 else -stops))
 
 
 def _blurred(image: Pixels, sigma: float, rng: Rng) -> Pixels:
@@ -77,15 +77,15 @@ def _blurred(image: Pixels, sigma: float, rng: Rng) -> Pixels:
 
 
 def _noisy(image: Pixels, sigma: float, rng: Rng) -> Pixels:
-    return clipped(image + rng.normal(0, sigma, image.shape[:2])[..., None])
+    return to_uint8(image + rng.normal(0, sigma, image.shape[:2])[..., None])
 
 
 CHANGES: dict[str, Callable[[Pixels, float, Rng], Pixels]] = {
     "exposure": _exposed,
-    "glare": shone,
+    "glare": add_glare,
     "blur": _blurred,
     "noise": _noisy,
-    "haze": veiled,
+    "haze": add_haze,
 }
 
 

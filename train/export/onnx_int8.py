@@ -1,7 +1,7 @@
-"""A network as an ONNX file, with all that surrounds it inside, and that file quantised to INT8.
+"""A network as an ONNX file with its pre- and postprocessing inside, and that file quantised to INT8.
 
-`image` is bytes (N, H, W, channels) as they are read; `probability` is what the model makes of them. Nothing of
-normalisation or sigmoid is left to whoever runs the file.
+The input `image` is bytes (N, H, W, channels) as read from the file, the output is `probability`: normalisation and
+sigmoid are part of the graph.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from train.recipe import Recipe
 
 IMAGE, PROBABILITY = "image", "probability"
 OPSET = 18
-# With both signed (S8S8) a file runs well on ARM; x86 multiplies unsigned with signed, so that ONNX Runtime there keeps
-# about half of such a network in floats. On x86 without VNNI, in turn, unsigned ones may overflow: the gate shows it.
+# Signed weights and activations (S8S8) run well on ARM. x86 multiplies unsigned by signed, so that ONNX Runtime there
+# keeps about half of an S8S8 network in floats. On x86 without VNNI unsigned ones may overflow: the gate shows it.
 ACTIVATIONS = {"int8": "QInt8", "uint8": "QUInt8"}
 AUTO = "auto"
 X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
-TOLERANCE = 1e-3  # between torch and ONNX Runtime; what is usual is a hundredth of it
+TOLERANCE = 1e-3  # largest difference between torch and ONNX Runtime; a hundredth of it is usual
 Run = Callable[[Pixels], NDArray[np.float32]]
 Shape = tuple[int, int, int]  # height, width, channels
 
 
-def fast(activations: str, machine: str) -> str:
-    """What is asked for; `auto` is the kind that such a machine multiplies fast."""
+def activation_type(activations: str, machine: str) -> str:
+    """Return the type of activations; `auto` is the one that this kind of machine multiplies fast."""
     if activations != AUTO:
         return activations
     return "uint8" if machine.lower() in X86 else "int8"
 
 
 def check_installed() -> None:
+    """Raise CurateError where packages for the export are missing."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise CurateError(
@@ -50,8 +51,8 @@ def check_installed() -> None:
         )
 
 
-def whole(module: Any, recipe: Recipe, single: bool) -> Any:
-    """The network from bytes to probabilities."""
+def end_to_end(module: Any, recipe: Recipe, single: bool) -> Any:
+    """Return the network from bytes to probabilities as one module."""
     from torch import nn
 
     scale, segments = recipe.input.scale, recipe.task == "segmentation"
@@ -68,7 +69,8 @@ def whole(module: Any, recipe: Recipe, single: bool) -> Any:
     return Whole().eval()
 
 
-def by_torch(module: Any) -> Run:
+def torch_runner(module: Any) -> Run:
+    """Return a function that runs the module in torch."""
     import torch
 
     def run(batch: Pixels) -> NDArray[np.float32]:
@@ -78,13 +80,13 @@ def by_torch(module: Any) -> Run:
     return run
 
 
-def by_onnx(file: Path, threads: int) -> Run:
-    """ONNX Runtime on the CPU, with as many threads as torch has."""
+def onnx_runner(file: Path, threads: int) -> Run:
+    """Return a function that runs the file in ONNX Runtime on the CPU with this many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is raised; it need not be printed, too
+    options.log_severity_level = 4  # errors are raised; they need not be logged, too
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(batch: Pixels) -> NDArray[np.float32]:
@@ -97,11 +99,11 @@ def by_onnx(file: Path, threads: int) -> Run:
 
 
 def write(module: Any, file: Path, shape: Shape, name: str, any_size: bool) -> bool:
-    """Write the file; true where it takes images of any size (multiples of 32), else of `shape` alone.
+    """Write the ONNX file; return true where it takes images of any size (multiples of 32), else of `shape` alone.
 
-    Some architectures (PSPNet) freeze the example's size into the graph without a word: hence the trial at others.
+    Some architectures (PSPNet) silently fix the example's size in the graph: hence the test at other sizes.
     """
-    if any_size and _tried(module, file, (max(shape[0], 2 * STRIDE), max(shape[1], 2 * STRIDE), shape[2])):
+    if any_size and _exports_any_size(module, file, (max(shape[0], 2 * STRIDE), max(shape[1], 2 * STRIDE), shape[2])):
         return True
     try:
         _export(module, file, shape, any_size=False)
@@ -113,17 +115,17 @@ def write(module: Any, file: Path, shape: Shape, name: str, any_size: bool) -> b
     return False
 
 
-def _tried(module: Any, file: Path, shape: Shape) -> bool:
+def _exports_any_size(module: Any, file: Path, shape: Shape) -> bool:
     try:
         _export(module, file, shape, any_size=True)
-        mine, theirs = by_torch(module), by_onnx(file, 1)
-        return all(np.abs(mine(one) - theirs(one)).max() <= TOLERANCE for one in _trials(shape))
-    except Exception:  # of many kinds; the fixed size is tried next, and its error is told
+        expected, actual = torch_runner(module), onnx_runner(file, 1)
+        return all(np.abs(expected(batch) - actual(batch)).max() <= TOLERANCE for batch in _test_batches(shape))
+    except Exception:  # of many types; the fixed size is tried next, and its error is reported
         return False
 
 
-def _trials(shape: Shape) -> Iterator[Pixels]:
-    """Noise of other sizes and another number of images."""
+def _test_batches(shape: Shape) -> Iterator[Pixels]:
+    """Yield noise of other sizes and other numbers of images."""
     random = np.random.default_rng(0)
     for count, high, wide in ((1, shape[0], shape[1]), (3, 3 * STRIDE, 5 * STRIDE), (1, 7 * STRIDE, 2 * STRIDE)):
         yield random.integers(0, 256, (count, high, wide, shape[2]), np.uint8)
@@ -137,7 +139,7 @@ def _export(module: Any, file: Path, shape: Shape, any_size: bool) -> None:
     with _quiet():
         torch.onnx.export(
             module,
-            (torch.zeros((2, *shape), dtype=torch.uint8),),  # two images: one would be taken for the only number
+            (torch.zeros((2, *shape), dtype=torch.uint8),),  # two images: with one, the batch size would be fixed at 1
             str(file),
             input_names=[IMAGE],
             output_names=[PROBABILITY],
@@ -157,7 +159,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its users at length what its makers should know."""
+    """Silence the exporter's log and warnings, which are for its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -172,16 +174,16 @@ def _quiet() -> Iterator[None]:
 
 
 def quantise(source: Path, target: Path, batches: Iterable[Pixels], activations: str) -> None:
-    """Write `source` with int8 weights (a scale a channel) and 8-bit activations, as wide as `batches` make them.
+    """Write `source` with int8 weights (one scale per channel) and 8-bit activations, calibrated on `batches`.
 
-    The last sigmoid or softmax stays as it is: thresholds want finer steps than 8 bits have.
+    The last sigmoid or softmax stays in floats: thresholds need finer steps than 8 bits.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_name(f".{target.name}")
     with _quiet():
-        _unhinder(source, prepared)
+        _read_shapes_after_norms(source, prepared)
         quant_pre_process(str(prepared), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared),
@@ -192,38 +194,38 @@ def quantise(source: Path, target: Path, batches: Iterable[Pixels], activations:
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             per_channel=True,
-            nodes_to_exclude=_last(prepared),
+            nodes_to_exclude=_output_nodes(prepared),
         )
     prepared.unlink()
 
 
-def _unhinder(source: Path, target: Path) -> None:
-    """Ask for the size of a map behind its batch norm, not before: else the norm is not folded into the convolution."""
+def _read_shapes_after_norms(source: Path, target: Path) -> None:
+    """Read a map's shape after its batch norm, not before: else the norm is not folded into the convolution."""
     import onnx
 
     model = onnx.load(str(source))
-    behind = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    after_norm = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization"}
     for node in model.graph.node:
-        if node.op_type == "Shape" and node.input[0] in behind:
-            node.input[0] = behind[node.input[0]]
+        if node.op_type == "Shape" and node.input[0] in after_norm:
+            node.input[0] = after_norm[node.input[0]]
     onnx.save(model, str(target))
 
 
 def _reader(batches: Iterable[Pixels]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    coming = iter(batches)
+    remaining = iter(batches)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Pixels] | None:
-            batch = next(coming, None)
+            batch = next(remaining, None)
             return None if batch is None else {IMAGE: np.ascontiguousarray(batch)}
 
     return Reader()
 
 
-def _last(file: Path) -> list[str]:
-    """The name of the node that gives the probabilities."""
+def _output_nodes(file: Path) -> list[str]:
+    """Return the names of the nodes that output the probabilities."""
     import onnx
 
     return [node.name for node in onnx.load(str(file)).graph.node if PROBABILITY in node.output]

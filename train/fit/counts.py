@@ -1,4 +1,4 @@
-"""Counts that add up over batches, and what follows from them. Pure functions of arrays."""
+"""Confusion counts that add up over batches, and F1 from them. Pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]  # (classes, 3): found, false, missed
+Counts = NDArray[np.int64]  # (classes, 3): hits, false alarms, misses
 
 
-def counts(predicted: Any, target: Any) -> Counts:
-    """Of boolean tensors or arrays with the class axis at 1."""
+def confusion_counts(predicted: Any, target: Any) -> Counts:
+    """Count hits, false alarms and misses per class in boolean tensors or arrays with the class axis at 1."""
     axes = tuple(axis for axis in range(predicted.ndim) if axis != 1)
-    found, false, missed = predicted & target, predicted & ~target, ~predicted & target
-    return np.stack([np.asarray(one.sum(axes), np.int64) for one in (found, false, missed)], axis=1)
+    hits, false, missed = predicted & target, predicted & ~target, ~predicted & target
+    return np.stack([np.asarray(flags.sum(axes), np.int64) for flags in (hits, false, missed)], axis=1)
 
 
-def f1(found: Counts, names: Sequence[str]) -> dict[str, float | None]:
-    """2 TP / (2 TP + FP + FN) of each class: of pixels it is Dice. None where nothing was there and nothing found."""
-    return {name: _ratio(*row.tolist()) for name, row in zip(names, found, strict=True)}
+def f1(counts: Counts, names: Sequence[str]) -> dict[str, float | None]:
+    """Return 2 TP / (2 TP + FP + FN) per class (of pixels: Dice); None for a class neither present nor predicted."""
+    return {name: _f1(*row.tolist()) for name, row in zip(names, counts, strict=True)}
 
 
-def _ratio(found: int, false: int, missed: int) -> float | None:
-    total = 2 * found + false + missed
-    return 2 * found / total if total else None
+def _f1(hits: int, false: int, missed: int) -> float | None:
+    total = 2 * hits + false + missed
+    return 2 * hits / total if total else None

@@ -1,7 +1,7 @@
-"""The training loop. It reads from top to bottom; everything that happens in an epoch is in `fit`.
+"""The training loop. Read it from top to bottom; everything that happens in an epoch is in `fit`.
 
 An epoch's images, crops and dropout follow from (seed, epoch) alone. So `last.ckpt` needs weights, optimiser and
-counters, no state of random generators, and a run that was killed goes on to the very result it would have had.
+counters but no state of random generators, and a killed run that resumes ends with the same result.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from train import checkpoint, losses
 from train.data import sampling
 from train.data.dataset import EpochBatches, Examples, LoadPlan, TrainingData, loader
 from train.data.pixels import normalised
-from train.fit import counts as metrics
+from train.fit.counts import confusion_counts, f1
 from train.losses import Term
-from train.processes import ALONE, ProcessGroup
+from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.recipe import Phase, Recipe, Schedule
 
 LAST, BEST = "last.ckpt", "best.safetensors"
 THRESHOLD = 0.5
-COMPILER = "inductor"  # of torch.compile
+COMPILER = "inductor"  # the backend of torch.compile
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class FitResult:
-    """What a run came to; the best weights lie in the folder. `skipped`: images that could not be read, and why."""
+    """Epoch metrics of a run; its best weights lie in the folder. `skipped`: images that could not be read, and why."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
@@ -46,18 +46,18 @@ class FitResult:
 
 @dataclass
 class _State:
-    """Where the run stands: what `last.ckpt` holds beside tensors."""
+    """How far the run has come: the part of `last.ckpt` that is not tensors."""
 
     phase: int = 0
-    epoch: int = 0  # of this phase, that comes next
-    number: int = 0  # of all epochs
+    epoch: int = 0  # of this phase, the next one
+    number: int = 0  # of the next epoch, over all phases
     waited: int = 0
     fitted: FitResult = field(default_factory=FitResult)
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What a run is about, beside the network."""
+    """Everything that a run needs beside the network. `frozen`: norms that keep their statistics."""
 
     recipe: Recipe
     data: TrainingData
@@ -66,79 +66,87 @@ class FitSettings:
     folder: Path
     device: str = "cpu"
     workers: int = 0
-    team: ProcessGroup = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
 
 class UnsuitableSettings(CurateError):
-    """These settings do not suit the data or the machine; others may."""
+    """The settings do not suit the data or the machine; others may (`curate tune` goes on to the next trial)."""
 
 
 def fit(
     model: Any,
-    setting: FitSettings,
+    settings: FitSettings,
     progress: Progress = lambda stage, done, total: None,
-    ended: Callable[[FitResult], None] = lambda fitted: None,
+    on_epoch_end: Callable[[FitResult], None] = lambda fitted: None,
 ) -> FitResult:
     """Train, resuming from `last.ckpt` where there is one; the best weights go to `best.safetensors`.
 
-    `ended` hears of every epoch when it is over; by raising it ends the run, which can go on later.
+    Args:
+        model: the network with its starting weights.
+        settings: recipe, data and folder of the run.
+        progress: called after every batch.
+        on_epoch_end: called after every epoch; an exception from it ends the run, which can be resumed later.
+
+    Returns:
+        The metrics of all epochs, and the best one.
     """
     import torch
 
-    recipe, data, folder, device, team = setting.recipe, setting.data, setting.folder, setting.device, setting.team
+    recipe, data, folder, device = settings.recipe, settings.data, settings.folder, settings.device
+    ranks = settings.process_group
     model.to(device, memory_format=torch.channels_last)
-    shadow = deepcopy(model) if recipe.ema else None
-    loss_of = _loss(recipe, data)
+    ema_model = deepcopy(model) if recipe.ema else None
+    loss_of = _loss_function(recipe, data)
     repeats = sampling.repeats(recipe.sampler.name, data.present(data.train), recipe.sampler.threshold)
-    batches, feed = _feed([*data.train, *data.pseudo], setting, training=True)
-    val_batches, val_feed = _feed(data.val, setting, training=False)
+    batches, feed = _loader([*data.train, *data.pseudo], settings, training=True)
+    val_batches, val_feed = _loader(data.val, settings, training=False)
     val_batches.begin(range(len(data.val)), 0)
     autocast, scaler = _precision(recipe.amp, device)
-    team.wait()  # the leader may still write what is read now
-    state, stored = _resumed(folder)
+    ranks.wait()  # rank 0 may still be writing the file that is read now
+    state, stored = _load_state(folder)
 
     while state.phase < len(recipe.parts):
         phase = recipe.parts[state.phase]
-        if state.phase and not state.epoch:  # a later phase goes on from the best of those before
-            checkpoint.fill(model, folder / BEST)
+        if state.phase and not state.epoch:  # a later phase starts from the best weights so far
+            checkpoint.load_into(model, folder / BEST)
         parameters = _trainable(model, phase)
         optimiser = _optimiser(recipe, phase, parameters)
         if stored:
-            _restore(folder, stored, model, shadow, optimiser, scaler)
+            _restore_tensors(folder, stored, model, ema_model, optimiser, scaler)
             stored = None
-        network = _compiled(team.joined(model)) if recipe.compile else team.joined(model)
+        network = _compiled(ranks.wrap(model)) if recipe.compile else ranks.wrap(model)
 
         while state.epoch < phase.epochs:
-            begun, total, seen = time.perf_counter(), 0.0, 0.0
-            batches.take(_epoch(setting, repeats, state.number), state.number, team.rank, team.world)
-            torch.manual_seed(int(np.random.default_rng([recipe.seed, state.number, 2 + team.rank]).integers(2**62)))
-            _train_mode(model, setting.frozen)
+            started, total, seen = time.perf_counter(), 0.0, 0.0
+            batches.take(_epoch_batches(settings, repeats, state.number), state.number, ranks.rank, ranks.world_size)
+            torch.manual_seed(int(np.random.default_rng([recipe.seed, state.number, 2 + ranks.rank]).integers(2**62)))
+            _train_mode(model, settings.frozen)
             optimiser.zero_grad(set_to_none=True)
 
             for step, (ids, images, targets, problems) in enumerate(feed):
                 state.fitted.skipped |= dict(problems)
                 progress(f"epoch {state.number + 1}", 1, len(batches))
-                if images is None and team.alone:
+                if images is None and ranks.is_single:
                     continue
-                if images is None:  # the others wait for this process's part of the step
-                    images, targets = _nothing(setting)
+                if images is None:  # the other processes wait for this one in the step
+                    images, targets = _blank_batch(settings)
                 if len(images) == 1:
-                    images, targets = images.repeat(2, 1, 1, 1), torch.cat([targets, targets])  # norms need two
+                    images, targets = images.repeat(2, 1, 1, 1), torch.cat([targets, targets])  # batch norms need two
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-                rate = _rate(recipe.schedule, phase, recipe, state.epoch + step / len(batches))
+                rate = _learning_rate(recipe.schedule, phase, recipe, state.epoch + step / len(batches))
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                with _memory(recipe.batch), _compiling(recipe.compile), autocast:
+                with _explain_out_of_memory(recipe.batch), _explain_compile_error(recipe.compile), autocast:
                     logits = network(normalised(images, recipe.input.scale))
                     loss = loss_of(logits.float(), targets.float())
-                    if hasattr(model, "side_cost"):  # a part that answers a question of its own
+                    if hasattr(model, "side_cost"):  # a part of the network with a loss of its own
                         loss = loss + model.side_cost(targets.float())
                     loss = loss if ids else 0 * loss
                 value = float(loss.detach())
-                if any(team.total(not math.isfinite(value))):
-                    bad = next(one for one in team.gathered((value, ids)) if not math.isfinite(one[0]))
-                    team.fail(UnsuitableSettings(_diverged(bad[0], state.number, step, bad[1], folder)))
-                with _memory(recipe.batch), _compiling(recipe.compile):
+                if any(ranks.total(not math.isfinite(value))):
+                    bad = next(entry for entry in ranks.gather((value, ids)) if not math.isfinite(entry[0]))
+                    ranks.fail(UnsuitableSettings(_divergence_message(bad[0], state.number, step, bad[1], folder)))
+                with _explain_out_of_memory(recipe.batch), _explain_compile_error(recipe.compile):
                     scaler.scale(loss / recipe.accumulate).backward()
                 if (step + 1) % recipe.accumulate == 0 or step + 1 == len(batches):
                     scaler.unscale_(optimiser)
@@ -146,22 +154,24 @@ def fit(
                     scaler.step(optimiser)
                     scaler.update()
                     optimiser.zero_grad(set_to_none=True)
-                    _follow(shadow, model, recipe.ema)
+                    _update_ema(ema_model, model, recipe.ema)
                 total, seen = total + value * len(ids), seen + len(ids)
 
-            total, seen = team.total(total, seen)
-            state.fitted.skipped |= dict(ChainMap(*team.gathered(state.fitted.skipped)))
+            total, seen = ranks.total(total, seen)
+            state.fitted.skipped |= dict(ChainMap(*ranks.gather(state.fitted.skipped)))
             if not seen:
-                team.fail(CurateError(f"no image of train could be read; the first: {_first(state.fitted.skipped)}"))
-            judged = shadow or model
+                ranks.fail(
+                    CurateError(f"no image of train could be read; the first: {_first_reason(state.fitted.skipped)}")
+                )
+            evaluated = ema_model or model
             row = {"phase": state.phase, "epoch": state.number, "lr": rate, "train_loss": total / seen}
-            if team.leads:
-                row |= _validated(judged, val_feed, setting, loss_of, autocast, state.fitted.skipped)
-                row["seconds"] = round(time.perf_counter() - begun, 2)
-            row = team.shared(row)
+            if ranks.is_main:
+                row |= _validate(evaluated, val_feed, settings, loss_of, autocast, state.fitted.skipped)
+                row["seconds"] = round(time.perf_counter() - started, 2)
+            row = ranks.broadcast(row)
             better = not data.val or row["val_loss"] < state.fitted.best.get("val_loss", math.inf)
             if better:
-                _keep(setting, folder / BEST, judged.state_dict())
+                _save_on_main(settings, folder / BEST, evaluated.state_dict())
                 state.fitted.best = row
             state.fitted.history.append(row)
             state.waited = 0 if better else state.waited + 1
@@ -169,11 +179,11 @@ def fit(
             if state.waited >= recipe.patience:
                 state.epoch = phase.epochs  # early stopping ends the phase
             if state.epoch < phase.epochs:
-                _save(setting, state, model, shadow, optimiser, scaler)
-            ended(state.fitted)
+                _save_state(settings, state, model, ema_model, optimiser, scaler)
+            on_epoch_end(state.fitted)
         state.phase, state.epoch, state.waited = state.phase + 1, 0, 0
-        _save(setting, state, model, shadow, optimiser, scaler)
-        team.wait()  # until the best weights are on disk
+        _save_state(settings, state, model, ema_model, optimiser, scaler)
+        ranks.wait()  # until rank 0 has written the best weights
 
     return state.fitted
 
@@ -181,18 +191,18 @@ def fit(
 # --- parts of the loop ----------------------------------------------------------------------------------------------
 
 
-def _loss(recipe: Recipe, data: TrainingData) -> Term:
-    """The recipe's terms, with what the data say of the classes."""
+def _loss_function(recipe: Recipe, data: TrainingData) -> Term:
+    """Return the recipe's loss for the class frequencies of the data."""
     counts, total = frequencies(data)
-    made = [
+    terms = [
         (term.share, losses.build(term.name, term.options, single=data.single, counts=counts, total=total))
         for term in recipe.loss
     ]
-    return losses.summed(made)
+    return losses.weighted_sum(terms)
 
 
 def frequencies(data: TrainingData) -> tuple[list[float], float]:
-    """How often each output is seen in train, and among how many: images, or pixels where these are classified."""
+    """Return how often each output is seen in train, and among how many: images, or pixels in segmentation."""
     if data.task == "classification":
         present = data.present(data.train)
         shown = [float(count) for count in present.sum(axis=0)]
@@ -213,43 +223,43 @@ def _area(defect: Any) -> float:
     return float(defect.box[2] * defect.box[3] if crop is None else crop.sum())
 
 
-def _feed(items: Sequence[Item], setting: FitSettings, training: bool) -> tuple[EpochBatches, Any]:
-    batches = EpochBatches(setting.recipe.batch)
-    examples = Examples(items, setting.plan, training)
-    guests = frozenset(one.id for one in setting.data.pseudo), setting.recipe.pseudo.share
-    return batches, loader(examples, batches, setting.workers if items else 0, setting.device != "cpu", guests)
+def _loader(items: Sequence[Item], settings: FitSettings, training: bool) -> tuple[EpochBatches, Any]:
+    batches = EpochBatches(settings.recipe.batch)
+    examples = Examples(items, settings.plan, training)
+    limit = frozenset(item.id for item in settings.data.pseudo), settings.recipe.pseudo.share
+    return batches, loader(examples, batches, settings.workers if items else 0, settings.device != "cpu", limit)
 
 
-def _epoch(setting: FitSettings, repeats: sampling.Repeats, number: int) -> list[list[int]]:
-    """This process's batches of an epoch, as rows; those with pseudo-labels come after those of train."""
-    recipe, data, team = setting.recipe, setting.data, setting.team
-    order = sampling.draw(repeats, number, recipe.seed, team.rank, team.world)
-    guests = order[:0]
+def _epoch_batches(settings: FitSettings, repeats: sampling.Repeats, number: int) -> list[list[int]]:
+    """Return this process's batches of an epoch as rows; rows of pseudo-labelled images come after those of train."""
+    recipe, data, ranks = settings.recipe, settings.data, settings.process_group
+    order = sampling.draw(repeats, number, recipe.seed, ranks.rank, ranks.world_size)
+    pseudo = order[:0]
     if data.pseudo:
         once = np.ones(len(data.pseudo))
-        guests = len(data.train) + sampling.draw(once, number, recipe.seed, team.rank, team.world)
-    return sampling.mixed(order, guests, team.part_of(recipe.batch), recipe.pseudo.share)[: recipe.steps]
+        pseudo = len(data.train) + sampling.draw(once, number, recipe.seed, ranks.rank, ranks.world_size)
+    return sampling.mix_batches(order, pseudo, ranks.local_batch(recipe.batch), recipe.pseudo.share)[: recipe.steps]
 
 
-def _nothing(setting: FitSettings) -> tuple[Any, Any]:
-    """Two grey images that show nothing: what stands in where none of a process's batch could be read."""
+def _blank_batch(settings: FitSettings) -> tuple[Any, Any]:
+    """Return two grey images without defects, for a process that could read no image of its batch."""
     import torch
 
-    size, outputs = setting.recipe.input, len(setting.data.outputs)
+    size, outputs = settings.recipe.input, len(settings.data.outputs)
     images = torch.full((2, size.height, size.width, size.channels), 128, dtype=torch.uint8)
-    places = (size.height, size.width) if setting.data.task == "segmentation" else ()
+    places = (size.height, size.width) if settings.data.task == "segmentation" else ()
     return images, torch.zeros(2, outputs, *places, dtype=torch.uint8)
 
 
 def _compiled(network: Any) -> Any:
-    """Faster after a first step that takes minutes; the model itself keeps its parameters, and their names."""
+    """Compile the network: faster after a first step of minutes. The model keeps its parameters and their names."""
     import torch
 
     return torch.compile(network, backend=COMPILER)
 
 
 def _precision(amp: str, device: str) -> tuple[Any, Any]:
-    """Half precision on a GPU; float16 needs its gradients scaled."""
+    """Return autocast and gradient scaler: half precision on a GPU; float16 needs scaled gradients."""
     import torch
 
     if device == "cpu" or amp == "off":
@@ -260,31 +270,31 @@ def _precision(amp: str, device: str) -> tuple[Any, Any]:
 
 
 def _trainable(model: Any, phase: Phase) -> list[Any]:
-    """The parameters that this phase trains; the others are frozen, and with them the norms among them."""
+    """Return the parameters that this phase trains, and freeze the others."""
     from torch import nn
 
     parameters = list(model.parameters())
-    for one in parameters:
-        one.requires_grad_(phase.train == "all")
+    for parameter in parameters:
+        parameter.requires_grad_(phase.train == "all")
     if phase.train == "head":
-        own = {id(one) for one in model.encoder.parameters()}
-        for one in parameters:
-            one.requires_grad_(id(one) not in own)
+        encoder_ids = {id(parameter) for parameter in model.encoder.parameters()}
+        for parameter in parameters:
+            parameter.requires_grad_(id(parameter) not in encoder_ids)
     elif isinstance(phase.train, int):
         layers = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
         for layer in layers[-phase.train :]:
             layer.requires_grad_(True)
-    return [one for one in parameters if one.requires_grad]
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _optimiser(recipe: Recipe, phase: Phase, parameters: Sequence[Any]) -> Any:
-    """Biases and norms do not decay."""
+    """Return the recipe's optimiser, without weight decay on biases and norms."""
     import torch
 
     config = recipe.optimiser
     groups = [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     rate = phase.lr or config.lr
     if config.name == "sgd":
@@ -293,19 +303,19 @@ def _optimiser(recipe: Recipe, phase: Phase, parameters: Sequence[Any]) -> Any:
 
 
 def _train_mode(model: Any, frozen: Sequence[str]) -> None:
-    """Norms that are frozen, by their weights' file or by the phase, keep their statistics."""
+    """Set train mode, except for batch norms that are frozen by their weights file or by the phase."""
     from torch import nn
 
     model.train()
     for name, part in model.named_modules():
-        own = list(part.parameters(recurse=False))
-        still = bool(own) and not any(one.requires_grad for one in own)
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (name in frozen or still):
+        parameters = list(part.parameters(recurse=False))
+        is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (name in frozen or is_frozen):
             part.eval()
 
 
-def _rate(schedule: Schedule, phase: Phase, recipe: Recipe, epochs: float) -> float:
-    """The learning rate after so many epochs of a phase."""
+def _learning_rate(schedule: Schedule, phase: Phase, recipe: Recipe, epochs: float) -> float:
+    """Return the learning rate after this many epochs of a phase."""
     base = phase.lr or recipe.optimiser.lr
     if epochs < schedule.warmup:
         return base * (epochs + 1 / 64) / (schedule.warmup + 1 / 64)
@@ -317,52 +327,52 @@ def _rate(schedule: Schedule, phase: Phase, recipe: Recipe, epochs: float) -> fl
     return base * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def _follow(shadow: Any, model: Any, keep: float) -> None:
-    """The shadow's weights move towards the model's: an exponential mean over steps."""
-    if shadow is None:
+def _update_ema(ema_model: Any, model: Any, keep: float) -> None:
+    """Move the exponential moving average of the weights one step towards the model's."""
+    if ema_model is None:
         return
-    for ours, theirs in zip(shadow.state_dict().values(), model.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs.detach(), 1 - keep)
+    for average, new in zip(ema_model.state_dict().values(), model.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            average.lerp_(new.detach(), 1 - keep)
         else:
-            ours.copy_(theirs)
+            average.copy_(new)
 
 
-def _validated(
-    model: Any, feed: Any, setting: FitSettings, loss_of: Term, autocast: Any, skipped: dict[str, str]
+def _validate(
+    model: Any, feed: Any, settings: FitSettings, loss_of: Term, autocast: Any, skipped: dict[str, str]
 ) -> dict[str, Any]:
-    """Loss and, a class at a time, F1 (of pixels: Dice) on val as it is; nothing where there is no val."""
+    """Return the loss and each class's F1 (of pixels: Dice) on val, without augmentation; empty without val."""
     import torch
 
-    recipe, data, device = setting.recipe, setting.data, setting.device
+    recipe, data, device = settings.recipe, settings.data, settings.device
     if not data.val:
         return {}
     model.eval()
-    total, seen, found = 0.0, 0, np.zeros((len(data.outputs), 3), np.int64)
+    total, seen, counts = 0.0, 0, np.zeros((len(data.outputs), 3), np.int64)
     with torch.inference_mode(), autocast:
         for _, images, targets, problems in feed:
             skipped |= dict(problems)
-            for pixels, target in _parts(images, targets, recipe.batch):
+            for pixels, target in _chunks(images, targets, recipe.batch):
                 logits = model(normalised(pixels.to(device), recipe.input.scale)).float()
                 target = target.to(device)
                 total += float(loss_of(logits, target.float())) * len(pixels)
                 seen += len(pixels)
-                found += metrics.counts(decided(logits, data.single).cpu(), target.bool().cpu())
+                counts += confusion_counts(decisions(logits, data.single).cpu(), target.bool().cpu())
     if not seen:
-        raise CurateError(f"no image of val could be read; the first: {_first(skipped)}")
+        raise CurateError(f"no image of val could be read; the first: {_first_reason(skipped)}")
     if not math.isfinite(total):
         raise UnsuitableSettings("the loss on val is not finite. Try a lower rate: --set optimiser.lr=1e-4")
-    return {"val_loss": total / seen, "f1": metrics.f1(found, data.outputs)}
+    return {"val_loss": total / seen, "f1": f1(counts, data.outputs)}
 
 
-def _parts(images: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """A batch of whole images may be many tiles."""
+def _chunks(images: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Cut a batch of whole images into chunks of at most `size` tiles."""
     for at in range(0, 0 if images is None else len(images), size):
         yield images[at : at + size], targets[at : at + size]
 
 
-def decided(logits: Any, single: bool) -> Any:
-    """Which classes a network says are there: the likeliest one, or every one above one half."""
+def decisions(logits: Any, single: bool) -> Any:
+    """Return the predicted classes: the most likely one where they are exclusive, else all above one half."""
     if not single:
         return logits.sigmoid() > THRESHOLD
     return logits == logits.amax(1, keepdim=True)
@@ -371,54 +381,61 @@ def decided(logits: Any, single: bool) -> Any:
 # --- what lies on disk ----------------------------------------------------------------------------------------------
 
 
-def _keep(setting: FitSettings, file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-    if setting.team.leads:
+def _save_on_main(
+    settings: FitSettings, file: Path, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None
+) -> None:
+    if settings.process_group.is_main:
         checkpoint.save(file, tensors, state)
 
 
-def _save(setting: FitSettings, state: _State, model: Any, shadow: Any, optimiser: Any, scaler: Any) -> None:
+def _save_state(settings: FitSettings, state: _State, model: Any, ema_model: Any, optimiser: Any, scaler: Any) -> None:
     tensors, groups = checkpoint.optimiser_state(optimiser)
-    everything = checkpoint.packed("model", model.state_dict()) | checkpoint.packed("optimiser", tensors)
-    everything |= checkpoint.packed("shadow", shadow.state_dict()) if shadow else {}
-    where = {"phase": state.phase, "epoch": state.epoch, "number": state.number, "waited": state.waited}
+    everything = checkpoint.add_prefix("model", model.state_dict()) | checkpoint.add_prefix("optimiser", tensors)
+    everything |= checkpoint.add_prefix("shadow", ema_model.state_dict()) if ema_model else {}
+    position = {"phase": state.phase, "epoch": state.epoch, "number": state.number, "waited": state.waited}
     rest = {"fitted": vars(state.fitted), "groups": groups, "scaler": scaler.state_dict()}
-    _keep(setting, setting.folder / LAST, everything, where | rest)
+    _save_on_main(settings, settings.folder / LAST, everything, position | rest)
 
 
-def _resumed(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, Any]] | None]:
-    """The state that a killed run left, with its tensors."""
+def _load_state(folder: Path) -> tuple[_State, tuple[Mapping[str, Any], dict[str, Any]] | None]:
+    """Return the state that a killed run left, with its tensors."""
     file = folder / LAST
     if not file.is_file():
         return _State(), None
     tensors, stored = checkpoint.load(file)
     try:
-        where = {name: int(stored[name]) for name in ("phase", "epoch", "number", "waited")}
-        return _State(**where, fitted=FitResult(**stored["fitted"])), (tensors, stored)
+        position = {name: int(stored[name]) for name in ("phase", "epoch", "number", "waited")}
+        return _State(**position, fitted=FitResult(**stored["fitted"])), (tensors, stored)
     except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.damaged(file, f"no state of a training: {error}") from None
+        raise checkpoint.damaged_error(file, f"not the state of a training: {error}") from None
 
 
-def _restore(
-    folder: Path, stored: tuple[Mapping[str, Any], dict[str, Any]], model: Any, shadow: Any, optimiser: Any, scaler: Any
+def _restore_tensors(
+    folder: Path,
+    stored: tuple[Mapping[str, Any], dict[str, Any]],
+    model: Any,
+    ema_model: Any,
+    optimiser: Any,
+    scaler: Any,
 ) -> None:
     tensors, state = stored
     try:
-        if state["epoch"]:  # at the beginning of a phase, weights are the best so far and the optimiser is new
-            model.load_state_dict(checkpoint.unpacked("model", tensors))
-            checkpoint.restore_optimiser(optimiser, checkpoint.unpacked("optimiser", tensors), state["groups"])
-        if shadow is not None:
-            shadow.load_state_dict(checkpoint.unpacked("shadow", tensors))
+        if state["epoch"]:  # a phase begins with the best weights and a new optimiser
+            model.load_state_dict(checkpoint.strip_prefix("model", tensors))
+            checkpoint.restore_optimiser(optimiser, checkpoint.strip_prefix("optimiser", tensors), state["groups"])
+        if ema_model is not None:
+            ema_model.load_state_dict(checkpoint.strip_prefix("shadow", tensors))
         scaler.load_state_dict(state["scaler"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise checkpoint.damaged(folder / LAST, f"not of this network: {error}") from None
+        raise checkpoint.damaged_error(folder / LAST, f"it belongs to another network: {error}") from None
 
 
 # --- what can go wrong ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _memory(batch: int) -> Iterator[None]:
-    """Out of memory on a GPU becomes one line with the batch size to try."""
+def _explain_out_of_memory(batch: int) -> Iterator[None]:
+    """Turn running out of GPU memory into one line with a batch size to try."""
     import torch
 
     try:
@@ -430,12 +447,12 @@ def _memory(batch: int) -> Iterator[None]:
 
 
 @contextmanager
-def _compiling(wanted: bool) -> Iterator[None]:
-    """The compiler's own trouble becomes one line with the way round it."""
+def _explain_compile_error(is_enabled: bool) -> Iterator[None]:
+    """Turn errors of the compiler into one line with the remedy."""
     try:
         yield
     except Exception as error:
-        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if not is_enabled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CurateError(
@@ -443,14 +460,14 @@ def _compiling(wanted: bool) -> Iterator[None]:
         ) from None
 
 
-def _diverged(value: float, epoch: int, step: int, ids: Sequence[str], folder: Path) -> str:
-    kept = "the best weights so far are kept" if (folder / BEST).is_file() else "no epoch was finished"
+def _divergence_message(value: float, epoch: int, step: int, ids: Sequence[str], folder: Path) -> str:
+    stored = "the best weights so far are kept" if (folder / BEST).is_file() else "no epoch was finished"
     images = ", ".join(id[:12] for id in ids)
     return (
-        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}, on the images {images}; {kept} in {folder}. "
+        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}, on the images {images}; {stored} in {folder}. "
         "Try a lower rate: --set optimiser.lr=1e-4, or --set amp=off"
     )
 
 
-def _first(skipped: Mapping[str, str]) -> str:
+def _first_reason(skipped: Mapping[str, str]) -> str:
     return next(iter(skipped.values()), "none")

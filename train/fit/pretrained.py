@@ -1,8 +1,7 @@
-"""Weights that a network starts from: the hub's, a local file's, or none; and which of its norms must stay as they are.
+"""Weights that a network starts from: the hub's, a local file's, or none; and which of its norms must stay frozen.
 
-Files with batch norm folded into the convolutions have norms whose statistics are the identity. Training would replace
-these by the batches' own and spoil every feature, so such norms stay in eval mode (`frozen`), for as long as the model
-lives.
+In files with batch norm folded into the convolutions the norms have identity statistics. Training would replace them by
+batch statistics and spoil every feature, so such norms stay in eval mode (`frozen`) as long as the model lives.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ SHOWN = 5  # keys that an error lists
 
 @dataclass(frozen=True)
 class Start:
-    """Where weights came from (`mark` changes with them), and the norms that must never follow a batch."""
+    """Where the starting weights came from (`mark` changes with them), and the norms that stay in eval mode."""
 
     mark: str
     frozen: tuple[str, ...] = ()
 
 
 def mark_of(config: Model) -> str:
-    """Changes with the weights; known without loading them."""
+    """Return a text that changes with the weights, without loading them."""
     if config.weights in ("none", "hub"):
         return config.weights
     file = Path(config.weights).expanduser()
@@ -39,31 +38,31 @@ def mark_of(config: Model) -> str:
     return sha256_of(file)
 
 
-def fill(module: Any, config: Model, channels: int) -> Start:
-    """Load the weights into the module, or into its encoder."""
+def load_into(module: Any, config: Model, channels: int) -> Start:
+    """Load the starting weights into the module, or into its encoder alone."""
     mark = mark_of(config)
     if config.weights == "none":
         return Start(mark)
     if config.weights == "hub":
-        _from_hub(module, config, channels)
+        _load_from_hub(module, config, channels)
         return Start(mark)
-    return Start(mark, _from_file(module, config.weights))
+    return Start(mark, _load_from_file(module, config.weights))
 
 
-def _from_hub(module: Any, config: Model, channels: int) -> None:
+def _load_from_hub(module: Any, config: Model, channels: int) -> None:
     import logging
 
     if not config.encoder:
         raise CurateError(f"architecture '{config.architecture}' has no weights on a hub. {REMEDY}")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its five retries would bury our one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its log of five retries would hide our one line
     try:
-        found = _hub_encoder(config, channels)
+        pretrained = _hub_encoder(config, channels)
     except KeyError as error:
         raise CurateError(f"the hub has no such weights: {error.args[0]}. {REMEDY}") from None
-    except (OSError, RuntimeError, ValueError) as error:  # the client wraps whatever kept it from the network
+    except (OSError, RuntimeError, ValueError) as error:  # whatever the client met on the network
         reason = str(error).strip().partition("\n")[0][:100]
-        raise CurateError(f"the weights of {config.encoder} cannot be fetched ({reason}). {REMEDY}") from None
-    module.encoder.load_state_dict(found.state_dict())
+        raise CurateError(f"the weights of {config.encoder} cannot be downloaded ({reason}). {REMEDY}") from None
+    module.encoder.load_state_dict(pretrained.state_dict())
 
 
 def _hub_encoder(config: Model, channels: int) -> Any:
@@ -73,21 +72,21 @@ def _hub_encoder(config: Model, channels: int) -> Any:
 
     if config.architecture.replace("-", "_") == "timm_head":
         return timm_head.encoder(config, channels, pretrained=True)
-    wanted: Any = True if config.encoder.startswith("tu-") else "imagenet"
-    return get_encoder(config.encoder, in_channels=channels, weights=wanted)
+    weights: Any = True if config.encoder.startswith("tu-") else "imagenet"
+    return get_encoder(config.encoder, in_channels=channels, weights=weights)
 
 
-def _from_file(module: Any, name: str) -> tuple[str, ...]:
-    """A whole model, or an encoder with or without a head that we do not want."""
-    found = weights_of(name)
-    whole = module.state_dict()
-    if _same_shapes(found, whole):
-        module.load_state_dict(found)
-        return tuple(_identity_norms(found, ""))
-    inner = {key.removeprefix("encoder."): value for key, value in found.items() if not _is_head(key)}
-    own = module.encoder.state_dict()
-    _refuse_misfits(name, inner, own)
-    module.encoder.load_state_dict({key: inner[key] for key in own})
+def _load_from_file(module: Any, name: str) -> tuple[str, ...]:
+    """Load a file of a whole model, or of an encoder, whose head is dropped; return the frozen norms."""
+    tensors = weights_of(name)
+    model_tensors = module.state_dict()
+    if _same_shapes(tensors, model_tensors):
+        module.load_state_dict(tensors)
+        return tuple(_identity_norms(tensors, ""))
+    inner = {key.removeprefix("encoder."): value for key, value in tensors.items() if not _is_head(key)}
+    encoder_tensors = module.encoder.state_dict()
+    _check_shapes(name, inner, encoder_tensors)
+    module.encoder.load_state_dict({key: inner[key] for key in encoder_tensors})
     return tuple(_identity_norms(inner, "encoder."))
 
 
@@ -95,25 +94,29 @@ def _is_head(key: str) -> bool:
     return key.startswith(("classifier.", "fc.", "head.", "decoder.", "segmentation_head."))
 
 
-def _same_shapes(found: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    return found.keys() == own.keys() and all(found[key].shape == own[key].shape for key in own)
+def _same_shapes(tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return tensors.keys() == expected.keys() and all(tensors[key].shape == expected[key].shape for key in expected)
 
 
-def _refuse_misfits(name: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    problems = [f"lacks {key}" for key in own if key not in found]
-    problems += [f"knows no {key}" for key in found if key not in own]
-    shapes = ((key, tuple(found[key].shape), tuple(own[key].shape)) for key in own if key in found)
-    problems += [f"{key} is {theirs}, not {ours}" for key, theirs, ours in shapes if theirs != ours]
+def _check_shapes(name: str, tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    problems = [f"lacks {key}" for key in expected if key not in tensors]
+    problems += [f"has no {key}" for key in tensors if key not in expected]
+    shapes = ((key, tuple(tensors[key].shape), tuple(expected[key].shape)) for key in expected if key in tensors)
+    problems += [
+        f"{key} is {given_shape}, not {expected_shape}"
+        for key, given_shape, expected_shape in shapes
+        if given_shape != expected_shape
+    ]
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise CurateError(f"{name} does not fit the model: it {'; '.join(problems[:SHOWN])}{more}. {REMEDY}")
 
 
-def _identity_norms(found: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Norms whose running statistics do nothing."""
-    for key, mean in found.items():
+def _identity_norms(tensors: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Yield the norms whose running statistics are the identity."""
+    for key, mean in tensors.items():
         if key.endswith(".running_mean") or key == "running_mean":
             name = key.removesuffix("running_mean")
-            spread = found[f"{name}running_var"]
+            spread = tensors[f"{name}running_var"]
             if bool((mean == 0).all()) and bool(((spread - 1).abs() < 1e-3).all()):
                 yield (prefix + name).removesuffix(".")

@@ -1,7 +1,7 @@
 """The same predictions in Ray's actors: on this machine, or on the cluster that RAY_ADDRESS names.
 
-Files' names go out, what the model says comes back; the driver writes. On a cluster the images' paths must be readable
-from every node, and this package installed there; the model itself is sent along.
+File names go out, predictions come back; the driver writes. On a cluster the images' paths must be readable from every
+node, and this package installed there; the model itself is sent along.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from train.predict.predictor import Outcome, Predictor, predict_files
 
 BATCH = 16  # images that an actor is given at a time
-BLOCKS = 2000  # more would cost the driver more than they give the actors
+BLOCKS = 2000  # more cost the driver more time than they save
 
 
 def outcomes(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int) -> Iterator[Outcome]:
-    """What the model says of every image, in the order of `todo`; Ray is started if nobody has, and then stopped."""
+    """Yield the prediction for every image, in the order of `todo`. Ray is started and stopped if not running."""
     from curate.embed import _ray as shared
 
     if not todo:
@@ -38,7 +38,7 @@ def _stream(
     context.enable_progress_bars = False
     rows = [{"id": id, "path": str(path)} for id, path in todo]
     blocks = min(-(-len(rows) // BATCH), BLOCKS)
-    found = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+    dataset = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         _Actor,
         fn_constructor_args=(replace(predictor, module=predictor.module.cpu()), max_pixels),
         batch_size=BATCH,
@@ -47,21 +47,25 @@ def _stream(
         num_cpus=1,
         num_gpus=0 if predictor.device == "cpu" else 1,
     )
-    for row in found.iter_rows():
+    for row in dataset.iter_rows():
         yield row["id"], row["seen"], row["reason"]
 
 
 class _Actor:
-    """One process of the cluster, with its own copy of the model."""
+    """A process of the cluster, with its own copy of the model."""
 
     def __init__(self, predictor: Predictor, max_pixels: int) -> None:
         self.predictor = replace(predictor, module=predictor.module.to(predictor.device))
         self.max_pixels = max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        todo = [(id, Path(path)) for id, path in zip(rows["id"].tolist(), rows["path"].tolist(), strict=True)]
-        done = list(predict_files(self.predictor, todo, self.max_pixels))
-        seen = np.empty(len(done), object)  # a tuple would be taken for more columns
-        for place, one in enumerate(done):
-            seen[place] = one[1]
-        return {"id": [one[0] for one in done], "seen": seen, "reason": [one[2] for one in done]}
+        files = [(id, Path(path)) for id, path in zip(rows["id"].tolist(), rows["path"].tolist(), strict=True)]
+        results = list(predict_files(self.predictor, files, self.max_pixels))
+        predictions = np.empty(len(results), object)  # an array of tuples would become more columns
+        for place, outcome in enumerate(results):
+            predictions[place] = outcome[1]
+        return {
+            "id": [outcome[0] for outcome in results],
+            "seen": predictions,
+            "reason": [outcome[2] for outcome in results],
+        }

@@ -33,19 +33,19 @@ from train.recipe import Recipe
 from train.store import StoredModel
 
 TILE = 1 << 20  # pixels of one tile
-SIDE = 1024  # of a tile of a large image; a strip's may be as long as TILE allows
+SIDE = 1024  # pixels of a tile's side in a large image; in a strip a tile is as long as TILE allows
 OVERLAP = 128
-MOST = 100  # regions of a class that are kept, the largest ones: a model that knows nothing yet sees thousands
-PASSES = 16  # with dropout, for BALD
+MOST_REGIONS = 100  # the largest regions of a class are kept: an untrained model finds thousands
+PASSES = 16  # forward passes with dropout, for BALD
 Floats = NDArray[np.float32]
-Sure = tuple[tuple[Defect, float], ...]
+ScoredDefects = tuple[tuple[Defect, float], ...]
 
 
 class ImagePrediction(NamedTuple):
-    """One image, in the order of the model's classes. `bald`: where the model has dropout."""
+    """The prediction for one image, in the order of the model's classes. `bald`: only where the head has dropout."""
 
     probability: Floats
-    defects: Sure
+    defects: ScoredDefects
     class_entropy: Floats
     uncertainty: float
     classes: tuple[tuple[str, float], ...] = ()
@@ -58,7 +58,7 @@ class ImagePrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready on its device. `classes` gives the order of all that is by class."""
+    """A trained model on its device. `classes` gives the order of all arrays by class."""
 
     key: str
     classes: tuple[str, ...]
@@ -70,48 +70,49 @@ class Predictor:
 
     @property
     def by(self) -> str:
-        """How predictions and scores name their author."""
+        """The name under which predictions and scores are stored."""
         return f"model-{self.key}"
 
     def predict_image(self, pixels: Pixels) -> ImagePrediction:
-        """All that the model says of an image (uint8, HxW or HxWx3)."""
+        """Predict one image (uint8, HxW or HxWx3)."""
         image = with_channels(pixels, self.recipe.input.channels)
-        return self.seen(self.probabilities(image)) if self.recipe.task == "segmentation" else self._whole(image)
+        return self.from_map(self.probabilities(image)) if self.recipe.task == "segmentation" else self._whole(image)
 
-    def prediction(self, seen: ImagePrediction) -> Prediction:
-        return Prediction(seen.defects, seen.classes, self.by)
+    def prediction(self, prediction: ImagePrediction) -> Prediction:
+        """Return the regions and classes as the index stores them."""
+        return Prediction(prediction.defects, prediction.classes, self.by)
 
     # --- segmentation ---
 
-    def seen(self, p: Floats) -> ImagePrediction:
-        """All that a segmenter's map (C, H, W) says."""
-        found = scores.summarise(p)
-        by_class = [self._of(name, values) for name, values in zip(self.classes, p, strict=True)]
-        # The likeliest small tile would miss a crack that is thinner than half a tile, however sure the model is of it.
-        surest = [max((sure for _, sure in regions), default=0.0) for regions in by_class]
+    def from_map(self, p: Floats) -> ImagePrediction:
+        """Return a segmenter's prediction from its probability map (C, H, W)."""
+        summary = scores.summarise(p)
+        by_class = [self._regions(name, values) for name, values in zip(self.classes, p, strict=True)]
+        # The most likely small tile would miss a crack thinner than half a tile, however sure the model is of it.
+        confidence = [max((value for _, value in regions), default=0.0) for regions in by_class]
         return ImagePrediction(
-            probability=np.maximum(np.asarray(found["probability"]), np.array(surest, np.float32)),
-            defects=tuple(one for regions in by_class for one in regions),
-            class_entropy=np.asarray(found["class_tile_entropy"]),
-            uncertainty=float(found["boundary_free"]),
-            defect_pixels=np.asarray(found["expected_defect_pixels"]),
+            probability=np.maximum(np.asarray(summary["probability"]), np.array(confidence, np.float32)),
+            defects=tuple(region for regions in by_class for region in regions),
+            class_entropy=np.asarray(summary["class_tile_entropy"]),
+            uncertainty=float(summary["boundary_free"]),
+            defect_pixels=np.asarray(summary["expected_defect_pixels"]),
         )
 
-    def _of(self, name: str, p: Floats) -> list[tuple[Defect, float]]:
+    def _regions(self, name: str, p: Floats) -> list[tuple[Defect, float]]:
         return components(name, p, self.recipe.predict.threshold, self.recipe.predict.min_area)
 
     def probabilities(self, image: Pixels) -> Floats:
-        """(C, H, W) of an image (H, W, channels)."""
+        """Return the probability map (C, H, W) of an image (H, W, channels)."""
         height, width = image.shape[:2]
         high = min(up_to_stride(height), SIDE)
         wide = min(up_to_stride(width), max(self.tile // high // 32 * 32, 2 * OVERLAP))
-        room = padded(image, high, wide)
-        total = np.zeros((len(self.classes), *room.shape[:2]), np.float32)
-        weight = np.zeros(room.shape[:2], np.float32)
+        canvas = padded(image, high, wide)
+        total = np.zeros((len(self.classes), *canvas.shape[:2]), np.float32)
+        weight = np.zeros(canvas.shape[:2], np.float32)
         fade = np.outer(_ramp(high), _ramp(wide))
-        for y in starts(room.shape[0], high, OVERLAP):
-            for x in starts(room.shape[1], wide, OVERLAP):
-                total[:, y : y + high, x : x + wide] += self._tile(room[y : y + high, x : x + wide]) * fade
+        for y in starts(canvas.shape[0], high, OVERLAP):
+            for x in starts(canvas.shape[1], wide, OVERLAP):
+                total[:, y : y + high, x : x + wide] += self._tile(canvas[y : y + high, x : x + wide]) * fade
                 weight[y : y + high, x : x + wide] += fade
         return np.ascontiguousarray((total / weight)[:, :height, :width])
 
@@ -121,39 +122,39 @@ class Predictor:
         axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if self.recipe.predict.flips else ((),)
         batch = self._batch(tile)
         with torch.inference_mode(), self._precision():
-            found = [self.module(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
-        return np.asarray(torch.stack(found).mean(0)[0].cpu().numpy(), np.float32)
+            probabilities = [self.module(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
+        return np.asarray(torch.stack(probabilities).mean(0)[0].cpu().numpy(), np.float32)
 
     # --- classification ---
 
     def _whole(self, image: Pixels) -> ImagePrediction:
         import torch
 
-        wanted = self.recipe.input
-        batch = self._batch(resized(image, wanted.height, wanted.width))
+        size = self.recipe.input
+        batch = self._batch(resized(image, size.height, size.width))
         with torch.inference_mode(), self._precision():
             features = self.module.encoder(batch)
             last = features[-1] if isinstance(features, list | tuple) else features
-            p = self._sure(self.module.head(last))
+            p = self._output_probabilities(self.module.head(last))
             bald = self._bald(last)
         by_class = p[: len(self.classes)]
         unsure = scores.entropy(p[None]) if self.single else scores.predictive_entropy_multilabel(p[None])
         return ImagePrediction(
-            by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._named(p), bald=bald
+            by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._predicted_classes(p), bald=bald
         )
 
-    def _sure(self, logits: Any) -> Floats:
+    def _output_probabilities(self, logits: Any) -> Floats:
         values = logits.float()[0]
         return np.asarray((values.softmax(0) if self.single else values.sigmoid()).cpu().numpy(), np.float32)
 
-    def _named(self, p: Floats) -> tuple[tuple[str, float], ...]:
-        """The likeliest class unless that is clean, or all above the threshold."""
+    def _predicted_classes(self, p: Floats) -> tuple[tuple[str, float], ...]:
+        """Return the most likely class unless that is clean; where classes are independent, all above the threshold."""
         threshold = self.recipe.predict.threshold
         rows = [int(p.argmax())] if self.single else np.flatnonzero(p > threshold).tolist()
         return tuple((self.classes[row], float(p[row])) for row in rows if row < len(self.classes))
 
     def _bald(self, last: Any) -> float | None:
-        """How much versions of the head disagree; the same versions for every image."""
+        """Return how much dropout versions of the head disagree (BALD), with the same versions for every image."""
         import torch
 
         drops = dropouts(self.module)
@@ -161,11 +162,11 @@ class Predictor:
             return None
         with torch.random.fork_rng(devices=[] if self.device == "cpu" else None):
             torch.manual_seed(0)
-            for one in drops:
-                one.train()
-            samples = [self._sure(self.module.head(last))[None] for _ in range(PASSES)]
-            for one in drops:
-                one.eval()
+            for layer in drops:
+                layer.train()
+            samples = [self._output_probabilities(self.module.head(last))[None] for _ in range(PASSES)]
+            for layer in drops:
+                layer.eval()
         return float((scores.bald(samples) if self.single else scores.bald_multilabel(samples))[0])
 
     # --- both ---
@@ -183,58 +184,67 @@ class Predictor:
 
 
 def _ramp(length: int) -> Floats:
-    """Rises from a tile's border inwards, over the overlap."""
+    """Return blending weights that rise from a tile's borders inwards, over the overlap."""
     from_end = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1))
     return np.asarray(np.minimum(from_end, OVERLAP) / OVERLAP, np.float32)
 
 
 def dropouts(module: Any) -> list[Any]:
-    """The head's dropout layers that do anything."""
+    """Return the head's dropout layers with a probability above zero."""
     from torch import nn
 
     head = getattr(module, "head", None)
     parts = head.modules() if head is not None else ()
-    return [one for one in parts if isinstance(one, nn.Dropout) and one.p > 0]
+    return [layer for layer in parts if isinstance(layer, nn.Dropout) and layer.p > 0]
 
 
 def components(name: str, p: Floats, threshold: float, min_area: int) -> list[tuple[Defect, float]]:
-    """The connected regions of a class's map (H, W) above the threshold, the largest first, with their confidence."""
+    """Return the connected regions of a class's map (H, W) above the threshold, the largest first, with confidence."""
     mask = (p > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = stats[1:count, cv2.CC_STAT_AREA]
-    rows = [row + 1 for row in np.argsort(-areas, kind="stable")[:MOST].tolist() if areas[row] >= min_area]
+    rows = [row + 1 for row in np.argsort(-areas, kind="stable")[:MOST_REGIONS].tolist() if areas[row] >= min_area]
     return [_region(name, p, labels, stats[row], row) for row in rows]
 
 
 def _region(name: str, p: Floats, labels: NDArray[np.int32], stat: Any, row: int) -> tuple[Defect, float]:
     x, y, w, h = (int(value) for value in stat[:4])
-    own = labels[y : y + h, x : x + w] == row
-    defect = shapes.defect_from_mask(name, own.view(np.uint8))
+    inside = labels[y : y + h, x : x + w] == row
+    defect = shapes.defect_from_mask(name, inside.view(np.uint8))
     assert defect is not None
     box = (float(x), float(y), defect.box[2], defect.box[3])
-    return replace(defect, box=box), float(p[y : y + h, x : x + w][own].mean(dtype=np.float64))
+    return replace(defect, box=box), float(p[y : y + h, x : x + w][inside].mean(dtype=np.float64))
 
 
 def load_predictor(project: Project, key: str | None = None, device: str = "auto") -> Predictor:
-    """The model of this key or alias; without one production's, else the candidate, else the newest."""
-    found = store.find(project, key)
+    """Load a model.
+
+    Args:
+        project: the project that trained it.
+        key: its key or alias; without one the production model, else the candidate, else the newest.
+        device: auto, cpu or cuda.
+    """
+    model = store.find(project, key)
     place = device_of(device)
-    made = found.manifest
-    module = trained_network(found).to(place)
-    return Predictor(found.key, tuple(made["classes"]), recipe_of(found), made["single"], module, place)
+    manifest = model.manifest
+    module = trained_network(model).to(place)
+    return Predictor(model.key, tuple(manifest["classes"]), recipe_of(model), manifest["single"], module, place)
 
 
 def recipe_of(model: StoredModel) -> Recipe:
-    return recipe.validated(model.manifest["recipe"], f"{model.folder / store.MANIFEST}: ")
+    """Return the recipe that a model was trained with."""
+    return recipe.validate(model.manifest["recipe"], f"{model.folder / store.MANIFEST}: ")
 
 
 def trained_network(model: StoredModel) -> Any:
-    """The trained network, in eval mode; in memory as channels-last, which convolutions like best."""
+    """Return the trained network in eval mode, with channels-last memory, in which convolutions are fastest."""
     import torch
 
-    made = recipe_of(model)
-    module = architectures.build(made.task, made.model, made.input.channels, len(model.manifest["outputs"]))
-    checkpoint.fill(module, model.weights)
+    model_recipe = recipe_of(model)
+    module = architectures.build(
+        model_recipe.task, model_recipe.model, model_recipe.input.channels, len(model.manifest["outputs"])
+    )
+    checkpoint.load_into(module, model.weights)
     return module.eval().to(memory_format=torch.channels_last)
 
 
@@ -244,7 +254,7 @@ Outcome = tuple[str, ImagePrediction | None, str]
 
 
 def predict_files(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int) -> Iterator[Outcome]:
-    """Every image, in order; the next one is read while the model looks at this one."""
+    """Yield the prediction or problem of every file, in order; the next one is read while this one is predicted."""
     with ThreadPoolExecutor(1) as reader:
         ahead: Future[Pixels] | None = None
         for place, (id, path) in enumerate(todo):

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class PredictReport:
-    """What a run did: images `predicted` now, `kept` from before, `failed` with the reason, `missing` on disk."""
+    """Counts of a run: images `predicted` now, `kept` from before, `missing` on disk, and `failed` with the reason."""
 
     model: str
     table: str
@@ -52,31 +52,39 @@ def run(
     device: str = "auto",
     engine: str = "local",
 ) -> PredictReport:
-    """Predict what this model has not seen yet: of a saved view, of `everything`, else of what nobody has labelled.
+    """Predict the images that this model has not seen yet. The caller holds the writer lock.
 
-    Scores go to `work/scores/model-<key>.lance`, regions and classes to the index. The caller holds the writer lock.
-    With `engine="ray"` the model looks in Ray's actors, here or on a cluster; this process writes.
+    Scores go to `work/scores/model-<key>.lance`, regions and classes to the index.
+
+    Args:
+        project: the project.
+        key: the model's key or alias; without one the current model.
+        view: a saved view, to which the images are limited.
+        progress: counts images.
+        everything: labelled images, too; without it and without a view only unlabelled ones.
+        device: auto, cpu or cuda.
+        engine: local, or ray: the model runs in Ray's actors, here or on a cluster; this process writes.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     predictor = load_predictor(project, key, device)
     index = Index(project)
-    wanted = _wanted(index, view, everything)
-    there = {id: path for id, path, missing in wanted if not missing}
+    requested = _requested(index, view, everything)
+    on_disk = {id: path for id, path, missing in requested if not missing}
     table = table_of(project, predictor)
-    known = done(index, table, predictor.by)
-    todo = [(id, Path(path)) for id, path in sorted(there.items()) if id not in known]
-    report = PredictReport(predictor.key, table.path, list(predictor.classes), kept=len(there) - len(todo))
-    report.missing = len(wanted) - len(there)
-    for part in chunks(_seen(predictor, todo, project.config.limits.max_pixels, engine), CHUNK):
+    predicted = predicted_ids(index, table, predictor.by)
+    todo = [(id, Path(path)) for id, path in sorted(on_disk.items()) if id not in predicted]
+    report = PredictReport(predictor.key, table.path, list(predictor.classes), kept=len(on_disk) - len(todo))
+    report.missing = len(requested) - len(on_disk)
+    for part in chunks(_outcomes(predictor, todo, project.config.limits.max_pixels, engine), CHUNK):
         _write(part, index, table, predictor, report)
         progress(f"predict {predictor.key[:8]}", len(part), len(todo))
     table.finish(newest=True)
-    report.seconds = round(time.perf_counter() - begun, 3)
+    report.seconds = round(time.perf_counter() - started, 3)
     return report
 
 
 def table_of(project: Project, predictor: Predictor) -> Table:
-    """The model's score table; made if it is not there."""
+    """Return the model's score table, created where it does not exist."""
     path = project.work / "scores" / f"{predictor.by}.lance"
     if Table.exists(path):
         return Table(path)
@@ -89,49 +97,54 @@ def table_of(project: Project, predictor: Predictor) -> Table:
     return Table.create(path, columns, {"classes": json.dumps(list(predictor.classes)), "model": predictor.key})
 
 
-def _wanted(index: Index, view: str | None, everything: bool) -> list[tuple[str, str, bool]]:
-    """Content id, file, and whether that is missing."""
+def _requested(index: Index, view: str | None, everything: bool) -> list[tuple[str, str, bool]]:
+    """Return content id, file, and whether the file is missing, of the requested images."""
     rows = [
         (id, path, bool(missing), status) for id, path, missing, status in index.rows("filepath", "missing", "status")
     ]
     if view is not None:
-        chosen = of_view(index, view)
+        chosen = ids_of_view(index, view)
         return [row[:3] for row in rows if row[0] in chosen]
     return [row[:3] for row in rows if everything or row[3] != "labelled"]
 
 
-def of_view(index: Index, name: str) -> set[str]:
-    known = index.dataset.list_saved_views()
-    if name not in known:
-        raise unknown("saved view", name, known)
+def ids_of_view(index: Index, name: str) -> set[str]:
+    """Return the content ids of a saved view."""
+    views = index.dataset.list_saved_views()
+    if name not in views:
+        raise unknown("saved view", name, views)
     shown = index.dataset.load_saved_view(name)
     samples = shown.values("sample_id" if shown._is_patches else "id")
     return set(index.dataset.select(samples).values("content_id"))
 
 
-def done(index: Index, table: Table, by: str) -> set[str]:
-    """Images that have this model's scores, and show its predictions: another model may have been asked since."""
+def predicted_ids(index: Index, table: Table, by: str) -> set[str]:
+    """Return images with this model's scores whose stored predictions are its own, not those of a later run."""
     if index.dataset.get_field(predictions.BY) is None:
         return set()
     shown = {id for id, who in index.rows(predictions.BY) if who == by}
     return shown.intersection(table.ids())
 
 
-def _seen(predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int, engine: str) -> Iterator[Outcome]:
+def _outcomes(
+    predictor: Predictor, todo: Sequence[tuple[str, Path]], max_pixels: int, engine: str
+) -> Iterator[Outcome]:
     if engine not in get_args(Engine):
         raise unknown("engine", engine, get_args(Engine))
     return (_ray.outcomes if engine == "ray" else predict_files)(predictor, todo, max_pixels)
 
 
 def _write(part: list[Outcome], index: Index, table: Table, predictor: Predictor, report: PredictReport) -> None:
-    """Predictions first: scores mark an image as done."""
-    report.failed |= {id: reason for id, seen, reason in part if seen is None}
-    good = {id: seen for id, seen, _ in part if seen is not None}
+    """Store predictions, then scores: scores mark an image as done."""
+    report.failed |= {id: reason for id, prediction, reason in part if prediction is None}
+    good = {id: prediction for id, prediction, _ in part if prediction is not None}
     if not good:
         return
-    predictions.store(index, predictor.by, {id: predictor.prediction(seen) for id, seen in good.items()})
+    predictions.store(index, predictor.by, {id: predictor.prediction(prediction) for id, prediction in good.items()})
     rows = list(good.values())
-    columns = {name: np.stack([getattr(one, name) for one in rows]) for name in table.columns if name != "id"}
+    columns = {
+        name: np.stack([getattr(prediction, name) for prediction in rows]) for name in table.columns if name != "id"
+    }
     table.append({"id": list(good)} | columns)
     report.predicted += len(good)
-    report.with_defects += sum(bool(one.defects or one.classes) for one in rows)
+    report.with_defects += sum(bool(prediction.defects or prediction.classes) for prediction in rows)

@@ -65,7 +65,7 @@ class NetworkLearner:
         workers = training.workers_of(self.device)
         with tempfile.TemporaryDirectory() as folder:
             loop.fit(model, loop.FitSettings(resolved, data, plan, start.frozen, Path(folder), self.device, workers))
-            checkpoint.fill(model, Path(folder) / loop.BEST)
+            checkpoint.load_into(model, Path(folder) / loop.BEST)
         return model.eval()
 
     def _spoken(

@@ -1,4 +1,4 @@
-"""What teaches and what does not; crops; images that cannot be read."""
+"""Which images are trained on; crops; images that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curate.project import Project
 from tests.curate.select.test_run import label
 from tests.train.conftest import CLASSES, data, drawn, tiny
 from train.data import augment, dataset
-from train.data.dataset import EpochBatches, Examples, LoadPlan, crop_place, loader
+from train.data.dataset import EpochBatches, Examples, LoadPlan, crop_position, loader
 from train.recipe import Augmentation, Input
 
 CROP = Input(height=32, width=32)
@@ -27,28 +27,28 @@ def plan(**more: object) -> LoadPlan:
 
 def test_only_labelled_images_of_train_and_val_teach(works: Project) -> None:
     index = Index(works)
-    found = dataset.collect(index)
+    collected = dataset.collect(index)
     state = {id: (status, split) for id, status, split in index.rows("status", "split")}
-    taken = {one.id for one in (*found.train, *found.val)}
+    taken = {item.id for item in (*collected.train, *collected.val)}
     assert taken == {id for id, (status, split) in state.items() if status == "labelled" and split in ("train", "val")}
-    assert (found.task, found.classes) == ("segmentation", CLASSES)
+    assert (collected.task, collected.classes) == ("segmentation", CLASSES)
     assert len(state) - len(taken) > 6  # the unlabelled ones, and those of test
-    before = found.digest
-    first = found.train[0].id
+    before = collected.digest
+    first = collected.train[0].id
     index.set({"status": {first: "disputed"}})
     again = dataset.collect(index)
-    assert first not in {one.id for one in again.train}
+    assert first not in {item.id for item in again.train}
     assert again.digest != before
 
 
 def test_synthetic_images_never_judge(works: Project) -> None:
     index = Index(works)
-    val = [one.id for one in dataset.collect(index).val]
+    val = [item.id for item in dataset.collect(index).val]
     train = dataset.collect(index).train[0].id
     index.set({"source": {val[0]: "synthetic", train: "synthetic"}})
-    found = dataset.collect(index)
-    assert val[0] not in {one.id for one in (*found.val, *found.train)}
-    assert train in {one.id for one in found.train}
+    collected = dataset.collect(index)
+    assert val[0] not in {item.id for item in (*collected.val, *collected.train)}
+    assert train in {item.id for item in collected.train}
 
 
 def test_a_class_without_a_place_teaches_no_segmentation(works: Project) -> None:
@@ -56,16 +56,16 @@ def test_a_class_without_a_place_teaches_no_segmentation(works: Project) -> None
     label(works, waiting[0], "crack")
     index = Index(works)
     index.set({"split": {waiting[0]: "train"}})
-    found = dataset.collect(index)
-    assert waiting[0] not in {one.id for one in found.train}
-    assert any("without its place" in note for note in found.notes)
-    assert waiting[0] in {one.id for one in dataset.collect(index, "classification").train}
+    collected = dataset.collect(index)
+    assert waiting[0] not in {item.id for item in collected.train}
+    assert any("without a region" in note for note in collected.notes)
+    assert waiting[0] in {item.id for item in dataset.collect(index, "classification").train}
 
 
 def test_nothing_to_learn(works: Project) -> None:
     index = Index(works)
     labelled = [id for id, status in index.rows("status") if status == "labelled"]
-    defects = {one.id for one in index.items(labelled) if not one.label.clean}
+    defects = {item.id for item in index.items(labelled) if not item.label.clean}
     index.set({"status": dict.fromkeys(defects, "disputed")})
     with pytest.raises(CurateError, match=r"none of the .* shows a defect"):
         dataset.collect(index)
@@ -97,11 +97,11 @@ def test_crops_find_small_defects_and_keep_clean_steel() -> None:
     rng = np.random.default_rng(0)
     shown = np.zeros(3)
     for _ in range(600):
-        y, x = crop_place(rng, masks, 128, 256, on_defect=0.5)
+        y, x = crop_position(rng, masks, 128, 256, on_defect=0.5)
         assert 0 <= y <= 128
         assert 0 <= x <= 1344
-        seen = masks[:, y : y + 128, x : x + 256].any(axis=(1, 2))
-        shown += [seen[0], seen[1], not seen.any()]
+        present = masks[:, y : y + 128, x : x + 256].any(axis=(1, 2))
+        shown += [present[0], present[1], not present.any()]
     assert shown[0] > 120  # a quarter of all, though it covers 0.002 %
     assert shown[1] > 120
     assert shown[2] > 60
@@ -114,14 +114,14 @@ def test_image_and_masks_change_alike() -> None:
     marked = np.repeat(255 * both[0][..., None], 3, axis=2)
     turned = set()
     for seed in range(20):
-        image, found = augment.augmented(marked, both, config, [seed])
-        assert found is not None
-        assert (np.abs((image[..., 0] > 127).astype(int) - found[0]).mean()) < 0.02
+        image, changed = augment.augmented(marked, both, config, [seed])
+        assert changed is not None
+        assert (np.abs((image[..., 0] > 127).astype(int) - changed[0]).mean()) < 0.02
         again = augment.augmented(marked, both, config, [seed])
         assert np.array_equal(image, again[0])
-        turned.add(found.tobytes())
+        turned.add(changed.tobytes())
     assert len(turned) > 15
-    for name in augment.LIGHTS:
+    for name in augment.LIGHT_CHANGES:
         lit, same = augment.augmented(pixels[..., None], both, Augmentation(**{name: 1.0}), [1])
         assert lit.shape == (64, 64, 1)
         assert not np.array_equal(lit[..., 0], pixels)
@@ -129,9 +129,9 @@ def test_image_and_masks_change_alike() -> None:
 
 
 def test_classes_that_do_not_exclude_each_other_are_told_of(works: Project) -> None:
-    (note,) = (one for one in dataset.collect(Index(works), "classification").notes if "sigmoids" in one)
+    (note,) = (line for line in dataset.collect(Index(works), "classification").notes if "sigmoids" in line)
     assert "images show more than one class" in note
-    assert not any("sigmoids" in one for one in dataset.collect(Index(works)).notes)  # each pixel has its own answer
+    assert not any("sigmoids" in line for line in dataset.collect(Index(works)).notes)  # each pixel has its own answer
 
 
 def test_a_batch_keeps_one_shape_whatever_is_turned(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_batch_keeps_one_shape_whatever_is_turned(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_not_square_is_turned_by_half_a_turn_or_not_at_all() -> None:
     pixels = np.arange(32 * 64, dtype=np.uint8).reshape(32, 64, 1)
-    seen = {augment.augmented(pixels, None, Augmentation(rotate90=1.0), [seed])[0].tobytes() for seed in range(20)}
-    assert seen == {pixels.tobytes(), pixels[::-1, ::-1].tobytes()}
+    results = {augment.augmented(pixels, None, Augmentation(rotate90=1.0), [seed])[0].tobytes() for seed in range(20)}
+    assert results == {pixels.tobytes(), pixels[::-1, ::-1].tobytes()}
 
 
 def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -158,23 +158,23 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     batches = EpochBatches(3)
     feed = loader(Examples(items, plan()), batches, workers=0, pin=False)
     batches.begin(range(8), epoch=0)
-    found = list(feed)
-    assert [len(ids) for ids, *_ in found] == [2, 2, 2]
-    assert {id for *_, problems in found for id, _ in problems} == {items[2].id, items[5].id}
-    assert all(images.shape[1:] == (32, 32, 3) and targets.shape[1:] == (2, 32, 32) for _, images, targets, _ in found)
+    epoch = list(feed)
+    assert [len(ids) for ids, *_ in epoch] == [2, 2, 2]
+    assert {id for *_, problems in epoch for id, _ in problems} == {items[2].id, items[5].id}
+    assert all(images.shape[1:] == (32, 32, 3) and targets.shape[1:] == (2, 32, 32) for _, images, targets, _ in epoch)
 
 
 def test_other_processes_read_the_same(tmp_path: Path) -> None:
     items = data(tmp_path, 8).train
-    found = []
+    epochs = []
     for workers in (0, 2):
         batches = EpochBatches(4)
         feed = loader(Examples(items, plan()), batches, workers, pin=False)
         for epoch in range(2):
             batches.begin(range(8), epoch)
-            found.append([(ids, images.numpy().tobytes()) for ids, images, *_ in feed])
-    assert found[:2] == found[2:]
-    assert found[0] != found[1]
+            epochs.append([(ids, images.numpy().tobytes()) for ids, images, *_ in feed])
+    assert epochs[:2] == epochs[2:]
+    assert epochs[0] != epochs[1]
 
 
 def test_val_sees_all_of_an_image(tmp_path: Path) -> None:

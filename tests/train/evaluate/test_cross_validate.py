@@ -208,7 +208,7 @@ def test_figures_are_those_of_what_is_kept(plant: Project, found: cross_validate
 
 
 def test_folds_are_no_models_and_leave_nothing_behind(plant: Project, found: cross_validate.Validation) -> None:
-    assert len(store.every(plant)) == 1
+    assert len(store.all_models(plant)) == 1
     assert store.alias(plant, store.CANDIDATE) == found.manifest["model"]
     names = {file.name.partition("-")[0] for file in found.folder.iterdir()}
     assert names == {"fold", "judged", "val", "result"}

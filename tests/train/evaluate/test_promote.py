@@ -44,7 +44,7 @@ def test_the_first_is_free_and_what_cannot_be_compared_needs_force(works: Projec
         promote.run(works, first)
     assert store.alias(works, store.PRODUCTION) == second
     assert "cannot be compared" in str(promote.run(works, first, force=True).forced)
-    assert "cannot be compared" in (store.home(works) / "production.json").read_text()
+    assert "cannot be compared" in (store.models_folder(works) / "production.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,11 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
 def models(project: Project) -> dict[str, str]:
     """The better segmenter, the worse one, the classifier."""
     found = {
-        len(one.manifest["history"]): one.key for one in store.every(project) if one.manifest["task"] == "segmentation"
+        len(one.manifest["history"]): one.key
+        for one in store.all_models(project)
+        if one.manifest["task"] == "segmentation"
     }
-    whole = next(one.key for one in store.every(project) if one.manifest["task"] == "classification")
+    whole = next(one.key for one in store.all_models(project) if one.manifest["task"] == "classification")
     return {"good": found[4], "poor": found[1], "whole": whole}
 
 

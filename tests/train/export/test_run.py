@@ -65,31 +65,31 @@ def model(works: Project) -> store.StoredModel:
 
 
 def test_a_segmenter_s_files_stand_alone_and_say_what_torch_says(works: Project, model: store.StoredModel) -> None:
-    found = exporting.run(works, LAX)
-    assert found.fresh
-    assert found.folder == works.work / "exports" / model.key
-    assert sorted(file.name for file in found.folder.iterdir()) == sorted([SIDECAR, ONNX, INT8])
-    about = json.loads((found.folder / SIDECAR).read_text())
-    assert about["check"]["largest_difference"] < 1e-4
-    assert about["check"]["decisions_differ"] == 0
-    assert about["check"]["images"] == len(val_of(works))
-    assert (about["key"], about["classes"], about["opset"]) == (model.key, list(CLASSES), onnx_int8.OPSET)
-    assert about["recipe"] == model.manifest["recipe"]
-    onnx.checker.check_model(str(found.folder / ONNX))
+    result = exporting.run(works, LAX)
+    assert result.fresh
+    assert result.folder == works.work / "exports" / model.key
+    assert sorted(file.name for file in result.folder.iterdir()) == sorted([SIDECAR, ONNX, INT8])
+    sidecar = json.loads((result.folder / SIDECAR).read_text())
+    assert sidecar["check"]["largest_difference"] < 1e-4
+    assert sidecar["check"]["decisions_differ"] == 0
+    assert sidecar["check"]["images"] == len(val_of(works))
+    assert (sidecar["key"], sidecar["classes"], sidecar["opset"]) == (model.key, list(CLASSES), onnx_int8.OPSET)
+    assert sidecar["recipe"] == model.manifest["recipe"]
+    onnx.checker.check_model(str(result.folder / ONNX))
 
     import torch
 
-    network, runs = trained_network(model), session(found.folder / ONNX)
-    mean, std = (np.array(about["input"]["normalisation"][name]) for name in ("mean", "std"))
+    network, runs = trained_network(model), session(result.folder / ONNX)
+    mean, std = (np.array(sidecar["input"]["normalisation"][name]) for name in ("mean", "std"))
     for shape in ((1, 64, 64, 3), (3, 96, 160, 3)):  # any number of images, any multiple of 32
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         batch = torch.tensor(((image / 255 - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
         with torch.inference_mode():
             expected = 1 / (1 + np.exp(-network(batch).double().numpy()))
         np.testing.assert_allclose(runs.run(None, {"image": image})[0], expected, atol=1e-4)
-    _twice(works, found.folder)
-    _is_int8(found.folder / INT8)
-    _figures_are_those_of_evaluate(works, about)
+    _twice(works, result.folder)
+    _is_int8(result.folder / INT8)
+    _figures_are_those_of_evaluate(works, sidecar)
 
 
 def _twice(project: Project, folder: Path) -> None:
@@ -102,12 +102,12 @@ def _twice(project: Project, folder: Path) -> None:
 def _is_int8(file: Path) -> None:
     """Every convolution takes int8 weights with a scale a channel, and int8 activations."""
     graph = onnx.load(str(file)).graph
-    values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    made = {output: node for node in graph.node for output in node.output}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) > 5
     for node in convolutions:
-        data, weights = (made[name] for name in node.input[:2])
+        data, weights = (producers[name] for name in node.input[:2])
         assert (data.op_type, weights.op_type) == ("DequantizeLinear", "DequantizeLinear")
         assert values[data.input[2]].dtype == np.int8
         assert values[weights.input[0]].dtype == np.int8
@@ -116,14 +116,14 @@ def _is_int8(file: Path) -> None:
     assert {node.op_type for node in graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
 
 
-def _figures_are_those_of_evaluate(project: Project, about: dict[str, Any]) -> None:
+def _figures_are_those_of_evaluate(project: Project, sidecar: dict[str, Any]) -> None:
     """Recall and Dice against what `curate evaluate` says of the same model and images."""
     from train.evaluate import run as evaluating
 
-    said = evaluating.run(project, evaluating.EvaluateRequest(split="val", device="cpu")).figures["classes"]
-    for name, one in about["accuracy"]["torch"].items():
-        assert one["recall"] == pytest.approx(said[name]["recall"]["value"], abs=1e-6)
-        assert one["dice"] == pytest.approx(said[name]["dice"]["value"], abs=1e-6)
+    expected = evaluating.run(project, evaluating.EvaluateRequest(split="val", device="cpu")).figures["classes"]
+    for name, values in sidecar["accuracy"]["torch"].items():
+        assert values["recall"] == pytest.approx(expected[name]["recall"]["value"], abs=1e-6)
+        assert values["dice"] == pytest.approx(expected[name]["dice"]["value"], abs=1e-6)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -131,9 +131,9 @@ def test_a_classifier_s_file_says_what_torch_says(make: Make, tmp_path: Path, si
     project = _classified(make, tmp_path, single)
     model = trained(project, "epochs=2", task="classification", recipe="simple-cnn")
     assert model.manifest["single"] == single
-    found = exporting.run(project, LAX)
-    about, runs = found.about, session(found.folder / ONNX)
-    assert about["output"]["inside"] == ("softmax" if single else "sigmoid")
+    result = exporting.run(project, LAX)
+    sidecar, runs = result.about, session(result.folder / ONNX)
+    assert sidecar["output"]["inside"] == ("softmax" if single else "sigmoid")
     predictor = load_predictor(project, model.key, "cpu")
     for item in val_of(project):
         pixels = read(item.id, item.path, 10**8)
@@ -178,40 +178,40 @@ def test_calibration_takes_real_images_of_train_rare_classes_among_them() -> Non
     common = [("crack", "production")] * 50 + [("", "production")] * 50 + [("hole", "synthetic")] * 5
     train = list(items("train", *common, ("hole", "production"), ("crack hole", "public")))
     every = [*train, *items("val", ("hole", "production")), *items("test", ("hole", "production"))]
-    found = exporting.chosen(every, CLASSES, 8)
-    assert len(found) == len({one.id for one in found}) == 8
-    assert {one.split for one in found} == {"train"}
-    assert all(one.source != "synthetic" for one in found)
-    assert {"train105", "train106"} <= {one.id for one in found}  # all that show the rare class
-    assert any(one.label.clean for one in found)
-    assert exporting.chosen(every[::-1], CLASSES, 8) == found
-    assert exporting.chosen(every, CLASSES, 10**6)[:8] == found
+    chosen = exporting.calibration_items(every, CLASSES, 8)
+    assert len(chosen) == len({item.id for item in chosen}) == 8
+    assert {item.split for item in chosen} == {"train"}
+    assert all(item.source != "synthetic" for item in chosen)
+    assert {"train105", "train106"} <= {item.id for item in chosen}  # all that show the rare class
+    assert any(item.label.clean for item in chosen)
+    assert exporting.calibration_items(every[::-1], CLASSES, 8) == chosen
+    assert exporting.calibration_items(every, CLASSES, 10**6)[:8] == chosen
 
 
 def test_calibration_reads_nothing_but_train(
     works: Project, model: store.StoredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: set[str] = set()
-    begun: list[str] = []
+    ids: set[str] = set()
+    running: list[str] = []
     quantise = onnx_int8.quantise
 
-    def listening(*given: Any) -> None:
-        begun.append("quantise")
-        quantise(*given)
-        begun.clear()
+    def listening(*arguments: Any) -> None:
+        running.append("quantise")
+        quantise(*arguments)
+        running.clear()
 
     def reading(id: str, *rest: Any) -> Any:
-        if begun:
-            seen.add(id)
+        if running:
+            ids.add(id)
         return read(id, *rest)
 
     monkeypatch.setattr(onnx_int8, "quantise", listening)
     monkeypatch.setattr(exporting, "read", reading)
-    about = exporting.run(works, LAX).about
+    sidecar = exporting.run(works, LAX).about
     splits = dict(Index(works).rows("split"))
-    assert seen == set(about["calibration"]["images"])
-    assert len(seen) == LAX.calibration
-    assert {splits[id] for id in seen} == {"train"}
+    assert ids == set(sidecar["calibration"]["images"])
+    assert len(ids) == LAX.calibration
+    assert {splits[id] for id in ids} == {"train"}
 
 
 # --- the gate -------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_calibration_reads_nothing_but_train(
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration that has seen nothing but darkness: activations are clipped where images are bright."""
 
-    def dark(*given: Any) -> Iterator[np.ndarray]:
+    def dark(*arguments: Any) -> Iterator[np.ndarray]:
         yield np.zeros((1, 64, 64, 3), np.uint8)
 
     monkeypatch.setattr(exporting, "calibration_batches", dark)
@@ -231,19 +231,19 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(
     works: Project, model: store.StoredModel
 ) -> None:
-    found = exporting.run(works, ExportRequest())
-    assert found.refusal is not None
-    assert found.about["quantisation"]["activations"] == onnx_int8.fast("auto", platform.machine())
-    assert "crack" in found.refusal or "hole" in found.refusal
-    assert "--max-drop 0.005" in found.refusal
-    assert found.to_json()["blessed"] is False
-    assert found.about["gate"]["drop"]["dice"] > 0.005  # what it would have cost, and how fast it was, is told
-    assert found.about["speed"]["ms"].keys() == {"torch", "onnx", "int8"}
+    result = exporting.run(works, ExportRequest())
+    assert result.refusal is not None
+    assert result.about["quantisation"]["activations"] == onnx_int8.activation_type("auto", platform.machine())
+    assert "crack" in result.refusal or "hole" in result.refusal
+    assert "--max-drop 0.005" in result.refusal
+    assert result.to_json()["blessed"] is False
+    assert result.about["gate"]["drop"]["dice"] > 0.005  # what it would have cost, and how fast it was, is told
+    assert result.about["speed"]["ms"].keys() == {"torch", "onnx", "int8"}
     assert left_over(works) == []
     forced = exporting.run(works, ExportRequest(force=True))
-    about = json.loads((forced.folder / SIDECAR).read_text())
+    sidecar = json.loads((forced.folder / SIDECAR).read_text())
     assert forced.refusal is None
-    assert about["gate"] | {"passed": False, "forced": True} == about["gate"]
+    assert sidecar["gate"] | {"passed": False, "forced": True} == sidecar["gate"]
     assert not exporting.run(works, ExportRequest(force=True)).fresh
     again = exporting.run(works, ExportRequest())  # an export that was forced is no pass for whoever does not force
     assert again.refusal is not None
@@ -253,30 +253,30 @@ def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(
 
 @pytest.mark.parametrize(("drop", "passes"), [(-0.2, True), (0.0, True), (1 - 0.995, True), (0.0051, False)])
 def test_the_gate_s_edge(drop: float, passes: bool) -> None:
-    judge: Any = None
-    job = exporting.ExportJob(judge, judge, (), (), {}, ExportRequest(), "")
+    nothing: Any = None
+    job = exporting.ExportJob(nothing, nothing, (), (), {}, ExportRequest(), "")
     job = replace(
-        job, judge=type("J", (), {"predictor": type("P", (), {"classes": ("hole",)})})(), labelled={"hole": 1}
+        job, evaluator=type("J", (), {"predictor": type("P", (), {"classes": ("hole",)})})(), labelled={"hole": 1}
     )
     for name in ("recall", "dice"):
         values = {"recall": 0.0, "dice": 0.0} | {name: drop}
-        assert (exporting._why({"gate": {"drop": values}}, job) is None) == passes
+        assert (exporting._refusal({"gate": {"drop": values}}, job) is None) == passes
 
 
 def test_accuracy_is_that_of_the_figures() -> None:
     """A classifier's, against the measures of `curate evaluate`."""
     random = np.random.default_rng(3)
     truth, decided = random.random((40, 2)) < 0.4, random.random((40, 2)) < 0.5
-    judge: Any = type("J", (), {"classes": CLASSES})()
-    job = exporting.ExportJob(judge, judge, (), (), {}, ExportRequest(), "")
+    evaluator: Any = type("J", (), {"classes": CLASSES})()
+    job = exporting.ExportJob(evaluator, evaluator, (), (), {}, ExportRequest(), "")
     shown = [" ".join(name for name, yes in zip(CLASSES, row, strict=True) if yes) for row in truth]
     chosen = list(items("val", *((classes, "public") for classes in shown)))
-    found = exporting._accuracy(job, chosen, [{"decided": row} for row in decided])
+    accuracy = exporting._accuracy(job, chosen, [{"decided": row} for row in decided])
     draws = BootstrapDraws.of([str(row) for row in range(40)])
     for place, name in enumerate(CLASSES):
         expected = metrics.decision(truth[:, place], decided[:, place], draws)
-        assert found[name]["recall"] == pytest.approx(expected["recall"].values[0])
-        assert found[name]["dice"] == pytest.approx(expected["f1"].values[0])
+        assert accuracy[name]["recall"] == pytest.approx(expected["recall"].values[0])
+        assert accuracy[name]["dice"] == pytest.approx(expected["f1"].values[0])
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -288,17 +288,17 @@ def test_no_model(works: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "text"),
+    ("request", "text"),
     [
         (ExportRequest(max_drop=1.5), "max-drop 1.5"),
         (ExportRequest(calibration=0), "calibration 0"),
         (ExportRequest(activations="int4"), "allowed: auto, int8, uint8"),
     ],
 )
-def test_bad_wishes(wish: ExportRequest, text: str) -> None:
+def test_bad_requests(request: ExportRequest, text: str) -> None:
     nothing: Any = None
     with pytest.raises(CurateError, match=text):
-        exporting.run(nothing, wish)
+        exporting.run(nothing, request)
 
 
 def test_what_stands_in_the_way_is_named_and_leaves_nothing(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,17 +308,17 @@ def test_what_stands_in_the_way_is_named_and_leaves_nothing(works: Project, monk
     _without_the_extra(works)
     _without_val(works)
     _without_the_rarest(works)
-    for where in ("quantise", "by_onnx"):
+    for where in ("quantise", "onnx_runner"):
         with monkeypatch.context() as patch:
             patch.setattr(onnx_int8, "write", lambda module, file, *rest: bool(file.write_bytes(b"half")))
-            patch.setattr(onnx_int8, "quantise", lambda *given: None)
+            patch.setattr(onnx_int8, "quantise", lambda *arguments: None)
             patch.setattr(onnx_int8, where, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 exporting.run(works, LAX)
     assert left_over(works) == []
 
 
-def interrupt(*given: Any) -> None:
+def interrupt(*arguments: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -330,13 +330,13 @@ def _without_the_extra(project: Project) -> None:
 
 
 def _with(
-    project: Project, change: Callable[[dataset.TrainingData], dataset.TrainingData], wish: ExportRequest, text: str
+    project: Project, change: Callable[[dataset.TrainingData], dataset.TrainingData], request: ExportRequest, text: str
 ) -> None:
     collect = dataset.collect
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "collect", lambda *given: change(collect(*given)))
+        patch.setattr(dataset, "collect", lambda *arguments: change(collect(*arguments)))
         with pytest.raises(CurateError, match=text):
-            exporting.run(project, wish)
+            exporting.run(project, request)
 
 
 def _without_val(project: Project) -> None:
@@ -345,12 +345,12 @@ def _without_val(project: Project) -> None:
 
 def _without_the_rarest(project: Project) -> None:
     def change(data: dataset.TrainingData) -> dataset.TrainingData:
-        others = [one for one in data.train if "hole" not in one.label.present]
-        rare = next(one for one in data.train if "hole" in one.label.present)
-        val = tuple(one for one in data.val if "hole" not in one.label.present)
+        others = [item for item in data.train if "hole" not in item.label.present]
+        rare = next(item for item in data.train if "hole" in item.label.present)
+        val = tuple(item for item in data.val if "hole" not in item.label.present)
         return replace(data, train=(*others, rare), val=val)
 
-    _with(project, change, ExportRequest(), r"no labelled image of val shows hole.*gate cannot judge.*--force")
+    _with(project, change, ExportRequest(), r"no labelled image of val shows hole.*gate cannot measure.*--force")
 
 
 def test_a_network_that_onnx_cannot_say_is_named(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_network_that_freezes_its_size_is_written_for_that_size(tmp_path: Path
 
     file = tmp_path / "pyramid.onnx"
     assert not onnx_int8.write(Pyramid(), file, (96, 96, 3), "pyramid", True)
-    runs = onnx_int8.by_onnx(file, 1)
+    runs = onnx_int8.onnx_runner(file, 1)
     image = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
     with torch.inference_mode():
         np.testing.assert_allclose(runs(image), Pyramid()(torch.from_numpy(image)).numpy(), atol=1e-5)
@@ -398,7 +398,7 @@ def test_a_network_that_freezes_its_size_is_written_for_that_size(tmp_path: Path
     ],
 )
 def test_what_is_fast_where(asked: str, machine: str, kind: str) -> None:
-    assert onnx_int8.fast(asked, machine) == kind
+    assert onnx_int8.activation_type(asked, machine) == kind
 
 
 def test_unsigned_activations_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -420,8 +420,8 @@ def test_unsigned_activations_where_they_are_asked_for(tmp_path: Path) -> None:
     for asked, kind in (("int8", onnx.TensorProto.INT8), ("uint8", onnx.TensorProto.UINT8)):
         onnx_int8.quantise(source, target, images, asked)
         graph = onnx.load(str(target)).graph
-        kinds = {one.name: one.data_type for one in graph.initializer}
+        kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
         assert {kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"} == {kind}
-        mine, theirs = (onnx_int8.by_onnx(file, 1)(images[0]) for file in (source, target))
-        np.testing.assert_allclose(mine, theirs, atol=0.02)
+        expected, quantised = (onnx_int8.onnx_runner(file, 1)(images[0]) for file in (source, target))
+        np.testing.assert_allclose(expected, quantised, atol=0.02)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x8.onnx"]

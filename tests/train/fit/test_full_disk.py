@@ -78,13 +78,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     ended = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
+    result = json.loads(ended.stdout.splitlines()[-1])
     for name, file in (("checkpoint", tmp_path / "parts"), ("model", tmp_path / "work" / "models" / "key")):
-        assert found[name].startswith(f"{file}"), found[name]
-        assert "cannot be written: File too large. What was there before is kept. Make room" in found[name]
-        assert "\n" not in found[name]
-    assert found["names"] == ["best.safetensors", "last.ckpt"]
-    assert found["kept"]
-    assert found["resumed"]
-    assert found["left"] == [".key.training", ".key.training/best.safetensors"]
-    assert found["finished"] == "key"
+        assert result[name].startswith(f"{file}"), result[name]
+        assert "cannot be written: File too large. What was there before is kept. Make room" in result[name]
+        assert "\n" not in result[name]
+    assert result["names"] == ["best.safetensors", "last.ckpt"]
+    assert result["kept"]
+    assert result["resumed"]
+    assert result["left"] == [".key.training", ".key.training/best.safetensors"]
+    assert result["finished"] == "key"

@@ -16,35 +16,48 @@ from train import architectures, checkpoint, recipe
 from train.data.dataset import LoadPlan, TrainingData
 from train.fit import loop, pretrained
 from train.fit.loop import FitSettings
-from train.processes import ALONE, ProcessGroup
+from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.recipe import Recipe
 
 CNN = ('model.options={"widths": [8, 16]}', "model.dropout=0.3", "input.height=32", "input.width=32", "batch=3")
 
 
-def setting(
-    made: Recipe, of: TrainingData, folder: Path, frozen: tuple[str, ...] = (), team: ProcessGroup = ALONE
+def fit_settings(
+    resolved: Recipe,
+    training_data: TrainingData,
+    folder: Path,
+    frozen: tuple[str, ...] = (),
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> FitSettings:
     folder.mkdir(exist_ok=True)
-    about = LoadPlan(of.task, of.classes, of.single, of.clean, made.input, made.augmentation, made.seed, 10**8)
-    return FitSettings(made, of, about, frozen, folder, team=team)
+    plan = LoadPlan(
+        training_data.task,
+        training_data.classes,
+        training_data.single,
+        training_data.clean,
+        resolved.input,
+        resolved.augmentation,
+        resolved.seed,
+        10**8,
+    )
+    return FitSettings(resolved, training_data, plan, frozen, folder, process_group=process_group)
 
 
-def network(made: Recipe, of: TrainingData, seed: int = 0) -> Any:
+def network(resolved: Recipe, training_data: TrainingData, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return architectures.build(made.task, made.model, made.input.channels, len(of.outputs))
+    return architectures.build(resolved.task, resolved.model, resolved.input.channels, len(training_data.outputs))
 
 
-class Pulled(Exception):
-    """The plug."""
+class Interrupted(Exception):
+    """Stands for Ctrl-C or a kill."""
 
 
 @pytest.mark.parametrize("steps", [2, 4, 7, 10, 12])
 def test_interrupted_is_uninterrupted(tmp_path: Path, steps: int) -> None:
-    """Dropout, augmentation, a shadow, two phases, a momentum: none may depend on where the plug was pulled."""
+    """Dropout, augmentation, an EMA, two phases, momentum: none may depend on where the run was interrupted."""
     phases = [{"epochs": 2, "train": "head", "lr": 1e-2}, {"epochs": 3}]
-    made = recipe.load("simple-cnn", [*CNN, f"phases={json.dumps(phases)}", "ema=0.8", "augmentation.rotate=20"])
-    of = data(tmp_path, 8, 4, "classification")
+    resolved = recipe.load("simple-cnn", [*CNN, f"phases={json.dumps(phases)}", "ema=0.8", "augmentation.rotate=20"])
+    training_data = data(tmp_path, 8, 4, "classification")
 
     def go(name: str, limit: int | None = None, seed: int = 0) -> loop.FitResult:
         done = 0
@@ -53,12 +66,14 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, steps: int) -> None:
             nonlocal done
             done += now
             if done == limit:
-                raise Pulled
+                raise Interrupted
 
-        return loop.fit(network(made, of, seed), setting(made, of, tmp_path / name), step)
+        return loop.fit(
+            network(resolved, training_data, seed), fit_settings(resolved, training_data, tmp_path / name), step
+        )
 
     whole = go("whole")
-    with pytest.raises(Pulled):
+    with pytest.raises(Interrupted):
         go("parts", steps)
     resumed = go("parts", seed=99)  # what the network begins with must not matter any more
     for row in (*whole.history, *resumed.history):
@@ -71,67 +86,74 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, steps: int) -> None:
 
 
 def test_an_ended_run_is_not_run_again(tmp_path: Path) -> None:
-    made, of = recipe.load("simple-cnn", [*CNN, "epochs=2"]), data(tmp_path, 4, 0, "classification")
-    first = loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
-    again = loop.fit(network(made, of), setting(made, of, tmp_path / "x"), lambda *_: pytest.fail("it ran"))
+    resolved, training_data = recipe.load("simple-cnn", [*CNN, "epochs=2"]), data(tmp_path, 4, 0, "classification")
+    first = loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
+    again = loop.fit(
+        network(resolved, training_data),
+        fit_settings(resolved, training_data, tmp_path / "x"),
+        lambda *_: pytest.fail("it ran"),
+    )
     assert again.history == first.history
 
 
 def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
-    made, of = recipe.load("simple-cnn", [*CNN, "epochs=1"]), data(tmp_path, 4, 0, "classification")
-    loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
+    resolved, training_data = recipe.load("simple-cnn", [*CNN, "epochs=1"]), data(tmp_path, 4, 0, "classification")
+    loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
     for file in (tmp_path / "x").iterdir():
         length = int.from_bytes(file.read_bytes()[:8], "little")
         assert "__metadata__" in json.loads(file.read_bytes()[8 : 8 + length])
 
 
 def test_a_phase_trains_what_it_says(tmp_path: Path) -> None:
-    made, of = recipe.load("simple-cnn", CNN), data(tmp_path, 4, 0, "classification")
-    model = network(made, of)
+    resolved, training_data = recipe.load("simple-cnn", CNN), data(tmp_path, 4, 0, "classification")
+    model = network(resolved, training_data)
     for train, expected in (("head", {"head.3"}), (3, {"encoder.4", "encoder.5", "head.3"}), ("all", None)):
         loop._trainable(model, recipe.Phase(epochs=1, train=train))  # type: ignore[arg-type]
-        found = {name.rpartition(".")[0] for name, one in model.named_parameters() if one.requires_grad}
-        assert found == (expected or {name.rpartition(".")[0] for name, _ in model.named_parameters()})
+        trained = {name.rpartition(".")[0] for name, part in model.named_parameters() if part.requires_grad}
+        assert trained == (expected or {name.rpartition(".")[0] for name, _ in model.named_parameters()})
         loop._train_mode(model, ())
         norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-        assert [one.training for one in norms] == [train == "all", train != "head"]
+        assert [part.training for part in norms] == [train == "all", train != "head"]
 
 
 def test_early_stopping(tmp_path: Path) -> None:
-    made = recipe.load("simple-cnn", [*CNN, "epochs=30", "patience=2", "optimiser.lr=0.3"])
-    of = data(tmp_path, 6, 4, "classification")
-    fitted = loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
+    resolved = recipe.load("simple-cnn", [*CNN, "epochs=30", "patience=2", "optimiser.lr=0.3"])
+    training_data = data(tmp_path, 6, 4, "classification")
+    fitted = loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
     losses = [row["val_loss"] for row in fitted.history]
     assert len(losses) == losses.index(min(losses)) + 1 + 2 < 30
     assert fitted.best["val_loss"] == min(losses)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
-    made, of = recipe.load("simple-cnn", [*CNN, "epochs=3"]), data(tmp_path, 6, 2, "classification")
-    model, about = network(made, of), setting(made, of, tmp_path / "x")
+    resolved, training_data = recipe.load("simple-cnn", [*CNN, "epochs=3"]), data(tmp_path, 6, 2, "classification")
+    model, settings = network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x")
 
     def spoil(stage: str, now: int, total: int) -> None:
         if stage == "epoch 2":
             torch.nn.init.constant_(model.head[3].bias, float("nan"))
 
     with pytest.raises(CurateError, match="loss is nan in epoch 2, step 1, on the images") as stopped:
-        loop.fit(model, about, spoil)
-    assert sum(one.id[:12] in str(stopped.value) for one in of.train) == 3
+        loop.fit(model, settings, spoil)
+    assert sum(item.id[:12] in str(stopped.value) for item in training_data.train) == 3
     assert "best weights so far are kept" in str(stopped.value)
-    kept, _ = checkpoint.load(tmp_path / "x" / loop.BEST)
-    assert all(torch.isfinite(value).all() for value in kept.values())
+    weights, _ = checkpoint.load(tmp_path / "x" / loop.BEST)
+    assert all(torch.isfinite(value).all() for value in weights.values())
 
 
 def test_corrupt_images_are_skipped_and_counted(tmp_path: Path) -> None:
-    made, of = recipe.load("simple-cnn", [*CNN, "epochs=2", "batch=1"]), data(tmp_path, 5, 2, "classification")
-    of.train[1].path.write_bytes(b"no image")
-    fitted = loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
-    assert list(fitted.skipped) == [of.train[1].id]
+    resolved, training_data = (
+        recipe.load("simple-cnn", [*CNN, "epochs=2", "batch=1"]),
+        data(tmp_path, 5, 2, "classification"),
+    )
+    training_data.train[1].path.write_bytes(b"no image")
+    fitted = loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
+    assert list(fitted.skipped) == [training_data.train[1].id]
     assert len(fitted.history) == 2
-    for one in of.train:
-        one.path.write_bytes(b"no image")
+    for item in training_data.train:
+        item.path.write_bytes(b"no image")
     with pytest.raises(CurateError, match="no image of train could be read"):
-        loop.fit(network(made, of), setting(made, of, tmp_path / "y"))
+        loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "y"))
 
 
 # --- weights whose norms are folded into the convolutions -----------------------------------------------------------
@@ -148,39 +170,42 @@ def folded(path: Path) -> Path:
 
 
 def test_folded_norms_stay_as_they_are(tmp_path: Path) -> None:
-    made, of = tiny(f"model.weights={folded(tmp_path)}", "epochs=2", "augmentation.flip_vertical=0"), data(tmp_path, 8)
-    model = network(made, of, seed=1)
-    start = pretrained.fill(model, made.model, 3)
+    resolved, training_data = (
+        tiny(f"model.weights={folded(tmp_path)}", "epochs=2", "augmentation.flip_vertical=0"),
+        data(tmp_path, 8),
+    )
+    model = network(resolved, training_data, seed=1)
+    start = pretrained.load_into(model, resolved.model, 3)
     norms = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
     inside = {name for name in norms if name.startswith("encoder.")}
     assert set(start.frozen) == inside
-    loop.fit(model, setting(made, of, tmp_path / "x", start.frozen))
+    loop.fit(model, fit_settings(resolved, training_data, tmp_path / "x", start.frozen))
     assert all((norms[name].running_mean == 0).all() for name in inside)
     assert all((part.running_mean != 0).any() for name, part in norms.items() if name not in inside)
     images = torch.rand(4, 3, 64, 64)
     loop._train_mode(model, start.frozen)
-    kept = model.encoder(images)[-1]
-    assert torch.equal(kept, model.eval().encoder(images)[-1])
+    features = model.encoder(images)[-1]
+    assert torch.equal(features, model.eval().encoder(images)[-1])
     loop._train_mode(model, ())
-    assert not torch.allclose(kept, model.encoder(images)[-1], rtol=0.1)  # what would be spoilt
+    assert not torch.allclose(features, model.encoder(images)[-1], rtol=0.1)  # what would be spoilt
 
 
 def test_the_real_folded_weights_are_known_as_such() -> None:
     file = real_data("weights") / "mobilenet_v2_imagenet_bnfolded.pth"
-    made = recipe.load("mobilenetv2-fast", [f"model.weights={file}", "input.scale=tf"])
-    model = architectures.build(made.task, made.model, 3, 6)
-    assert len(pretrained.fill(model, made.model, 3).frozen) == 52
+    resolved = recipe.load("mobilenetv2-fast", [f"model.weights={file}", "input.scale=tf"])
+    model = architectures.build(resolved.task, resolved.model, 3, 6)
+    assert len(pretrained.load_into(model, resolved.model, 3).frozen) == 52
 
 
 def test_weights_that_do_not_fit_list_their_keys(tmp_path: Path) -> None:
-    made = recipe.load("unet-resnet", [f"model.weights={folded(tmp_path)}"])  # a MobileNetV2's for a ResNet-34
+    resolved = recipe.load("unet-resnet", [f"model.weights={folded(tmp_path)}"])  # a MobileNetV2's for a ResNet-34
     with pytest.raises(
         CurateError, match=r"does not fit the model: it lacks layer1.2.conv1.weight; .* more.*--weights"
     ):
-        pretrained.fill(architectures.build(made.task, made.model, 3, 2), made.model, 3)
-    made = recipe.load("unet-resnet", ["model.weights=nowhere.pth"])
+        pretrained.load_into(architectures.build(resolved.task, resolved.model, 3, 2), resolved.model, 3)
+    resolved = recipe.load("unet-resnet", ["model.weights=nowhere.pth"])
     with pytest.raises(CurateError, match=r"no weights file at nowhere\.pth"):
-        pretrained.mark_of(made.model)
+        pretrained.mark_of(resolved.model)
 
 
 def test_a_hub_out_of_reach_names_the_local_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +213,9 @@ def test_a_hub_out_of_reach_names_the_local_way(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    made = tiny("model.weights=hub")
-    with pytest.raises(CurateError, match=r"weights of resnet18 cannot be fetched.*--weights none.*--weights FILE"):
-        pretrained.fill(network(made, data(tmp_path, 1)), made.model, 3)
+    resolved = tiny("model.weights=hub")
+    with pytest.raises(CurateError, match=r"weights of resnet18 cannot be downloaded.*--weights none.*--weights FILE"):
+        pretrained.load_into(network(resolved, data(tmp_path, 1)), resolved.model, 3)
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------
@@ -199,14 +224,14 @@ def test_a_hub_out_of_reach_names_the_local_way(tmp_path: Path, monkeypatch: pyt
 def test_a_compiled_run_ends_as_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that needs no C compiler: the same weights under the same names."""
     monkeypatch.setattr(loop, "COMPILER", "aot_eager")
-    of, quiet = data(tmp_path, 6, 2, "classification"), (*CNN, "epochs=2", "model.dropout=0")
-    found = {}
+    training_data, quiet = data(tmp_path, 6, 2, "classification"), (*CNN, "epochs=2", "model.dropout=0")
+    weights = {}
     for compiled in (False, True):
-        made = recipe.load("simple-cnn", [*quiet, f"compile={json.dumps(compiled)}"])
-        loop.fit(network(made, of), setting(made, of, tmp_path / str(compiled)))
-        found[compiled] = checkpoint.load(tmp_path / str(compiled) / loop.BEST)[0]
-    assert found[True].keys() == found[False].keys() == network(made, of).state_dict().keys()
-    assert all(torch.allclose(found[True][name], value, atol=1e-4) for name, value in found[False].items())
+        resolved = recipe.load("simple-cnn", [*quiet, f"compile={json.dumps(compiled)}"])
+        loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / str(compiled)))
+        weights[compiled] = checkpoint.load(tmp_path / str(compiled) / loop.BEST)[0]
+    assert weights[True].keys() == weights[False].keys() == network(resolved, training_data).state_dict().keys()
+    assert all(torch.allclose(weights[True][name], value, atol=1e-4) for name, value in weights[False].items())
 
 
 def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +240,12 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(loop, "COMPILER", broken)
     torch.compiler.reset()
-    made, of = recipe.load("simple-cnn", [*CNN, "epochs=1", "compile=true"]), data(tmp_path, 4, 0, "classification")
+    resolved, training_data = (
+        recipe.load("simple-cnn", [*CNN, "epochs=1", "compile=true"]),
+        data(tmp_path, 4, 0, "classification"),
+    )
     with pytest.raises(
         CurateError, match=r"cannot compile this model here \(.*no C compiler.*--set compile=false"
-    ) as one:
-        loop.fit(network(made, of), setting(made, of, tmp_path / "x"))
-    assert "\n" not in str(one.value)
+    ) as error:
+        loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
+    assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from torch import nn
 
 from curate.errors import CurateError
 from tests.train.conftest import data
-from tests.train.fit.test_loop import setting
+from tests.train.fit.test_loop import fit_settings
 from tests.train.test_recipe import network
 from train import checkpoint, recipe
 from train.architectures import _attention, _gate
@@ -28,14 +28,14 @@ SMALL = ("model.weights=none", "input.height=64", "input.width=64", "batch=4")
 
 
 def count(model: Any) -> int:
-    return sum(one.numel() for one in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def shapes(model: Any, size: int, kind: Any, channels: int = 3) -> list[tuple[int, ...]]:
-    """What every layer of this kind makes of one image."""
-    found: list[tuple[int, ...]] = []
+    """Return the output shapes of all layers of this kind for one image."""
+    outputs: list[tuple[int, ...]] = []
     hooks = [
-        part.register_forward_hook(lambda module, given, out: found.append(tuple(out.shape[1:])))
+        part.register_forward_hook(lambda module, inputs, out: outputs.append(tuple(out.shape[1:])))
         for part in model.modules()
         if isinstance(part, kind)
     ]
@@ -43,7 +43,7 @@ def shapes(model: Any, size: int, kind: Any, channels: int = 3) -> list[tuple[in
         model.eval()(torch.zeros(1, channels, size, size))
     for hook in hooks:
         hook.remove()
-    return found
+    return outputs
 
 
 # --- ShuffleDefectNet -----------------------------------------------------------------------------------------------
@@ -54,10 +54,10 @@ def shapes(model: Any, size: int, kind: Any, channels: int = 3) -> list[tuple[in
 )
 def test_shuffledefectnet(width: str, published: int) -> None:
     """`published`: ShuffleNetV2's parameters with its 1000 classes, as torchvision's documentation lists them."""
-    made = recipe.load("shuffledefectnet", [f"model.options.width={width}"])
-    assert (made.input.height, made.input.width) == (192, 192)
-    assert count(network(made, 1000)) == published
-    model = network(made, 6)
+    resolved = recipe.load("shuffledefectnet", [f"model.options.width={width}"])
+    assert (resolved.input.height, resolved.input.width) == (192, 192)
+    assert count(network(resolved, 1000)) == published
+    model = network(resolved, 6)
     convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     assert {part.groups for part in convolutions if part.kernel_size == (1, 1)} == {1}
     depthwise = [part for part in convolutions if part.groups > 1]
@@ -74,20 +74,22 @@ def test_shuffledefectnet_takes_torchvision_s_weights(tmp_path: Path) -> None:
 
     whole = shufflenet_v2_x0_5(weights=None).eval()
     torch.save(whole.state_dict(), tmp_path / "shuffle.pth")
-    made = recipe.load("shuffledefectnet", ["model.options.width=0.5x", f"model.weights={tmp_path / 'shuffle.pth'}"])
-    model = network(made, 6)
-    pretrained.fill(model, made.model, 3)
+    resolved = recipe.load(
+        "shuffledefectnet", ["model.options.width=0.5x", f"model.weights={tmp_path / 'shuffle.pth'}"]
+    )
+    model = network(resolved, 6)
+    pretrained.load_into(model, resolved.model, 3)
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        theirs = whole.conv5(whole.stage4(whole.stage3(whole.stage2(whole.maxpool(whole.conv1(images))))))
-        assert torch.equal(model.eval().encoder(images), theirs)
+        reference = whole.conv5(whole.stage4(whole.stage3(whole.stage2(whole.maxpool(whole.conv1(images))))))
+        assert torch.equal(model.eval().encoder(images), reference)
 
 
 def test_grey_images_and_wrong_widths() -> None:
     for name in ("shuffledefectnet", "cnn-4conv-6dense", "resnet50v2-two-phase", "two-stage"):
-        made = recipe.load(name, ["input.channels=1"])
+        resolved = recipe.load(name, ["input.channels=1"])
         with torch.inference_mode():
-            assert network(made).eval()(torch.zeros(1, 1, 64, 64)).shape[:2] == (1, 2)
+            assert network(resolved).eval()(torch.zeros(1, 1, 64, 64)).shape[:2] == (1, 2)
     with pytest.raises(CurateError, match=r"'width' of architecture shuffle_defect is '3x'; allowed: '0.5x' or '1x'"):
         network(recipe.load("shuffledefectnet", ["model.options.width=3x"]))
 
@@ -99,15 +101,15 @@ def test_grey_images_and_wrong_widths() -> None:
     ("name", "row"), [("cnn-4conv-6dense", [100, 75, 50, 25, 2, 4]), ("cnn-4conv-6dense-fixed", [100, 75, 50, 25, 4])]
 )
 def test_cnn_4conv_6dense(name: str, row: list[int]) -> None:
-    made = recipe.load(name)
-    model = network(made, 4)
+    resolved = recipe.load(name)
+    model = network(resolved, 4)
     assert [part.out_features for part in model.modules() if isinstance(part, nn.Linear)] == row
     assert [type(part) for part in model.encoder] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 4
     assert shapes(model, 128, nn.MaxPool2d) == [(32, 64, 64), (64, 32, 32), (128, 16, 16), (256, 8, 8)]
     convolutions = sum(9 * a * b + b for a, b in ((3, 32), (32, 64), (64, 128), (128, 256)))
     wide = [256 * 8 * 8, *row]  # nothing is averaged away at 128 pixels
     assert count(model) == convolutions + sum(a * b + b for a, b in pairwise(wide))
-    assert [term.name for term in made.loss] == ["focal_tversky"]
+    assert [term.name for term in resolved.loss] == ["focal_tversky"]
 
 
 def test_the_bottleneck_of_two_is_what_was_fixed() -> None:
@@ -132,17 +134,17 @@ DENSE_BIASES = 64 + 4 * (64 * 3 + 128 * 4 + 256 * 6 + 512 * 3) + 4 * (64 + 128 +
 def test_resnet50v2_is_keras_s_with_its_last_norm() -> None:
     """Keras prints 23,519,360 trainable parameters without the top; its convolutions before an addition, the
     shortcuts and the first one have biases, which a norm makes idle and timm leaves out."""
-    made = recipe.load("resnet50v2-two-phase")
-    model = network(made, 6)
+    resolved = recipe.load("resnet50v2-two-phase")
+    model = network(resolved, 6)
     assert count(model.encoder) == 23_519_360 - DENSE_BIASES
     assert count(model.head) == 2049 * 256 + 257 * 6
     assert [type(part).__name__ for part in model.head] == [
         *("AdaptiveAvgPool2d", "Flatten", "Linear", "ReLU", "Dropout", "Linear")
     ]
     assert model.head[4].p == 0.5
-    found = model.eval().encoder(torch.rand(2, 3, 64, 64))
-    assert found.shape == (2, 2048, 2, 2)
-    assert found.min() == 0  # normed and rectified: the raw sum of branches is neither
+    norms = model.eval().encoder(torch.rand(2, 3, 64, 64))
+    assert norms.shape == (2, 2048, 2, 2)
+    assert norms.min() == 0  # normed and rectified: the raw sum of branches is neither
     nn.init.zeros_(model.encoder.norm.weight)
     nn.init.ones_(model.encoder.norm.bias)
     assert (model.encoder(torch.rand(1, 3, 64, 64)) == 1).all()  # nothing goes round that norm
@@ -150,18 +152,23 @@ def test_resnet50v2_is_keras_s_with_its_last_norm() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv2-two-phase", "resnet50v2-two-phase"])
 def test_two_phases_as_published(name: str) -> None:
-    made = recipe.load(name)
-    first, second = made.parts
-    assert (first.train, first.lr or made.optimiser.lr, second.train, second.lr) == ("head", 1e-3, 50, 1e-4)
-    rates = [loop._rate(made.schedule, first, made, epoch) for epoch in range(3)]
+    resolved = recipe.load(name)
+    first, second = resolved.parts
+    assert (first.train, first.lr or resolved.optimiser.lr, second.train, second.lr) == ("head", 1e-3, 50, 1e-4)
+    rates = [loop._learning_rate(resolved.schedule, first, resolved, epoch) for epoch in range(3)]
     assert rates == pytest.approx([1e-3, 0.9e-3, 0.81e-3])
-    assert (made.optimiser.name, made.optimiser.weight_decay, made.batch, made.patience) == ("adam", 1e-4, 32, 5)
+    assert (resolved.optimiser.name, resolved.optimiser.weight_decay, resolved.batch, resolved.patience) == (
+        "adam",
+        1e-4,
+        32,
+        5,
+    )
     assert recipe.load(name, ["phases.1.lr=1e-5"]).parts[1].lr == 1e-5
-    model = network(made, 6)
+    model = network(resolved, 6)
     loop._trainable(model, first)
-    assert {key.partition(".")[0] for key, one in model.named_parameters() if one.requires_grad} == {"head"}
+    assert {key.partition(".")[0] for key, phase in model.named_parameters() if phase.requires_grad} == {"head"}
     loop._trainable(model, second)
-    trained = {key.rpartition(".")[0] for key, one in model.named_parameters() if one.requires_grad}
+    trained = {key.rpartition(".")[0] for key, phase in model.named_parameters() if phase.requires_grad}
     assert len(trained) == 50
     loop._train_mode(model, ())
     norms = [part for part in model.encoder.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -169,18 +176,18 @@ def test_two_phases_as_published(name: str) -> None:
 
 
 def test_the_published_augmentation() -> None:
-    made = recipe.load("resnet50v2-two-phase").augmentation
-    assert made == recipe.load("mobilenetv2-two-phase").augmentation
-    assert (made.rotate, made.shift, made.zoom, made.brightness) == (30, 0.3, 0.4, 0.4)
-    assert made.flip_horizontal == made.flip_vertical == 0.5
+    resolved = recipe.load("resnet50v2-two-phase").augmentation
+    assert resolved == recipe.load("mobilenetv2-two-phase").augmentation
+    assert (resolved.rotate, resolved.shift, resolved.zoom, resolved.brightness) == (30, 0.3, 0.4, 0.4)
+    assert resolved.flip_horizontal == resolved.flip_vertical == 0.5
 
 
 def test_brightness_is_a_factor() -> None:
     """0.4 is 0.6 to 1.4 times as much light, of every image: black stays black."""
     image = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 100, np.uint8)]).reshape(16, 8, 3)
-    found = [augment.augmented(image, None, Augmentation(brightness=0.4), [seed])[0] for seed in range(300)]
-    assert all((one[:8] == 0).all() for one in found)
-    levels = np.array([one[8:].mean() for one in found])
+    images = [augment.augmented(image, None, Augmentation(brightness=0.4), [seed])[0] for seed in range(300)]
+    assert all((image[:8] == 0).all() for image in images)
+    levels = np.array([image[8:].mean() for image in images])
     assert (levels.min() >= 59, levels.max() <= 141) == (True, True)
     assert (levels.min() < 65, levels.max() > 135) == (True, True)
     assert np.mean(np.abs(levels - 100) < 1) < 0.1
@@ -198,7 +205,15 @@ def test_shifts_and_zooms_are_those_of_keras() -> None:
     assert (moved.max(0) > 76).all()
     assert abs(np.corrcoef(moved.T)[0, 1]) < 0.3
     turned = [augment.augmented(ramp, None, Augmentation(zoom=0.4), [seed])[0].astype(int) for seed in range(200)]
-    steps = np.array([[one[60, 50, 0] - one[40, 50, 0], one[50, 60, 1] - one[50, 40, 1]] for one in turned]) / 20
+    steps = (
+        np.array(
+            [
+                [transform[60, 50, 0] - transform[40, 50, 0], transform[50, 60, 1] - transform[50, 40, 1]]
+                for transform in turned
+            ]
+        )
+        / 20
+    )
     assert (steps.min() > 1 / 1.5, steps.max() < 1 / 0.55) == (True, True)
     assert (steps.min() < 1 / 1.3, steps.max() > 1 / 0.7) == (True, True)
 
@@ -212,25 +227,25 @@ def test_simple_cnn_and_resnet50_as_published() -> None:
     assert [type(part) for part in model.encoder] == kinds
     assert [part.out_channels for part in model.encoder if isinstance(part, nn.Conv2d)] == [32, 64, 128]
     assert isinstance(model.head[0], nn.AdaptiveAvgPool2d)
-    made = recipe.load("resnet50-weighted")
-    assert (made.optimiser.name, made.optimiser.lr, made.optimiser.weight_decay) == ("adamw", 2.47e-5, 1e-4)
-    assert (made.sampler.name, made.input.height, made.input.width) == ("weighted", 224, 224)
-    shown = made.augmentation
+    resolved = recipe.load("resnet50-weighted")
+    assert (resolved.optimiser.name, resolved.optimiser.lr, resolved.optimiser.weight_decay) == ("adamw", 2.47e-5, 1e-4)
+    assert (resolved.sampler.name, resolved.input.height, resolved.input.width) == ("weighted", 224, 224)
+    shown = resolved.augmentation
     assert all((shown.flip_horizontal, shown.flip_vertical, shown.rotate90, shown.clahe, shown.brightness))
-    assert [term.options for term in made.loss] == [{}]  # the prior is corrected once
-    names = {key for key, one in _trained(made)}
+    assert [term.options for term in resolved.loss] == [{}]  # the prior is corrected once
+    names = {key for key, parameter in _trained(resolved)}
     assert names == {"encoder.layer4", "head.3"}
     model = network(recipe.load("unet-attention"))
     blocks = [part for part in model.decoder.modules() if type(part).__name__ == "SCSEModule"]
     assert len(blocks) == 2 * 5  # before and after the convolutions of each block
 
 
-def _trained(made: Any) -> Iterator[tuple[str, Any]]:
-    model = network(made)
-    loop._trainable(model, made.parts[0])
-    for key, one in model.named_parameters():
-        if one.requires_grad:
-            yield ".".join(key.split(".")[:2]), one
+def _trained(resolved: Any) -> Iterator[tuple[str, Any]]:
+    model = network(resolved)
+    loop._trainable(model, resolved.parts[0])
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield ".".join(key.split(".")[:2]), parameter
 
 
 # --- attention gates ------------------------------------------------------------------------------------------------
@@ -244,14 +259,14 @@ def test_attention_gates_on_the_skip_connections() -> None:
     gates = [part for part in gated.modules() if isinstance(part, _attention.AttentionGate)]
     assert [count(gate) for gate in gates] == expected
     assert count(gated) - count(plain) == sum(expected)
-    seen: list[tuple[Any, Any]] = []
+    inputs: list[tuple[Any, Any]] = []
     for gate in gates:
-        gate.register_forward_hook(lambda one, given, out: seen.append((one.weights(*given), given[0])))
+        gate.register_forward_hook(lambda gate, arguments, out: inputs.append((gate.weights(*arguments), arguments[0])))
     with torch.inference_mode():
         assert gated.eval()(torch.rand(2, 3, 64, 96)).shape == (2, 2, 64, 96)
-    assert [tuple(alpha.shape[2:]) for alpha, _ in seen] == [(4, 6), (8, 12), (16, 24), (32, 48)]
-    assert all(alpha.shape[1] == 1 and alpha.shape[2:] == skip.shape[2:] for alpha, skip in seen)
-    assert all(0 < alpha.min() <= alpha.max() < 1 for alpha, _ in seen)
+    assert [tuple(alpha.shape[2:]) for alpha, _ in inputs] == [(4, 6), (8, 12), (16, 24), (32, 48)]
+    assert all(alpha.shape[1] == 1 and alpha.shape[2:] == skip.shape[2:] for alpha, skip in inputs)
+    assert all(0 < alpha.min() <= alpha.max() < 1 for alpha, _ in inputs)
 
 
 def test_a_gate_by_hand() -> None:
@@ -270,10 +285,10 @@ def test_a_gate_by_hand() -> None:
 
 def test_gates_learn_and_are_the_u_net_s_alone(tmp_path: Path) -> None:
     small = [*SMALL, "model.encoder=resnet18", "epochs=2", "model.attention=gate", "augmentation.defect_crops=1"]
-    made, of = recipe.load("unet-attention", small), data(tmp_path, 8, 4)
-    model = network(made)
+    resolved, training_data = recipe.load("unet-attention", small), data(tmp_path, 8, 4)
+    model = network(resolved)
     before = {name: value.clone() for name, value in model.named_parameters() if ".gate." in name}
-    fitted = loop.fit(model, setting(made, of, tmp_path / "x"))
+    fitted = loop.fit(model, fit_settings(resolved, training_data, tmp_path / "x"))
     assert np.isfinite([row["val_loss"] for row in fitted.history]).all()
     now = dict(model.named_parameters())
     assert len(before) == 4 * 5
@@ -289,8 +304,8 @@ def test_two_stage_is_a_gate_and_a_u_net() -> None:
     model = network(recipe.load("two-stage"))
     assert count(model.gate) == 2_223_872 + 2 * 1281  # MobileNetV2, one map a class
     assert count(model) - count(model.gate) == count(network(recipe.load("unet-resnet")))
-    seen = shapes(model.gate.encoder, 64, nn.Conv2d)
-    assert seen[0] == (32, 32, 32)
+    calls = shapes(model.gate.encoder, 64, nn.Conv2d)
+    assert calls[0] == (32, 32, 32)
     with torch.inference_mode():
         for size in ((256, 1600), (64, 64), (96, 32)):
             assert model.eval()(torch.rand(1, 3, *size)).shape == (1, 2, *size)
@@ -298,8 +313,8 @@ def test_two_stage_is_a_gate_and_a_u_net() -> None:
 
 def test_the_gate_multiplies_probabilities() -> None:
     a, b = torch.randn(2, 5, 7, dtype=torch.float32) * 4
-    assert torch.allclose(_gate.product(a, b).sigmoid(), a.sigmoid() * b.sigmoid(), atol=1e-6)
-    far = _gate.product(torch.tensor([80.0, -80.0, 80.0]), torch.tensor([80.0, 80.0, -90.0]))
+    assert torch.allclose(_gate.logit_product(a, b).sigmoid(), a.sigmoid() * b.sigmoid(), atol=1e-6)
+    far = _gate.logit_product(torch.tensor([80.0, -80.0, 80.0]), torch.tensor([80.0, 80.0, -90.0]))
     assert torch.allclose(far, torch.tensor([80 - float(np.log(2)), -80.0, -90.0]), atol=1e-4)
     model = network(recipe.load("two-stage")).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -316,9 +331,9 @@ def test_what_the_gate_holds_to_be_clean_ends_there() -> None:
     with torch.inference_mode():
         for bias, expected in ((-10.0, 0), (0.0, 1)):
             nn.init.constant_(model.gate.places[1].bias, bias)
-            found = model(torch.rand(1, 3, 64, 64)).sigmoid()
+            logits = model(torch.rand(1, 3, 64, 64)).sigmoid()
             assert len(looked) == expected
-            assert found.max() <= torch.tensor(bias).sigmoid() + 1e-6
+            assert logits.max() <= torch.tensor(bias).sigmoid() + 1e-6
     nn.init.constant_(model.gate.places[1].bias, -10.0)
     model.train()(torch.rand(2, 3, 64, 64))
     assert len(looked) == 2  # in training both always learn
@@ -339,17 +354,19 @@ def test_the_gate_learns_whether_a_class_is_anywhere() -> None:
         optimiser.zero_grad()
         cost.backward()
         optimiser.step()
-    said = model.gate(images).sigmoid()
-    assert torch.equal(said > 0.5, target.amax((2, 3)).bool())
+    gate_logits = model.gate(images).sigmoid()
+    assert torch.equal(gate_logits > 0.5, target.amax((2, 3)).bool())
 
 
 def test_the_loop_asks_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step; what the gate remembers between forward and cost is in no checkpoint, and no shadow."""
     asked: list[torch.Size] = []
-    own = _gate.GatedSegmenter.side_cost
-    monkeypatch.setattr(_gate.GatedSegmenter, "side_cost", lambda one, t: (asked.append(t.shape), own(one, t))[1])
-    made = recipe.load("two-stage", [*SMALL, *SMALL_GATE, "ema=0.5", "epochs=1"])
-    loop.fit(network(made), setting(made, data(tmp_path, 4, 2), tmp_path / "x"))
+    parameters = _gate.GatedSegmenter.side_cost
+    monkeypatch.setattr(
+        _gate.GatedSegmenter, "side_cost", lambda parameter, t: (asked.append(t.shape), parameters(parameter, t))[1]
+    )
+    resolved = recipe.load("two-stage", [*SMALL, *SMALL_GATE, "ema=0.5", "epochs=1"])
+    loop.fit(network(resolved), fit_settings(resolved, data(tmp_path, 4, 2), tmp_path / "x"))
     assert asked == [(4, 2, 64, 64)]
     tensors, state = checkpoint.load(tmp_path / "x" / loop.LAST)
     assert state["number"] == 1
@@ -367,9 +384,11 @@ def test_the_loop_asks_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_trains_through_the_loop(name: str, tmp_path: Path) -> None:
     phases = [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": 50, "lr": 1e-4}]
     extra = [f"phases={json.dumps(phases)}"] if name.endswith("two-phase") else ["epochs=2"]
-    made = recipe.load(name, [*SMALL, *extra])
-    of = data(tmp_path, 8, 4, "classification")
-    fitted = loop.fit(network(made, len(of.outputs)), setting(made, of, tmp_path / "x"))
+    resolved = recipe.load(name, [*SMALL, *extra])
+    training_data = data(tmp_path, 8, 4, "classification")
+    fitted = loop.fit(
+        network(resolved, len(training_data.outputs)), fit_settings(resolved, training_data, tmp_path / "x")
+    )
     assert len(fitted.history) == 2
     assert np.isfinite([row["val_loss"] for row in fitted.history]).all()
     assert not fitted.skipped

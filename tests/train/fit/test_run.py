@@ -27,12 +27,12 @@ def test_train_predict_models(run: Run, works: Project) -> None:  # noqa: F811
     folder = works.folder
     assert "no trained model" in failed(run("predict", "--project", folder))
     first = run(*TRAIN, folder, "--set", "epochs=2", "--json")
-    made = ok(first)
+    result = ok(first)
     lines = [line for line in first[2].splitlines() if line.startswith("epoch ")]  # a log file, not a terminal
     assert [line.partition(":")[0] for line in lines] == ["epoch 1 of at most 2", "epoch 2 of at most 2"]
     assert all("val loss" in line and "mean Dice" in line for line in lines)
-    key = made["model"]
-    assert (made["task"], made["classes"], made["fresh"], made["epochs"]) == (
+    key = result["model"]
+    assert (result["task"], result["classes"], result["fresh"], result["epochs"]) == (
         "segmentation",
         ["crack", "hole"],
         True,
@@ -65,7 +65,7 @@ def test_train_predict_models(run: Run, works: Project) -> None:  # noqa: F811
 
 def test_what_is_wrong_is_one_line(run: Run, works: Project, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     folder = works.folder
-    for arguments, said in (
+    for arguments, message in (
         (["--recipe", "unet"], "unknown recipe 'unet'"),
         (["--task", "detection"], "derived from segmentation"),
         (["--task", "segmentation", "--recipe", "simple-cnn"], "recipe 'simple-cnn' is for classification"),
@@ -73,39 +73,41 @@ def test_what_is_wrong_is_one_line(run: Run, works: Project, monkeypatch: pytest
         (["--device", "tpu"], "allowed: auto, cpu, cuda"),
         (["--weights", "gone.pth"], "no weights file at gone.pth"),
     ):
-        assert said in failed(run("train", "--project", folder, *arguments)), arguments
+        assert message in failed(run("train", "--project", folder, *arguments)), arguments
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(works.folder))
     line = failed(run("train", "--project", folder, "--device", "cpu"))
-    assert "weights of resnet34 cannot be fetched" in line
+    assert "weights of resnet34 cannot be downloaded" in line
     assert "--weights none" in line
-    assert not store.every(works)  # nothing was trained from random weights instead
+    assert not store.all_models(works)  # nothing was trained from random weights instead
 
 
 def test_a_head_on_random_features_is_told_of() -> None:
     named = recipe.load("mobilenetv2-two-phase", ["model.weights=none"])
-    assert "phase 1 trains only 'head'" in next(training._idle_phases(named))
+    assert "phase 1 trains only 'head'" in next(training._phases_on_random_features(named))
     for changes in (["model.weights=some.pth"], ["model.weights=none", "phases=[]"]):
-        assert not list(training._idle_phases(recipe.load("mobilenetv2-two-phase", changes))), changes
+        assert not list(training._phases_on_random_features(recipe.load("mobilenetv2-two-phase", changes))), changes
 
 
 def test_a_line_says_how_an_epoch_went_and_how_long_the_rest_takes() -> None:
-    made = recipe.load("mobilenetv2-two-phase", ["phases.0.epochs=2", "phases.1.epochs=4"])
+    resolved = recipe.load("mobilenetv2-two-phase", ["phases.0.epochs=2", "phases.1.epochs=4"])
     rows = [{"phase": 0, "epoch": n, "train_loss": 0.5, "seconds": 30.0} for n in range(2)]
-    assert training.epoch_line(made, rows, rows[-1]) == "epoch 2 of at most 6: loss 0.5000 (30 s; at most 2 min left)"
+    assert (
+        training.epoch_line(resolved, rows, rows[-1]) == "epoch 2 of at most 6: loss 0.5000 (30 s; at most 2 min left)"
+    )
     f1 = {"crack": 0.5, "hole": 0.7, "clean": None}
     rows.append({"phase": 1, "epoch": 2, "train_loss": 0.4, "val_loss": 0.3, "f1": f1, "seconds": 60.0})
-    said = (
+    expected = (
         "epoch 3 of at most 6: loss 0.4000, val loss 0.3000, mean F1 0.600, the best so far (1 min; at most 3 min left)"
     )
-    assert training.epoch_line(made, rows, rows[-1]) == said
-    assert training.epoch_line(made, [*rows, *rows[2:] * 3], rows[-1]).endswith("(1 min)")
+    assert training.epoch_line(resolved, rows, rows[-1]) == expected
+    assert training.epoch_line(resolved, [*rows, *rows[2:] * 3], rows[-1]).endswith("(1 min)")
 
 
 def test_an_app_edit_teaches(run: Run, works: Project) -> None:  # noqa: F811
-    """What a curator changed in the App is in the log before anything is learnt: it gives another model."""
+    """An edit in the App is in the label log before training begins: it gives another model."""
     first = ok(run(*TRAIN, works.folder, "--set", "epochs=1", "--json"))
     index = Index(works)
     sample = index.dataset.match(index.fo.ViewField("split") == "train").match_tags("x", bool=False).first()
@@ -123,15 +125,15 @@ def test_a_killed_run_is_resumed(works: Project) -> None:
     command += ["--project", str(works.folder), "--recipe", "simple-cnn", "--device", "cpu"]
     command += [part for text in (*CNN, "epochs=15", "patience=99") for part in ("--set", text)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
     home, deadline = works.work / "models", time.monotonic() + 120
     while not list(home.glob(f".*.training/{loop.LAST}")) and time.monotonic() < deadline:
-        assert begun.poll() is None
+        assert process.poll() is None
         time.sleep(0.05)
-    begun.kill()
-    begun.wait()
-    assert not store.every(works)
+    process.kill()
+    process.wait()
+    assert not store.all_models(works)
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    made = json.loads(done.stdout)
-    assert (made["fresh"], made["epochs"]) == (True, 15)
+    result = json.loads(done.stdout)
+    assert (result["fresh"], result["epochs"]) == (True, 15)
     assert not list(home.glob(".*.training"))

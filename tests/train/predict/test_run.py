@@ -23,14 +23,14 @@ from curate.select.run import SelectRequest
 from curate.tables import Table
 from tests.curate.select.test_run import embedded
 from tests.train.conftest import CLASSES, TINY, data, drawn, tiny
-from tests.train.fit.test_loop import CNN, network, setting
+from tests.train.fit.test_loop import CNN, fit_settings, network
 from train import checkpoint, recipe, store
 from train.evaluate import promote
 from train.fit import loop
 from train.fit import run as training
 from train.predict import _ray, encoder
 from train.predict import run as predicting
-from train.predict.predictor import MOST, Predictor, components, load_predictor
+from train.predict.predictor import MOST_REGIONS, Predictor, components, load_predictor
 
 FAST = training.TrainRequest(recipe="unet-resnet", overrides=(*TINY, "epochs=1"), device="cpu")
 
@@ -44,47 +44,49 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
     """A segmenter that has seen the same eight images many times."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("learnt")
-    of = data(folder, 8)
-    of = replace(of, train=of.train * 20)
+    training_data = data(folder, 8)
+    training_data = replace(training_data, train=training_data.train * 20)
     quiet = ["augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=3e-3", "epochs=6"]
-    made = tiny(*quiet)
-    model = network(made, of)
-    fitted = loop.fit(model, setting(made, of, folder / "run"))
+    resolved = tiny(*quiet)
+    model = network(resolved, training_data)
+    fitted = loop.fit(model, fit_settings(resolved, training_data, folder / "run"))
     model.load_state_dict(checkpoint.load(folder / "run" / loop.BEST)[0])
     assert fitted.best["train_loss"] < 0.3 * fitted.history[0]["train_loss"]
-    return Predictor("0" * 24, CLASSES, made, False, model.eval()), folder
+    return Predictor("0" * 24, CLASSES, resolved, False, model.eval()), folder
 
 
 def test_a_segmenter_overfits_eight_images(learnt: tuple[Predictor, Path]) -> None:
     predictor, _ = learnt
-    found: dict[str, list[float]] = {name: [] for name in CLASSES}
+    scores: dict[str, list[float]] = {name: [] for name in CLASSES}
     for number in range(8):
         pixels, masks = drawn(number)
-        seen = predictor.predict_image(pixels)
+        prediction = predictor.predict_image(pixels)
         for place, name in enumerate(CLASSES):
-            mine = [shapes.mask_of(d, 64, 64) for d, _ in seen.defects if d.label == name]
-            mask = np.max(mine, axis=0) if mine else np.zeros((64, 64), np.uint8)
+            masks_of_class = [shapes.mask_of(d, 64, 64) for d, _ in prediction.defects if d.label == name]
+            mask = np.max(masks_of_class, axis=0) if masks_of_class else np.zeros((64, 64), np.uint8)
             if name in masks:
-                found[name].append(dice(mask, masks[name]))
-                assert seen.probability[place] > 0.5
+                scores[name].append(dice(mask, masks[name]))
+                assert prediction.probability[place] > 0.5
             else:
                 assert mask.sum() < 30
-    assert all(np.mean(values) > 0.8 for values in found.values()), found
+    assert all(np.mean(values) > 0.8 for values in scores.values()), scores
 
 
 def test_what_is_said_of_an_image_hangs_together(learnt: tuple[Predictor, Path]) -> None:
     predictor, _ = learnt
     pixels, _ = drawn(2)
-    seen = predictor.predict_image(pixels)
+    prediction = predictor.predict_image(pixels)
     p = predictor.probabilities(np.repeat(pixels[..., None], 3, axis=2))
-    for defect, sure in seen.defects:
+    for defect, sure in prediction.defects:
         mask = shapes.mask_of(defect, 64, 64).astype(bool)
         assert np.isclose(sure, p[CLASSES.index(defect.label)][mask].mean(), atol=1e-5)
         assert sure > 0.5
         assert shapes.defect_from_mask(defect.label, mask.astype(np.uint8)) == defect  # tight, canonical
-    assert np.allclose(seen.defect_pixels, p.sum(axis=(1, 2)), rtol=1e-4)
-    assert seen.uncertainty >= 0
-    assert predictor.predict_image(np.repeat(pixels[..., None], 3, axis=2)).defects == seen.defects  # grey is grey
+    assert np.allclose(prediction.defect_pixels, p.sum(axis=(1, 2)), rtol=1e-4)
+    assert prediction.uncertainty >= 0
+    assert (
+        predictor.predict_image(np.repeat(pixels[..., None], 3, axis=2)).defects == prediction.defects
+    )  # grey is grey
 
 
 def test_tiles_say_what_the_whole_strip_says(learnt: tuple[Predictor, Path]) -> None:
@@ -111,24 +113,24 @@ def test_any_size(learnt: tuple[Predictor, Path], size: tuple[int, int]) -> None
 def test_components_are_scipy_s(seed: int) -> None:
     p = ndimage.gaussian_filter(np.random.default_rng(seed).random((50, 80)), 2).astype(np.float32)
     p = (p - p.min()) / (p.max() - p.min())
-    found = components("crack", p, 0.6, min_area=5)
+    regions = components("crack", p, 0.6, min_area=5)
     labels, count = ndimage.label(p > 0.6, np.ones((3, 3)))
     expected = [labels == row for row in range(1, count + 1) if (labels == row).sum() >= 5]
-    masks = [shapes.mask_of(defect, 80, 50).astype(bool) for defect, _ in found]
+    masks = [shapes.mask_of(defect, 80, 50).astype(bool) for defect, _ in regions]
     assert sorted(mask.tobytes() for mask in masks) == sorted(mask.tobytes() for mask in expected)
-    assert all(np.isclose(sure, p[mask].mean()) for (_, sure), mask in zip(found, masks, strict=True))
+    assert all(np.isclose(sure, p[mask].mean()) for (_, sure), mask in zip(regions, masks, strict=True))
     assert [mask.sum() for mask in masks] == sorted((mask.sum() for mask in masks), reverse=True)
 
 
 def test_components_of_noise_are_bounded() -> None:
     p = np.random.default_rng(0).random((400, 400)).astype(np.float32)
-    assert len(components("crack", p, 0.8, min_area=1)) == MOST
+    assert len(components("crack", p, 0.8, min_area=1)) == MOST_REGIONS
     assert components("crack", np.zeros((9, 9), np.float32), 0.5, 1) == []
 
 
 def test_train_predict_select(works: Project) -> None:
     """The whole way: a model, its scores of what nobody labelled, and a choice that rests on them."""
-    made = training.run(works, FAST)
+    trained = training.run(works, FAST)
     report = predicting.run(works, device="cpu")
     index = Index(works)
     waiting = {id for id, status in index.rows("status") if status == "unlabelled"}
@@ -138,14 +140,14 @@ def test_train_predict_select(works: Project) -> None:
     assert {name: table.columns[name] for name in kinds} == kinds
     assert json.loads(table.metadata["classes"]) == list(CLASSES)
     predictor = load_predictor(works, device="cpu")
-    assert predictor.key == made.model.key
-    one = next(index.items(sorted(waiting)[:1]))
-    seen = predictor.predict_image(drawn(int(one.path.stem))[0])
-    kept = table.read([one.id], ["probability", "defect_pixels"])
-    assert np.allclose(kept["probability"][0], seen.probability, atol=1e-3)
-    assert np.allclose(kept["defect_pixels"][0], seen.defect_pixels, rtol=1e-4)
+    assert predictor.key == trained.model.key
+    item = next(index.items(sorted(waiting)[:1]))
+    prediction = predictor.predict_image(drawn(int(item.path.stem))[0])
+    stored = table.read([item.id], ["probability", "defect_pixels"])
+    assert np.allclose(stored["probability"][0], prediction.probability, atol=1e-3)
+    assert np.allclose(stored["defect_pixels"][0], prediction.defect_pixels, rtol=1e-4)
     shown = dict(predictions.load(index, sorted(waiting)))
-    assert len(shown.get(one.id, predictions.Prediction()).defects) == len(seen.defects)
+    assert len(shown.get(item.id, predictions.Prediction()).defects) == len(prediction.defects)
     embedded(works)
     chosen = selecting.run(works, SelectRequest("4", strategy="entropy"))
     assert len(chosen.picks) == 4
@@ -188,13 +190,13 @@ def test_ray_says_the_same(works: Project, monkeypatch: pytest.MonkeyPatch) -> N
     files.remove(Path(here.table))
     monkeypatch.setattr(_ray, "BATCH", 5)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
-    there = predicting.run(works, key, device="cpu", everything=True, engine="ray")
-    assert (there.predicted, there.failed) == (here.predicted, here.failed) == (29, {broken: here.failed[broken]})
-    again = Table(there.table).read(ids, columns)
+    report = predicting.run(works, key, device="cpu", everything=True, engine="ray")
+    assert (report.predicted, report.failed) == (here.predicted, here.failed) == (29, {broken: here.failed[broken]})
+    again = Table(report.table).read(ids, columns)
     assert all(np.allclose(scored[name].astype(float), again[name].astype(float), rtol=1e-3) for name in columns)
-    said = dict(predictions.load(index, ids))
-    assert {id: [d for d, _ in one.defects] for id, one in said.items()} == {
-        id: [d for d, _ in one.defects] for id, one in regions.items()
+    predicted = dict(predictions.load(index, ids))
+    assert {id: [d for d, _ in prediction.defects] for id, prediction in predicted.items()} == {
+        id: [d for d, _ in prediction.defects] for id, prediction in regions.items()
     }
     with pytest.raises(CurateError, match="unknown engine 'spark'; allowed: local, ray"):
         predicting.run(works, engine="spark")
@@ -235,14 +237,14 @@ def test_another_model_s_predictions_are_replaced(works: Project) -> None:
 
 
 def test_a_classifier_says_class_and_doubt(works: Project) -> None:
-    made = training.run(
+    trained = training.run(
         works,
         training.TrainRequest(
             recipe="mobilenetv2-fast",
             overrides=("model.weights=none", "input.height=64", "input.width=64", "epochs=1", "model.encoder=resnet18"),
         ),
     )
-    manifest = made.model.manifest
+    manifest = trained.model.manifest
     assert (manifest["task"], manifest["single"], manifest["outputs"]) == ("classification", False, list(CLASSES))
     report = predicting.run(works, device="cpu")
     table = Table(report.table)
@@ -259,29 +261,29 @@ def test_a_classifier_says_class_and_doubt(works: Project) -> None:
 
 
 def test_classes_that_exclude_each_other_get_a_softmax_and_clean(tmp_path: Path) -> None:
-    items = [one for one in data(tmp_path, 12).train if len(one.label.present) < 2]
-    of = data(tmp_path, 1)
-    of = replace(of, task="classification", train=tuple(items) * 8, single=True)
-    made = recipe.load("simple-cnn", [*CNN, "model.dropout=0", "epochs=6", "optimiser.lr=1e-2"])
-    model = network(made, of)
-    loop.fit(model, setting(made, of, tmp_path / "run"))
+    items = [item for item in data(tmp_path, 12).train if len(item.label.present) < 2]
+    training_data = data(tmp_path, 1)
+    training_data = replace(training_data, task="classification", train=tuple(items) * 8, single=True)
+    resolved = recipe.load("simple-cnn", [*CNN, "model.dropout=0", "epochs=6", "optimiser.lr=1e-2"])
+    model = network(resolved, training_data)
+    loop.fit(model, fit_settings(resolved, training_data, tmp_path / "run"))
     model.load_state_dict(checkpoint.load(tmp_path / "run" / loop.BEST)[0])
-    predictor = Predictor("0", CLASSES, made, True, model.eval())
+    predictor = Predictor("0", CLASSES, resolved, True, model.eval())
     for number in (0, 1, 3):
-        seen = predictor.predict_image(drawn(number)[0])
-        assert {name for name, _ in seen.classes} == set(drawn(number)[1])
-        assert seen.probability.shape == (2,)
-        assert seen.probability.sum() < 1
+        prediction = predictor.predict_image(drawn(number)[0])
+        assert {name for name, _ in prediction.classes} == set(drawn(number)[1])
+        assert prediction.probability.shape == (2,)
+        assert prediction.probability.sum() < 1
 
 
 def test_the_model_as_an_encoder(works: Project) -> None:
     from curate.embed import build
     from curate.vectors import run as embedding
 
-    assert encoder.handle(works, "cpu") is None
-    made = training.run(works, FAST)
-    handle: Any = encoder.handle(works, "cpu")
-    assert handle.key == made.model.key
+    assert encoder.current_encoder(works, "cpu") is None
+    trained = training.run(works, FAST)
+    handle: Any = encoder.current_encoder(works, "cpu")
+    assert handle.key == trained.model.key
     report = embedding.run(works, build("model", {}, handle=handle), {}, workers=0)
     assert (report.embedded, report.failed) == (30, {})
 
