@@ -133,9 +133,8 @@ def _prepare_task(
     if resolved.pseudo.model:
         pseudo.check_batch(resolved, process_group.world_size)
     key = model_key(resolved, data)
-    stack.enter_context(
-        files.writer_lock(store.models_folder(project), "curate train")
-    )  # held for hours: the index is not locked
+    # Held for hours: the index is not locked.
+    stack.enter_context(files.writer_lock(store.models_folder(project), "curate train"))
     folder, fresh = store.training_folder(project, key), not store.is_done(project, key)
     return TrainTask(key, resolved, data, plan_of(project, resolved, data), folder, device, fresh)
 

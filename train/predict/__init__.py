@@ -1,4 +1,5 @@
 """A stored model on images: probabilities, regions and uncertainty scores.
 
-Read `run.py` first (`curate predict`). May import `curate`, `train.data` and the ground floor of `train`.
+Read `predictor.py` first, then `run.py` (`curate predict`). May import `curate`, `train.data`, `train.architectures`
+and the ground floor of `train`.
 """

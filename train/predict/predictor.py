@@ -78,9 +78,9 @@ class Predictor:
         image = with_channels(pixels, self.recipe.input.channels)
         return self.from_map(self.probabilities(image)) if self.recipe.task == "segmentation" else self._whole(image)
 
-    def prediction(self, prediction: ImagePrediction) -> Prediction:
+    def prediction(self, image: ImagePrediction) -> Prediction:
         """Return the regions and classes as the index stores them."""
-        return Prediction(prediction.defects, prediction.classes, self.by)
+        return Prediction(image.defects, image.classes, self.by)
 
     # --- segmentation ---
 

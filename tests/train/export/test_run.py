@@ -288,17 +288,17 @@ def test_no_model(works: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "text"),
+    ("export_request", "text"),
     [
         (ExportRequest(max_drop=1.5), "max-drop 1.5"),
         (ExportRequest(calibration=0), "calibration 0"),
         (ExportRequest(activations="int4"), "allowed: auto, int8, uint8"),
     ],
 )
-def test_bad_requests(request: ExportRequest, text: str) -> None:
+def test_bad_requests(export_request: ExportRequest, text: str) -> None:
     nothing: Any = None
     with pytest.raises(CurateError, match=text):
-        exporting.run(nothing, request)
+        exporting.run(nothing, export_request)
 
 
 def test_what_stands_in_the_way_is_named_and_leaves_nothing(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
