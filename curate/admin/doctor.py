@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from curate import project, workers
+from curate import mongod, project, workers
 from curate.errors import CurateError
 from curate.index import database
 
@@ -63,7 +63,7 @@ def _database(folder: Path | None) -> DoctorCheck:
     if uri:
         return _server(uri)
     try:
-        binary = database.mongod()
+        binary = mongod.binary()
     except CurateError as error:
         return DoctorCheck("database", "missing", "no mongod, no URI", str(error))
     server = database.running(folder / "work" / "db") if folder else None

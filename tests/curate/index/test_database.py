@@ -14,6 +14,7 @@ import psutil
 import pymongo
 import pytest
 
+from curate import mongod
 from curate.admin import setup
 from curate.errors import CurateError
 from curate.index import database
@@ -78,7 +79,7 @@ def test_only_the_owner_reaches_the_database_and_nobody_over_the_network(served:
 
 def test_the_server_of_an_older_curate_is_used_until_it_ends(tmp_path: Path) -> None:
     port = free_port()
-    command = [database.mongod(), "--dbpath", tmp_path, "--bind_ip", "127.0.0.1", "--port", str(port)]
+    command = [mongod.binary(), "--dbpath", tmp_path, "--bind_ip", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*map(str, command), "--nounixsocket"], stdout=subprocess.DEVNULL)
     with pymongo.MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=60_000) as client:
         client.admin.command("ping")
@@ -149,7 +150,7 @@ class Shared:
         self.begin()
 
     def begin(self) -> None:
-        command = [str(database.mongod()), "--dbpath", str(self.folder), "--port", str(self.port), "--nounixsocket"]
+        command = [str(mongod.binary()), "--dbpath", str(self.folder), "--port", str(self.port), "--nounixsocket"]
         command += ["--bind_ip", "127.0.0.1", *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
