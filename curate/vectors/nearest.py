@@ -17,7 +17,6 @@ from curate import files
 from curate.errors import LabelProblem
 from curate.greedy.neighbours import nearest
 from curate.masks import decode
-from curate.select.pool import Floats
 
 SAMPLE = 2000
 FIFTH = 5
@@ -25,7 +24,7 @@ SAME = 0.98  # correlation of small pictures
 SIDE = 32  # pixels of a small picture
 
 
-def cosine(vectors: Floats, share: float) -> float:
+def cosine(vectors: NDArray[np.float32], share: float) -> float:
     """The cosine of two images that are `share` of the usual distance apart."""
     step = max(1, len(vectors) // SAMPLE)
     sample = vectors[::step]
