@@ -8,13 +8,13 @@ FiftyOne dataset shows them, and `Label.digest` tells whether two are the same.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from curate.hashing import key_of
 
 Source = Literal["public", "production", "synthetic"]
 Split = Literal["train", "val", "test"]
@@ -179,8 +179,7 @@ class Label:
     @property
     def digest(self) -> str:
         """Equal for equal labels, whatever the order of their regions."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        return key_of(self.to_json())
 
     def renamed(self, names: Mapping[str, str]) -> Label:
         if not names or not self.present & names.keys():

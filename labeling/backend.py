@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.index.dataset import Index
+from curate.masks.decode import pixels_of
 from curate.project import Project
-from curate.vectors.run import pixels_of
 from labeling import results as ls_results
 from labeling.http_server import Routes, listening
 from labeling.push import REVIEW

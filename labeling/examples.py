@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from curate.data import Defect, Item
 from curate.errors import CurateError
-from curate.index import rounds
+from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.masks import shapes
+from curate.masks.decode import pixels_of
 from curate.project import Project
-from curate.vectors.run import pixels_of
 from labeling.client import Studio
 from labeling.config import ExampleCrop
 
@@ -35,7 +35,7 @@ def key(project: Project) -> str:
     index = Index(project)
     held = set(index.dataset.match(_usable(index)).distinct("defects.detections.label"))
     classes = [entry.model_dump() for entry in project.config.classes]
-    return rounds.key_of([classes, sorted(held & set(project.active_classes))])
+    return key_of([classes, sorted(held & set(project.active_classes))])
 
 
 def crops(project: Project, keep: Keep) -> list[ExampleCrop]:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from curate.data import AUDIT, Label
 from curate.errors import CurateError, LabelProblem, unknown
+from curate.hashing import seeded_number
 from curate.index import predictions, rounds, sync
 from curate.index.dataset import Index
 from curate.index.documents import ShownLabel
 from curate.index.predictions import Prediction
 from curate.index.rounds import Round
 from curate.labels import log as label_log
-from curate.labels import splits
 from curate.labels.log import LabelLog
 from curate.project import Project
 from labeling import images, remote_project, tabs, tasks
@@ -371,7 +371,7 @@ def _overlap(ls_project: LabelStudioProject, batch: str, keys: Collection[str]) 
     """Let several people label a share of the round, drawn by content id."""
     settings = ls_project.project.config.labelstudio
     chosen = (
-        {key for key in keys if splits.draw(0, "overlap", key) < settings.overlap * 2**64}
+        {key for key in keys if seeded_number(0, "overlap", key) < settings.overlap * 2**64}
         if settings.overlap
         else set()
     )

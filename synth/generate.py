@@ -21,8 +21,8 @@ import numpy as np
 from curate import __version__, files
 from curate.catalogue import Catalogue
 from curate.errors import CurateError, LabelProblem, unknown
+from curate.hashing import key_of
 from curate.index.dataset import Index, chunks
-from curate.index.rounds import key_of
 from curate.masks.shapes import grey_file
 from curate.paths import safe_join
 from curate.project import Project

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from curate.data import Defect, Item
 from curate.errors import CurateError, LabelProblem
+from curate.hashing import key_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.masks import shapes
 from synth.nouns import FEATHER, Donor, Ground, Mask, MaskBank, Pixels, Scene, Site, TrainingWindow, extent_of
 from train.data.dataset import masks_of

@@ -85,7 +85,7 @@ def tune(
     emit(result.to_json() | {"trained": model.to_json()}) if json else _trained(model, opened.name)
 
 
-def _hinted(result: Tuned, json: bool) -> None:
+def _hinted(result: TuneResult, json: bool) -> None:
     if json:
         emit(result.to_json())
     elif result.best:

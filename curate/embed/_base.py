@@ -16,11 +16,8 @@ loaded when it is first used.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,12 +71,6 @@ def whole(image: Array) -> Boxes:
     return np.array([(0, 0, image.shape[1], image.shape[0])], np.int32)
 
 
-def key_of(*parts: Any) -> str:
-    """A short name for all that vectors depend on."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def check_tiles(tile: Tile, overlap: float) -> None:
     if isinstance(tile, int) and tile < SMALLEST:
         raise CurateError(f"tile {tile} is too small; allowed: {SMALLEST} pixels or more, auto, none")
@@ -120,8 +111,3 @@ def unit(vectors: Array) -> NDArray[np.float32]:
     """Rows of length 1."""
     found = np.asarray(vectors, np.float32)
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12), np.float32)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from curate.embed._base import Encoder
+from curate.embed._images import EncodedImage, encode_images, prepare_images
 from curate.errors import CurateError
 
 BLOCKS = 2000  # more would cost the driver more than they give the actors
 START = "starting Ray takes about 10 s; it pays for long runs and on clusters"
 
 
-def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: int | None) -> Iterator[Any]:
+def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: int | None) -> Iterator[EncodedImage]:
     """Every image's `EncodedImage`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
     if not todo:
         return
@@ -65,7 +66,7 @@ def _path() -> str:
     return os.pathsep.join(part for part in sys.path if part)
 
 
-def _stream(ray: Any, encoder: Encoder, todo: Any, max_pixels: int, batch: int, actors: int) -> Iterator[Any]:
+def _stream(ray: Any, encoder: Encoder, todo: Any, max_pixels: int, batch: int, actors: int) -> Iterator[EncodedImage]:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -91,10 +92,8 @@ class _Actor:
         self.encoder, self.max_pixels = encoder, max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        from curate.vectors import run as embedding
-
         job = list(zip(rows["id"].tolist(), rows["path"].tolist(), strict=True))
-        done = embedding.encode_all(self.encoder, embedding.prepare_all(self.encoder, job, self.max_pixels))
+        done = encode_images(self.encoder, prepare_images(self.encoder, job, self.max_pixels))
         return {
             "id": [one.id for one in done],
             "path": [one.path for one in done],
@@ -104,9 +103,7 @@ class _Actor:
         }
 
 
-def _unpacked(row: dict[str, Any], dim: int) -> Any:
-    from curate.vectors.run import EncodedImage
-
+def _unpacked(row: dict[str, Any], dim: int) -> EncodedImage:
     boxes = np.frombuffer(row["boxes"], np.int32).reshape(-1, 4)
     vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, dim)
     return EncodedImage(row["id"], row["path"], boxes, vectors, row["problem"] or None)

@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, key_of, unit
+from curate.embed._base import Array, Encoder, Pixels, Tile, check_tiles, unit
 from curate.errors import CurateError
+from curate.hashing import short_key
 
 STEP = 1
 
@@ -46,7 +47,7 @@ class ModelEncoder:
 
     @property
     def key(self) -> str:
-        return key_of(self.name, STEP, self.handle.key, self.tile, self.overlap)
+        return short_key(self.name, STEP, self.handle.key, self.tile, self.overlap)
 
     @property
     def dim(self) -> int:

@@ -21,7 +21,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, key_of, unit, whole
+from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, unit, whole
+from curate.hashing import short_key
 
 STEP = 5  # raise it when the same window gives another vector than before
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
@@ -57,7 +58,7 @@ class Texture:
 
     @property
     def key(self) -> str:
-        return key_of(self.name, STEP, self.tile, self.overlap)
+        return short_key(self.name, STEP, self.tile, self.overlap)
 
     def prepare(self, window: Pixels) -> Array:
         return self.prepare_image(window, whole(window))[0]

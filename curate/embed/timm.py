@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from curate.devices import device_of, weights_of
 from curate.embed import _network
-from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
+from curate.embed._base import Encoder, Tile, check_tiles
 from curate.embed._network import NetworkEncoder
 from curate.errors import CurateError, unknown
+from curate.hashing import sha256_of, short_key
 
 REMEDY = "Give a local file: --set weights=PATH"
 
@@ -36,7 +37,7 @@ def build(
     config = resolve_model_data_config(module)
     side = size or int(config["input_size"][-1])
     digest = sha256_of(Path(weights).expanduser()) if weights else _network.digest_of(module)
-    key = key_of(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap, bf16)
+    key = short_key(_network.STEP, model, digest, side, config["mean"], config["std"], tile, overlap, bf16)
     dim, make = _network.dim_of(module, side), partial(headless, model, weights, size)
     place = device_of(device)
     name = f"timm-{model.replace('/', '_').replace(':', '_')}"

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from curate.devices import device_of, weights_of
 from curate.embed import _network
-from curate.embed._base import Encoder, Tile, check_tiles, key_of, sha256_of
+from curate.embed._base import Encoder, Tile, check_tiles
 from curate.embed._network import NetworkEncoder
 from curate.errors import CurateError, unknown
+from curate.hashing import sha256_of, short_key
 
 SCALES = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -38,7 +39,7 @@ def build(
         raise CurateError("torchvision_file needs the weights of the model in a local file: --set weights=PATH")
     module = headless(model, weights)
     mean, std = SCALES[scale]
-    key = key_of(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap, bf16)
+    key = short_key(_network.STEP, model, sha256_of(Path(weights).expanduser()), scale, size, tile, overlap, bf16)
     dim = _network.dim_of(module, size)
     place = device_of(device)
     make = partial(headless, model, weights)

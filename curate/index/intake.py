@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from curate import files
 from curate.data import UNLABELLED, Defect, Label, MaskFile, Record
 from curate.errors import LabelProblem
+from curate.hashing import content_id, digest_of
 from curate.masks import decode
 from curate.masks.shapes import defect_of
 from curate.paths import safe_join
@@ -48,7 +48,7 @@ class SourceRules:
         rules = (STEP, self.limits.model_dump_json(), sorted(self.names.items()), sorted(self.allowed))
         patterns = [pattern.pattern if pattern else None for pattern in (self.template, self.group)]
         rest = (self.empty_mask_keeps_class, patterns, self.stratum)
-        return hashlib.blake2b(repr((rules, rest)).encode(), digest_size=12).hexdigest()
+        return digest_of(repr((rules, rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def fingerprint(path: Path, record: Record, rules: SourceRules, mark: str) -> st
         return None
     masks = [region.shape.path for region in record.regions if isinstance(region.shape, MaskFile)]
     stats += [_mask_stat(rules.root, mask) for mask in masks]
-    return hashlib.blake2b(repr((record, stats, mark)).encode(), digest_size=12).hexdigest()
+    return digest_of(repr((record, stats, mark)))
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
@@ -94,8 +94,7 @@ def picture_of(path: Path, record: Record, rules: SourceRules) -> ImageFacts:
     content = files.read_bytes(path)
     width, height, channels, kind = _header(content, rules.limits)
     note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
-    id = hashlib.sha256(content).hexdigest()
-    return ImageFacts(id, width, height, channels, len(content), MIME[kind], note)
+    return ImageFacts(content_id(content), width, height, channels, len(content), MIME[kind], note)
 
 
 def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:

@@ -6,7 +6,6 @@ it and can be shown again. A round that is not pushed yet may be replaced, a pus
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,12 +121,6 @@ def mark(one: Round, **values: Any) -> Round:
     manifest = one.manifest | values
     files.write_json(one.folder / MANIFEST, manifest)
     return Round(one.folder, manifest)
-
-
-def key_of(inputs: Any) -> str:
-    """Changes with anything that the choice depends on."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def write(

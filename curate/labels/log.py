@@ -8,7 +8,6 @@ what holds today for each image: the index is a projection of it and can be rebu
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
 from curate.files import room_for, sync_folder
+from curate.hashing import digest_of
 
 DUPLICATE_LABELS, UNKNOWN_CLASS = "duplicate-labels", "unknown-class"
 DAMAGE = (
@@ -461,4 +461,4 @@ class LabelLog:
     def _mark(self, kind: str, versions: Iterable[tuple[str, EntryPosition]]) -> str:
         parts = (part for path, place in versions for part in (path, self._digest(place) + self._strange(place)))
         text = "|".join([kind, *parts])
-        return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
+        return digest_of(text)

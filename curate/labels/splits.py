@@ -6,7 +6,6 @@ seed, so that the same groups get the same splits on any machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from curate import files
 from curate.data import SPLITS
+from curate.hashing import seeded_number
 from curate.labels.log import Segments, now
 
 FEW_GROUPS = 10
@@ -27,12 +27,6 @@ class Group:
     name: str
     images: int
     classes: Mapping[str, int]
-
-
-def draw(seed: int, *parts: object) -> int:
-    """A number that depends on nothing but its arguments."""
-    text = "\0".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def assign(
@@ -48,7 +42,7 @@ def assign(
     quota = _Quota(groups, shares, settled or {})
     assigned: dict[str, str] = {}
     for name in quota.rarest_first():
-        for group in sorted(groups, key=lambda g: draw(seed, name, g.name)):
+        for group in sorted(groups, key=lambda g: seeded_number(seed, name, g.name)):
             if group.name not in assigned and (name is None or name in group.classes):
                 assigned[group.name] = quota.take(group, name)
     return assigned
@@ -110,7 +104,7 @@ def folds(groups: Sequence[Group], count: int, repeats: int, seed: int) -> dict[
     """Repeated grouped cross-validation: for each group its fold in each repeat, stratified like `assign`."""
     result: dict[str, list[int]] = {group.name: [] for group in groups}
     for repeat in range(repeats):
-        for name, fold in _one_fold(groups, count, draw(seed, "folds", repeat)).items():
+        for name, fold in _one_fold(groups, count, seeded_number(seed, "folds", repeat)).items():
             result[name].append(fold)
     return result
 
@@ -121,10 +115,10 @@ def _one_fold(groups: Sequence[Group], count: int, seed: int) -> dict[str, int]:
     size: Counter[int] = Counter()
     placed: dict[str, int] = {}
     for name in [*sorted((n for n in totals if n is not None), key=lambda n: (totals[n], n)), None]:
-        for group in sorted(groups, key=lambda g: draw(seed, name, g.name)):
+        for group in sorted(groups, key=lambda g: seeded_number(seed, name, g.name)):
             if group.name in placed or (name is not None and name not in group.classes):
                 continue
-            fold = min(range(count), key=lambda f: (have[f, name], size[f], draw(seed, name, group.name, f)))
+            fold = min(range(count), key=lambda f: (have[f, name], size[f], seeded_number(seed, name, group.name, f)))
             placed[group.name] = fold
             size[fold] += group.images
             have.update((fold, c) for c in (*group.classes, None))

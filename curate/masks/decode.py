@@ -1,4 +1,4 @@
-"""The one door to Pillow: whatever a decoder raises over a file's bytes becomes a `LabelProblem` with the reason."""
+"""Image files decoded by Pillow: any error that a decoder raises becomes a `LabelProblem` with the reason."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from curate.errors import CurateError, LabelProblem
 
@@ -43,3 +46,19 @@ def opened(content: bytes, max_pixels: int | None = None, prefix: str = "") -> I
         known = isinstance(error, OSError | SyntaxError | ValueError) and reason
         reason = reason if known else f"{type(error).__name__}: {reason}".removesuffix(": ")
         raise LabelProblem(f"{prefix}damaged image: {reason}") from None
+
+
+def pixels_of(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return an image file's pixels, grey (HxW) or colour (HxWx3). Raises LabelProblem where they cannot be read.
+
+    The limit is checked again: the file may have been replaced since the index saw it.
+    """
+    with opened(content, max_pixels) as image:
+        return _eight_bits(image)
+
+
+def _eight_bits(image: Any) -> NDArray[np.uint8]:
+    if image.mode.startswith(("I", "F")):  # 16 bits keep their upper 8: stretching would depend on the image
+        return np.clip(np.asarray(image, np.float64) / 256, 0, 255).astype(np.uint8)
+    plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    return np.asarray(plain, np.uint8)

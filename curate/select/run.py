@@ -14,6 +14,7 @@ import numpy as np
 
 from curate import __version__, state, tables
 from curate.errors import CurateError
+from curate.hashing import key_of
 from curate.index import rounds, sync
 from curate.index.dataset import Index
 from curate.index.rounds import Round
@@ -151,7 +152,7 @@ def _prepared(index: Index, built: BuiltPool, wish: SelectRequest, model: CostMo
     ]
     manifest = {
         "round": pool.turn,
-        "key": rounds.key_of(inputs),
+        "key": key_of(inputs),
         "strategy": wish.strategy,
         "seed": wish.seed,
         "asked": asked,

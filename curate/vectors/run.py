@@ -11,27 +11,23 @@ the same functions run in Ray's actors, on this machine or on the cluster that R
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from curate import embed, files, tables, workers
-from curate.embed._base import Encoder, Pixels, prepare_image, windows
-from curate.errors import CurateError, LabelProblem, unknown
+from curate import embed, tables, workers
+from curate.embed import _ray
+from curate.embed._base import Encoder
+from curate.embed._images import EncodedImage, ImageFiles, PreparedImage, encode_images, prepare_images
+from curate.errors import CurateError, unknown
 from curate.index.dataset import Index, chunks
-from curate.masks import decode
 from curate.project import Project
 from curate.vectors.store import Vectors
 
@@ -41,7 +37,6 @@ WORTH = 5.0  # seconds of decoding left, above which starting processes pays
 FEW = 32  # images after which it can be told how long the rest will take
 Progress = Callable[[str, int, int], None]
 Engine = Literal["local", "ray"]
-Todo = Sequence[tuple[str, str]]  # content id and file
 
 
 @dataclass
@@ -60,28 +55,6 @@ class EmbedReport:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """One image's windows and vectors, a row each, or the problem that left it without any."""
-
-    id: str
-    path: str
-    boxes: NDArray[np.int32]
-    vectors: NDArray[np.float32]
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
-    """One image's windows as the encoder takes them, or the problem."""
-
-    id: str
-    path: str
-    boxes: NDArray[np.int32]
-    arrays: list[NDArray[Any]]
-    problem: str | None = None
 
 
 def run(
@@ -142,7 +115,7 @@ def _write(part: list[EncodedImage], vectors: Vectors, report: EmbedReport) -> N
 
 def outcomes(
     encoder: Encoder,
-    todo: Todo,
+    todo: ImageFiles,
     max_pixels: int,
     *,
     engine: Engine = "local",
@@ -151,92 +124,20 @@ def outcomes(
 ) -> Iterator[EncodedImage]:
     """Every image's vectors or problem, in the order of `todo`."""
     if engine == "ray":
-        from curate.embed import _ray
-
         yield from _ray.outcomes(encoder, todo, max_pixels, batch, workers)
         return
     if engine != "local":
         raise unknown("engine", engine, ("local", "ray"))
     for part in chunks(_prepared(encoder, todo, max_pixels, workers), batch):
-        yield from encode_all(encoder, part)
-
-
-# --- pixels ---------------------------------------------------------------------------------------------------------
-
-
-def pixels_of(content: bytes, max_pixels: int) -> Pixels:
-    """An image file's pixels, grey (HxW) or colour (HxWx3). Raises LabelProblem where they cannot be had.
-
-    The limit is checked again: the file may have been replaced since the index saw it.
-    """
-    with decode.opened(content, max_pixels) as image:
-        return _bytes_of(image)
-
-
-def _bytes_of(image: Any) -> Pixels:
-    if image.mode.startswith(("I", "F")):  # 16 bits keep their upper 8: stretching would depend on the image
-        return np.clip(np.asarray(image, np.float64) / 256, 0, 255).astype(np.uint8)
-    plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(plain, np.uint8)
-
-
-def prepare_all(encoder: Encoder, job: Todo, max_pixels: int) -> list[PreparedImage]:
-    """These images, ready to be encoded; touches nothing but their files, so that any process can do it."""
-    with _one_thread():
-        return [_prepare(encoder, id, path, max_pixels) for id, path in job]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Windows are small: on them, threads of matrix and image libraries mostly wait for each other (twenty times)."""
-    import cv2
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with threadpool_limits(1, "blas"):
-            yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-def _prepare(encoder: Encoder, id: str, path: str, max_pixels: int) -> PreparedImage:
-    try:
-        content = files.read_bytes(Path(path))
-        if hashlib.sha256(content).hexdigest() != id:
-            raise LabelProblem("the file changed since it was indexed. Run: curate index")
-        pixels = pixels_of(content, max_pixels)
-    except LabelProblem as problem:
-        return PreparedImage(id, path, np.empty((0, 4), np.int32), [], str(problem))
-    except OSError as error:
-        return PreparedImage(id, path, np.empty((0, 4), np.int32), [], f"cannot be read: {error.strerror}")
-    boxes = windows(pixels.shape[1], pixels.shape[0], encoder.tile, encoder.overlap)
-    return PreparedImage(id, path, boxes, prepare_image(encoder, pixels, boxes))
-
-
-def encode_all(encoder: Encoder, part: Sequence[PreparedImage]) -> list[EncodedImage]:
-    """Vectors for all windows of these images in one call."""
-    arrays = [array for one in part for array in one.arrays]
-    vectors = encoder.encode(arrays) if arrays else np.empty((0, encoder.dim), np.float32)
-    ends = np.cumsum([len(one.arrays) for one in part])
-    return [_outcome(one, vectors[end - len(one.arrays) : end]) for one, end in zip(part, ends, strict=True)]
-
-
-def _outcome(one: PreparedImage, vectors: NDArray[np.float32]) -> EncodedImage:
-    problem = one.problem
-    # 0.5: a vector of zeros is as useless as one that is no number; all others have length 1.
-    if problem is None and not (np.linalg.norm(vectors, axis=1) > 0.5).all():
-        problem = "the encoder gave a vector that is not a number"
-    return EncodedImage(one.id, one.path, one.boxes, vectors if problem is None else vectors[:0], problem)
+        yield from encode_images(encoder, part)
 
 
 # --- here, or in several processes where there is much to decode -----------------------------------------------------
 
 
-def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) -> Iterator[PreparedImage]:
+def _prepared(encoder: Encoder, todo: ImageFiles, max_pixels: int, count: int | None) -> Iterator[PreparedImage]:
     """Every image ready to be encoded, in order; starts processes once it shows that they pay."""
-    prepare = partial(prepare_all, encoder, max_pixels=max_pixels)
+    prepare = partial(prepare_images, encoder, max_pixels=max_pixels)
     jobs = chunks(todo, JOB)
     done, spent = 0, 0.0
     with ExitStack() as stack:
@@ -253,7 +154,10 @@ def _prepared(encoder: Encoder, todo: Todo, max_pixels: int, count: int | None) 
 
 
 def _ahead(
-    pool: ProcessPoolExecutor, prepare: Callable[[Todo], list[PreparedImage]], jobs: Iterable[Todo], most: int
+    pool: ProcessPoolExecutor,
+    prepare: Callable[[ImageFiles], list[PreparedImage]],
+    jobs: Iterable[ImageFiles],
+    most: int,
 ) -> Iterator[PreparedImage]:
     """A bounded number of jobs ahead: prepared windows are large."""
     pending: deque[Future[list[PreparedImage]]] = deque()

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.data import Item
-from curate.labels.splits import Group, draw, folds
+from curate.hashing import seeded_number
+from curate.labels.splits import Group, folds
 from train.data import sampling
 
 REAL, BALANCED, AUGMENTED = "real", "balanced", "augmented"
@@ -113,16 +114,16 @@ def _spread(items: Sequence[Item], seed: int) -> list[Item]:
     """One image of every group, in drawn order, then a second one of each."""
     met: dict[str, int] = {}
     rows = []
-    for item in sorted(items, key=lambda item: draw(seed, item.id)):
+    for item in sorted(items, key=lambda item: seeded_number(seed, item.id)):
         met[_group(item)] = met.get(_group(item), 0) + 1
-        rows.append((met[_group(item)], draw(seed, _group(item)), item.id, item))
+        rows.append((met[_group(item)], seeded_number(seed, _group(item)), item.id, item))
     return [row[-1] for row in sorted(rows)]
 
 
 def budgeted(items: Sequence[Item], classes: Sequence[str], budget: int, seed: int = 0) -> list[Item]:
     """Real defects of each class up to the budget, group by group; what is clean stays. A smaller budget's images are
     among those of a larger one."""
-    ordered = sorted(items, key=lambda item: (draw(seed, _group(item)), item.id))
+    ordered = sorted(items, key=lambda item: (seeded_number(seed, _group(item)), item.id))
     kept = {item.id for item in items if item.label.clean}
     for name in classes:
         count = 0

@@ -22,8 +22,7 @@ from curate import files
 from curate.data import Defect, Item, Label
 from curate.embed._base import Encoder
 from curate.errors import CurateError
-from curate.index.rounds import key_of
-from curate.labels.splits import draw
+from curate.hashing import key_of, seeded_number
 from curate.masks.shapes import defect_from_mask
 from curate.paths import safe_join
 from synth import check, generate, masks
@@ -135,7 +134,7 @@ def _scenes(bank: MaskBank, name: str, count: int, order: BatchOrder) -> list[tu
         if len(scenes) == count:
             break
         with suppress(CurateError):
-            scenes.append(masks.scene(bank, name, order.size, draw(order.seed, name, number) % 2**31))
+            scenes.append(masks.scene(bank, name, order.size, seeded_number(order.seed, name, number) % 2**31))
     return scenes
 
 

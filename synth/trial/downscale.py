@@ -16,7 +16,7 @@ from PIL import Image
 from curate import files
 from curate.data import Defect, Item, Label
 from curate.errors import LabelProblem
-from curate.index.rounds import key_of
+from curate.hashing import key_of
 from curate.masks.shapes import defect_from_mask, mask_of
 from train.data.pixels import read
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import Item
 from curate.errors import LabelProblem
-from curate.index.rounds import key_of
+from curate.hashing import key_of
 from curate.project import Project
 from synth import check, generate, masks
 from synth.generate import SyntheticBatch

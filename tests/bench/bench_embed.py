@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from curate import embed
+from curate.embed._images import EncodedImage, prepare_images
 from curate.vectors import run as embedding
-from curate.vectors.run import EncodedImage
 from curate.vectors.store import Vectors
 from tests import fakes
 from tests.bench._measure import interleaved, print_table
@@ -62,7 +62,7 @@ def _size(one: EncodedImage) -> int:
 
 
 def compare(encoder: Any, todo: Any, folder: Path, repetitions: int) -> list[list[str]]:
-    prepared = [a for one in embedding.prepare_all(encoder, todo, LIMIT) for a in one.arrays]
+    prepared = [a for one in prepare_images(encoder, todo, LIMIT) for a in one.arrays]
     seconds = interleaved(
         {
             "pipeline, one process": lambda: pipeline(encoder, todo, folder, 0),
@@ -82,7 +82,7 @@ def compare(encoder: Any, todo: Any, folder: Path, repetitions: int) -> list[lis
 
 def halves(network: Any, todo: Any, repetitions: int) -> None:
     """float32 against bfloat16 on the same prepared windows."""
-    prepared = [a for one in embedding.prepare_all(network, todo[:32], LIMIT) for a in one.arrays]
+    prepared = [a for one in prepare_images(network, todo[:32], LIMIT) for a in one.arrays]
     full, half = replace(network, bf16=False, module=None), replace(network, bf16=True, module=None)
     seconds = interleaved(
         {"float32": lambda: full.encode(prepared), "bfloat16": lambda: half.encode(prepared)}, repetitions

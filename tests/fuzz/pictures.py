@@ -99,7 +99,7 @@ def _mask(case: dict[str, Any], root: Path) -> str:
 
 
 def _pixels(case: dict[str, Any], root: Path) -> str:
-    from curate.vectors.run import pixels_of
+    from curate.masks.decode import pixels_of
 
     found = pixels_of(case["content"], case["max_pixels"])
     if found.dtype != "uint8" or found.ndim not in (2, 3) or (found.ndim == 3 and found.shape[2] != 3):

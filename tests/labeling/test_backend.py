@@ -11,8 +11,8 @@ import pytest
 
 from curate.data import Label
 from curate.index.dataset import Index
+from curate.masks.decode import pixels_of
 from curate.project import Project
-from curate.vectors.run import pixels_of
 from labeling import backend, push, results, tasks
 from labeling.backend import Backend
 from labeling.client import Studio

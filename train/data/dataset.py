@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem
+from curate.hashing import key_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.masks.shapes import mask_of
 from train.data import sampling
 from train.data.augment import Masks, Rng, augmented

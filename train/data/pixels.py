@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curate import files
 from curate.errors import LabelProblem
-from curate.vectors.run import pixels_of
+from curate.masks.decode import pixels_of
 from train.recipe import SCALES
 
 Pixels = NDArray[np.uint8]

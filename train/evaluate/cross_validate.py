@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from curate import files
 from curate.data import Item
-from curate.embed._base import sha256_of
 from curate.errors import CurateError, unknown
+from curate.hashing import key_of, seeded_number, sha256_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.labels import splits
 from curate.labels.splits import Member
 from curate.project import Project
@@ -255,7 +254,7 @@ def dealt(
         for number in range(count):
             held = {name for name, folds in drawn.items() if folds[repeat] == number}
             rest = [one for one in items if group_of(one) not in held]
-            data = _parted(rest, learnt, splits.draw(seed, "val", repeat, number), shares)
+            data = _parted(rest, learnt, seeded_number(seed, "val", repeat, number), shares)
             yield Fold(repeat, number, data, tuple(one for one in items if group_of(one) in held))
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem
+from curate.hashing import key_of
 from curate.index.dataset import Index, chunks
-from curate.index.rounds import key_of
 from curate.project import Project
 from train import store
 from train.data.dataset import masks_of

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from curate.data import Defect, Item
 from curate.errors import LabelProblem
+from curate.hashing import key_of
 from curate.index.dataset import chunks
 from curate.index.predictions import Prediction
-from curate.index.rounds import key_of
 from curate.masks import shapes
 from curate.project import Project
 from curate.tables import Table

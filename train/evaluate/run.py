@@ -19,8 +19,8 @@ import numpy as np
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, unknown
+from curate.hashing import key_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.project import Project
 from train import store
 from train.evaluate import intervals, mistakes, per_image

@@ -24,8 +24,8 @@ import numpy as np
 from curate import files
 from curate.data import Item
 from curate.errors import CurateError, LabelProblem, unknown
+from curate.hashing import key_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.project import Project
 from curate.select import uncertainty
 from train import store

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.devices import weights_of
-from curate.embed._base import sha256_of
 from curate.errors import CurateError
+from curate.hashing import sha256_of
 from train.recipe import Model
 
 REMEDY = "Train with --weights none, or with a local file: --weights FILE"

@@ -13,9 +13,9 @@ import numpy as np
 
 from curate import files
 from curate.errors import CurateError, unknown
+from curate.hashing import key_of
 from curate.index import sync
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.project import Project
 from curate.units import duration
 from curate.workers import cores
@@ -146,7 +146,7 @@ def prepare(project: Project, request: TrainRequest) -> tuple[Recipe, TrainingDa
         index = Index(project)
         sync.capture_app_edits(index)
         data = dataset.collect(index, requested.task if requested else request.task)
-        resolved = _with_resolved_input(requested or recipe.load(recipe.DEFAULTS[data.task], request.overrides), data)
+        resolved = _resolved(requested or recipe.load(recipe.DEFAULTS[data.task], request.overrides), data)
         return pseudo.with_pseudo_labels(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
 

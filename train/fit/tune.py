@@ -23,7 +23,7 @@ import numpy as np
 
 from curate import files
 from curate.errors import CurateError, unknown
-from curate.index.rounds import key_of
+from curate.hashing import key_of
 from curate.project import Project
 from curate.select import cost
 from train import recipe

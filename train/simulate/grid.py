@@ -15,7 +15,7 @@ from typing import Any
 
 from curate import files, workers
 from curate.errors import CurateError
-from curate.index.rounds import key_of
+from curate.hashing import key_of
 from train.simulate.learners import probe
 from train.simulate.one_run import Curve, CurvePoint, Picker, RunSettings, Teacher, play
 from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save

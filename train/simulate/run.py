@@ -15,8 +15,8 @@ from typing import Any
 
 from curate import files
 from curate.errors import CurateError, unknown
+from curate.hashing import key_of
 from curate.index.dataset import Index
-from curate.index.rounds import key_of
 from curate.labels import log as label_log
 from curate.project import Project
 from curate.strategies import CATALOGUE

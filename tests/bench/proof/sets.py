@@ -18,10 +18,10 @@ from curate import embed
 from curate.data import Box, MaskFile, Record
 from curate.demo import plant
 from curate.demo.steel import SHAPE
-from curate.embed import _base
 from curate.embed._base import Encoder
 from curate.files import written_aside
 from curate.formats import magnetic_tile, neu_det
+from curate.hashing import sha256_of
 from curate.masks import rle
 from curate.masks.shapes import grey_file
 from curate.select.pool import WHOLE
@@ -164,7 +164,7 @@ def _rle_box(text: str) -> Box:
 
 def _images(seen: list[Seen], made: Encoder, classes: tuple[str, ...]) -> Images:
     """Sorted by content id, so the order of rows tells nothing of the classes; of files with the same bytes, one."""
-    keyed = sorted({_base.sha256_of(one.path): one for one in seen}.items())
+    keyed = sorted({sha256_of(one.path): one for one in seen}.items())
     todo = [(key, str(one.path)) for key, one in keyed]
     found = {one.id: one for one in embedding.outcomes(made, todo, LIMIT, workers=1)}
     windows = [found[key] for key, _ in keyed]

@@ -29,10 +29,10 @@ from curate.index.intake import (
     stratum_of,
     template_pattern,
 )
+from curate.masks.decode import pixels_of
 from curate.paths import safe_join
 from curate.project import LimitsConfig
 from curate.vectors import nearest
-from curate.vectors.run import pixels_of
 from tests.fakes import REAL, save_image, save_mask, steel
 
 KINDS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}

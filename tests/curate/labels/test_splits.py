@@ -22,11 +22,11 @@ from curate.labels.splits import (
     Leak,
     Member,
     assign,
-    draw,
     due,
     few_groups,
     folds,
     gathered,
+    seeded_number,
 )
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -74,7 +74,7 @@ def test_the_seed_draws() -> None:
 
 def test_splits_are_the_same_on_every_machine() -> None:
     """Frozen figures: a change here would redraw the splits of every user's next groups."""
-    assert draw(42, "a", None, 3) == 9284150814364267761
+    assert seeded_number(42, "a", None, 3) == 9284150814364267761
     placed = assign([Group(f"c{n}", 1, {"crack": 1}) for n in range(8)], SHARES, 42)
     assert {name: split for name, split in placed.items() if split != "train"} == {"c3": "val", "c6": "test"}
 

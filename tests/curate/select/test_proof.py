@@ -20,6 +20,7 @@ import pytest
 from curate import embed
 from curate.demo import plant as demo
 from curate.demo.steel import SHAPE
+from curate.embed._images import EncodedImage
 from curate.masks import rle
 from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.select.rules import BARE, SelectionRules, choose
@@ -66,9 +67,7 @@ def _truth(file: Path) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     return {path: frozenset(names) for path, names in shows.items()}, masks
 
 
-def _pool(
-    paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], found: list[embedding.EncodedImage]
-) -> Pool:
+def _pool(paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], found: list[EncodedImage]) -> Pool:
     order = np.argsort(paths)
     rank = np.empty(len(paths), np.int64)
     rank[order] = np.arange(len(paths))

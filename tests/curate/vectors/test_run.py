@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 
 from curate import embed
+from curate.embed._images import EncodedImage
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
+from curate.masks.decode import pixels_of
 from curate.project import Project
 from curate.tables import Table
 from curate.vectors import run as embedding
-from curate.vectors.run import EncodedImage, outcomes, pixels_of
+from curate.vectors.run import outcomes
 from curate.vectors.store import Vectors, open_latest
 from tests import fakes
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - `run` is a fixture
