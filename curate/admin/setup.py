@@ -15,7 +15,7 @@ from typing import Any
 from curate import files, formats
 from curate.admin.layout import Layout, guess
 from curate.data import SOURCES, Record, Reject
-from curate.demo import plant
+from curate.demo import plant, steel
 from curate.errors import CurateError, unknown
 from curate.index.intake import SourceRules, group_of, stratum_of, template_pattern
 from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load
@@ -147,12 +147,12 @@ def demo(
     summary = plant.draw(folder / "data", images, seed, progress=advance)
     if (folder / FILE).exists():
         return load(folder), summary
-    names = {str(number): name for number, name in enumerate(plant.CLASSES, start=1)}
+    names = {str(number): name for number, name in enumerate(steel.CLASSES, start=1)}
     coil = r"([^/]+)_\d+\.[a-z]+$"
     library = {"name": "library", "format": "severstal", "data": folder / "data" / "library", "fully_labelled": True}
     production = {"name": "plant", "format": "images", "data": folder / "data" / "plant", "kind": "production"}
     production |= {"template": "{line}/{camera}/{date}/{name}", "stratum": "{line}/{camera}", "group": coil}
-    return write(folder, [library | {"classes": names, "group": coil}, production], plant.CLASSES), summary
+    return write(folder, [library | {"classes": names, "group": coil}, production], steel.CLASSES), summary
 
 
 def write(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Project:

@@ -24,14 +24,12 @@ import cv2
 import numpy as np
 
 from curate import files
-from curate.demo import steel
-from curate.demo.steel import Rng, paint
+from curate.demo.steel import CLASSES, Coil, Rng, View, paint
 from curate.errors import CurateError
 from curate.masks.rle import mask_to_kaggle
 from curate.workers import cores
 from curate.workers import pool as worker_pool
 
-CLASSES = steel.CLASSES
 RARE = ("blister", "edge_crack")
 VERSION = 1
 FEWEST = 60
@@ -63,29 +61,6 @@ Masks = dict[str, dict[str, str]]  # path -> class -> run-lengths
 
 
 # --- the plan: pure, no pixels ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One image: `index` seeds its pixels, `path` is relative to the plant's folder."""
-
-    index: int
-    path: str
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Coil:
-    """One physical piece and its consecutive views; `edge`: the camera sees where the strip ends."""
-
-    index: int
-    name: str
-    library: bool
-    line: str
-    camera: str
-    folder: str
-    edge: bool
-    views: tuple[View, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from curate.demo.plant import Coil, View
 
 CLASSES = ("scratches", "patches", "inclusion", "rolled_in_scale", "blister", "edge_crack")
 SIZE = (512, 128)
@@ -21,6 +18,29 @@ SMALLEST = 16  # pixels of a defect
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Rng = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One image: `index` seeds its pixels, `path` is relative to the plant's folder."""
+
+    index: int
+    path: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coil:
+    """One physical piece and its consecutive views; `edge`: the camera sees where the strip ends."""
+
+    index: int
+    name: str
+    library: bool
+    line: str
+    camera: str
+    folder: str
+    edge: bool
+    views: tuple[View, ...]
 
 
 # --- steel: one long sheet a coil, cut into views -----------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from curate import embed
 from curate.data import Box, MaskFile, Record
 from curate.demo import plant
-from curate.demo.steel import SHAPE
+from curate.demo.steel import CLASSES, SHAPE
 from curate.embed._base import Encoder
 from curate.files import written_aside
 from curate.formats import magnetic_tile, neu_det
@@ -97,7 +97,7 @@ def _embedded(name: str, made: Encoder) -> Images:
     if name != "plant":
         return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), made, classes(name))
     with tempfile.TemporaryDirectory() as folder:
-        return _images(list(_plant(Path(folder) / "plant")), made, plant.CLASSES)
+        return _images(list(_plant(Path(folder) / "plant")), made, CLASSES)
 
 
 def classes(name: str) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from curate.demo import plant, steel
-from curate.demo.plant import CLASSES, RARE, Coil, DemoSummary, PlantPlan
-from curate.demo.steel import SIZE
+from curate.demo.plant import RARE, DemoSummary, PlantPlan
+from curate.demo.steel import CLASSES, SIZE, Coil
 from curate.errors import CurateError
 from curate.masks.rle import kaggle_to_mask
 
