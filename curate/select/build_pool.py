@@ -16,7 +16,7 @@ from curate.errors import CurateError, nearest, unknown
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.select.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
-from curate.strategies import rare
+from curate.select.whitening import whitening_of
 from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
 
@@ -260,7 +260,7 @@ def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tupl
 
 def _exemplars(index: Index, pool: Pool, found: Vectors, given: str | None, notes: list[str]) -> Exemplars:
     """Windows of the given images, else of the labelled images of the scarce classes."""
-    names = pool.wanted or (pool.classes if given else rare.scarce(pool))
+    names = pool.wanted or (pool.classes if given else pool.scarce_classes())
     ids = _taught(pool, _named(index, pool, given), notes) if given else _labelled(pool, names)
     if not ids:
         return pool.exemplars
@@ -366,7 +366,7 @@ def _of_image(
     if given and label.status != "labelled" and not regions and not bare:
         bare = [pool.wanted[0] if len(pool.wanted) == 1 else ""]
     for name in bare:
-        best = int(np.argmax(rare.unusual(pool, image.vectors)))
+        best = int(np.argmax(whitening_of(pool).lengths(image.vectors)))
         yield id, int(image.tiles[best]), image.vectors[best], name
 
 

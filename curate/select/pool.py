@@ -18,6 +18,7 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 WHOLE = -1  # the tile number of the whole image
+SCARCE = 0.25  # of the groups that the median class has
 
 
 class Windows(NamedTuple):
@@ -172,3 +173,23 @@ class Pool:
     def groups_of(self, name: str) -> int:
         """How many groups are known to show the class."""
         return len(np.unique(self.groups[self.shows(name)]))
+
+    def scarce_classes(self) -> tuple[str, ...]:
+        """The scarcest of the classes with labels (`wanted`, else all), and those with under a quarter of the median's
+        groups."""
+        counts = {name: count for name in self.wanted or self.classes if (count := self.groups_of(name))}
+        if not counts:
+            return ()
+        few = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
+        return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= few)
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` split by weight into whole numbers that add up to it (largest remainders; ties to the first)."""
+    sum_ = sum(weights)
+    exact = [total * weight / sum_ if sum_ else 0.0 for weight in weights]
+    parts = [int(value) for value in exact]
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order[: total - sum(parts)] if sum_ else []:
+        parts[i] += 1
+    return parts

@@ -18,9 +18,8 @@ import numpy as np
 from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.greedy.neighbours import best_match, nearest
-from curate.select.pool import Mask, Pick, Picks, Pool, Rows
+from curate.select.pool import Mask, Pick, Picks, Pool, Rows, shares
 from curate.strategies import CATALOGUE
-from curate.strategies._common import shares
 
 NEIGHBOURS = 100
 CLOSED = 1_000_000

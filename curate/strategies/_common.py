@@ -83,14 +83,3 @@ def thinned(pool: Pool, most: int) -> tuple[Rows, Mask, Rows]:
     if pool.candidates[rows].sum() < pool.candidates.sum() / step / 2:  # what is left to pick is no even sample
         rows = np.union1d(rows, pool.open[:: max(1, len(pool.open) // most)])
     return rows, pool.candidates[rows], np.flatnonzero(np.isin(rows, pool.covered))
-
-
-def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` split by weight into whole numbers that add up to it (largest remainders; ties to the first)."""
-    sum_ = sum(weights)
-    exact = [total * weight / sum_ if sum_ else 0.0 for weight in weights]
-    parts = [int(value) for value in exact]
-    order = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
-    for i in order[: total - sum(parts)] if sum_ else []:
-        parts[i] += 1
-    return parts

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate.select.pool import Pick, Picks, Pool
-from curate.strategies._common import shares
+from curate.select.pool import Pick, Picks, Pool, shares
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:

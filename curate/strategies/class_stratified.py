@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from curate.select import uncertainty
-from curate.select.pool import Floats, Pick, Picks, Pool, Rows
-from curate.strategies._common import TINY, likelihood, shares, source, wanted
+from curate.select.pool import Floats, Pick, Picks, Pool, Rows, shares
+from curate.strategies._common import TINY, likelihood, source, wanted
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, power: float | None = None) -> Picks:

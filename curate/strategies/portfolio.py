@@ -16,11 +16,11 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.select import linear_probe
-from curate.select.pool import Picks, Pool
+from curate.select.pool import Picks, Pool, shares
 from curate.strategies import audit as audit_slot
 from curate.strategies import class_stratified, maxherding, random
 from curate.strategies import rare as rare_slot
-from curate.strategies._common import Rng, shares
+from curate.strategies._common import Rng
 
 REGIMES = {
     "no labels": {"rare": 0.0, "uncertain": 0.0, "explore": 0.85, "audit": 0.15},

@@ -6,8 +6,8 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.select import linear_probe
-from curate.select.pool import Floats, Pick, Picks, Pool
-from curate.strategies._common import shares, wanted
+from curate.select.pool import Floats, Pick, Picks, Pool, shares
+from curate.strategies._common import wanted
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:

@@ -6,7 +6,6 @@ nothing about a defect. A model contributes its likeliest images as well; a prob
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +13,11 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError
 from curate.select import linear_probe
-from curate.select.pool import WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
-from curate.strategies._common import TINY, shares, top
+from curate.select.pool import WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows, shares
+from curate.select.whitening import SHRINKAGE, Whitening, whitening_of, windows_with_lengths
+from curate.strategies._common import top
 from curate.strategies.nearest import place as window
 
-SCARCE = 0.25  # of the groups that the median class has
-SHRINKAGE = 0.01  # of the whitening: less is more selective, and more easily led astray
-BACKGROUND_IMAGES, BACKGROUND = 3000, 50_000  # images and windows that the ordinary look is learnt from
 HARD = 64  # windows that people refused, of those most like the exemplars
 LOOKED_AT_TWICE = 20_000  # candidates
 Tiles = NDArray[np.int16]
@@ -89,18 +86,9 @@ def select(
 
 def sought(pool: Pool) -> list[str]:
     """The classes that there is anything to go by, the scarcest first; '' stands for exemplars of no known class."""
-    names = {*pool.exemplars.classes, *(scarce(pool) if "probability" in pool.scores else ())}
+    names = {*pool.exemplars.classes, *(pool.scarce_classes() if "probability" in pool.scores else ())}
     allowed = {"", *(pool.wanted or pool.classes)}
     return sorted(names & allowed, key=lambda name: (pool.groups_of(name) if name else 0, name))
-
-
-def scarce(pool: Pool) -> tuple[str, ...]:
-    """Of the classes that anything teaches: those with less than a quarter of the median's groups, and the scarcest."""
-    counts = {name: count for name in pool.wanted or pool.classes if (count := pool.groups_of(name))}
-    if not counts:
-        return ()
-    few = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
-    return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= few)
 
 
 def _candidates(pool: Pool, name: str, look: RareOptions, most: int) -> list[Pick]:
@@ -109,7 +97,7 @@ def _candidates(pool: Pool, name: str, look: RareOptions, most: int) -> list[Pic
     exemplars = pool.exemplars.of([name])
     if len(exemplars):
         found = pool.once(f"rare {name} {look}", lambda: _relevance(pool, exemplars, _refused(pool, name), look))
-        whiten = _whitening(pool, look.shrinkage)
+        whiten = whitening_of(pool, look.shrinkage)
         rows = _apart(found, top(pool, found.score, 2 * most), whiten, look.separation)[:most]
         lists.append([_like(pool, name, row, found, exemplars) for row in rows])
     if (likely := _by_model(pool, name)) is not None:
@@ -162,7 +150,7 @@ def _likely(pool: Pool, name: str, row: int, likely: Floats, source: str) -> Pic
 
 def _relevance(pool: Pool, exemplars: Exemplars, refused: Mask, look: RareOptions) -> Relevance:
     """How much each image looks like the exemplars; the likeliest are held against what people refused."""
-    whiten = _whitening(pool, look.shrinkage)
+    whiten = whitening_of(pool, look.shrinkage)
     wanted = whiten(exemplars.vectors)
     plain = np.full(len(wanted), 1 / len(wanted), np.float32)
     first, hard = _first_look(pool, look, wanted, plain, refused)
@@ -182,81 +170,21 @@ def _one_a_group(pool: Pool, found: Relevance, count: int) -> list[int]:
     return list(best.values())[:count]
 
 
-class Whitening(NamedTuple):
-    """Makes ordinary windows a round cloud about zero; what stands out of it then is what is unusual."""
-
-    mean: Floats
-    matrix: Floats
-
-    @classmethod
-    def of(cls, ordinary: Floats, shrinkage: float) -> Whitening:
-        mean = ordinary.mean(axis=0)
-        centred = ordinary - mean
-        covariance = (centred.T @ centred).astype(np.float64) / max(1, len(centred))
-        values, axes = np.linalg.eigh(covariance)
-        floor = shrinkage * max(float(values.mean()), 1e-12)
-        return cls(mean, np.asarray(axes / np.sqrt(np.maximum(values, 0) + floor), np.float32))
-
-    def __call__(self, vectors: Floats) -> Floats:
-        """Whitened and brought to unit length."""
-        white = (vectors - self.mean) @ self.matrix
-        return np.asarray(white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), TINY), np.float32)
-
-    def lengths(self, vectors: Floats) -> Floats:
-        """How far windows stand out of what is ordinary."""
-        white = (vectors - self.mean) @ self.matrix
-        return np.asarray(np.maximum(np.linalg.norm(white, axis=1), TINY), np.float32)
-
-    def likeness(self, vectors: Floats, lengths: Floats, white: Floats) -> Floats:
-        """To each of some whitened windows: as if all were whitened, at a fraction of the work."""
-        axes = self.matrix @ white.T
-        return np.asarray((vectors @ axes - self.mean @ axes) / lengths[:, None], np.float32)
-
-
-def unusual(pool: Pool, vectors: Floats) -> Floats:
-    return _whitening(pool, SHRINKAGE).lengths(vectors)
-
-
-def _whitening(pool: Pool, shrinkage: float) -> Whitening:
-    """Of no label, so one for all rounds of a simulation: it takes longer than all else here."""
-    name = f"whitening {shrinkage}"
-    if name not in pool.lasting:
-        pool.lasting[name] = Whitening.of(_ordinary(pool), shrinkage)
-    found: Whitening = pool.lasting[name]
-    return found
-
-
-def _ordinary(pool: Pool) -> Floats:
-    """The windows of images at even distances over the whole pool: nearly all of them show ordinary steel."""
-    step = max(1, len(pool) // BACKGROUND_IMAGES)
-    found = np.concatenate([part.vectors[part.rows % step == 0] for part in pool.all_windows()])
-    return np.asarray(found[:: max(1, len(found) // BACKGROUND)])
-
-
 def _refused(pool: Pool, name: str) -> Mask:
     """Images that people have labelled, but not as this."""
     return np.asarray(pool.taught & ~(pool.shows(name) if name in pool.classes else pool.present.any(axis=1)))
-
-
-def _measured(pool: Pool, whiten: Whitening, shrinkage: float) -> Iterator[tuple[Windows, Floats]]:
-    """All windows and their lengths, which are worked out once: that takes longest, and no label has a part in it."""
-    known: list[Floats] = pool.lasting.setdefault(f"lengths {shrinkage}", [])
-    for number, part in enumerate(pool.all_windows()):
-        if number == len(known):
-            known.append(whiten.lengths(part.vectors))
-        yield part, known[number]
 
 
 def _first_look(
     pool: Pool, look: RareOptions, wanted: Floats, weights: Floats, refused: Mask
 ) -> tuple[Relevance, Floats]:
     """Mean likeness to what is wanted; of an image its best window counts. And the refused windows most like it."""
-    whiten = _whitening(pool, look.shrinkage)
+    whiten = whitening_of(pool, look.shrinkage)
     score = np.full(len(pool), -np.inf, np.float32)
     tile, like = np.full(len(pool), WHOLE, np.int16), np.zeros(len(pool), np.int64)
     hard: list[tuple[Floats, Floats]] = []
-    for part, lengths in _measured(pool, whiten, look.shrinkage):
-        near = whiten.likeness(part.vectors, lengths, wanted)
+    for part, lengths in windows_with_lengths(pool, look.shrinkage):
+        near = whiten.similarity(part.vectors, lengths, wanted)
         value = np.asarray(near @ weights, np.float32)
         _keep_best(part, value, near.argmax(axis=1), score, tile, like)
         known = np.flatnonzero(refused[part.rows])
@@ -276,15 +204,15 @@ def _keep_best(part: Windows, value: Floats, which: Rows, score: Floats, tile: T
 
 def _second_look(pool: Pool, look: RareOptions, found: Relevance, refused: Floats) -> Relevance:
     """The likeliest candidates' best windows, less their likeness to the nearest refused one."""
-    whiten = _whitening(pool, look.shrinkage)
+    whiten = whitening_of(pool, look.shrinkage)
     rows = np.sort(top(pool, found.score, LOOKED_AT_TWICE))
     windows, length = np.zeros((len(rows), whiten.matrix.shape[1]), np.float32), np.ones(len(rows), np.float32)
     place = np.full(len(pool), -1, np.int64)
     place[rows] = np.arange(len(rows))
-    for part, lengths in _measured(pool, whiten, look.shrinkage):
+    for part, lengths in windows_with_lengths(pool, look.shrinkage):
         mine = (place[part.rows] >= 0) & (part.tiles == found.tile[part.rows])
         windows[place[part.rows[mine]]], length[place[part.rows[mine]]] = part.vectors[mine], lengths[mine]
-    alike = whiten.likeness(windows, length, whiten(refused)).max(axis=1, initial=0)
+    alike = whiten.similarity(windows, length, whiten(refused)).max(axis=1, initial=0)
     score = found.score - np.float32(look.negative)  # nobody looked: these may not pass those that were looked at
     score[rows] = found.score[rows] - look.negative * alike
     return Relevance(score, found.tile, found.like, rows, windows)

@@ -19,7 +19,8 @@ from curate.select.cost import TimeBudget
 from curate.select.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
 from curate.select.rules import BARE, SelectionRules
 from curate.select.run import NEAR
-from curate.strategies import CATALOGUE, rare
+from curate.select.whitening import whitening_of
+from curate.strategies import CATALOGUE
 from curate.vectors import nearest
 from train.simulate.learners import Learner, probe
 from train.simulate.oracle_dataset import OracleDataset, folded, imbalanced
@@ -398,7 +399,7 @@ class _Windows:
 
 def _shown(world: OracleDataset, pool: Pool, rows: Rows) -> Exemplars:
     """As `curate select` finds them: the known images of the scarcest classes, each by the tile that shows most."""
-    names = pool.wanted or rare.scarce(pool)
+    names = pool.wanted or pool.scarce_classes()
     made = []
     for id, row in _known(pool, names, rows):
         for name in names:
@@ -426,5 +427,5 @@ def _marked(world: OracleDataset, pool: Pool, row: int, number: int) -> list[tup
         return [(int(tiles[place]), vectors[place]) if place >= 0 else whole for place in marks]
     mine = np.flatnonzero(world.windows.rows == row)
     every = np.vstack([vectors[mine], world.vectors[row]]).astype(np.float32)
-    best = int(np.argmax(rare.unusual(pool, every)))
+    best = int(np.argmax(whitening_of(pool).lengths(every)))
     return [(int(tiles[mine[best]]), vectors[mine[best]]) if best < len(mine) else whole]
