@@ -24,7 +24,7 @@ def summarise(project: Project) -> dict[str, Any]:
     """Numbers of images, as `curate status --json` prints them."""
     index = Index(project)
     members = index.members().values()
-    seen = build_pool.seen_images(index)
+    seen = build_pool.index_images(index)
     summary = {
         "project": project.name,
         "samples": index.count(),
@@ -182,7 +182,7 @@ def _facts(
     known = set(Vectors(vectors).ids()) if vectors else set()
     real = {id: one for id, one in seen.items() if one.source != "synthetic" and not one.missing}
     labelled = Counter(one.split for one in real.values() if one.status == "labelled")
-    pickable = {id for id, one in real.items() if one.barred is None}
+    pickable = {id for id, one in real.items() if one.ineligible is None}
     return Facts(
         project=project.name,
         images=summary["samples"],

@@ -1,4 +1,4 @@
-"""From index, vectors and scores to the `Pool` that strategies choose from."""
+"""Build the `Pool` that strategies choose from, out of index, vectors and scores."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.select.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
 from curate.select.whitening import whitening_of
-from curate.vectors import store as vectors
+from curate.vectors import store
 from curate.vectors.store import Vectors
 
 HELD_OUT = ("val", "test")
 IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass
-MOST_EXEMPLARS = 64  # of one class; one a group first
+MOST_EXEMPLARS = 64  # of one class; first one of each group
 NEEDED = ("group", "stratum", "status", "split", "source", "missing", "filepath", *PRESENT)
 
 
 @dataclass(slots=True)
 class PoolImage:
-    """What the index says of an image, as far as a choice needs it."""
+    """The fields of an indexed image that a selection needs."""
 
     group: str
     stratum: str
@@ -39,11 +39,11 @@ class PoolImage:
     path: str
     present: frozenset[str]
     near_of: str | None = None
-    waits: str | None = None
+    queued_in: str | None = None
 
     @property
-    def barred_as(self) -> str | None:
-        """In a word, why nobody needs to label it now; None: it may be picked."""
+    def ineligible_as(self) -> str | None:
+        """Why it cannot be picked, in a word that images can be counted by; None: it can be picked."""
         if self.status != "unlabelled":
             return QUEUED if self.status == "queued" else self.status
         if self.missing:
@@ -52,25 +52,25 @@ class PoolImage:
             return "synthetic"
         if self.split in HELD_OUT:
             return f"held out for {self.split}"
-        if self.waits:
+        if self.queued_in:
             return QUEUED
         return "near-duplicates" if self.near_of else None
 
     @property
-    def barred(self) -> str | None:
-        """The same as a sentence about this image."""
-        word = self.barred_as
+    def ineligible(self) -> str | None:
+        """Why it cannot be picked, as a sentence; None: it can be picked."""
+        word = self.ineligible_as
         if word == QUEUED:
-            return f"it waits in {self.waits}" if self.waits else "it waits in the annotators' queue"
+            return f"it waits in {self.queued_in}" if self.queued_in else "it waits in the annotators' queue"
         if word == f"held out for {self.split}":
             return f"its group '{self.group}' belongs to {self.split}: labelling it would leak"
         if word == "near-duplicates":
             return f"it nearly equals {str(self.near_of)[:12]} (curate duplicates)"
-        return word and _BARRED.get(word, f"its status is {word}")
+        return word and _INELIGIBLE.get(word, f"its status is {word}")
 
 
 QUEUED = "in the annotators' queue"
-_BARRED = {
+_INELIGIBLE = {
     "labelled": "it is labelled",
     "skipped": "people skipped it",
     "disputed": "it is disputed: decide first (curate resolve, or the App)",
@@ -81,10 +81,10 @@ _BARRED = {
 
 @dataclass
 class BuiltPool:
-    """A pool, and what a person should know of it."""
+    """A pool, the images of the index that it was built from, and notes for the user."""
 
     pool: Pool
-    seen: dict[str, PoolImage]
+    images: dict[str, PoolImage]
     vectors: Vectors
     scores: str | None
     broken: list[str] = field(default_factory=list)
@@ -92,26 +92,36 @@ class BuiltPool:
 
 
 def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> BuiltPool:
-    """Everything that a strategy may see. Raises CurateError naming the command that is missing."""
+    """Build the pool of a project.
+
+    Args:
+        index: the project's index.
+        encoder: the vectors to use; None: the newest.
+        exemplars: a saved view, a tag or content ids; None: windows of labelled images of the scarce classes.
+        classes: the classes that the user asks for; empty: all.
+
+    Raises:
+        CurateError: an unknown class, or no vectors yet; the message names the command to run.
+    """
     _check_classes(index, classes)
-    found, seen = vectors.open_latest(index.project.work, encoder), seen_images(index)
-    with_vectors = set(found.ids())
-    ids = sorted(id for id, one in seen.items() if id in with_vectors and one.source != "synthetic")
+    vectors, images = store.open_latest(index.project.work, encoder), index_images(index)
+    with_vectors = set(vectors.ids())
+    ids = sorted(id for id, image in images.items() if id in with_vectors and image.source != "synthetic")
     if not ids:
-        raise CurateError(f"none of the index's images has a vector. {found.remedy}")
-    matrix = found.whole(ids)
+        raise CurateError(f"none of the index's images has a vector. {vectors.remedy}")
+    matrix = vectors.whole(ids)
     finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
     broken = sorted(set(ids) - {ids[row] for row in finite})
     ids, matrix = [ids[row] for row in finite], matrix[finite]
     names = tuple(index.project.active_classes)
     scores, table = _scores(index, ids, names)
-    pool = _pool(ids, matrix, seen, names, tuple(classes), scores)
-    pool = replace(pool, windows=_Windows(found, pool))
-    notes = _notes(seen, with_vectors, broken, found)
+    pool = _pool(ids, matrix, images, names, tuple(classes), scores)
+    pool = replace(pool, windows=_Windows(vectors, pool))
+    notes = _notes(images, with_vectors, broken, vectors)
     if not names:
         notes.append("no classes yet: annotators would have nothing to mark. Before push: curate classes add NAME")
-    pool = replace(pool, exemplars=_exemplars(index, pool, found, exemplars, notes))
-    return BuiltPool(pool, seen, found, table, broken, notes)
+    pool = replace(pool, exemplars=_exemplars(index, pool, vectors, exemplars, notes))
+    return BuiltPool(pool, images, vectors, table, broken, notes)
 
 
 def _check_classes(index: Index, classes: Sequence[str]) -> None:
@@ -120,11 +130,13 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
             raise unknown("class", name, index.project.active_classes)
 
 
-def seen_images(index: Index) -> dict[str, PoolImage]:
+def index_images(index: Index) -> dict[str, PoolImage]:
     copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
-    pushed = (one for one in rounds.every(index.project.work) if one.pushed)
-    waiting = {row["id"]: one.name for one in pushed for row in one.picks() if row["id"] not in one.withdrawn}
-    seen = {
+    pushed = (round_ for round_ in rounds.every(index.project.work) if round_.pushed)
+    queued = {
+        row["id"]: round_.name for round_ in pushed for row in round_.picks() if row["id"] not in round_.withdrawn
+    }
+    images = {
         id: PoolImage(
             group or id,
             stratum or "",
@@ -135,20 +147,20 @@ def seen_images(index: Index) -> dict[str, PoolImage]:
             path,
             frozenset(regions or ()) | frozenset(whole or ()),
             copies.get(id),
-            waiting.get(id),
+            queued.get(id),
         )
         for id, group, stratum, status, split, source, missing, path, regions, whole in index.rows(*NEEDED)
     }
-    for one in seen.values():  # where the better copy is gone, this one must do
-        if one.near_of and (one.near_of not in seen or seen[one.near_of].missing):
-            one.near_of = None
-    return seen
+    for image in images.values():  # where the better copy is gone, this one stands for it
+        if image.near_of and (image.near_of not in images or images[image.near_of].missing):
+            image.near_of = None
+    return images
 
 
-def _notes(seen: dict[str, PoolImage], known: set[str], broken: list[str], found: Vectors) -> list[str]:
+def _notes(images: dict[str, PoolImage], with_vectors: set[str], broken: list[str], vectors: Vectors) -> list[str]:
     notes = []
-    if lacking := sum(id not in known and one.barred is None for id, one in seen.items()):
-        notes.append(f"{lacking} images have no {found.name} vectors yet and cannot be picked. {found.remedy}")
+    if lacking := sum(id not in with_vectors and image.ineligible is None for id, image in images.items()):
+        notes.append(f"{lacking} images have no {vectors.name} vectors yet and cannot be picked. {vectors.remedy}")
     if broken:
         shown = ", ".join(id[:12] for id in broken[:5])
         notes.append(f"{len(broken)} images have vectors that are no numbers and were left out: {shown}")
@@ -158,22 +170,22 @@ def _notes(seen: dict[str, PoolImage], known: set[str], broken: list[str], found
 def _pool(
     ids: list[str],
     matrix: Floats,
-    seen: dict[str, PoolImage],
+    images: dict[str, PoolImage],
     classes: tuple[str, ...],
     wanted: tuple[str, ...],
     scores: dict[str, Floats],
 ) -> Pool:
-    rows = [seen[id] for id in ids]
-    groups, _ = _coded([one.group for one in rows])
-    strata, stratum_names = _coded([one.stratum for one in rows])
-    labelled = np.array([one.status == "labelled" for one in rows])
+    rows = [images[id] for id in ids]
+    groups, _ = _coded([image.group for image in rows])
+    strata, stratum_names = _coded([image.stratum for image in rows])
+    labelled = np.array([image.status == "labelled" for image in rows])
     return Pool(
         ids=tuple(ids),
         vectors=matrix,
-        candidates=np.array([one.barred is None for one in rows]),
+        candidates=np.array([image.ineligible is None for image in rows]),
         labelled=labelled,
-        held_out=labelled & np.array([one.split in HELD_OUT for one in rows]),
-        present=np.array([[name in one.present for name in classes] for one in rows]).reshape(len(rows), len(classes)),
+        held_out=labelled & np.array([image.split in HELD_OUT for image in rows]),
+        present=np.array([[name in row.present for name in classes] for row in rows]).reshape(len(rows), len(classes)),
         classes=classes,
         groups=groups,
         strata=strata,
@@ -184,19 +196,19 @@ def _pool(
 
 
 def _coded(names: list[str]) -> tuple[Rows, tuple[str, ...]]:
-    """Names as numbers, in the order of their names."""
-    known, numbers = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
-    return numbers.astype(np.int64), tuple(known.tolist())
+    """Number the names in sorted order; return each one's number, and the names."""
+    distinct, numbers = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+    return numbers.astype(np.int64), tuple(distinct.tolist())
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
 class _Windows:
-    """Streams the windows of a pool's images: whole images first, then tiles; kept in memory where they fit."""
+    """Stream the windows of a pool's images: whole images first, then tiles; kept in memory where they fit."""
 
-    def __init__(self, found: Vectors, pool: Pool) -> None:
-        self.found, self.ids, self.vectors = found, pool.ids, pool.vectors
+    def __init__(self, vectors: Vectors, pool: Pool) -> None:
+        self.source, self.ids, self.vectors = vectors, pool.ids, pool.vectors
         self.row_of = {id: row for row, id in enumerate(pool.ids)}
         self.kept: list[Windows] | None = None
 
@@ -219,7 +231,7 @@ class _Windows:
         for start in range(0, len(self.ids), step):
             rows = np.arange(start, min(start + step, len(self.ids)))
             yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
-        for tiles in self.found.tiles(self.ids):
+        for tiles in self.source.tiles(self.ids):
             values = tiles.vectors.astype(np.float32)
             fine = np.isfinite(values).all(axis=1)
             owners = np.array([self.row_of[id] for id in tiles.ids], np.int64)
@@ -234,14 +246,14 @@ def _scores(index: Index, ids: list[str], classes: tuple[str, ...]) -> tuple[dic
     table = tables.latest(index.project.work / "scores")
     if table is None:
         return {}, None
-    known = set(table.ids())
-    rows = np.array([row for row, id in enumerate(ids) if id in known], np.int64)
+    scored = set(table.ids())
+    rows = np.array([row for row, id in enumerate(ids) if id in scored], np.int64)
     if not len(rows):
         return {}, None
     order = table.classes
     names = [name for name in table.columns if name != "id"]
-    read = table.read([ids[row] for row in rows], names)
-    return {name: _placed(read[name], rows, len(ids), order, classes) for name in names}, str(table.path)
+    values = table.read([ids[row] for row in rows], names)
+    return {name: _placed(values[name], rows, len(ids), order, classes) for name in names}, str(table.path)
 
 
 def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tuple[str, ...]) -> Floats:
@@ -250,45 +262,46 @@ def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tupl
         places = [order.index(name) if name in order else None for name in classes]
         columns = [values[:, place] if place is not None else np.zeros(len(values)) for place in places]
         values = np.stack(columns, axis=1).astype(np.float32)
-    found = np.full((total, *values.shape[1:]), np.nan, np.float32)
-    found[rows] = values
-    return found
+    placed = np.full((total, *values.shape[1:]), np.nan, np.float32)
+    placed[rows] = values
+    return placed
 
 
 # --- exemplars ------------------------------------------------------------------------------------------------------
 
 
-def _exemplars(index: Index, pool: Pool, found: Vectors, given: str | None, notes: list[str]) -> Exemplars:
-    """Windows of the given images, else of the labelled images of the scarce classes."""
+def _exemplars(index: Index, pool: Pool, vectors: Vectors, given: str | None, notes: list[str]) -> Exemplars:
+    """Windows of the images that the user gave, else of the labelled images of the scarce classes."""
     names = pool.wanted or (pool.classes if given else pool.scarce_classes())
-    ids = _taught(pool, _named(index, pool, given), notes) if given else _labelled(pool, names)
+    ids = _without_held_out(pool, _named(index, pool, given), notes) if given else _labelled(pool, names)
     if not ids:
         return pool.exemplars
-    labels = {one.id: one.label for one in index.shown(ids)}
-    by_id = _windows_of(found, pool, ids)
-    made = [one for id in ids for one in _of_image(pool, id, labels[id], by_id[id], names, bool(given))]
-    if not made and given:
+    labels = {sample.id: sample.label for sample in index.shown(ids)}
+    by_id = _windows_of(vectors, pool, ids)
+    each = (_exemplar_windows(pool, id, labels[id], by_id[id], names, bool(given)) for id in ids)
+    windows = [window for image in each for window in image]
+    if not windows and given:
         raise CurateError(
             f"--exemplars '{given}': none of these images shows {' or '.join(names)}; label the defects first"
         )
-    if not made:
+    if not windows:
         return pool.exemplars
-    who, tile, vector, cls = zip(*made, strict=True)
-    return Exemplars(tuple(who), np.array(tile, np.int16), np.stack(vector), tuple(cls))
+    image_ids, tile, vector, cls = zip(*windows, strict=True)
+    return Exemplars(tuple(image_ids), np.array(tile, np.int16), np.stack(vector), tuple(cls))
 
 
-def _taught(pool: Pool, ids: list[str], notes: list[str]) -> list[str]:
-    """The ids without those of val and test, which nothing may learn from."""
-    barred = {id for id, row in zip(ids, pool.rows_of(ids).tolist(), strict=True) if pool.held_out[row]}
-    if barred:
-        notes.append(f"{len(barred)} exemplars were left out: they belong to val or test, which nothing may learn from")
-    if len(barred) == len(ids):
-        raise CurateError("all exemplars belong to val or test, which nothing may learn from; give others")
-    return [id for id in ids if id not in barred]
+def _without_held_out(pool: Pool, ids: list[str], notes: list[str]) -> list[str]:
+    """The ids without those of val and test, which must not be learnt from."""
+    held_out = {id for id, row in zip(ids, pool.rows_of(ids).tolist(), strict=True) if pool.held_out[row]}
+    if held_out:
+        notes.append(f"{len(held_out)} exemplars were left out: they belong to val or test and must not be learnt from")
+    if len(held_out) == len(ids):
+        raise CurateError("all exemplars belong to val or test and must not be learnt from; give others")
+    return [id for id in ids if id not in held_out]
 
 
 def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
-    """Labelled images of these classes, one a group before a second of any."""
+    """Labelled images of these classes: one of each group, then a second one, and so on."""
     chosen: dict[str, None] = {}
     for name in names:
         rows = np.flatnonzero(pool.shows(name))
@@ -299,15 +312,15 @@ def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
 
 
 def _named(index: Index, pool: Pool, given: str) -> list[str]:
-    """The images of a saved view, of a tag, or with these content ids (their first characters will do)."""
+    """The images of a saved view, of a tag, or with these content ids (or the first characters of these)."""
     if given in index.dataset.list_saved_views():
-        shown = index.dataset.load_saved_view(given)
-        samples = shown.values("sample_id" if shown._is_patches else "id")
+        view = index.dataset.load_saved_view(given)
+        samples = view.values("sample_id" if view._is_patches else "id")
         ids = index.dataset.select(samples).values("content_id")
     elif given in index.dataset.distinct("tags"):
         ids = index.dataset.match_tags(given).values("content_id")
     else:
-        ids = [_one(pool, part.strip(), index) for part in given.split(",") if part.strip()]
+        ids = [_by_prefix(pool, part.strip(), index) for part in given.split(",") if part.strip()]
     known = set(pool.ids)
     if lacking := [id for id in ids if id not in known]:
         raise CurateError(f"exemplar {lacking[0]} has no vector. Run: curate embed")
@@ -316,12 +329,12 @@ def _named(index: Index, pool: Pool, given: str) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _one(pool: Pool, prefix: str, index: Index) -> str:
-    found = [id for id in index.ids() if id.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CurateError(f"--exemplars: '{prefix}' fits {len(found)} images; give more of its characters")
+def _by_prefix(pool: Pool, prefix: str, index: Index) -> str:
+    matches = [id for id in index.ids() if id.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise CurateError(f"--exemplars: '{prefix}' fits {len(matches)} images; give more of its characters")
     views, tags = index.dataset.list_saved_views(), index.dataset.distinct("tags")
     hint = nearest(prefix, [*views, *tags])
     raise CurateError(
@@ -331,47 +344,47 @@ def _one(pool: Pool, prefix: str, index: Index) -> str:
 
 
 @dataclass
-class _Image:
+class _ImageWindows:
     tiles: NDArray[np.int16]
     boxes: NDArray[np.int32]
     vectors: Floats
 
 
-def _windows_of(found: Vectors, pool: Pool, ids: Sequence[str]) -> dict[str, _Image]:
-    """All windows of these images, whole image last: of two that hold a defect equally, the smaller one tells more."""
+def _windows_of(vectors: Vectors, pool: Pool, ids: Sequence[str]) -> dict[str, _ImageWindows]:
+    """All windows of these images. The whole image comes last: of two that hold a defect equally, the tile is taken."""
     rows = pool.rows_of(ids)
     parts: dict[str, list[tuple[int, Any, Any]]] = {id: [] for id in ids}
-    for tiles in found.tiles(ids):
+    for tiles in vectors.tiles(ids):
         for id, tile, box, vector in zip(tiles.ids, tiles.tile, tiles.boxes, tiles.vectors, strict=True):
             parts[id].append((int(tile), box, vector.astype(np.float32)))
     everything = np.array([0, 0, 1 << 30, 1 << 30], np.int32)
     for id, row in zip(ids, rows.tolist(), strict=True):
         parts[id].append((WHOLE, everything, pool.vectors[row]))
-    return {id: _image(*zip(*windows, strict=True)) for id, windows in parts.items()}
+    columns = {id: tuple(zip(*windows, strict=True)) for id, windows in parts.items()}
+    return {
+        id: _ImageWindows(np.array(tile, np.int16), np.stack(boxes), np.stack(stack))
+        for id, (tile, boxes, stack) in columns.items()
+    }
 
 
-def _image(tiles: Sequence[int], boxes: Sequence[Any], vectors: Sequence[Any]) -> _Image:
-    return _Image(np.array(tiles, np.int16), np.stack(boxes), np.stack(vectors))
-
-
-def _of_image(
-    pool: Pool, id: str, label: Label, image: _Image, names: Sequence[str], given: bool
+def _exemplar_windows(
+    pool: Pool, id: str, label: Label, windows: _ImageWindows, names: Sequence[str], given: bool
 ) -> Iterator[tuple[str, int, Floats, str]]:
-    """The windows that hold the most of each defect; without any region the image's most unusual one."""
+    """The windows that hold the most of each defect; for an image without regions its most unusual window."""
     regions = [(d.label, Box(*d.box)) for d in label.defects if d.label in names]
     for name, box in regions:
-        best = int(np.argmax(_overlap(image.boxes, box)))
-        yield id, int(image.tiles[best]), image.vectors[best], name
+        best = int(np.argmax(_overlap(windows.boxes, box)))
+        yield id, int(windows.tiles[best]), windows.vectors[best], name
     bare = sorted(label.present.intersection(names) - {name for name, _ in regions})
     if given and label.status != "labelled" and not regions and not bare:
         bare = [pool.wanted[0] if len(pool.wanted) == 1 else ""]
     for name in bare:
-        best = int(np.argmax(whitening_of(pool).lengths(image.vectors)))
-        yield id, int(image.tiles[best]), image.vectors[best], name
+        best = int(np.argmax(whitening_of(pool).lengths(windows.vectors)))
+        yield id, int(windows.tiles[best]), windows.vectors[best], name
 
 
 def _overlap(boxes: NDArray[np.int32], box: Box) -> NDArray[np.float64]:
-    """The part of the box's area that each window holds."""
+    """The share of the box's area that each window holds."""
     wide = np.minimum(boxes[:, 0] + boxes[:, 2], box.x + box.w) - np.maximum(boxes[:, 0], box.x)
     high = np.minimum(boxes[:, 1] + boxes[:, 3], box.y + box.h) - np.maximum(boxes[:, 1], box.y)
     return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0) / max(box.w * box.h, 1e-9))

@@ -1,4 +1,4 @@
-"""What labelling costs: budgets as a person writes them, and seconds per image as learned from lead times."""
+"""Budgets as a person writes them, and seconds per image as learned from lead times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curate.errors import CurateError
 
 Floats = npt.NDArray[np.float64]
 
-SECONDS = 30.0  # for an image, until lead times tell
+SECONDS = 30.0  # for an image, while there are no lead times
 SHORTEST = 1.0  # below, a budget of time would buy any number of images
 PRIOR = 5.0  # the start values count as much as so many images
 HUBER = 1.345  # 95 % efficient on normal errors (Huber 1964)
@@ -27,20 +27,20 @@ _TIME = re.compile(rf"(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMBER}\s*s
 
 @dataclass(frozen=True, slots=True)
 class ImageBudget:
-    """A budget of so many images."""
+    """A budget in images."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class TimeBudget:
-    """A budget of so much of a person's time."""
+    """A budget in seconds of a person's time."""
 
     seconds: float
 
 
 def parse_budget(text: str) -> ImageBudget | TimeBudget:
-    """`500` is images; `4h`, `90m`, `45s` and `2h30m` are time."""
+    """Parse a budget: `500` is images; `4h`, `90m`, `45s` and `2h30m` are time."""
     plain = text.strip().lower()
     if re.fullmatch(r"[0-9]{1,9}", plain):
         budget: ImageBudget | TimeBudget = ImageBudget(int(plain))
@@ -55,7 +55,7 @@ def parse_budget(text: str) -> ImageBudget | TimeBudget:
 
 
 def _seconds(text: str) -> float:
-    """0 where the text is no time."""
+    """Seconds of a time such as `2h30m`; 0 where the text is none."""
     match = _TIME.fullmatch(text)
     parts = match.groups(default="0") if match else ("0", "0", "0")
     return sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
@@ -63,7 +63,7 @@ def _seconds(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds for an image: `base`, and so many more for each region of each class."""
+    """Seconds for an image: `base` plus `per_region` of its class for each region."""
 
     classes: tuple[str, ...]
     base: float
@@ -78,17 +78,17 @@ class CostModel:
     def fit(
         cls, lead_times: npt.ArrayLike, class_counts: npt.ArrayLike, classes: Sequence[str], seconds: float = SECONDS
     ) -> CostModel:
-        """From Label Studio's lead times (n,) in seconds and each image's regions of each class (n, C).
+        """Fit on Label Studio's lead times (n,) in seconds and each image's regions of each class (n, C).
 
-        Non-negative least squares with Huber weights, for people go for coffee in between. It leans on the constant
-        `seconds` while there is little data, and a rare class on what a region of any class takes.
+        Non-negative least squares with Huber weights, since a lead time may include a break. While there is little
+        data the fit is drawn towards the constant `seconds`, and a rare class towards the mean region of any class.
         """
         times, counts = _usable(lead_times, class_counts, len(classes))
         if not times.size:
             return cls.constant(classes, seconds)
         _, region = _robust(times, counts.sum(axis=1, keepdims=True), np.array([seconds, 0.0]))
-        found = _robust(times, counts, np.array([seconds, *[region] * len(classes)]))
-        return cls(tuple(classes), float(found[0]), tuple(map(float, found[1:])), times.size)
+        fitted = _robust(times, counts, np.array([seconds, *[region] * len(classes)]))
+        return cls(tuple(classes), float(fitted[0]), tuple(map(float, fitted[1:])), times.size)
 
     def seconds(self, expected_counts: npt.ArrayLike) -> Floats:
         """Expected seconds (n,) of images with so many expected regions (n, C)."""
@@ -120,20 +120,20 @@ def _robust(times: Floats, counts: Floats, start: Floats) -> Floats:
     """Huber's M-estimate of (base, per region), drawn towards `start`, by iteratively reweighted least squares."""
     features = np.column_stack([np.ones(len(times)), counts])
     weight: Floats = np.ones(len(times))
-    found = start
+    fitted = start
     for _ in range(STEPS):
-        previous, found = found, _ridge(features, times, weight, start)
-        if np.allclose(found, previous, rtol=1e-5, atol=1e-5):
+        previous, fitted = fitted, _ridge(features, times, weight, start)
+        if np.allclose(fitted, previous, rtol=1e-5, atol=1e-5):
             break
-        weight = _trust(times, np.maximum(features @ found, SHORTEST))
-    return found
+        weight = _trust(times, np.maximum(features @ fitted, SHORTEST))
+    return fitted
 
 
 def _trust(times: Floats, expected: Floats) -> Floats:
-    """Huber weights of relative errors: in seconds the many quick clean images would make each defect an outlier."""
-    off = np.abs(times / expected - 1)
-    scale = 1.4826 * float(np.median(off))
-    trust: Floats = np.minimum(1, HUBER * max(scale, 1e-3) / np.maximum(off, 1e-9))
+    """Huber weights of relative errors: by absolute ones each defect would be an outlier among quick clean images."""
+    errors = np.abs(times / expected - 1)
+    scale = 1.4826 * float(np.median(errors))
+    trust: Floats = np.minimum(1, HUBER * max(scale, 1e-3) / np.maximum(errors, 1e-9))
     return trust
 
 
@@ -142,5 +142,5 @@ def _ridge(features: Floats, times: Floats, weight: Floats, start: Floats) -> Fl
 
     root = np.sqrt(weight)
     pull = math.sqrt(PRIOR) * np.eye(len(start))
-    found, _ = nnls(np.vstack([features * root[:, None], pull]), np.concatenate([times * root, pull @ start]))
-    return np.asarray(found, dtype=np.float64)
+    fitted, _ = nnls(np.vstack([features * root[:, None], pull]), np.concatenate([times * root, pull @ start]))
+    return np.asarray(fitted, dtype=np.float64)

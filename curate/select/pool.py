@@ -1,7 +1,7 @@
-"""What a strategy sees (`Pool`) and what it returns (`Pick`s): plain arrays, no torch, no FiftyOne.
+"""`Pool`, the input of a strategy, and `Pick`, its output: plain arrays, no torch, no FiftyOne.
 
 Rows are sorted by content id, so that the order in which images were read cannot matter: where two rows are equally
-good, the lower one wins. A row number means something inside one pool only.
+good, the lower one wins. A row number is valid inside one pool only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Windows that show a rare defect: the class may be unknown ('' then)."""
+    """Windows that show a rare defect; the class is '' where it is unknown."""
 
     ids: tuple[str, ...]
     tiles: NDArray[np.int16]
@@ -42,7 +42,7 @@ class Exemplars:
         return len(self.ids)
 
     def of(self, names: Sequence[str]) -> Exemplars:
-        """Those of these classes, and those of no known class."""
+        """The exemplars of these classes, and those of unknown class."""
         keep = [i for i, name in enumerate(self.classes) if name in names or not name]
         return Exemplars(
             tuple(self.ids[i] for i in keep), self.tiles[keep], self.vectors[keep], tuple(self.classes[i] for i in keep)
@@ -54,7 +54,17 @@ NO_EXEMPLARS = Exemplars((), np.zeros(0, np.int16), np.zeros((0, 0), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One image worth a person's time, and why. `propensity`: the chance it had, where that is known."""
+    """One image to label, and why.
+
+    Args:
+        id: content id.
+        slot: the part of the strategy that picked it, for example `rare` or `audit`; else the strategy's name.
+        score: the higher, the earlier; comparable within one slot only.
+        reason: one line for a person.
+        propensity: the probability with which it was drawn, where that is known.
+        like: the content id of the exemplar it resembles.
+        tile: the window that the reason is about; `WHOLE` is the whole image.
+    """
 
     id: str
     slot: str
@@ -70,24 +80,26 @@ Picks = tuple[Pick, ...]
 
 @dataclass(frozen=True)
 class Pool:
-    """All images that matter to a choice: candidates, labelled ones (context), and what is known of each.
+    """All images that a strategy takes into account: the candidates, the labelled ones, and their known properties.
 
     Args:
         ids: content ids, sorted.
         vectors: (n, d), unit length.
         candidates: rows that may be picked.
-        labelled: rows whose label is known; `present` holds their classes.
-        held_out: labelled rows of val and test: they count as looked at, and teach nothing.
-        groups, strata: numbers for names; `stratum_names` tells what the latter stand for.
+        labelled: rows whose label is known.
+        held_out: labelled rows of val and test: they cover their surroundings, but nothing may be learnt from them.
+        present: (n, classes), the classes that each labelled row shows.
+        classes: their names, in the order of `present`'s columns.
+        groups, strata: the number of each row's group and stratum; `stratum_names` holds the names of the latter.
         scores: by name, of shape (n,) or (n, classes): see `curate.strategies` for the names that are used.
         windows: streams the vectors of all windows (tiles, and the images themselves).
-        exemplars: windows that show the defects which are looked for.
-        chosen: what this round holds already, in order; these rows are no candidates any more.
-        population: the rows that could be picked when the round began: what an audit is drawn from.
+        exemplars: windows that show the defects to look for.
+        chosen: the picks that this round holds already, in order; their rows are candidates no more.
+        population: the rows that could be picked when the round began; an audit is drawn from these.
         wanted: the classes that the user asks for; empty: all.
-        turn: which round of labelling this is, from 1.
-        memo: what strategies compute once a round, whatever is chosen meanwhile.
-        lasting: what follows from the windows alone: it outlives the round where a round is followed by the next.
+        turn: the number of the labelling round, from 1.
+        memo: results that strategies compute once a round and that do not depend on `chosen`; see `once`.
+        lasting: results that depend on the windows alone; a simulation keeps them from round to round.
     """
 
     ids: tuple[str, ...]
@@ -128,31 +140,33 @@ class Pool:
         return np.flatnonzero(self.candidates)
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
-        found = np.searchsorted(np.array(self.ids), np.array(ids, dtype=str)) if len(ids) else np.zeros(0, np.int64)
-        return found.astype(np.int64)
+        """The rows of these content ids, all of which must be in the pool."""
+        rows = np.searchsorted(np.array(self.ids), np.array(ids, dtype=str)) if len(ids) else np.zeros(0, np.int64)
+        return rows.astype(np.int64)
 
     @property
     def covered(self) -> Rows:
-        """Rows that need no second look: labelled, or chosen already."""
+        """Rows that are labelled, or chosen in this round."""
         chosen = self.rows_of([pick.id for pick in self.chosen])
         return np.union1d(np.flatnonzero(self.labelled), chosen).astype(np.int64)
 
     def offering(self, candidates: Mask, chosen: Picks) -> Pool:
-        """The same pool, later in the round."""
+        """Return the same pool, later in the round."""
         return replace(self, candidates=candidates, chosen=chosen)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Compute a result the first time that it is asked for in this round."""
         if name not in self.memo:
             self.memo[name] = compute()
         value: T = self.memo[name]
         return value
 
     def note(self, text: str) -> None:
-        """Something that a person should know of the choice."""
+        """Add a note about the choice that the user should read."""
         self.once("notes", lambda: dict[str, None]())[text] = None
 
     def all_windows(self) -> Iterator[Windows]:
-        """Every window, a chunk at a time; the whole images alone where no tiles are known."""
+        """Every window, in chunks; the whole images alone where there are no tiles."""
         if self.windows is not None:
             yield from self.windows()
             return
@@ -162,30 +176,29 @@ class Pool:
             yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
 
     @property
-    def taught(self) -> Mask:
-        """Labelled rows that anything may be learnt from."""
+    def trainable(self) -> Mask:
+        """Labelled rows that may be learnt from: not those of val and test."""
         return np.asarray(self.labelled & ~self.held_out)
 
     def shows(self, name: str) -> Mask:
-        """The rows that teach how the class looks."""
-        return np.asarray(self.taught & self.present[:, self.classes.index(name)])
+        """The trainable rows that show the class."""
+        return np.asarray(self.trainable & self.present[:, self.classes.index(name)])
 
-    def groups_of(self, name: str) -> int:
-        """How many groups are known to show the class."""
+    def group_count(self, name: str) -> int:
+        """Number of groups with a trainable row that shows the class."""
         return len(np.unique(self.groups[self.shows(name)]))
 
     def scarce_classes(self) -> tuple[str, ...]:
-        """The scarcest of the classes with labels (`wanted`, else all), and those with under a quarter of the median's
-        groups."""
-        counts = {name: count for name in self.wanted or self.classes if (count := self.groups_of(name))}
+        """Classes with trainable rows that are scarce: the one with the fewest groups, and all far below the median."""
+        counts = {name: count for name in self.wanted or self.classes if (count := self.group_count(name))}
         if not counts:
             return ()
-        few = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
-        return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= few)
+        limit = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
+        return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= limit)
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` split by weight into whole numbers that add up to it (largest remainders; ties to the first)."""
+    """Split `total` by weight into whole numbers that add up to it (largest remainders; ties to the first)."""
     sum_ = sum(weights)
     exact = [total * weight / sum_ if sum_ else 0.0 for weight in weights]
     parts = [int(value) for value in exact]

@@ -1,8 +1,8 @@
-"""Between strategy and round: what is common to all strategies.
+"""The selection layer: rules that hold for all strategies (groups, quotas, near-duplicates).
 
-A strategy is asked for as many picks as are missing; what breaks a rule is put back or put away, and the strategy is
-asked again, knowing what was accepted, until the budget is filled or nothing is left. So every strategy, the plainest
-too, spreads over groups, keeps quotas and never offers the same picture twice.
+A strategy is asked for as many picks as are missing. A pick that breaks a rule is returned to the candidates or
+dropped, and the strategy is asked again, with the accepted picks in `Pool.chosen`, until the budget is filled or no
+candidate is left. So every strategy, even `random`, spreads over groups, keeps quotas and avoids near-duplicates.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from curate.select.pool import Mask, Pick, Picks, Pool, Rows, shares
 from curate.strategies import CATALOGUE
 
 NEIGHBOURS = 100
-CLOSED = 1_000_000
+CLOSED = 1_000_000  # added to a group's count: it is offered after all others
 Quota = int | Literal["equal", "proportional"]
 Select = Callable[[Pool, int, np.random.Generator], Picks]
 
 
 @dataclass(frozen=True)
 class SelectionRules:
-    """What the layer does; all of it can be switched off, to compare strategies bare.
+    """Rules of the selection layer; all can be switched off, to compare strategies without them.
 
     Args:
         spread: one image a group before a second of any.
@@ -46,7 +46,7 @@ BARE = SelectionRules(spread=False)
 
 
 class Selection(NamedTuple):
-    """What was chosen, and what a person should know of it."""
+    """The chosen picks, notes for the user, and how many near-duplicates were left out."""
 
     picks: Picks
     notes: tuple[str, ...]
@@ -62,12 +62,25 @@ def choose(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Selection:
-    """At most `budget` picks by this strategy, under these rules. The same for the same pool and seed."""
+    """Pick at most `budget` images by a strategy, under the rules. The same pool and seed give the same picks.
+
+    Args:
+        pool: the images to pick from.
+        strategy: the name of a strategy.
+        budget: the number of images.
+        seed: seeds the strategy's random numbers.
+        rules: the rules of the selection layer.
+        options: keyword arguments of the strategy.
+        progress: called with the number of images picked so far.
+
+    Raises:
+        CurateError: an unknown strategy or option, or a budget below 1.
+    """
     if budget < 1:
         raise CurateError(f"budget {budget} is too small; allowed: 1 or more images, or a time such as 4h")
-    select, given = CATALOGUE.call(strategy), dict(options or {})
-    CATALOGUE.check(strategy, given)
-    return layered(pool, partial(select, **given), budget, seed, rules, progress)
+    select, chosen_options = CATALOGUE.call(strategy), dict(options or {})
+    CATALOGUE.check(strategy, chosen_options)
+    return layered(pool, partial(select, **chosen_options), budget, seed, rules, progress)
 
 
 def layered(
@@ -78,7 +91,7 @@ def layered(
     rules: SelectionRules = BARE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Selection:
-    """The same for a strategy from anywhere: a simulation has the layer work for peers as it does for ours."""
+    """`choose` for a strategy that is given as a function: a simulation compares those of other libraries, too."""
     layer = _Layer(pool, rules, budget)
     for turn in range(10 * budget):  # a bound: each turn accepts a pick or puts one away for good
         if not layer.missing or not (offered := layer.offered()).any():
@@ -86,7 +99,7 @@ def layered(
         rng = np.random.default_rng([seed, pool.turn, turn])
         layer.take(select(pool.offering(offered, tuple(layer.chosen)), layer.missing, rng))
         progress(len(layer.chosen))
-    return layer.batch()
+    return layer.selection()
 
 
 @dataclass
@@ -101,19 +114,19 @@ class _Layer:
     def __post_init__(self) -> None:
         pool = self.pool
         self.open: Mask = pool.candidates.copy()
-        self.in_group = Counter(np.unique(pool.groups[pool.labelled]).tolist())
+        self.group_counts = Counter(np.unique(pool.groups[pool.labelled]).tolist())
         self.level = 0
         self.room = self._room()
-        self.vectors = np.empty((min(self.budget, len(pool)), pool.vectors.shape[1]), np.float32)  # of what is chosen
+        self.vectors = np.empty((min(self.budget, len(pool)), pool.vectors.shape[1]), np.float32)  # chosen ones
 
     @property
     def missing(self) -> int:
         return self.budget - len(self.chosen)
 
-    # --- what a strategy may choose from ---
+    # --- the candidates that a strategy is offered ---
 
     def offered(self) -> Mask:
-        """Candidates whose stratum has room, of the groups least looked at."""
+        """Candidates whose stratum has room, of the groups with the fewest labelled or chosen images."""
         mask: Mask = self.open & self._roomy()
         if not mask.any() and self.open.any() and isinstance(self.rules.per_stratum, str):
             lost = f"{self.missing} picks of their {self.rules.per_stratum} shares went to the others"
@@ -121,16 +134,16 @@ class _Layer:
             self.room = {}
             mask = self.open
         if self.rules.spread and mask.any():
-            looked = np.zeros(int(self.pool.groups.max()) + 1, np.int64)
-            for group, count in self.in_group.items():
-                looked[group] = count
-            seen = looked[self.pool.groups]
-            self.level = int(seen[mask].min())
-            mask = mask & (seen == self.level)
+            counts = np.zeros(int(self.pool.groups.max()) + 1, np.int64)
+            for group, count in self.group_counts.items():
+                counts[group] = count
+            of_row = counts[self.pool.groups]
+            self.level = int(of_row[mask].min())
+            mask = mask & (of_row == self.level)
         return mask
 
     def _room(self) -> dict[int, int]:
-        """How many picks each stratum may still have; empty: no limit."""
+        """Number of picks that each stratum may still have; empty: no limit."""
         quota, strata = self.rules.per_stratum, self.pool.strata[self.pool.candidates]
         if quota is None:
             return {}
@@ -141,58 +154,59 @@ class _Layer:
         return dict(zip(names.tolist(), shares(self.budget, weights), strict=True))
 
     def _roomy(self) -> Mask:
+        """Rows whose stratum is not full."""
         full = [stratum for stratum, room in self.room.items() if room <= 0]
         return ~np.isin(self.pool.strata, full)
 
-    # --- what becomes of its picks ---
+    # --- its picks ---
 
     def take(self, picks: Picks) -> None:
         rows = self.pool.rows_of([pick.id for pick in picks])
-        close = self._close(rows)
-        for pick, row, known in zip(picks, rows.tolist(), close, strict=True):
-            if pick.slot == AUDIT:  # drawn from everything and never put back: its chances must stay known
+        near_labelled = self._near_labelled(rows)
+        for pick, row, is_copy in zip(picks, rows.tolist(), near_labelled, strict=True):
+            if pick.slot == AUDIT:  # drawn from all candidates and never refused: its probabilities must stay known
                 self._accept(pick, row)
             elif self.missing and self.open[row] and self._fits(row):
-                if known or self._close_to_chosen(row):
-                    self._put_away(row)
+                if is_copy or self._near_chosen(row):
+                    self._drop(row)
                 else:
                     self._accept(pick, row)
 
     def _fits(self, row: int) -> bool:
         group, stratum = int(self.pool.groups[row]), int(self.pool.strata[row])
         roomy = self.room.get(stratum, 1) > 0
-        return roomy and (not self.rules.spread or self.in_group[group] <= self.level)
+        return roomy and (not self.rules.spread or self.group_counts[group] <= self.level)
 
     def _accept(self, pick: Pick, row: int) -> None:
         self.chosen.append(pick)
         self.open[row] = False
-        # An audited group is to fill val and test: a further pick of it could not be trained on, so it comes last.
-        self.in_group[int(self.pool.groups[row])] += CLOSED if pick.slot == AUDIT else 1
+        # An audited group goes to val or test: a further pick of it could not be trained on, so it comes last.
+        self.group_counts[int(self.pool.groups[row])] += CLOSED if pick.slot == AUDIT else 1
         stratum = int(self.pool.strata[row])
         if stratum in self.room:
             self.room[stratum] -= 1
         self.vectors[len(self.chosen) - 1] = self.pool.vectors[row]
 
-    def _put_away(self, row: int) -> None:
+    def _drop(self, row: int) -> None:
         self.open[row] = False
         self.near_duplicates += 1
 
-    def _close(self, rows: Rows) -> list[bool]:
-        """Which rows look just like a labelled image."""
+    def _near_labelled(self, rows: Rows) -> list[bool]:
+        """For each row: is it a near-duplicate of a labelled image?"""
         labelled = np.flatnonzero(self.pool.labelled)
         if self.rules.near is None or not len(labelled) or not len(rows):
             return [False] * len(rows)
         similarity, _ = best_match(self.pool.vectors[rows], self.pool.vectors[labelled])
         return list((similarity >= self.rules.near).tolist())
 
-    def _close_to_chosen(self, row: int) -> bool:
+    def _near_chosen(self, row: int) -> bool:
         if self.rules.near is None or not self.chosen:
             return False
         return bool((self.vectors[: len(self.chosen)] @ self.pool.vectors[row]).max() >= self.rules.near)
 
     # --- the result ---
 
-    def batch(self) -> Selection:
+    def selection(self) -> Selection:
         notes = [*self.pool.memo.get("notes", ()), *self.notes]
         if self.missing and not self.open.any():
             notes.append(f"{self.missing} of the budget of {self.budget} are left over: no further image can be picked")
@@ -200,17 +214,17 @@ class _Layer:
             full = "every stratum has reached --per-stratum"
             notes.append(f"{self.missing} of the budget of {self.budget} are left over: {full}")
         if self.near_duplicates or self.rules.spread or self.room:
-            self.chosen = [_chance_unknown(pick) for pick in self.chosen]
+            self.chosen = [_without_propensity(pick) for pick in self.chosen]
         return Selection(_interleaved(self.chosen), tuple(notes), self.near_duplicates)
 
 
-def _chance_unknown(pick: Pick) -> Pick:
-    """Where rules put picks back, only the audit's chances are still what the strategy said."""
+def _without_propensity(pick: Pick) -> Pick:
+    """Remove the probability that the strategy stated: after the rules only the audit's are still true."""
     return pick if pick.slot == AUDIT else replace(pick, propensity=None)
 
 
 def _interleaved(picks: list[Pick]) -> Picks:
-    """Slots take turns in proportion, so that a queue that is left half done is still a balanced one."""
+    """Let slots take turns in proportion, so that a queue that is labelled only in part is still balanced."""
     sizes, seen, places = Counter(pick.slot for pick in picks), Counter[str](), []
     for pick in picks:
         places.append((seen[pick.slot] + 0.5) / sizes[pick.slot])
@@ -220,7 +234,7 @@ def _interleaved(picks: list[Pick]) -> Picks:
 
 
 def with_neighbourhood(pool: Pool, picks: Picks) -> Picks:
-    """Each reason with how much is known around the image."""
+    """Add to each reason how many of the image's nearest images are labelled."""
     others = min(NEIGHBOURS, len(pool) - 1)
     if not picks or others < 1:
         return picks

@@ -21,7 +21,7 @@ from curate.index.rounds import Round
 from curate.labels import log as label_log
 from curate.project import Project
 from curate.select import build_pool, cost, linear_probe
-from curate.select import rules as selection
+from curate.select import rules as selection_layer
 from curate.select.build_pool import BuiltPool
 from curate.select.cost import CostModel, ImageBudget, TimeBudget
 from curate.select.pool import Floats, Picks, Pool, Rows
@@ -30,20 +30,20 @@ from curate.strategies import CATALOGUE, DEFAULT
 from curate.vectors import nearest
 from curate.vectors import store as vectors
 
-LIKELY = 0.5  # from here on an image counts as predicted to show a class
-AUTO = -1.0  # as a cosine: judge near-duplicates by the data's own measure
-NEAR = 0.15  # of the usual distance: vectors alone must be sure
-TRIES = 4  # to make a round fit a time
+LIKELY = 0.5  # probability from which on an image counts as predicted to show a class
+AUTO = -1.0  # as `near`: derive the cosine of near-duplicates from the vectors
+NEAR = 0.15  # of the usual distance: low, because no pixels are compared
+TRIES = 4  # to make a round fit a budget of time
 NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  # noqa: E731
 
 
 class NothingToPick(CurateError):
-    """Every image is labelled, waits, or is barred for another reason."""
+    """No image can be picked: each is labelled, queued, or ineligible for another reason."""
 
 
 @dataclass(frozen=True)
 class SelectRequest:
-    """What the user asks for."""
+    """A selection as the user asks for it; see `curate select --help`."""
 
     budget: str = "500"
     strategy: str = DEFAULT
@@ -55,8 +55,8 @@ class SelectRequest:
     rules: SelectionRules = field(default_factory=SelectionRules)
 
 
-def usual(project: Project, budget: str | None = None) -> SelectRequest:
-    """What project.toml asks for."""
+def default_request(project: Project, budget: str | None = None) -> SelectRequest:
+    """The request that project.toml describes."""
     config = project.config.select
     rules = SelectionRules(near=AUTO, per_stratum=config.per_stratum)
     return SelectRequest(budget or config.budget, config.strategy, options=dict(config.options), rules=rules)
@@ -64,7 +64,7 @@ def usual(project: Project, budget: str | None = None) -> SelectRequest:
 
 @dataclass
 class SelectResult:
-    """What came of it; `written` is None after a dry run, `fresh` false where nothing had to change."""
+    """A round and its picks. `written` is None after a dry run; `fresh` is false where the newest round is the same."""
 
     manifest: dict[str, Any]
     picks: list[dict[str, Any]]
@@ -84,62 +84,76 @@ class SelectResult:
         }
 
 
-def run(project: Project, wish: SelectRequest, progress: Any = NO_PROGRESS, *, dry: bool = False) -> SelectResult:
-    """Choose, and unless `dry` write the round. The caller holds the writer lock then."""
-    began = time.perf_counter()
-    CATALOGUE.load(wish.strategy)
-    budget = cost.parse_budget(wish.budget)
-    if "dataset" in state.recorded(project):  # else the index says what is missing
-        vectors.open_latest(project.work, wish.encoder)  # before the database takes its time
+def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *, dry: bool = False) -> SelectResult:
+    """Pick images, and unless `dry` write the round; the caller must hold the writer lock then.
+
+    Args:
+        project: the project.
+        request: what to select; see `default_request`.
+        progress: called with a stage, the steps done since the last call and all steps.
+        dry: pick, but write nothing.
+
+    Raises:
+        NothingToPick: no image can be picked.
+        CurateError: vectors, labels or exemplars that the strategy needs are missing.
+    """
+    start = time.perf_counter()
+    CATALOGUE.load(request.strategy)
+    budget = cost.parse_budget(request.budget)
+    if "dataset" in state.recorded(project):  # else opening the index says what is missing
+        vectors.open_latest(project.work, request.encoder)  # fails before the database is started
     index = Index(project)
     if not dry:
         sync.capture_app_edits(index)
     progress("reading vectors", 0, 1)
-    built = build_pool.build(index, wish.encoder, wish.exemplars, wish.classes)
+    built = build_pool.build(index, request.encoder, request.exemplars, request.classes)
     progress("reading vectors", 1, 1)
     model = cost_model(project)
-    wish = replace(wish, rules=_rules(wish.rules, built.pool))
+    request = replace(request, rules=_rules(request.rules, built.pool))
     built.pool = replace(built.pool, turn=_number(index, built))
-    chosen = _prepared(index, built, wish, model)
-    if not dry and (same := _same(project, chosen.manifest["key"])):
+    result = _prepared(index, built, request, model)
+    if not dry and (same := _same(project, result.manifest["key"])):
         rounds.show(index)
-        here = [row | {"path": built.seen[row["id"]].path} for row in same.picks()]  # the project may have moved
-        return SelectResult(same.manifest, here, chosen.notes, same, fresh=False)
-    batch = _choose(built, wish, budget, model, progress)
-    _complete(chosen, built, batch, model, wish)
-    chosen.manifest["took"] = round(time.perf_counter() - began, 1)
+        picks = [row | {"path": built.images[row["id"]].path} for row in same.picks()]  # the project may have moved
+        return SelectResult(same.manifest, picks, result.notes, same, fresh=False)
+    selection = _choose(built, request, budget, model, progress)
+    _complete(result, built, selection, model)
+    result.manifest["took"] = round(time.perf_counter() - start, 1)
     if not dry:
         newest = rounds.latest(project.work)
-        if newest and newest.number < chosen.manifest["round"] and not newest.touched:
-            rounds.mark(newest, touched=label_log.now())  # in the App: from now on nothing may take it away
-        chosen.written = rounds.write(project.work, chosen.manifest, chosen.picks, _predicted(built.pool))
+        if newest and newest.number < result.manifest["round"] and not newest.touched:
+            rounds.mark(newest, touched=label_log.now())  # labelled in the App: never replaced from now on
+        result.written = rounds.write(project.work, result.manifest, result.picks, _predicted(built.pool))
         rounds.show(index)
-    return chosen
+    return result
 
 
 def _rules(rules: SelectionRules, pool: Pool) -> SelectionRules:
-    """What counts as a near-duplicate, as a cosine of these vectors."""
+    """The rules with `near` as a cosine of these vectors."""
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
     return replace(rules, near=nearest.cosine(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
 
 
 def cost_model(project: Project) -> CostModel:
-    """Fitted on the times that people took, a constant before there are any."""
-    timed = list(label_log.lead_times(project.work / "labels"))
+    """The cost model, fitted on lead times; a constant while there are none."""
+    lead_times = list(label_log.lead_times(project.work / "labels"))
     names = project.active_classes
-    counts = [[sum(d.label == name for d in label.defects) for name in names] for _, label in timed]
-    return CostModel.fit([seconds for seconds, _ in timed], np.array(counts).reshape(len(timed), len(names)), names)
+    counts = [[sum(d.label == name for d in label.defects) for name in names] for _, label in lead_times]
+    regions = np.array(counts).reshape(len(lead_times), len(names))
+    return CostModel.fit([seconds for seconds, _ in lead_times], regions, names)
 
 
 # --- which round ----------------------------------------------------------------------------------------------------
 
 
-def _prepared(index: Index, built: BuiltPool, wish: SelectRequest, model: CostModel) -> SelectResult:
-    """The manifest as far as it is known before the choice, with the key of everything that the choice depends on."""
-    pool, seen = built.pool, sorted(built.seen.items())
-    asked = asdict(wish) | {"options": dict(wish.options), "classes": list(wish.classes)}
-    state = [(id, one.barred, one.split, one.group, one.stratum, sorted(one.present)) for id, one in seen]
+def _prepared(index: Index, built: BuiltPool, request: SelectRequest, model: CostModel) -> SelectResult:
+    """The manifest before the choice, with a key of everything that the choice depends on."""
+    pool, images = built.pool, sorted(built.images.items())
+    asked = asdict(request) | {"options": dict(request.options), "classes": list(request.classes)}
+    state = [
+        (id, image.ineligible, image.split, image.group, image.stratum, sorted(image.present)) for id, image in images
+    ]
     inputs = [
         asked,
         built.vectors.key,
@@ -153,8 +167,8 @@ def _prepared(index: Index, built: BuiltPool, wish: SelectRequest, model: CostMo
     manifest = {
         "round": pool.turn,
         "key": key_of(inputs),
-        "strategy": wish.strategy,
-        "seed": wish.seed,
+        "strategy": request.strategy,
+        "seed": request.seed,
         "asked": asked,
         "vectors": built.vectors.table.path,
         "scores": built.scores,
@@ -171,7 +185,7 @@ def _prepared(index: Index, built: BuiltPool, wish: SelectRequest, model: CostMo
 
 
 def _number(index: Index, built: BuiltPool) -> int:
-    """A round is replaced while nobody has touched it: not pushed, and none of its images labelled in the App."""
+    """The new round's number. The newest round is replaced unless it was pushed or an image of it was labelled."""
     newest = rounds.latest(index.project.work)
     if newest is None:
         return 1
@@ -179,8 +193,8 @@ def _number(index: Index, built: BuiltPool) -> int:
 
 
 def _touched(newest: Round, built: BuiltPool) -> bool:
-    seen = [built.seen[row["id"]].status for row in newest.picks() if row["id"] in built.seen]
-    return newest.touched or any(status != "unlabelled" for status in seen)
+    statuses = [built.images[row["id"]].status for row in newest.picks() if row["id"] in built.images]
+    return newest.touched or any(status != "unlabelled" for status in statuses)
 
 
 def _same(project: Project, key: str) -> Round | None:
@@ -197,29 +211,31 @@ def _sizes(pool: Pool) -> dict[str, int]:
 
 
 def _choose(
-    built: BuiltPool, wish: SelectRequest, budget: ImageBudget | TimeBudget, model: CostModel, progress: Any
+    built: BuiltPool, request: SelectRequest, budget: ImageBudget | TimeBudget, model: CostModel, progress: Any
 ) -> Selection:
     pool = built.pool
-    room = int(pool.candidates.sum())
-    if not room:
+    candidates = int(pool.candidates.sum())
+    if not candidates:
         raise NothingToPick(_why_nothing(built))
     seconds = _seconds(pool, model)
     images = _images(budget, seconds[pool.candidates])
     for _ in range(TRIES):
-        batch = _asked(built, wish, min(images, room), progress)
-        spent = float(seconds[pool.rows_of([pick.id for pick in batch.picks])].sum())
-        if not isinstance(budget, TimeBudget) or spent <= budget.seconds or images == 1:
+        selection = _selected(built, request, min(images, candidates), progress)
+        expected = float(seconds[pool.rows_of([pick.id for pick in selection.picks])].sum())
+        if not isinstance(budget, TimeBudget) or expected <= budget.seconds or images == 1:
             break
-        images = max(1, int(len(batch.picks) * budget.seconds / spent))
-    if images > room:
-        asked = f"{images}" if isinstance(budget, ImageBudget) else f"{wish.budget}, about {images} images,"
-        return batch._replace(notes=(f"the budget of {asked} is more than can be picked: {room}", *batch.notes))
-    if isinstance(budget, TimeBudget) and spent > budget.seconds:
-        return batch._replace(notes=(f"one image takes about {spent:.0f} s, more than {wish.budget}", *batch.notes))
-    return batch
+        images = max(1, int(len(selection.picks) * budget.seconds / expected))
+    if images > candidates:
+        asked = f"{images}" if isinstance(budget, ImageBudget) else f"{request.budget}, about {images} images,"
+        note = f"the budget of {asked} is more than can be picked: {candidates}"
+        return selection._replace(notes=(note, *selection.notes))
+    if isinstance(budget, TimeBudget) and expected > budget.seconds:
+        note = f"one image takes about {expected:.0f} s, more than {request.budget}"
+        return selection._replace(notes=(note, *selection.notes))
+    return selection
 
 
-def _asked(built: BuiltPool, wish: SelectRequest, images: int, progress: Any) -> Selection:
+def _selected(built: BuiltPool, request: SelectRequest, images: int, progress: Any) -> Selection:
     pool, done = replace(built.pool, memo={}), 0
 
     def advance(count: int) -> None:
@@ -227,8 +243,9 @@ def _asked(built: BuiltPool, wish: SelectRequest, images: int, progress: Any) ->
         progress("choosing", count - done, images)
         done = count
 
-    batch = selection.choose(pool, wish.strategy, images, wish.seed, wish.rules, wish.options, advance)
-    return batch._replace(picks=selection.with_neighbourhood(pool, batch.picks))
+    strategy, rules = request.strategy, request.rules
+    chosen = selection_layer.choose(pool, strategy, images, request.seed, rules, request.options, advance)
+    return chosen._replace(picks=selection_layer.with_neighbourhood(pool, chosen.picks))
 
 
 def _images(budget: ImageBudget | TimeBudget, seconds: Floats) -> int:
@@ -238,22 +255,23 @@ def _images(budget: ImageBudget | TimeBudget, seconds: Floats) -> int:
 
 
 def _seconds(pool: Pool, model: CostModel) -> Floats:
-    """What each image will cost: with likely defects more than without."""
+    """Seconds that each image is expected to take: more with likely defects than without."""
     likely, _ = _likely(pool)
     expected = np.zeros((len(pool), len(pool.classes)), np.float32) if likely is None else likely
     return np.asarray(model.seconds(expected))
 
 
 def _likely(pool: Pool) -> tuple[Floats | None, str | None]:
+    """Probabilities (n, classes), and whether a model or a probe gives them; None where neither can."""
     if "probability" in pool.scores:
         return np.nan_to_num(pool.scores["probability"]), "model"
-    if linear_probe.known(pool):
+    if linear_probe.has_classes(pool):
         return np.nan_to_num(linear_probe.probabilities(pool)), "probe"
     return None, None
 
 
 def _predicted(pool: Pool) -> dict[str, Any]:
-    """Kept with the round: which images there were, and what was predicted of them, to see how that settles."""
+    """The table kept with the round: its images and their predictions, from which `curate stop-check` reads changes."""
     likely, _ = _likely(pool)
     known: dict[str, Any] = {"id": list(pool.ids)}
     if likely is None:
@@ -263,8 +281,8 @@ def _predicted(pool: Pool) -> dict[str, Any]:
 
 def _why_nothing(built: BuiltPool) -> str:
     """Why no image can be picked, and what to do about it."""
-    real = [one for one in built.seen.values() if one.source != "synthetic"]
-    counts = Counter(one.barred_as or "without vectors" for one in real)
+    real = [image for image in built.images.values() if image.source != "synthetic"]
+    counts = Counter(image.ineligible_as or "without vectors" for image in real)
     if set(counts) == {"labelled"}:
         remedy = "Learn from them: curate train. Whether selection would have beaten random on them: curate simulate"
         return f"nothing can be picked: all {len(real):,} images are labelled. {remedy}"
@@ -274,28 +292,28 @@ def _why_nothing(built: BuiltPool) -> str:
         remedy = "Fetch what annotators have labelled: curate pull"
     else:
         remedy = "Index further images (curate index), or learn from those that are labelled (curate train)"
-    told = ", ".join(f"{count:,} {word}" for word, count in counts.most_common())
-    return f"nothing can be picked: of {len(real):,} images {told}. {remedy}"
+    listed = ", ".join(f"{count:,} {word}" for word, count in counts.most_common())
+    return f"nothing can be picked: of {len(real):,} images {listed}. {remedy}"
 
 
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-def _complete(chosen: SelectResult, built: BuiltPool, batch: Selection, model: CostModel, wish: SelectRequest) -> None:
-    chosen.picks = _rows(built, batch.picks, model)
-    chosen.notes += batch.notes
-    predicted = Counter(name for row in chosen.picks for name in row["predicted"] or ["none"])
-    chosen.manifest |= {
-        "picked": len(batch.picks),
-        "slots": dict(Counter(pick.slot for pick in batch.picks)),
-        "by_stratum": dict(sorted(Counter(row["stratum"] for row in chosen.picks).items())),
+def _complete(result: SelectResult, built: BuiltPool, selection: Selection, model: CostModel) -> None:
+    result.picks = _rows(built, selection.picks, model)
+    result.notes += selection.notes
+    predicted = Counter(name for row in result.picks for name in row["predicted"] or ["none"])
+    result.manifest |= {
+        "picked": len(selection.picks),
+        "slots": dict(Counter(pick.slot for pick in selection.picks)),
+        "by_stratum": dict(sorted(Counter(row["stratum"] for row in result.picks).items())),
         "by_predicted": dict(predicted.most_common()),
-        "groups": len({row["group"] for row in chosen.picks}),
+        "groups": len({row["group"] for row in result.picks}),
         "predicted_by": _likely(built.pool)[1],
-        "near_duplicates": batch.near_duplicates,
-        "seconds": round(sum(row["seconds"] for row in chosen.picks)),
+        "near_duplicates": selection.near_duplicates,
+        "seconds": round(sum(row["seconds"] for row in result.picks)),
         "cost_model": model.to_json(),
-        "notes": chosen.notes,
+        "notes": result.notes,
     }
 
 
@@ -304,38 +322,47 @@ def _rows(built: BuiltPool, picks: Picks, model: CostModel) -> list[dict[str, An
     rows = pool.rows_of([pick.id for pick in picks])
     likely, _ = _likely(pool)
     seconds = _seconds(pool, model)
-    made = []
+    entries = []
     for rank, (pick, row) in enumerate(zip(picks, rows.tolist(), strict=True), start=1):
-        shown = None if likely is None else [pool.classes[i] for i in np.flatnonzero(likely[row] >= LIKELY)]
-        seen = built.seen[pick.id]
-        place = {"path": seen.path, "group": seen.group, "stratum": seen.stratum}
-        made.append({"rank": rank, **asdict(pick), **place, "predicted": shown, "seconds": float(seconds[row])})
-    return made
+        predicted = None if likely is None else [pool.classes[i] for i in np.flatnonzero(likely[row] >= LIKELY)]
+        image = built.images[pick.id]
+        place = {"path": image.path, "group": image.group, "stratum": image.stratum}
+        entries.append({"rank": rank, **asdict(pick), **place, "predicted": predicted, "seconds": float(seconds[row])})
+    return entries
 
 
 # --- explaining -----------------------------------------------------------------------------------------------------
 
 
-def explain(project: Project, wish: SelectRequest, prefix: str) -> dict[str, Any]:
-    """Why an image is in the newest round that holds it, or why it is in none."""
+def explain(project: Project, request: SelectRequest, prefix: str) -> dict[str, Any]:
+    """Explain why an image is in the newest round that holds it, or why it is in none.
+
+    Args:
+        project: the project.
+        request: names the vectors, exemplars and classes to compare with.
+        prefix: the image's content id, or its first characters.
+
+    Returns:
+        The picked row or None, the reason why it cannot be picked now, and how it compares with labelled images.
+    """
     index = Index(project)
-    found = [id for id in index.ids() if id.startswith(prefix)]
-    if len(found) != 1:
-        raise CurateError(f"--explain '{prefix}' fits {len(found)} images; give a content id, or more of it")
-    id = found[0]
-    built = build_pool.build(index, wish.encoder, wish.exemplars, wish.classes)
+    matches = [id for id in index.ids() if id.startswith(prefix)]
+    if len(matches) != 1:
+        raise CurateError(f"--explain '{prefix}' fits {len(matches)} images; give a content id, or more of it")
+    id = matches[0]
+    built = build_pool.build(index, request.encoder, request.exemplars, request.classes)
     newest_first = reversed(rounds.every(project.work))
-    picked = [row | {"round": one.number} for one in newest_first for row in one.picks() if row["id"] == id]
-    about: dict[str, Any] = {"id": id, "path": built.seen[id].path, "picked": picked[0] if picked else None}
-    about["barred"] = built.seen[id].barred
+    picked = [row | {"round": round_.number} for round_ in newest_first for row in round_.picks() if row["id"] == id]
+    about: dict[str, Any] = {"id": id, "path": built.images[id].path, "picked": picked[0] if picked else None}
+    about["barred"] = built.images[id].ineligible
     about["rounds"] = len(rounds.every(project.work))
     if id in set(built.pool.ids):
-        return about | _standing(built, id, picked)
+        return about | _comparison(built, id, picked)
     return about | {"barred": about["barred"] or "it has no vector, or one that is no number. Run: curate embed"}
 
 
-def _standing(built: BuiltPool, id: str, picked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the image stands among the others: likelihoods, and what it is nearest to."""
+def _comparison(built: BuiltPool, id: str, picked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare the image with others: its class probabilities, and the nearest labelled image and exemplar."""
     pool = built.pool
     row = int(pool.rows_of([id])[0])
     likely, by = _likely(pool)
@@ -345,7 +372,7 @@ def _standing(built: BuiltPool, id: str, picked: Sequence[Mapping[str, Any]]) ->
         "likely_by": by,
         "nearest_labelled": _nearest(pool, row, np.flatnonzero(pool.labelled)),
         "nearest_exemplar": _nearest(pool, row, pool.rows_of(pool.exemplars.ids)),
-        "group": built.seen[id].group,
+        "group": built.images[id].group,
     }
 
 

@@ -1,8 +1,8 @@
-"""How unsure a model is of an image. Pure functions of arrays: probabilities in, float32 scores out, no state.
+"""Uncertainty scores of images. Pure functions of arrays: probabilities in, float32 scores out, no state.
 
-The higher the score, the more unsure. Entropies are in nats. NaN in gives NaN out, and nothing warns. `p` of images is
-(n, C); of one image's pixels it is (C, H, W), one sigmoid a defect class: defects may overlap, and there is no channel
-for the background.
+The higher the score, the more uncertain. Entropies are in nats. NaN in gives NaN out, without a warning. `p` of images
+is (n, C); of one image's pixels it is (C, H, W), one sigmoid a defect class: defects may overlap, and there is no
+channel for the background.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def _probabilities(p: Any) -> Floats:
-    """Any array or tensor as float32 in [0, 1]: sums of rounded numbers stray beyond by a last digit."""
+    """Any array or tensor as float32, clipped to [0, 1]: sums of rounded numbers may exceed 1 slightly."""
     plain = p.detach().cpu().float() if hasattr(p, "detach") else p
     return np.clip(np.asarray(plain, dtype=np.float32), 0, 1)
 
@@ -78,10 +78,10 @@ def predictive_entropy_multilabel(p: Any, *, mean: bool = False) -> Floats:
 
 
 def mistakenness(p: Any, labels: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """How surely a model contradicts given labels (n, C) of 0 and 1; returns the worst class (n,), and all (n, C).
+    """Confidence with which a model contradicts labels (n, C) of 0 and 1; returns the worst class (n,), and all (n, C).
 
-    FiftyOne's (1 + m s) / 2 with m = 1 where the model says otherwise, else -1, and s how sure it is. Here s is one
-    minus the entropy in bits, so that an undecided model scores 1/2 from either side.
+    FiftyOne's (1 + m s) / 2 with m = 1 where the model contradicts the label, else -1, and s its confidence. Here s is
+    one minus the entropy in bits, so that an undecided model scores 1/2 from either side.
     """
     against = np.abs(_probabilities(p) - _single(labels))
     sure = 1 - _bernoulli(against) / np.log(2)
@@ -104,7 +104,7 @@ def bald(samples: Iterable[Any]) -> Floats:
 
 
 def class_bald(samples: Iterable[Any]) -> Floats:
-    """BALD of each class by itself. samples: T times (n, C) independent sigmoids; returns (n, C)."""
+    """BALD of each class on its own. samples: T times (n, C) independent sigmoids; returns (n, C)."""
     mean, terms = _moments(samples, _bernoulli)
     return _single(np.maximum(_bernoulli(mean) - terms, 0))
 
@@ -133,7 +133,7 @@ def _moments(samples: Iterable[Any], term: Any) -> tuple[npt.NDArray[np.float64]
 
 
 def tile_means(values: npt.ArrayLike, tile: int = TILE) -> Floats:
-    """Mean of each tile of a map (H, W). ceil(H / tile) rows of nearly equal tiles, so that none is a sliver."""
+    """Mean of each tile of a map (H, W): ceil(H / tile) rows of nearly equal tiles, so that none is narrow."""
     array = _single(values)
     rows, columns = (_starts(length, tile) for length in array.shape)
     sums = np.add.reduceat(array, columns, axis=1, dtype=np.float64)
@@ -154,9 +154,9 @@ def top_tiles(values: npt.ArrayLike, m: int = 3, tile: int = TILE) -> float:
 
 
 def rim(foreground: npt.ArrayLike, width: int = WIDTH) -> npt.NDArray[np.bool_]:
-    """The band along the outlines of predicted regions (H, W), where every model is unsure.
+    """The band along the outlines of predicted regions (H, W), where every model is uncertain.
 
-    Only where the region has a sure core nearby: a small doubtful region would be nothing but band.
+    Only near a confident core: a small uncertain region would consist of nothing but band.
     """
     p = _single(foreground)
     inside, core = p >= 0.5, p >= SURE
@@ -173,12 +173,12 @@ def _grown(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
 def boundary_free(
     uncertainty: npt.ArrayLike, foreground: npt.ArrayLike, width: int = WIDTH, m: int = 3, tile: int = SMALL_TILE
 ) -> float:
-    """Top small tiles of an uncertainty map without the rims of sure regions, whose length would measure mere size.
+    """Top small tiles of an uncertainty map without the rims of confident regions, whose length would measure size.
 
     Both maps are (H, W), or (C, H, W): then each class loses its own rims, and the rest is summed.
     """
     maps = zip(_layers(uncertainty), _layers(foreground), strict=True)
-    # A product and not np.where: what is NaN must stay NaN under the rim.
+    # A product and not np.where: NaN must stay NaN under the rim.
     kept = [values * ~rim(p, width) for values, p in maps]
     return top_tiles(np.sum(kept, axis=0), m, tile)
 
@@ -198,12 +198,12 @@ def _by_class(maps: Floats, m: int = 3, tile: int = TILE) -> Floats:
 
 
 def expected_defect_pixels(p: Any) -> Floats:
-    """How many pixels of each class are expected. p: (C, H, W); returns (C,)."""
+    """Expected number of pixels of each class. p: (C, H, W); returns (C,)."""
     return _single(_probabilities(p).sum(axis=(1, 2), dtype=np.float64))
 
 
 def summarise(p: Any) -> Values:
-    """All scores of one image's map (C, H, W); the map itself may then be dropped.
+    """All scores of one image's map (C, H, W); the map itself is then no longer needed.
 
     `probability` (C,) is the likeliest small tile of each class: it stands for "this image shows the class".
     """
@@ -226,7 +226,7 @@ def summarise(p: Any) -> Values:
 class UncertaintySummary:
     """Scores of one image from T stochastic passes, without keeping the T maps.
 
-    BALD needs two running sums alone: of p, and of its entropy.
+    BALD needs only two running sums: of p, and of its entropy.
     """
 
     def __init__(self) -> None:
@@ -235,7 +235,7 @@ class UncertaintySummary:
         self._entropy: npt.NDArray[np.float64] = np.zeros(())
 
     def add(self, p: Any) -> None:
-        """One pass (C, H, W)."""
+        """Add one pass (C, H, W)."""
         values = _probabilities(p).astype(np.float64)
         self._p = self._p + values
         self._entropy = self._entropy + _bernoulli(values)

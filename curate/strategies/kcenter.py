@@ -6,17 +6,27 @@ import numpy as np
 
 from curate.greedy.kcenter import kcenter
 from curate.select.pool import Picks, Pool
-from curate.strategies._common import picks
+from curate.strategies._common import picks_of
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    found = kcenter(pool.vectors, budget, covered=pool.covered, candidates=pool.candidates)
-    far = np.zeros(len(pool), np.float32)
-    far[found.picks] = found.radius
+    """Pick the image farthest from all labelled and chosen ones, again and again.
+
+    Args:
+        pool: the images to pick from.
+        budget: the number of picks; where there are fewer candidates, all are picked.
+        rng: not used.
+
+    Returns:
+        One pick an image, best first.
+    """
+    result = kcenter(pool.vectors, budget, covered=pool.covered, candidates=pool.candidates)
+    distance = np.zeros(len(pool), np.float32)
+    distance[result.picks] = result.radius
 
     def reason(row: int) -> str:
-        if not np.isfinite(far[row]):
+        if not np.isfinite(distance[row]):
             return "the most central image: nothing was labelled or chosen before"
-        return f"distance {far[row]:.2f} to the nearest labelled or chosen image"
+        return f"distance {distance[row]:.2f} to the nearest labelled or chosen image"
 
-    return picks(pool, found.picks, "kcenter", far, reason)
+    return picks_of(pool, result.picks, "kcenter", distance, reason)

@@ -7,17 +7,27 @@ import numpy as np
 from curate.errors import CurateError
 from curate.greedy.coverage import coverage
 from curate.select.pool import Floats, Picks, Pool, Rows
-from curate.strategies._common import picks, thinned
+from curate.strategies._common import even_sample, picks_of
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_000) -> Picks:
-    """Of more than `most` images an even sample is looked at."""
-    found, gain = covering(pool, budget, None, most)
+    """Pick images that are similar to many others, while no labelled or chosen image is.
+
+    Args:
+        pool: the images to pick from.
+        budget: the number of picks; where there are fewer candidates, all are picked.
+        rng: not used.
+        most: in a larger pool an even sample of about this many images is considered.
+
+    Returns:
+        One pick an image, best first.
+    """
+    rows, gain = covering(pool, budget, None, most)
 
     def reason(row: int) -> str:
         return typical_of(gain[row])
 
-    return picks(pool, found, "maxherding", gain, reason)
+    return picks_of(pool, rows, "maxherding", gain, reason)
 
 
 def typical_of(count: float) -> str:
@@ -26,14 +36,14 @@ def typical_of(count: float) -> str:
 
 
 def covering(pool: Pool, budget: int, weights: Floats | None, most: int) -> tuple[Rows, Floats]:
-    """The rows that cover most, in order, and what each adds, as a number of the pool's images."""
+    """The rows that cover most, in order, and the number of the pool's images that each adds."""
     if most < 1:
         raise CurateError(f"option 'most' is {most}; allowed: 1 or more images")
-    rows, candidates, covered = thinned(pool, max(most, 20 * budget))
+    rows, candidates, covered = even_sample(pool, max(most, 20 * budget))
     if candidates.sum() < budget:
-        rows, candidates, covered = thinned(pool, len(pool))
+        rows, candidates, covered = even_sample(pool, len(pool))
     worth = None if weights is None else weights[rows]
-    found = coverage(pool.vectors[rows], budget, weights=worth, covered=covered, candidates=candidates)
+    chosen = coverage(pool.vectors[rows], budget, weights=worth, covered=covered, candidates=candidates)
     gain = np.zeros(len(pool), np.float32)
-    gain[rows[found.picks]] = found.gains * (len(pool) / len(rows))
-    return np.asarray(rows[found.picks], np.int64), gain
+    gain[rows[chosen.picks]] = chosen.gains * (len(pool) / len(rows))
+    return np.asarray(rows[chosen.picks], np.int64), gain

@@ -1,9 +1,9 @@
-"""The default: rare candidates, doubtful images, unseen kinds and an audit, each with a hard quota.
+"""The default: rare candidates, uncertain images, unseen kinds and an audit, each with a fixed share.
 
-`rare`: candidates for the scarcest classes. `uncertain`: class-stratified doubt. `explore`: coverage of what nobody
-labelled. `audit`: uniformly random within strata, so that unbiased error estimates stay possible. The shares depend on
-what there is (no labels, a few, a model), and on whether some of it shows a class that is asked for; each can be set, 0
-leaves a slot out. A slot that cannot work passes on.
+`rare`: candidates for the scarcest classes. `uncertain`: class-stratified uncertainty. `explore`: coverage of what is
+not labelled. `audit`: uniformly random within strata, so that unbiased error estimates stay possible. The shares depend
+on the labels and the model that exist, and on whether the user asks for classes that can be looked for; each can be
+set, 0 leaves a slot out. The share of a slot that cannot work goes to the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REGIMES = {
 }
 MOST = 1000.0  # of a share; shares are relative to each other
 SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
-    "audit": audit_slot.select,  # first: it draws from all there is, whatever the others would like
+    "audit": audit_slot.select,  # first: it draws from all candidates, before other slots take some
     "rare": rare_slot.select,
     "uncertain": class_stratified.select,
     "explore": maxherding.select,
@@ -48,27 +48,40 @@ def select(
     explore: float | None = None,
     audit: float | None = None,
 ) -> Picks:
+    """Fill the slots by their shares of the whole round; a share of 0 leaves a slot out.
+
+    Args:
+        pool: the images to pick from.
+        budget: the number of picks; where there are fewer candidates, all are picked.
+        rng: passed on to the slots' strategies.
+        rare, uncertain, explore, audit: the slots' shares, relative to each other. Without it a share is set by
+            `REGIMES`, according to the labels and the model that exist.
+
+    Returns:
+        Picks with the name of their slot.
+    """
     given = {"rare": rare, "uncertain": uncertain, "explore": explore, "audit": audit}
     quotas = _quotas(pool, budget, given)
-    made: Picks = ()
-    for slot, work in SLOTS.items():
-        # What earlier slots could not fill falls to the last one, so that the budget is always spent.
-        quota = budget - len(made) if slot == "spare" else min(quotas.get(slot, 0), budget - len(made))
+    picks: Picks = ()
+    for slot, strategy in SLOTS.items():
+        # Picks that earlier slots could not find fall to the last one, so that the budget is always used up.
+        quota = budget - len(picks) if slot == "spare" else min(quotas.get(slot, 0), budget - len(picks))
         if quota > 0:
-            made += tuple(replace(pick, slot=slot) for pick in work(_without(pool, made), quota, rng))
-    return made
+            picks += tuple(replace(pick, slot=slot) for pick in strategy(_without(pool, picks), quota, rng))
+    return picks
 
 
 def regime(pool: Pool) -> str:
-    if pool.wanted and rare_slot.sought(pool):
+    """The key of `REGIMES` that fits the pool."""
+    if pool.wanted and rare_slot.sought_classes(pool):
         return "classes asked for"
     if "probability" in pool.scores:
         return "a model"
-    return "few labels" if len(pool.exemplars) or linear_probe.known(pool) else "no labels"
+    return "few labels" if len(pool.exemplars) or linear_probe.has_classes(pool) else "no labels"
 
 
 def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str, int]:
-    """What each slot still has to find, of its share in the whole round."""
+    """Number of picks that each slot still has to find for its share of the whole round."""
     defaults = REGIMES[regime(pool)]
     weights = {slot: defaults[slot] if value is None else value for slot, value in given.items()}
     for slot, weight in weights.items():
@@ -76,9 +89,9 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
             raise CurateError(
                 f"option '{slot}' of strategy portfolio is {weight:g}; allowed: a share from 0 to {MOST:g}"
             )
-    for slot, why in _idle(pool).items():
+    for slot, reason in _idle(pool).items():
         if weights[slot]:
-            pool.note(f"slot {slot} is left out, and its share goes to the others: {why}")
+            pool.note(f"slot {slot} is left out, and its share goes to the others: {reason}")
         weights[slot] = 0.0
     if not sum(weights.values()):
         return {}
@@ -93,16 +106,16 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
 
 
 def _idle(pool: Pool) -> dict[str, str]:
-    """The slots that cannot work, and why."""
+    """The slots that cannot work, each with the reason."""
     idle = {}
-    if not rare_slot.sought(pool):
+    if not rare_slot.sought_classes(pool):
         idle["rare"] = "there is no labelled image of a scarce class and no model; give --exemplars, or label one"
-    if "probability" not in pool.scores and not linear_probe.known(pool):
+    if "probability" not in pool.scores and not linear_probe.has_classes(pool):
         idle["uncertain"] = "no class has enough labelled images for a probe yet"
     return idle
 
 
-def _without(pool: Pool, made: Picks) -> Pool:
+def _without(pool: Pool, picks: Picks) -> Pool:
     left = pool.candidates.copy()
-    left[pool.rows_of([pick.id for pick in made])] = False
-    return pool.offering(left, pool.chosen + made)
+    left[pool.rows_of([pick.id for pick in picks])] = False
+    return pool.offering(left, pool.chosen + picks)

@@ -7,18 +7,28 @@ import numpy as np
 from curate.errors import CurateError
 from curate.select import linear_probe
 from curate.select.pool import Floats, Pick, Picks, Pool, shares
-from curate.strategies._common import wanted
+from curate.strategies._common import wanted_classes
 
 
 def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    if not linear_probe.known(pool):
+    """Pick the likeliest images of each class by a linear probe, with larger quotas for scarce classes.
+
+    Args:
+        pool: the images to pick from.
+        budget: the number of picks; where there are fewer candidates, all are picked.
+        rng: not used.
+
+    Returns:
+        One pick an image, best first.
+    """
+    if not linear_probe.has_classes(pool):
         raise CurateError(
             f"strategy 'probe' needs {linear_probe.FEWEST} labelled images of a class. Label some first: "
             "curate select --strategy maxherding"
         )
     likely = linear_probe.probabilities(pool)
-    classes = [number for number in wanted(pool) if np.isfinite(likely[0, number])]
-    weights = [1 / (1 + pool.groups_of(pool.classes[number])) for number in classes]
+    classes = [number for number in wanted_classes(pool) if np.isfinite(likely[0, number])]
+    weights = [1 / (1 + pool.group_count(pool.classes[number])) for number in classes]
     taken: dict[int, Pick] = {}
     for number, quota in sorted(zip(classes, shares(budget, weights), strict=True), key=lambda pair: -pair[1]):
         rows = [row for row in _ranked(pool, likely[:, number]) if row not in taken][:quota]
@@ -37,7 +47,7 @@ def _pick(pool: Pool, row: int, number: int, likely: Floats) -> Pick:
 
 
 def _rest(pool: Pool, likely: Floats, classes: list[int], taken: dict[int, Pick], budget: int) -> Picks:
-    """What quotas left over because one image is the likeliest of several classes."""
+    """Picks for the rest of the budget: quotas are not used up where one image is the likeliest of several classes."""
     if not classes:
         return ()
     best = np.nanmax(likely[:, classes], axis=1)

@@ -22,7 +22,7 @@ from curate.index.dataset import Index
 from curate.labels.log import LabelLog
 from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.select.build_pool import seen_images
+from curate.select.build_pool import index_images
 from synth import accept, generate
 from synth.generate import GenerateRequest, SyntheticBatch
 from tests.conftest import dump
@@ -73,7 +73,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert index.dataset.load_saved_view(result.tag).count() == 5
     assert images.keys() <= {item.id for item in dataset.collect(index).train}
     assert not images.keys() & {item.id for item in dataset.collect(index).val}
-    assert all(origin.barred for id, origin in seen_images(index).items() if id in images)
+    assert all(origin.ineligible for id, origin in index_images(index).items() if id in images)
     assert status.summarise(mill)["by_source"]["synthetic"] == 5
     assert not gc.find(mill)
     dropped = accept.drop(mill, batch.key[:8])

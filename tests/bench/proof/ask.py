@@ -42,7 +42,7 @@ def pickers(setting: RunSettings) -> Picker | None:
 
 
 def _every_class(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-    if not linear_probe.known(pool):
+    if not linear_probe.has_classes(pool):
         raise NotYet("no class can be told apart yet")
     picks: Picks = CATALOGUE.call("probe")(pool, budget, rng)
     return picks
@@ -62,7 +62,7 @@ def _ranked(pool: Pool) -> NDArray[np.float64]:
     from sklearn.linear_model import LogisticRegression
 
     wanted = np.any([pool.shows(name) for name in pool.wanted or pool.classes], axis=0)
-    others = pool.taught & ~wanted
+    others = pool.trainable & ~wanted
     if others.sum() < linear_probe.FEWEST:  # before anything was refused, all that is unlabelled stands for the rest
         others = ~pool.labelled
     rows = np.flatnonzero(wanted | others)
@@ -79,7 +79,7 @@ PROBE_STRENGTH = 10.0
 
 def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
     """The next of its order that may be picked; a new batch is asked for when none of the last one is left."""
-    if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or linear_probe.known(pool)):
+    if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or linear_probe.has_classes(pool)):
         raise NotYet("no class can be told apart yet")
     order: list[int] = pool.once(f"order of {name}", list)
     left = [row for row in order if pool.candidates[row]]
@@ -91,8 +91,8 @@ def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
 
 def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
     folder = _folder()
-    labelled = np.flatnonzero(pool.taught)
-    known = bool(pool.scores) or linear_probe.known(pool)
+    labelled = np.flatnonzero(pool.trainable)
+    known = bool(pool.scores) or linear_probe.has_classes(pool)
     likely = _outcomes(_likely(pool)) if known else np.zeros((0, 1 + len(pool.classes)), np.float32)
     members = np.stack([_outcomes(one) for one in _committee(pool, seed)]) if name.startswith("baal") else likely[None]
     fields = {

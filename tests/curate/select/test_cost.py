@@ -117,8 +117,8 @@ def test_defects_stay_expensive_where_nearly_all_images_are_clean() -> None:
 
 
 def test_a_little_data_moves_the_model_a_little() -> None:
-    one = CostModel.fit([300.0], [[0, 0, 0]], CLASSES)
-    assert 30 < one.seconds([[0, 0, 0]])[0] < 100
+    model = CostModel.fit([300.0], [[0, 0, 0]], CLASSES)
+    assert 30 < model.seconds([[0, 0, 0]])[0] < 100
     many = CostModel.fit([300.0] * 200, np.zeros((200, 3)), CLASSES)
     assert many.seconds([[0, 0, 0]])[0] == pytest.approx(300, rel=0.05)
 

@@ -1,7 +1,7 @@
 """That the default selects well: on a demo plant of 20,000 images, painted, read and embedded for real.
 
 No labels but five exemplars of the rarest class (0.3 %): about fifty images, in two dozen coils of several thousand,
-are still to be found. What is counted are distinct coils: a second picture of a known coil teaches little.
+are still to be found. Distinct coils are counted: a second image of a known coil adds little.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from curate import embed
 from curate.demo import plant as demo
-from curate.demo.steel import SHAPE
+from curate.demo.steel import CLASSES, SHAPE, Coil
 from curate.embed._images import EncodedImage
 from curate.masks import rle
 from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
@@ -49,10 +49,10 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     paths = [view.path for coil in coils for view in coil.views]
     groups = [coil.index for coil in coils for _ in coil.views]
     todo = [(hashlib.sha256((folder / path).read_bytes()).hexdigest(), str(folder / path)) for path in paths]
-    found = list(embedding.outcomes(embed.build("texture", {}), todo, 10**8))
-    assert not [one.problem for one in found if one.problem]
+    encoded = list(embedding.outcomes(embed.build("texture", {}), todo, 10**8))
+    assert not [image.problem for image in encoded if image.problem]
     shows, masks = _truth(folder / "truth.csv")
-    return Plant(_pool(paths, groups, coils, found), shows, masks, found[0].boxes[1:])
+    return Plant(_pool(paths, groups, coils, encoded), shows, masks, encoded[0].boxes[1:])
 
 
 def _truth(file: Path) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
@@ -67,13 +67,13 @@ def _truth(file: Path) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     return {path: frozenset(names) for path, names in shows.items()}, masks
 
 
-def _pool(paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], found: list[EncodedImage]) -> Pool:
+def _pool(paths: list[str], groups: list[int], coils: tuple[Coil, ...], encoded: list[EncodedImage]) -> Pool:
     order = np.argsort(paths)
     rank = np.empty(len(paths), np.int64)
     rank[order] = np.arange(len(paths))
-    rows = np.repeat(rank, [len(one.vectors) for one in found])
-    tiles = np.concatenate([np.arange(len(one.vectors)) + WHOLE for one in found]).astype(np.int16)
-    vectors = np.concatenate([one.vectors for one in found])
+    rows = np.repeat(rank, [len(image.vectors) for image in encoded])
+    tiles = np.concatenate([np.arange(len(image.vectors)) + WHOLE for image in encoded]).astype(np.int16)
+    vectors = np.concatenate([image.vectors for image in encoded])
     whole = np.empty((len(paths), vectors.shape[1]), np.float32)
     whole[rows[tiles == WHOLE]] = vectors[tiles == WHOLE]
     production = np.array([not coil.library for coil in coils for _ in coil.views])[order]
@@ -83,8 +83,8 @@ def _pool(paths: list[str], groups: list[int], coils: tuple[demo.Coil, ...], fou
         vectors=whole,
         candidates=production,
         labelled=none,
-        present=np.zeros((len(paths), len(demo.CLASSES)), bool),
-        classes=demo.CLASSES,
+        present=np.zeros((len(paths), len(CLASSES)), bool),
+        classes=CLASSES,
         groups=np.array(groups)[order],
         strata=np.zeros(len(paths), np.int64),
         windows=lambda: iter([Windows(rows, tiles, vectors)]),
@@ -117,7 +117,7 @@ def found_groups(plant: Plant, pool: Pool, picks: Picks) -> dict[str, int]:
     rows = pool.rows_of([pick.id for pick in picks])
     return {
         name: len({int(pool.groups[row]) for row in rows if name in plant.shows.get(pool.ids[row], ())})
-        for name in demo.CLASSES
+        for name in CLASSES
     }
 
 
@@ -131,7 +131,7 @@ def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
             picks = choose(pool, name, BUDGET, seed, layer).picks
             assert len(picks) == BUDGET
             counts[name].append(found_groups(plant, pool, picks))
-    print({name: {c: mean(one[c] for one in all_) for c in demo.CLASSES} for name, all_ in counts.items()})
+    print({name: {c: mean(count[c] for count in all_) for c in CLASSES} for name, all_ in counts.items()})
     return counts
 
 
@@ -144,12 +144,12 @@ def test_there_is_something_to_find(plant: Plant) -> None:
 
 
 def test_five_times_the_rare_groups_of_random(results: dict[str, list[dict[str, int]]]) -> None:
-    by = {name: mean(one[RARE] for one in found) for name, found in results.items()}
+    by = {name: mean(count[RARE] for count in counts) for name, counts in results.items()}
     assert by["portfolio"] >= 5 * max(by["random"], 1), by
 
 
-@pytest.mark.parametrize("name", demo.CLASSES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_never_worse_than_random_on_any_class(results: dict[str, list[dict[str, int]]], name: str) -> None:
-    ours, theirs = ([one[name] for one in results[strategy]] for strategy in ("portfolio", "random"))
+    ours, theirs = ([count[name] for count in results[strategy]] for strategy in ("portfolio", "random"))
     noise = 2 * stdev(theirs) / SEEDS**0.5
     assert mean(ours) >= mean(theirs) - noise, (ours, theirs)

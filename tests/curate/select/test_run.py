@@ -59,19 +59,19 @@ def ready(make: Make, library: Path, tmp_path: Path) -> Project:
 
 
 def label(project: Project, id: str, *classes: str, extra: dict[str, Any] | None = None) -> None:
-    book = LabelLog(project.work / "labels", project.class_names)
-    book.append(Entry(id, Label("labelled", classes=classes), "label-studio", "ann", now(), None, extra or {}))
-    book.flush()
-    app_edits.show(Index(project), book, [id], project.class_names)
-    book.close()
+    log = LabelLog(project.work / "labels", project.class_names)
+    log.append(Entry(id, Label("labelled", classes=classes), "label-studio", "ann", now(), None, extra or {}))
+    log.flush()
+    app_edits.show(Index(project), log, [id], project.class_names)
+    log.close()
 
 
 def test_a_round_is_written_and_shown(ready: Project) -> None:
     chosen = selecting.run(ready, SelectRequest("20", seed=3))
-    one = rounds.find(ready.work, None)
-    assert one.number == 1
-    assert [row["rank"] for row in one.picks()] == list(range(1, 21))
-    assert one.manifest["slots"] == {"rare": 8, "uncertain": 5, "explore": 4, "audit": 3}
+    written = rounds.find(ready.work, None)
+    assert written.number == 1
+    assert [row["rank"] for row in written.picks()] == list(range(1, 21))
+    assert written.manifest["slots"] == {"rare": 8, "uncertain": 5, "explore": 4, "audit": 3}
     index = Index(ready)
     shown = {id: (number, slot, tags) for id, number, slot, tags in index.rows("round", "slot", "tags") if number}
     assert set(shown) == {row["id"] for row in chosen.picks}
@@ -93,7 +93,7 @@ def test_the_same_again_changes_nothing(ready: Project) -> None:
 def test_a_round_that_nobody_touched_is_replaced(ready: Project) -> None:
     selecting.run(ready, SelectRequest("20"))
     selecting.run(ready, SelectRequest("7", strategy="kcenter"))
-    assert [one.number for one in rounds.every(ready.work)] == [1]
+    assert [round_.number for round_ in rounds.every(ready.work)] == [1]
     index = Index(ready)
     assert index.tally("round") == {"1": 7}
     assert index.tally("slot") == {"kcenter": 7}
@@ -105,7 +105,7 @@ def test_a_pushed_round_is_never_replaced(ready: Project) -> None:
     rounds.mark(rounds.find(ready.work, 1), pushed="2026-11-21T00:00:00Z")
     Index(ready).set({"status": {row["id"]: "queued" for row in chosen.picks}})
     second = selecting.run(ready, SelectRequest("20"))
-    assert [one.number for one in rounds.every(ready.work)] == [1, 2]
+    assert [round_.number for round_ in rounds.every(ready.work)] == [1, 2]
     assert not {row["id"] for row in chosen.picks} & {row["id"] for row in second.picks}
     with pytest.raises(CurateError, match="never replaced"):
         rounds.write(ready.work, {"round": 1}, [])
@@ -142,21 +142,21 @@ def test_where_all_is_labelled_it_points_to_what_else_can_be_done(make: Make, li
     project = make([LIBRARY | {"data": library}])
     sync.run(project)
     embedded(project)
-    with pytest.raises(selecting.NothingToPick) as told:
+    with pytest.raises(selecting.NothingToPick) as error:
         selecting.run(project, SelectRequest("5"))
-    assert "all 16 images are labelled" in str(told.value)
-    assert "curate train" in str(told.value)
-    assert "curate simulate" in str(told.value)
+    assert "all 16 images are labelled" in str(error.value)
+    assert "curate train" in str(error.value)
+    assert "curate simulate" in str(error.value)
 
 
 def test_where_nothing_is_left_it_counts_why(ready: Project) -> None:
     index = Index(ready)
     ids = sorted(id for id, status in index.rows("status") if status == "unlabelled")
     index.set({"status": dict.fromkeys(ids[2:], "queued") | {ids[0]: "skipped"}, "split": {ids[1]: "test"}})
-    with pytest.raises(selecting.NothingToPick) as told:
+    with pytest.raises(selecting.NothingToPick) as error:
         selecting.run(ready, SelectRequest("5"), dry=True)
-    assert "of 76 images 58 in the annotators' queue, 16 labelled, 1 skipped, 1 held out for test" in str(told.value)
-    assert str(told.value).endswith("curate pull")
+    assert "of 76 images 58 in the annotators' queue, 16 labelled, 1 skipped, 1 held out for test" in str(error.value)
+    assert str(error.value).endswith("curate pull")
 
 
 def test_without_vectors_it_says_so_before_it_asks_the_database(indexed: Project, monkeypatch: Any) -> None:
@@ -180,9 +180,9 @@ def test_without_classes_a_note_says_so(make: Make, line: Path) -> None:
 
 def test_explain_a_pick_and_an_image_that_was_left(ready: Project) -> None:
     chosen = selecting.run(ready, SelectRequest("10"))
-    found = selecting.explain(ready, SelectRequest(), chosen.picks[0]["id"][:16])
-    assert found["picked"]["round"] == 1
-    assert found["picked"]["reason"] == chosen.picks[0]["reason"]
+    explained = selecting.explain(ready, SelectRequest(), chosen.picks[0]["id"][:16])
+    assert explained["picked"]["round"] == 1
+    assert explained["picked"]["reason"] == chosen.picks[0]["reason"]
     left = next(id for id in Index(ready).ids() if id not in {row["id"] for row in chosen.picks})
     assert selecting.explain(ready, SelectRequest(), left)["picked"] is None
     with pytest.raises(CurateError, match="fits 0 images"):
@@ -207,9 +207,9 @@ def test_exemplars_by_view_tag_and_id(ready: Project) -> None:
     index.dataset.save_view("cracks", index.dataset.match({"content_id": crack}))
     by = {given: selecting.run(ready, SelectRequest("6", strategy="rare", exemplars=given), dry=True) for given in
           ("cracks", "look here", crack[:14])}  # fmt: skip
-    assert len({tuple(row["id"] for row in one.picks) for one in by.values()}) == 1
+    assert len({tuple(row["id"] for row in result.picks) for result in by.values()}) == 1
     assert by["cracks"].manifest["exemplars"][0].startswith(crack)
-    assert "like crack exemplar " + crack[:8] in by["cracks"].picks[0]["reason"]
+    assert "to crack exemplar " + crack[:8] in by["cracks"].picks[0]["reason"]
 
 
 def test_exemplars_that_do_not_exist_name_what_does(ready: Project) -> None:
@@ -351,8 +351,8 @@ def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = rounds.every(ready.work)
-    assert all(len(one.picks()) == 20 for one in found)
+    written = rounds.every(ready.work)
+    assert all(len(round_.picks()) == 20 for round_ in written)
     assert len(selecting.run(ready, SelectRequest("20")).picks) == 20
     assert Index(ready).tally("round") == {"1": 20}
 
@@ -495,7 +495,7 @@ def test_shares_are_checked(ready: Project, run: Run, given: str) -> None:  # no
 def test_a_table_that_was_just_begun_is_not_the_newest(ready: Project) -> None:
     Vectors.create(ready.work / "vectors" / "drawn-9999.lance", "9999", DIM)
     assert len(selecting.run(ready, SelectRequest("5"), dry=True).picks) == 5
-    assert "drawn-0000.lance" not in {one.path.name for one in gc.find(ready)}
+    assert "drawn-0000.lance" not in {item.path.name for item in gc.find(ready)}
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ def test_joining_again_completes_what_a_killed_run_left(copied: Project, run: Ru
     index = Index(copied)
     wanted = dict(index.rows("split"))
     group = next(group for _, group, of in index.rows("group", "near_of") if of)
-    left = {id: "val" if wanted[id] == "train" else "train" for id, one in index.rows("group") if one == group}
+    left = {id: "val" if wanted[id] == "train" else "train" for id, of in index.rows("group") if of == group}
     index.set({"split": left})
     ok(run("duplicates", "--project", copied.folder, "--near", 0.95, "--join", "--json"))
     assert dict(Index(copied).rows("split")) == wanted

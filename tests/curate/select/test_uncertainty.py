@@ -95,8 +95,8 @@ def test_empty_input_and_a_single_class() -> None:
         uncertainty.predictive_entropy_multilabel,
     ):
         assert score(np.zeros((0, 4), np.float32)).shape == (0,)
-    one = np.ones((2, 1))
-    assert uncertainty.margin(one).tolist() == uncertainty.entropy(one, normalise=True).tolist() == [0, 0]
+    p = np.ones((2, 1))
+    assert uncertainty.margin(p).tolist() == uncertainty.entropy(p, normalise=True).tolist() == [0, 0]
 
 
 # --- mistakenness -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One contract for all strategies that are found, and what each is for."""
+"""One contract for all strategies, and the purpose of each."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def test_audit_chances_are_the_true_ones() -> None:
     """Drawn again and again, each image comes as often as its recorded chance says."""
     pool = drawn(60, labelled=10)
     times = np.zeros(len(pool))
-    said = np.zeros(len(pool))
+    stated = np.zeros(len(pool))
     for seed in range(2000):
         for pick in CATALOGUE.call("audit")(pool, 12, np.random.default_rng(seed)):
             row = pool.rows_of([pick.id])[0]
             times[row] += 1
-            said[row] = pick.propensity
+            stated[row] = pick.propensity
     drawn_rows = pool.population
-    assert np.abs(times[drawn_rows] / 2000 - said[drawn_rows]).max() < 0.05
+    assert np.abs(times[drawn_rows] / 2000 - stated[drawn_rows]).max() < 0.05
 
 
 def test_class_stratified_gives_a_rare_class_its_share() -> None:
@@ -221,7 +221,7 @@ def _scratches_sought() -> Pool:
 
 
 def test_a_probe_stands_in_where_no_model_knows_the_class() -> None:
-    """Of a model that never saw the class all images are equally unlikely to show it: no reason to pick any."""
+    """A model that never saw the class gives all images the same low probability: no reason to pick any."""
     pool = replace(_scratches_sought(), wanted=("scratch",))
     other, known = (np.zeros((len(pool), len(pool.classes)), np.float32) for _ in range(2))
     other[:, 1], known[:, 0] = 0.5, np.linspace(0.1, 0.9, len(pool))
@@ -239,9 +239,9 @@ def test_the_ranking_probe_holds_a_class_against_all_until_something_was_refused
     pool = drawn(1000)
     shows = pool.shows("scratch")
     bare = replace(pool, labelled=shows, memo={})
-    assert not (bare.taught & ~shows).any()
-    for one in (bare, pool):
-        likely = linear_probe.ranking(one, shows)
+    assert not (bare.trainable & ~shows).any()
+    for either in (bare, pool):
+        likely = linear_probe.ranking(either, shows)
         assert likely[shows].min() > 0.5 > np.median(likely)
 
 
