@@ -21,9 +21,9 @@ from train.simulate.one_run import Curve, CurvePoint, Picker, RunSettings, Teach
 from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save
 
 CODE = (
-    *("curate/greedy", "curate/strategies"),
-    *(f"curate/{name}.py" for name in ("cost", "nearness", "pool", "pooling", "probe", "scores", "selection")),
-    *(f"train/simulating/{name}.py" for name in ("judged", "learners", "play", "world")),
+    *("curate/greedy", "curate/strategies", "curate/select/cost.py", "curate/vectors/nearest.py"),
+    *(f"curate/select/{name}.py" for name in ("pool", "build_pool", "linear_probe", "uncertainty", "rules")),
+    *(f"train/simulate/{name}.py" for name in ("test_scores", "learners", "one_run", "oracle_dataset")),
 )
 Progress = Callable[[str, int, int], None]
 Pickers = Callable[[RunSettings], Picker | None]
