@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from curate.data import Defect, Item
 from curate.errors import LabelProblem
+from curate.index.predictions import Prediction
 from curate.masks import shapes
 from train.data.pixels import read, with_channels
 from train.evaluate import per_image
 from train.evaluate.intervals import FEW
-
-if TYPE_CHECKING:
-    from train.evaluate.run import EvaluatedModel, Evaluation, EvaluationPlan
-    from train.store import StoredModel
+from train.store import StoredModel
 
 CSS = Path(__file__).with_suffix(".css")
 SHOTS = 12
@@ -83,12 +81,17 @@ class MistakePicture(NamedTuple):
     words: str
 
 
-def page(about: Evaluation, model: StoredModel, shots: Sequence[MistakePicture], colors: Mapping[str, str]) -> str:
-    found, made = about.figures, about.manifest
-    title = f"{made['project']}: {made['split']} by model {about.model[:12]}"
+def page(
+    found: Figures,
+    manifest: Mapping[str, Any],
+    model: StoredModel,
+    shots: Sequence[MistakePicture],
+    colors: Mapping[str, str],
+) -> str:
+    title = f"{manifest['project']}: {manifest['split']} by model {manifest['model'][:12]}"
     body = [
-        _head(title, about, model),
-        _notes(made["notes"]),
+        _head(title, found, manifest, model),
+        _notes(manifest["notes"]),
         _cards(found),
         _by_class(found, colors, BY_CLASS, "Images, by class", ON_IMAGES),
         _by_class(found, colors, BY_PIXELS, "Pixels and boxes, by class", ON_PIXELS),
@@ -115,8 +118,7 @@ def page(about: Evaluation, model: StoredModel, shots: Sequence[MistakePicture],
 # --- text and tables ------------------------------------------------------------------------------------------------
 
 
-def _head(title: str, about: Evaluation, model: StoredModel) -> str:
-    found, made = about.figures, about.manifest
+def _head(title: str, found: Figures, made: Mapping[str, Any], model: StoredModel) -> str:
     recipe = model.manifest["recipe"]["model"]
     network = " ".join(part for part in (recipe["architecture"], recipe.get("encoder", "")) if part)
     clean = found["support"]["clean"]["images"]
@@ -126,7 +128,7 @@ def _head(title: str, about: Evaluation, model: StoredModel) -> str:
         f"them. Beside each figure its 95 % interval, from {made['draws']} draws of whole groups."
     )
     return (
-        f"<header><h1>{escape(title)}</h1><p>{text}<br>Model <code>{about.model}</code>, {made['made']}.</p></header>"
+        f"<header><h1>{escape(title)}</h1><p>{text}<br>Model <code>{made['model']}</code>, {made['made']}.</p></header>"
     )
 
 
@@ -428,26 +430,31 @@ def _shots(shots: Sequence[MistakePicture]) -> str:
     return _section("Worst mistakes", about, f'<div class="shots{wide}">{figures}</div>')
 
 
-def thumbnails(
-    exam: EvaluationPlan, seen: EvaluatedModel, rows: Mapping[str, Mapping[str, Any]]
-) -> list[MistakePicture]:
-    """The surest mistakes, then the regions that fit worst."""
-    items = {one.id: one for one in exam.items}
+def worst(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The images to show: the surest mistakes, then the regions that fit worst."""
     wrong = sorted(
         (id for id, row in rows.items() if row["eval_confidence"]), key=lambda id: -rows[id]["eval_confidence"]
     )
     poor = sorted(
         (id for id, row in rows.items() if row["eval_dice"] is not None), key=lambda id: rows[id]["eval_dice"]
     )
-    chosen = list(dict.fromkeys([*wrong, *(id for id in poor if rows[id]["eval_dice"] < 0.5)]))[:SHOTS]
-    said = per_image.said(seen.table, chosen, exam.classes, exam.model.key)
+    return list(dict.fromkeys([*wrong, *(id for id in poor if rows[id]["eval_dice"] < POOR)]))[:SHOTS]
+
+
+def thumbnails(
+    items: Sequence[Item],
+    predictions: Mapping[str, Prediction],
+    rows: Mapping[str, Mapping[str, Any]],
+    max_pixels: int,
+) -> list[MistakePicture]:
+    """A picture of each image that can be read, with what is labelled and what is predicted."""
     shots = []
-    for id in chosen:
+    for item in items:
         try:
-            pixels = read(id, items[id].path, seen.judge.max_pixels)
+            pixels = read(item.id, item.path, max_pixels)
         except LabelProblem:
             continue
-        shots.append(_shot(pixels, items[id], [defect for defect, _ in said[id].defects], rows[id]))
+        shots.append(_shot(pixels, item, [defect for defect, _ in predictions[item.id].defects], rows[item.id]))
     return shots
 
 

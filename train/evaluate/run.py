@@ -23,7 +23,7 @@ from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.project import Project
 from train import store
-from train.evaluate import intervals, mistakes, per_image
+from train.evaluate import html_report, intervals, mistakes, per_image
 from train.evaluate import metrics as figures
 from train.evaluate.intervals import FEW, BootstrapDraws, BootstrapMetric
 from train.evaluate.metrics import CLEAN, EvaluatedImages
@@ -365,18 +365,18 @@ def _curves(split: EvaluatedImages) -> dict[str, Any]:
 
 def _write(folder: Path, exam: EvaluationPlan, seen: EvaluatedModel, wish: EvaluateRequest, progress: Progress) -> None:
     """Everything, whole or not at all."""
-    from train.evaluate import html_report
-
     found = described(seen.split, seen.val, wish.targets)
     progress("figures", 1, 1)
     manifest = _manifest(exam, seen, wish)
     rows = mistakes.rows(seen.split)
+    items, worst = {one.id: one for one in exam.items}, html_report.worst(rows)
+    predictions = per_image.said(seen.table, worst, exam.classes, exam.model.key)
+    pictures = html_report.thumbnails([items[id] for id in worst], predictions, rows, seen.judge.max_pixels)
     with files.written_aside(folder) as aside:
         aside.mkdir()
         _store(aside / PER_IMAGE, exam, seen.split, rows)
         files.write_json(aside / FIGURES, found)
-        about = Evaluation(folder, manifest, found)
-        page = html_report.page(about, exam.model, html_report.thumbnails(exam, seen, rows), exam.project.colors)
+        page = html_report.page(found, manifest, exam.model, pictures, exam.project.colors)
         files.write_text(aside / REPORT, page)
         files.write_json(aside / MANIFEST, manifest)
 

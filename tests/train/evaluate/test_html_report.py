@@ -52,7 +52,7 @@ def shots(count: int = 5, aspect: float = 1.0) -> list[MistakePicture]:
 
 def everything(judged: EvaluatedImages | None = None, target: str = "crack") -> str:
     about = evaluation(judged or with_regions(with_pixels(drawn(60))), ("a word of caution",), {target: 0.9})
-    return html_report.page(about, model(), shots(), COLORS)
+    return html_report.page(about.figures, about.manifest, model(), shots(), COLORS)
 
 
 class _Whole(HTMLParser):
@@ -116,9 +116,8 @@ def test_any_name_is_only_a_name() -> None:
     renamed = EvaluatedImages(**{**vars(judged), "classes": (HOSTILE, *NAMES[1:])})
     about = evaluation(renamed, (HOSTILE,), {HOSTILE: 0.9})
     about.manifest["project"] = HOSTILE
-    page = html_report.page(
-        about, model(), [MistakePicture(shots(1)[0].image, 1.0, HOSTILE, HOSTILE)], {HOSTILE: '"><b>'}
-    )
+    pictures = [MistakePicture(shots(1)[0].image, 1.0, HOSTILE, HOSTILE)]
+    page = html_report.page(about.figures, about.manifest, model(), pictures, {HOSTILE: '"><b>'})
     assert "<script" not in page
     assert '"><b>' not in page
     parsed(page)
@@ -135,7 +134,8 @@ def test_what_cannot_be_measured_is_said() -> None:
 
 
 def everything_of(judged: EvaluatedImages, of: list[MistakePicture]) -> str:
-    page = html_report.page(evaluation(judged), model(0 if not of else 3), of, COLORS)
+    about = evaluation(judged)
+    page = html_report.page(about.figures, about.manifest, model(0 if not of else 3), of, COLORS)
     parsed(page)
     return page
 
