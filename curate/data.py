@@ -25,7 +25,7 @@ SOURCES: tuple[str, ...] = get_args(Source)
 SPLITS: tuple[str, ...] = get_args(Split)
 STATUSES: tuple[str, ...] = get_args(Status)
 
-AUDIT = "audit"  # slot and tag of the picks that were drawn at random: they may fill val and test
+AUDIT = "audit"  # slot and tag of picks that were drawn at random: they may fill val and test
 
 # --- what a format yields: shapes are decoded later, in parallel, against the real image size ---------------------
 
@@ -78,7 +78,7 @@ class CocoRle:
 class MaskFile:
     """Pixels of a mask image whose value lies in `low..high`; `path` is relative to the data root.
 
-    `known`: all values that mean something beside 0, where others are damage and not just a defect's soft edge.
+    `known`: the only values a sound mask has beside 0; without it, other values are a defect's soft edge.
     """
 
     path: str
@@ -125,7 +125,7 @@ class Reject:
     line: int | None = None
 
 
-# --- what the house keeps -----------------------------------------------------------------------------------------
+# --- what the index and the label log keep ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -151,7 +151,7 @@ class Defect:
 
 
 def make_defect(label: str, box: Any, rle: str | None = None, severity: str | None = None) -> Defect:
-    """A defect whose box is rounded to a thousandth of a pixel, so that a trip through a database is the identity."""
+    """Return a defect whose box is rounded to a thousandth of a pixel, so that a database gives it back unchanged."""
     x, y, w, h = (round(float(value), 3) + 0.0 for value in box)  # + 0.0: there is one zero, not two
     return Defect(label, (x, y, w, h), rle, severity or None)
 
@@ -178,10 +178,11 @@ class Label:
 
     @property
     def digest(self) -> str:
-        """Equal for equal labels, whatever the order of their regions."""
+        """A hash that is equal for equal labels, in any order of their regions."""
         return key_of(self.to_json())
 
     def renamed(self, names: Mapping[str, str]) -> Label:
+        """Return the label with these classes (old name: new name) renamed."""
         if not names or not self.present & names.keys():
             return self
         defects = tuple(replace(d, label=names.get(d.label, d.label)) for d in self.defects)
@@ -197,7 +198,7 @@ class Label:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Label:
-        """What `to_json` wrote. Raises ValueError, KeyError or TypeError where it is damaged."""
+        """Return the label that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is damaged."""
         defects = tuple(Defect.from_json(d) for d in entry.get("defects", ()))
         label = cls(entry["status"], defects, tuple(entry.get("classes", ())), entry.get("reason"))
         texts = [label.reason or "", *label.classes]
@@ -205,7 +206,7 @@ class Label:
         numbers = (number for defect in defects for number in defect.box)
         sound = all(isinstance(text, str) for text in texts) and all(map(math.isfinite, numbers))
         if label.status not in STATUSES or not sound:
-            raise ValueError(f"no label: {str(entry)[:80]}")
+            raise ValueError(f"not a label: {str(entry)[:80]}")
         return label
 
 

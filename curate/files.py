@@ -1,4 +1,4 @@
-"""Small things about files that several rooms need: whole-or-nothing writes and the one-writer lock."""
+"""Files: writes that are whole or not at all, the lock of the one writer, errors of the disk in one line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share o
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, moved into place when the block ends well and removed when it does not.
+    """Give a temporary path beside `target`: moved into place when the block ends well, else removed.
 
     Works for a file and, where `target` does not exist yet, for a folder.
     """
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with room_for(target):
+    with explain_full_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(aside)
         try:
@@ -48,46 +48,46 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def room_for(target: Path) -> Iterator[None]:
-    """Where the disk is full: one line that names what could not be written."""
+def explain_full_disk(target: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one line that names what could not be written."""
     try:
         yield
     except Exception as error:
-        why = _full(error)
-        if why is None:
+        reason = _full_disk_reason(error)
+        if reason is None:
             raise
         raise CurateError(
-            f"{target} cannot be written: {why}. What was there before is kept. Make room (curate gc may "
+            f"{target} cannot be written: {reason}. What was there before is kept. Make room (curate gc may "
             "help), then run this again: it goes on from there"
         ) from None
 
 
-def _full(error: Exception) -> str | None:
-    """The system's words where the disk is full. Libraries that are not Python's hide them in a text of their own."""
+def _full_disk_reason(error: Exception) -> str | None:
+    """Return the system's message if the disk is full. Libraries not in Python hide it in a text of their own."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno in FULL else None
     if isinstance(error, CurateError):
         return None
-    words = (*(os.strerror(number) for number in FULL), "database or disk is full", "disk I/O error")
-    return next((one for one in words if one in str(error)), None)
+    messages = (*(os.strerror(number) for number in FULL), "database or disk is full", "disk I/O error")
+    return next((message for message in messages if message in str(error)), None)
 
 
 def _make_newest(folder: Path) -> None:
-    """Results are told apart by age: give this one the latest time among its neighbours, though the clock went back."""
+    """Give this result the latest time among its neighbours, even if the clock went back: the newest one counts."""
     others = [path.stat().st_mtime_ns for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     if max(others, default=0) >= folder.stat().st_mtime_ns:
         os.utime(folder, ns=(max(others) + 1,) * 2)
 
 
 def sweep_parts(target: Path) -> None:
-    """Remove what killed processes left of this target beside it; the part of one that still runs stays."""
+    """Remove the `.part` files of this target that killed processes left; those of running processes stay."""
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         pid = part.name.removeprefix(f".{target.name}.").partition(".")[0]
-        if pid.isdigit() and not _runs(int(pid)):
+        if pid.isdigit() and not _is_running(int(pid)):
             remove(part)
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -108,7 +108,7 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def write_csv(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows in which no text is a formula to a spreadsheet: such a cell gets an apostrophe before it."""
+    """Write rows; a cell that a spreadsheet would run as a formula gets an apostrophe in front."""
     csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
 
 
@@ -117,9 +117,9 @@ def _cell(value: Any) -> Any:
 
 
 def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
-    """The bytes of a regular file. Raises OSError for anything else: reading a pipe or a device may never end.
+    """Return the bytes of a regular file. Raises OSError for anything else: reading a pipe or a device may never end.
 
-    The file is opened without waiting and judged by its handle, so that it cannot be exchanged in between.
+    The file is opened without waiting and checked by its handle, so that it cannot be exchanged in between.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         size = os.fstat(file.fileno()).st_size
@@ -134,7 +134,7 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder. A folder leaves its name at once and whole; a kill leaves a part for `curate gc`."""
+    """Remove a file or a folder. A folder is renamed first, then emptied: a kill leaves a part for `curate gc`."""
     if path.is_dir() and not path.is_symlink():
         if path.suffix != ".part":
             away = path.with_name(f".{path.name}.{os.getpid()}.gone.part")
@@ -153,7 +153,7 @@ def _sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make durable which files the folder holds, so that a new file's name outlives a power cut as its bytes do."""
+    """Make durable which files the folder holds: a power cut must not lose the name of a new file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -167,13 +167,13 @@ class ProjectBusy(CurateError):
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
-    """One writer at a time per project; readers need no lock.
+    """Hold the project's lock: one writer at a time; readers need no lock.
 
     The kernel drops the lock when its holder dies, so a lock left by a killed process is never in the way; the
     file's text only says who holds it.
     """
     lock = folder / ".lock"
-    with room_for(lock), writable(folder):
+    with explain_full_disk(lock), explain_denied(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = lock.open("a+b", buffering=0)
     with handle:
@@ -182,7 +182,7 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
         except BlockingIOError:
             raise ProjectBusy(_busy(lock)) from None
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
-        with room_for(lock):
+        with explain_full_disk(lock):
             handle.truncate(0)
             handle.write(json.dumps(holder).encode())
         try:
@@ -192,32 +192,32 @@ def writer_lock(folder: Path, purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Where this user may not write, or the disk is mounted read-only: one line that says so, and whose it is."""
+def explain_denied(path: Path) -> Iterator[None]:
+    """Turn a denied write (rights, or a disk mounted read-only) into one line that names the owner."""
     try:
         yield
     except OSError as error:
         if error.errno not in DENIED:
             raise
-        raise CurateError(denied(error, path)) from None
+        raise CurateError(denied_message(error, path)) from None
 
 
-def denied(error: OSError, path: Path) -> str:
-    """The line for a file or folder that may not be written or read."""
-    why = f"{error.filename or path}: {error.strerror}"
+def denied_message(error: OSError, path: Path) -> str:
+    """Return the message for a file or folder that may not be written or read."""
+    reason = f"{error.filename or path}: {error.strerror}"
     if error.errno == errno.EROFS:
-        return f"{why}. Mount it writable, or copy the project and work on the copy"
+        return f"{reason}. Mount it writable, or copy the project and work on the copy"
     owner = _owner(Path(os.fsdecode(error.filename or path)))
     mine = _name(os.geteuid())
     whose = f" It belongs to {owner}, you are {mine}." if owner and owner != mine else ""
-    return f"{why}.{whose} Work as its owner, let your group write there (chmod -R g+w), or copy the project"
+    return f"{reason}.{whose} Work as its owner, let your group write there (chmod -R g+w), or copy the project"
 
 
 def _owner(path: Path) -> str | None:
-    """The user to whom the path belongs, or the nearest folder above it that can be seen."""
-    for one in (path, *path.parents):
+    """Return the user who owns the path, or the nearest folder above it that can be seen."""
+    for place in (path, *path.parents):
         with contextlib.suppress(OSError):
-            return _name(one.stat().st_uid)
+            return _name(place.stat().st_uid)
     return None
 
 
@@ -231,12 +231,12 @@ def _name(uid: int) -> str:
 def _busy(lock: Path) -> str:
     try:
         holder = json.loads(lock.read_text(encoding="utf-8"))
-        who = f"'{holder['purpose']}' (pid {holder['pid']} on {holder['host']}, {_ago(holder['since'])})"
+        who = f"'{holder['purpose']}' (pid {holder['pid']} on {holder['host']}, {_since(holder['since'])})"
     except (ValueError, KeyError, TypeError):
         who = "another command"
     return f"{who} is writing to this project ({lock}). Wait for it to end, then run this again"
 
 
-def _ago(since: float) -> str:
+def _since(since: float) -> str:
     seconds = max(0, int(time.time() - since))
     return f"since {seconds} s" if seconds < 120 else f"since {seconds // 60} min"

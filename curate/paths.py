@@ -11,18 +11,18 @@ from pathlib import Path
 from curate.errors import LabelProblem
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # a drive or a URL; `12:30:05.jpg` is an honest file name
+ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # a drive or a URL; `12:30:05.jpg` is a sound file name
 
 
 def safe_join(root: Path, name: str) -> Path:
-    """`root/name`, or a LabelProblem if the name (or a symlink on its way) leads out of `root`."""
+    """Return `root/name`. Raises LabelProblem if the name (or a symlink on its way) leads out of `root`."""
     text = name.replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if printable(name) != name:
         raise LabelProblem(f"path '{printable(name)}' is not valid UTF-8: rename the file")
     if not parts:
         raise LabelProblem(f"path '{name}' names no file")
-    if climbs(name):
+    if escapes(name):
         raise LabelProblem(f"path '{name}' leaves the data root")
     path = f"{root}/{'/'.join(parts)}"
     real = os.path.realpath(path)  # Path.resolve raises on a symlink that leads to itself
@@ -33,8 +33,8 @@ def safe_join(root: Path, name: str) -> Path:
     return Path(path)
 
 
-def climbs(name: str) -> bool:
-    """Whether the name could lead out of the folder that it is joined to; no file is looked at."""
+def escapes(name: str) -> bool:
+    """Return True if the name could lead out of the folder that it is joined to; no file is read."""
     text = name.replace("\\", "/")
     return "\0" in name or text.startswith("/") or ".." in text.split("/") or bool(ELSEWHERE.match(text))
 
@@ -45,14 +45,14 @@ def _real_root(root: str) -> str:
 
 
 def printable(name: str) -> str:
-    """The name as text: bytes of a file name that are no UTF-8 (Python reads them as lone surrogates) are escaped."""
+    """Return the name as text: bytes that are not UTF-8 (Python reads them as lone surrogates) are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def walk(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Iterator[str]:
-    """Relative POSIX paths of all files with one of `suffixes` (lower case), in a stable order.
+    """Yield the relative POSIX paths of all files with one of `suffixes` (lower case), in a stable order.
 
-    Symlinked folders are not entered; symlinked files are listed, and `safe_join` judges them.
+    Symlinked folders are not entered; symlinked files are listed, and `safe_join` checks them.
     """
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -19,19 +19,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curate.data import Source
-from curate.errors import CurateError, nearest, unknown
+from curate.errors import CurateError, did_you_mean, unknown
 from curate.paths import safe_join
 
 FILE = "project.toml"
 SYNTHETIC = "(synthetic)"  # the source of what `curate synth` made; its images lie in work/synth
 ENV_PROJECT = "CURATE_PROJECT"
-MOST_BYTES = 1 << 20  # of a project.toml
-MOST_LINES = 2000  # among which the place of an error is looked for, each time from the first
+MOST_BYTES = 1 << 20  # of project.toml
+MOST_LINES = 2000  # of project.toml, searched for the line of an error
 # Distinct in hue and lightness, readable on grey steel; the order is the order of classes in project.toml.
 PALETTE = ("#e6194b", "#ffd60a", "#3cb44b", "#4363d8", "#f58231", "#b34be6", "#42d4f4", "#f032e6", "#bfef45", "#fabed4")
 
 
-Trail = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class _Model(BaseModel):
@@ -39,7 +39,7 @@ class _Model(BaseModel):
 
 
 class SourceConfig(_Model):
-    """One folder of images with, perhaps, its labels."""
+    """One folder of images and, where there are any, its labels."""
 
     format: str
     data: Path
@@ -57,11 +57,11 @@ class SourceConfig(_Model):
     @classmethod
     def _is_a_path(cls, value: Path | None) -> Path | None:
         if value is not None and "\0" in str(value):
-            raise ValueError("a path holds no zero byte")
+            raise ValueError("a path may not hold a zero byte")
         try:
             value.expanduser() if value else None
         except RuntimeError:
-            raise ValueError("there is no such user whose home this could be") from None
+            raise ValueError("there is no user of this name") from None
         return value
 
     @field_validator("group")
@@ -77,7 +77,7 @@ class SourceConfig(_Model):
     @classmethod
     def _plain(cls, value: str) -> str:
         if ":" in value or "/" in value:
-            raise ValueError("a source's name may not hold ':' or '/': they part it from a path and from a group")
+            raise ValueError("a source's name may not hold ':' or '/': they separate it from a path and from a group")
         return value
 
     @model_validator(mode="after")
@@ -86,11 +86,11 @@ class SourceConfig(_Model):
         twice = next((name for name in fields if fields.count(name) > 1), None)
         odd = next((name for name in fields if not name.isidentifier()), None)
         if twice or odd:
-            raise ValueError(f"template '{self.template}': field {{{twice or odd}}} stands twice or is no name")
+            raise ValueError(f"template '{self.template}': field {{{twice or odd}}} is repeated or is not a name")
         rest = re.sub("|".join(rf"\{{{name}\}}" for name in fields) or "$", "", self.stratum or "")
         if "{" in rest or "}" in rest:
             allowed = ", ".join(f"{{{name}}}" for name in fields) or "none without a template"
-            raise ValueError(f"stratum '{self.stratum}' names what the template does not hold; allowed: {allowed}")
+            raise ValueError(f"stratum '{self.stratum}' names a field that is not in the template; allowed: {allowed}")
         return self
 
     @model_validator(mode="before")
@@ -147,7 +147,7 @@ class SelectConfig(_Model):
 
 
 class LabelStudioConfig(_Model):
-    """How images and tasks get to the annotators. The server's address and token come from the environment alone."""
+    """Images and tasks for the annotators. The server's address and token come only from the environment."""
 
     images: Literal["local", "upload", "url"] = "local"
     url: str | None = None
@@ -165,7 +165,7 @@ class LabelStudioConfig(_Model):
     def _plain(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             if not value.strip() or "," in value or values.count(value) > 1:
-                raise ValueError(f"'{value}' is empty, stands twice, or holds a comma, which parts reasons")
+                raise ValueError(f"'{value}' is empty, repeated, or holds a comma, which separates reasons")
         return values
 
     @model_validator(mode="after")
@@ -192,7 +192,7 @@ class ProjectConfig(_Model):
         for what, names in (("source", [s.name for s in self.sources]), ("class", [c.name for c in self.classes])):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"{what} name '{twice[0]}' stands twice; names must differ")
+                raise ValueError(f"{what} name '{twice[0]}' is used twice; names must differ")
         return self
 
 
@@ -217,7 +217,7 @@ class Project:
 
     @property
     def dataset_name(self) -> str:
-        """Unique per checkout, unless `dataset = "..."` names one that several machines share."""
+        """The FiftyOne dataset's name: unique to the folder, unless `dataset = "..."` names one that machines share."""
         return self.config.dataset or f"{self.name}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
 
     @property
@@ -226,7 +226,7 @@ class Project:
 
     @property
     def active_classes(self) -> list[str]:
-        """The classes that are still looked for."""
+        """The classes that are still labelled."""
         return [c.name for c in self.config.classes if not c.retired]
 
     @cached_property
@@ -234,24 +234,26 @@ class Project:
         return {c.name: c.color or PALETTE[i % len(PALETTE)] for i, c in enumerate(self.config.classes)}
 
     def source(self, name: str) -> SourceConfig:
+        """Return the source of this name. Raises CurateError for an unknown one."""
         for source in self.config.sources:
             if source.name == name:
                 return source
         raise unknown("source", name, [s.name for s in self.config.sources], f"See {self.file}")
 
     def root(self, source: SourceConfig) -> Path:
+        """Return the folder of the source's images."""
         return self._absolute(source.data)
 
     def labels(self, source: SourceConfig) -> Path | None:
         return self._absolute(source.labels) if source.labels else None
 
     def locate(self, reference: str) -> Path:
-        """The file behind a `source:path` reference that came from elsewhere: it may not lead out of its data root."""
+        """Return the file of an untrusted `source:path`. Raises LabelProblem if it leads out of the data root."""
         name, _, path = reference.partition(":")
         return safe_join(self._root_of(name), path)
 
     def path(self, reference: str) -> Path:
-        """The file behind a `source:path` that the index has judged and kept."""
+        """Return the file of a `source:path` reference that the index has checked and kept."""
         name, _, path = reference.partition(":")
         return self._root_of(name) / path
 
@@ -263,7 +265,7 @@ class Project:
 
 
 def parse_ratio(text: str) -> tuple[float, float, float]:
-    """`70/15/15` as three shares that add up to one."""
+    """Return `70/15/15` as three shares that add up to one."""
     try:
         train, val, test = (float(part) for part in text.split("/"))
     except ValueError:
@@ -275,28 +277,28 @@ def parse_ratio(text: str) -> tuple[float, float, float]:
 
 
 def load(folder: Path, overrides: Mapping[str, Any] | None = None) -> Project:
-    """The project in `folder`; `overrides` ({"splits": {"ratio": ...}}) are the command line's flags."""
+    """Return the project in `folder`; `overrides` ({"splits": {"ratio": ...}}) are the command line's flags."""
     file = folder / FILE
     try:
-        found = file.stat()
-        if stat.S_ISFIFO(found.st_mode) or found.st_size > MOST_BYTES:
-            raise CurateError(f"{file} is no regular file, or larger than {MOST_BYTES >> 20} MB: it is no config")
+        status = file.stat()
+        if stat.S_ISFIFO(status.st_mode) or status.st_size > MOST_BYTES:
+            raise CurateError(f"{file} is not a regular file of at most {MOST_BYTES >> 20} MB, as a config should be")
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise CurateError(f"no project at {folder}: {FILE} is missing. Make one with: curate init") from None
     except OSError as error:
         raise CurateError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # a date or a number can be none as well
+    except (ValueError, RecursionError) as error:  # an impossible date or number raises ValueError
         raise CurateError(f"{file}: not valid TOML: {error}") from None
     config = _validate(values, lambda names: f"{file}{_line_of(names, text)}: ")
-    if overrides:  # the file is right: what is wrong now, a flag has brought
+    if overrides:  # the file is sound: an error now comes from a flag
         config = _validate(_merged(values, overrides), lambda names: "")
     return Project(folder.resolve(), config)
 
 
 def checked_source(values: Mapping[str, Any]) -> SourceConfig:
-    """A source as flags describe it; raises CurateError as for one in a file."""
+    """Return the source that flags describe. Raises CurateError as for one in a file."""
     return _validate({"sources": [dict(values)]}, lambda names: "").sources[0]
 
 
@@ -307,27 +309,27 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _validate(values: dict[str, Any], where: Callable[[Trail], str]) -> ProjectConfig:
+def _validate(values: dict[str, Any], where: Callable[[KeyPath], str]) -> ProjectConfig:
     try:
         return ProjectConfig.model_validate(values)
     except ValidationError as error:
         raise CurateError(_explain(error, where)) from None
 
 
-def _explain(error: ValidationError, where: Callable[[Trail], str]) -> str:
-    # A misspelt key is told first: it often is why another one is missing.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def _explain(error: ValidationError, where: Callable[[KeyPath], str]) -> str:
+    # A misspelt key comes first: often it is why another one is missing.
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     names = [str(part) for part in first["loc"] if isinstance(part, str)]
     place = where(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(names[:-1])
-        return f"{place}unknown key '{names[-1]}'{nearest(names[-1], known)}; allowed: {', '.join(known)}"
+        return f"{place}unknown key '{names[-1]}'{did_you_mean(names[-1], known)}; allowed: {', '.join(known)}"
     value = first.get("input")
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{place}{'.'.join(names) or 'project'}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 
-def _known_keys(trail: list[str]) -> list[str]:
+def _known_keys(key_path: list[str]) -> list[str]:
     models: dict[str, type[_Model]] = {
         "sources": SourceConfig,
         "classes": ClassConfig,
@@ -336,40 +338,43 @@ def _known_keys(trail: list[str]) -> list[str]:
         "select": SelectConfig,
         "labelstudio": LabelStudioConfig,
     }
-    model = models.get(trail[0], ProjectConfig) if trail else ProjectConfig
+    model = models.get(key_path[0], ProjectConfig) if key_path else ProjectConfig
     return sorted(model.model_fields)
 
 
-def _line_of(trail: Trail, text: str) -> str:
-    """`:12`, the line where that key (or else the table that lacks it) begins; nothing for the file as a whole.
+def _line_of(key_path: KeyPath, text: str) -> str:
+    """Return `:12`, the line where that key (or else the table that lacks it) begins; empty for the whole file.
 
-    TOML readers keep no positions. So: the text grows line by line until what can be read of it holds the key.
+    TOML readers keep no positions, so this parses ever more lines until the values hold the key.
     """
     lines = text.split("\n")[:MOST_LINES]
-    held, begun, found = 0, 1, ""
+    depth_so_far, first_line, place = 0, 1, ""
     for number in range(1, len(lines) + 1):
         try:
             values = tomllib.loads("\n".join(lines[:number]))
         except tomllib.TOMLDecodeError:
             continue  # inside a value of several lines
-        if (depth := _depth(values, trail)) > held:
-            held, found = depth, f":{_inner(trail[depth - 1], lines[begun - 1 : number], begun)}"
-        begun = number + 1
-    return found
+        if (depth := _existing_steps(values, key_path)) > depth_so_far:
+            depth_so_far, place = (
+                depth,
+                f":{_line_of_key(key_path[depth - 1], lines[first_line - 1 : number], first_line)}",
+            )
+        first_line = number + 1
+    return place
 
 
-def _depth(values: Any, trail: Trail) -> int:
-    """How many steps of the trail can be gone."""
-    for depth, part in enumerate(trail):
+def _existing_steps(values: Any, key_path: KeyPath) -> int:
+    """Return how many steps of the path exist in these values."""
+    for depth, part in enumerate(key_path):
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
             return depth
-    return len(trail)
+    return len(key_path)
 
 
-def _inner(key: str | int, lines: list[str], first: int) -> int:
-    """Inside a value of several lines: the first line that writes the key."""
+def _line_of_key(key: str | int, lines: list[str], first: int) -> int:
+    """Return the first line that writes the key, inside a value of several lines."""
     pattern = re.compile(rf"(?<![\w-]){re.escape(str(key))}[\"']?\s*=")
     return next((first + i for i, line in enumerate(lines) if pattern.search(line)), first)
 
@@ -378,7 +383,7 @@ def _inner(key: str | int, lines: list[str], first: int) -> int:
 
 
 def find(wanted: str | None = None, start: Path | None = None) -> Path:
-    """The folder of the project: `--project`, else CURATE_PROJECT, else where you stand, else the only one."""
+    """Return the project's folder: `--project`, else CURATE_PROJECT, else the current folder's, else the only one."""
     here = (start or Path.cwd()).resolve()
     wanted = wanted or os.environ.get(ENV_PROJECT) or None
     if wanted:
@@ -386,17 +391,17 @@ def find(wanted: str | None = None, start: Path | None = None) -> Path:
     for folder in (here, *here.parents):
         if (folder / FILE).is_file():
             return folder
-    return _only(known(here), here)
+    return _only(known_projects(here), here)
 
 
-def known(here: Path) -> dict[str, Path]:
-    """All projects below the nearest `projects/` folder at or above `here`."""
-    home = home_of(here)
+def known_projects(here: Path) -> dict[str, Path]:
+    """Return all projects below the nearest `projects/` folder at or above `here`."""
+    home = projects_folder(here)
     return {file.parent.name: file.parent for file in sorted(home.glob(f"[!.]*/{FILE}"))}
 
 
-def home_of(here: Path) -> Path:
-    """The nearest `projects/` at or above `here` that holds a project, else the one that belongs here."""
+def projects_folder(here: Path) -> Path:
+    """Return the nearest `projects/` at or above `here` that holds a project, else `here/projects`."""
     for folder in (here, *here.parents):
         if any((folder / "projects").glob(f"*/{FILE}")):
             return folder / "projects"
@@ -408,7 +413,7 @@ def _named(wanted: str, here: Path) -> Path:
     path = path.parent if path.name == FILE else path
     if (here / path / FILE).is_file():
         return (here / path).resolve()
-    projects = known(here)
+    projects = known_projects(here)
     if wanted in projects:
         return projects[wanted]
     raise unknown("project", wanted, projects, "Give a name, or the folder that holds project.toml")

@@ -11,11 +11,12 @@ from curate.errors import CurateError
 from curate.project import Project
 
 SCHEMA = 1
-# version -> what brings a project from that version to the next
+# version -> the function that brings a project from that version to the next
 MIGRATIONS: dict[int, Callable[[Project], None]] = {}
 
 
 def check(version: int, what: str) -> None:
+    """Raise CurateError if `what`, a folder or a backup, has a newer schema than this tool knows."""
     if version > SCHEMA:
         raise CurateError(
             f"{what} was written by a newer curate (state schema {version}; this one, {__version__}, knows {SCHEMA}). "
@@ -37,16 +38,16 @@ def ensure(project: Project) -> None:
 
 
 def require(project: Project) -> None:
-    """Every command refuses state that a newer tool wrote."""
+    """Raise CurateError if a newer tool wrote the project's state; every command calls this."""
     check(int(recorded(project).get("schema", SCHEMA)), str(project.work))
 
 
 def recorded(project: Project) -> dict[str, Any]:
-    """What the project's state says of itself: schema, tool, dataset and folder; empty before the first command."""
+    """Return the recorded schema, tool, dataset and folder; empty before the first command."""
     file = project.work / "state.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {**found, "schema": int(found["schema"])}
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return {**values, "schema": int(values["schema"])}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -54,6 +55,7 @@ def recorded(project: Project) -> dict[str, Any]:
 
 
 def record(project: Project, **values: Any) -> None:
+    """Add these values to the project's recorded state."""
     before = recorded(project)
     after = {"schema": SCHEMA} | before | {"tool": __version__} | values
     if after != before:

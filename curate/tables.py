@@ -1,9 +1,9 @@
-"""Append-only Lance tables, a row or several an image: a folder `<name>-<key>.lance`, or a URL.
+"""Append-only Lance tables, with one or several rows an image: a folder `<name>-<key>.lance`, or a URL.
 
 `Table(path)` opens, `Table.create(path, columns, metadata)` makes one; the first column is always `id`. Columns are
 named with their type: `{"margin": "float32", "probability": "float16[5]"}` (a fixed-size list). `append` takes one
 array a column and is all or nothing: a `kill -9` at any moment leaves the table as it was before or after. Metadata
-are texts, fixed when the table is made (class names as JSON, say).
+are texts, fixed when the table is created (such as class names as JSON).
 
     table.ids()                               every id, once, in the order they came
     table.read(ids, ["margin"])               {"margin": array in the order of ids}; the last row of an id counts
@@ -35,17 +35,17 @@ from curate.errors import CurateError
 SMALL = 64  # fragments, above which an append merges those that are small
 FEW = 8  # fragments that a finished table may have
 FULL = 1 << 18  # rows of a fragment that is merged no more
-KEEP = timedelta(hours=1)  # replaced files stay so long for who reads them
+KEEP = timedelta(hours=1)  # replaced files stay this long for readers that opened them
 Arrays = dict[str, NDArray[Any]]
 
 
 class NoTable(CurateError):
-    """Nothing is there, or what a kill left of a table in the making."""
+    """There is no table, or only the rest of one whose creation was killed."""
 
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """One line for whatever Lance and Arrow raise over damaged files; a panic of Lance's is not even an Exception."""
+    """Turn what Lance and Arrow raise over damaged files into one line; a panic of Lance is not even an Exception."""
     try:
         yield
     except CurateError:
@@ -76,13 +76,13 @@ class Table:
 
     @classmethod
     def create(cls, path: str | Path, columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> Table:
-        """A new table, without rows; `id` need not be named."""
+        """Create a table without rows; its `id` column need not be named."""
         import lance
         import pyarrow as pa
 
         fields = [(name, _type(kind)) for name, kind in ({"id": "string"} | dict(columns)).items()]
         schema = pa.schema(fields, metadata=dict(metadata or {}))
-        with files.room_for(Path(path)):
+        with files.explain_full_disk(Path(path)):
             if "://" not in str(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             lance.write_dataset(schema.empty_table(), str(path), schema=schema)
@@ -90,21 +90,21 @@ class Table:
 
     @classmethod
     def exists(cls, path: str | Path) -> bool:
-        """Whether a table is there; what a kill left of one that was being made is none."""
+        """Return True if there is a table, and not only the rest of one whose creation was killed."""
         with suppress(NoTable):
             return bool(cls(path))
         return False
 
     @property
     def classes(self) -> list[str]:
-        """The class names of a model's table, in the order of its columns' entries; none where it names none."""
+        """The class names of a model's table, in the order of its columns' entries; empty where it names none."""
         try:
-            found = json.loads(self.metadata.get("classes", "[]"))
+            names = json.loads(self.metadata.get("classes", "[]"))
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise CurateError(f"table {self.path} is damaged: its classes are no list of names. Remove its folder")
-        return found
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CurateError(f"table {self.path} is damaged: its classes are not a list of names. Remove its folder")
+        return names
 
     def __len__(self) -> int:
         with _reading(self.path):
@@ -116,7 +116,7 @@ class Table:
     # --- writing ---
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """Rows as one array a column, all of the same length; all of them or none."""
+        """Append rows, given as one array a column, all of the same length; all rows or none."""
         import lance
         import pyarrow as pa
 
@@ -125,13 +125,13 @@ class Table:
             raise ValueError(f"columns {sorted(columns)} given, {sorted(schema.names)} wanted")
         rows = pa.table([_arrow(columns[field.name], field.type) for field in schema], schema=schema)
         if rows.num_rows:
-            with files.room_for(Path(self.path)):
+            with files.explain_full_disk(Path(self.path)):
                 self._data = lance.write_dataset(rows, self._data, mode="append", max_rows_per_file=FULL)
                 self._tidy()
             self.touch()
 
     def _tidy(self) -> None:
-        """Many small appends would make every read slow."""
+        """Merge small fragments now and then: many small appends would make every read slow."""
         if len(self._data.get_fragments()) % SMALL == 0:
             self.compact()
 
@@ -141,14 +141,14 @@ class Table:
         self._data.cleanup_old_versions(older_than=KEEP)
 
     def finish(self, newest: bool = True) -> None:
-        """After the last append: few fragments, and (`newest`) the newest table of its folder."""
+        """Merge fragments after the last append and, with `newest`, make this the newest table of its folder."""
         if len(self._data.get_fragments()) > FEW:
             self.compact()
         if newest and "://" not in self.path and listed(Path(self.path).parent)[:1] != [Path(self.path)]:
             self.touch()
 
     def touch(self) -> None:
-        """Make this the newest table: a folder's own time does not follow what is written inside it."""
+        """Make this the newest table of its folder: a folder's own time does not change with the files deep in it."""
         if "://" not in self.path:
             others = [path.stat().st_mtime_ns for path in listed(Path(self.path).parent)]
             now = max(time.time_ns(), *others) + 1  # the file system's own clock ticks too slowly to tell two apart
@@ -158,11 +158,11 @@ class Table:
 
     def ids(self, where: str | None = None) -> NDArray[Any]:
         with _reading(self.path):
-            found = self._data.to_table(columns=["id"], filter=where)["id"]
-            return np.asarray(found.unique().to_numpy(zero_copy_only=False), dtype=object)
+            ids = self._data.to_table(columns=["id"], filter=where)["id"]
+            return np.asarray(ids.unique().to_numpy(zero_copy_only=False), dtype=object)
 
     def read(self, ids: Sequence[str], columns: Sequence[str], where: str | None = None) -> Arrays:
-        """These columns in the order of `ids`. Raises CurateError where the table does not have them all."""
+        """Return these columns in the order of `ids`. Raises CurateError where the table does not have them all."""
         with _reading(self.path):
             return self._read(ids, columns, where)
 
@@ -177,48 +177,48 @@ class Table:
             raise CurateError(f"{missing} of {len(rows)} images are not in {self.path}")
         order = wanted.indices.to_numpy()
         if len(rows) < len(slots) / 4:
-            found = self._data.take(rows, columns=list(columns))
-            return {name: numpy_of(found[name])[order] for name in columns}
+            taken = self._data.take(rows, columns=list(columns))
+            return {name: numpy_of(taken[name])[order] for name in columns}
         unique = self._gather(slots, len(rows), columns, where)
         plain = np.array_equal(order, np.arange(len(rows)))
         return unique if plain else {name: values[order] for name, values in unique.items()}
 
     def _slots(self, wanted: Any, where: str | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For every row its place among the wanted ids (-1: none), and its number in the table."""
+        """Return for every row its place among the wanted ids (-1: none), and its number in the table."""
         import pyarrow.compute
 
-        compute: Any = pyarrow.compute  # its functions are made when it is imported; a type checker sees none
+        compute: Any = pyarrow.compute  # its functions are created at import; a type checker sees none
         known = self._data.to_table(columns=["id", "_rowoffset"], filter=where)
         slots = compute.fill_null(compute.index_in(known["id"], value_set=wanted), -1)
         return np.asarray(slots, np.int64), np.asarray(known["_rowoffset"], np.int64)
 
     def _gather(self, slots: NDArray[np.int64], size: int, columns: Sequence[str], where: str | None) -> Arrays:
-        found: Arrays = {}
+        gathered: Arrays = {}
         begin = 0
         for chunk in self.chunks(columns, where=where):
             for name, values in chunk.items():
-                if name not in found:
-                    found[name] = np.empty((size, *values.shape[1:]), values.dtype)
+                if name not in gathered:
+                    gathered[name] = np.empty((size, *values.shape[1:]), values.dtype)
                 here = slots[begin : begin + len(values)]
-                found[name][here[here >= 0]] = values[here >= 0]
+                gathered[name][here[here >= 0]] = values[here >= 0]
             begin += len(values)
-        return found or {name: np.empty(0) for name in columns}
+        return gathered or {name: np.empty(0) for name in columns}
 
     def chunks(self, columns: Sequence[str], rows: int = 65536, where: str | None = None) -> Iterator[Arrays]:
-        """The table as arrays of at most `rows` rows, in the order in which they were appended."""
+        """Yield the table as arrays of at most `rows` rows, in the order in which they were appended."""
         for batch in self.batches(columns, rows, where):
             if batch.num_rows:
                 with _reading(self.path):
-                    found = {name: numpy_of(batch[name]) for name in columns}
-                yield found
+                    arrays = {name: numpy_of(batch[name]) for name in columns}
+                yield arrays
 
     def batches(self, columns: Sequence[str], rows: int = 65536, where: str | None = None) -> Iterator[Any]:
-        """The same as pyarrow's record batches."""
+        """Yield the table as pyarrow's record batches."""
         with _reading(self.path):
-            found = iter(self._data.to_batches(columns=list(columns), batch_size=rows, filter=where))
+            batches = iter(self._data.to_batches(columns=list(columns), batch_size=rows, filter=where))
         while True:
             with _reading(self.path):
-                batch = next(found, None)
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch
@@ -228,18 +228,18 @@ class Table:
 
 
 def name_of(path: str | Path) -> str:
-    """`head` of `work/scores/head-1f0c.lance`."""
+    """Return `head` for `work/scores/head-1f0c.lance`."""
     stem = Path(path).stem
     return stem.rpartition("-")[0] or stem
 
 
 def listed(folder: Path) -> list[Path]:
-    """All tables of a folder, the newest first."""
+    """Return all tables of a folder, the newest first."""
     return sorted(folder.glob("*.lance"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def latest(folder: Path, name: str | None = None) -> Table | None:
-    """The table that was written last, of this name if one is given; a damaged one is told, not passed over."""
+    """Return the table that was written last, of this name if one is given; a damaged one raises CurateError."""
     for path in listed(folder):
         if name in (None, name_of(path)) and Table.exists(path) and len(table := Table(path)):
             return table
@@ -247,7 +247,7 @@ def latest(folder: Path, name: str | None = None) -> Table | None:
 
 
 def size(path: Path) -> int:
-    """Rows of a table; 0 for one that was begun and got none, or that is no table at all."""
+    """Return the number of rows; 0 also where there is no table, or a damaged one."""
     try:
         return len(Table(path))
     except CurateError:
@@ -287,7 +287,7 @@ def _arrow(values: Any, kind: Any) -> Any:
 
 
 def numpy_of(column: Any) -> NDArray[Any]:
-    """An arrow column as an array; fixed-size lists become its second axis."""
+    """Return an arrow column as an array; fixed-size lists become its second axis."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):

@@ -18,13 +18,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Processor cores that this process may use, by its affinity and its container's quota."""
+    """Return the number of processor cores that this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _quota())))
 
 
 def _quota() -> float:
-    """Cores that the control group grants (version 2, else 1); infinite without a limit."""
+    """Return the cores that the control group grants (version 2, else 1); infinite without a limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((CGROUP / name).read_text() for name in files).split()
@@ -34,9 +34,9 @@ def _quota() -> float:
 
 
 @contextlib.contextmanager
-def calm_collector() -> Iterator[None]:
-    """Bulk work makes millions of short-lived objects and no cycles; Python's collector, left alone, walks through
-    everything that FiftyOne has loaded again and again (a third of the time of an index run)."""
+def relaxed_collector() -> Iterator[None]:
+    """Run Python's garbage collector rarely: bulk work makes millions of short-lived objects and no cycles, and the
+    collector would walk through all that FiftyOne has loaded again and again (a third of the time of an index run)."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
@@ -48,19 +48,19 @@ def calm_collector() -> Iterator[None]:
 
 
 def pool(workers: int | None = None) -> ProcessPoolExecutor:
-    """A pool of fresh processes: a fork would inherit the threads and sockets of the database's client."""
+    """Return a pool of fresh processes: a fork would inherit the threads and sockets of the database's client."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_init_worker)
 
 
-def _begin() -> None:
-    """Ctrl-C is the parent's to handle; and a worker whose parent was killed ends itself."""
+def _init_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def follow(parent: int) -> None:
-    """For a thread of its own: this process ends when its parent is gone."""
+def exit_with_parent(parent: int) -> None:
+    """End this process when its parent is gone; runs in a thread of its own."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -49,7 +49,7 @@ def run(
             matched = list(_ours(page, finder, report))
             returned = [pull.task_of(ls_project, task, finder.sizes[id], people, names) for id, task in matched]
             pull.settle_all(index, log, known, returned, report)
-    sync.give_splits(index)
+    sync.assign_splits(index)
     return report
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.data import Box, Defect, Label
-from curate.masks.shapes import Mask, boxed, crop_of, defect_from_mask, mask_of
+from curate.masks.shapes import Mask, crop_of, defect_from_box, defect_from_mask, mask_of
 
 DISAGREE = "annotators-disagree"
 LEAST = 0.5  # mean Dice of those who show a class; below it their common pixels are the smaller part of what they drew
@@ -335,7 +335,7 @@ def _common_boxes(name: str, own: Owned, knowing: int, size: Size) -> list[Defec
     for group in _grouped(holders):
         if 2 * sum(len(holders[box]) for box in group) > knowing:
             left, top, right, bottom = np.median([box for box in group for _ in holders[box]], axis=0).tolist()
-            middle = boxed(name, Box(left, top, right - left, bottom - top), *size, clip=True)
+            middle = defect_from_box(name, Box(left, top, right - left, bottom - top), *size, clip=True)
             severity = _severity([(who, d) for who, d in own if _edges(d) in group])
             defects.append(replace(middle, severity=severity))
     return defects

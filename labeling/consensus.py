@@ -78,7 +78,7 @@ class LoggedAnnotations:
     def of(cls, log: LabelLog) -> LoggedAnnotations:
         known = cls()
         log.writer.push()
-        for line in log.segments.holding(f'"{ORIGIN}"'.encode()):
+        for line in log.segments.lines_with(f'"{ORIGIN}"'.encode()):
             if line.get("origin") == ORIGIN and "task" in (extra := line.get("extra", {})):
                 try:
                     known.note(extra, line["digest"])

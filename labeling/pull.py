@@ -71,7 +71,7 @@ def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO
     with app_edits.opened_log(index) as (log, edited):
         report.captured = len(edited)
         cursor = _pull(index, log, ls_project, None if full else ls_project.cursor, report, progress)
-    sync.give_splits(index)
+    sync.assign_splits(index)
     if cursor != ls_project.cursor:
         ls_project.save(cursor=cursor)
     report.drafts = tasks.drafts(ls_project)

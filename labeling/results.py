@@ -222,10 +222,10 @@ def _shape(result: Mapping[str, Any], name: str, size: Size) -> Defect | None:
     if kind == "brush":
         return shapes.defect_from_mask(name, brush.decode(value["rle"], height, width))
     if kind == "box" and not value.get("rotation"):
-        return shapes.boxed(name, _box(value, size), width, height, clip=True)
+        return shapes.defect_from_box(name, _box(value, size), width, height, clip=True)
     corners = tuple((x * width / 100, y * height / 100) for x, y in _corners(kind, value, size))
     if kind == "box":
-        return shapes.boxed(name, _around(corners), width, height, clip=True)
+        return shapes.defect_from_box(name, _around(corners), width, height, clip=True)
     outline = Polygon((corners,))
     defect = shapes.defect_from_mask(name, shapes.polygon_mask(outline, width, height))
     if defect is None:

@@ -46,7 +46,7 @@ def run(
         except (Unreachable, Unanswered, ProjectBusy) as error:
             warn(f"{error}; trying again in {every:g} s")
         except ConnectionFailure as error:
-            if database.embedded():  # nobody starts it again on the same port
+            if database.is_embedded():  # nobody starts it again on the same port
                 raise
             warn(f"lost the database ({textwrap.shorten(str(error), 100)}); trying again in {every:g} s")
         wake.wait(every)

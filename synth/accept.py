@@ -85,7 +85,7 @@ def enter(project: Project, batch: SyntheticBatch, forced: bool, verdict: Mappin
     with files.writer_lock(project.work, "curate synth accept"), closing(_book(project)) as label_log:
         index = Index(project)
         _refuse_leaks(index, batch, images)
-        before = synthetic.entered(label_log)
+        before = synthetic.accepted(label_log)
         new = [image for image in chosen if image.id not in before]
         labels = {image.id: _label(batch, image) for image in new}  # all are read before any is logged
         wanted = {image.id: _placing(batch, image) for image in chosen}
@@ -224,7 +224,7 @@ def drop(project: Project, key: str, with_files: bool = False) -> DropResult:
     """Take a batch out of the index, its tag and view with it; its folder stays unless `with_files`."""
     with files.writer_lock(project.work, "curate synth drop"), closing(_book(project)) as label_log:
         index = Index(project)
-        placings = synthetic.entered(label_log)
+        placings = synthetic.accepted(label_log)
         whole = _whole_key(
             key, {origin.batch for origin in placings.values()} | {other.key for other in generate.every(project)}
         )

@@ -17,7 +17,7 @@ from tests import fakes
 
 os.environ.pop(ENV_PROJECT, None)
 os.environ.pop(database.URI, None)
-database.quieten()
+database.silence_fiftyone()
 
 Make = Callable[..., Project]
 FIRST = ("test_proof.py", "test_kill.py", "test_faults.py", "test_round_trip.py")  # minutes each: none may be the last

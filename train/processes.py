@@ -123,7 +123,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         return
     from accelerate import PartialState
 
-    threading.Thread(target=workers.follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=workers.exit_with_parent, args=(os.getppid(),), daemon=True).start()
     state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     group = ProcessGroup(state.process_index, state.num_processes)
     try:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from curate.errors import CurateError, nearest, unknown
+from curate.errors import CurateError, did_you_mean, unknown
 from train import losses
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -297,7 +297,7 @@ def _error_line(error: ValidationError) -> str:
     name = ".".join(str(part) for part in trail) or "recipe"
     if first["type"] == "extra_forbidden":
         allowed = _keys(trail[:-1])
-        return f"unknown key '{name}'{nearest(str(trail[-1]), allowed)}; allowed: {', '.join(allowed)}"
+        return f"unknown key '{name}'{did_you_mean(str(trail[-1]), allowed)}; allowed: {', '.join(allowed)}"
     value = first.get("input")
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{name}: {first['msg'].removeprefix('Value error, ')}{shown}"

@@ -35,8 +35,8 @@ from curate.index import app_edits, database, synthetic
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.file_ledger import OK
 from curate.labels.log import LabelLog
-from curate.paths import climbs, printable
-from curate.project import FILE, SYNTHETIC, Project, home_of, load
+from curate.paths import escapes, printable
+from curate.project import FILE, SYNTHETIC, Project, load, projects_folder
 from curate.state import SCHEMA, check
 
 MANIFEST = "manifest.json"
@@ -76,7 +76,7 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
     if file.exists():
         raise CurateError(f"{file} exists already; give a new name, so that no older backup is lost")
     scratch = project.work / f".backup.{os.getpid()}.part"
-    with files.writer_lock(project.work, "curate backup"), files.room_for(scratch), _cleared(scratch):
+    with files.writer_lock(project.work, "curate backup"), files.explain_full_disk(scratch), _cleared(scratch):
         _remove_left_over(project.work, file)
         index = Index(project)
         with app_edits.opened_log(index):
@@ -119,7 +119,7 @@ def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(project.work.glob(pattern)):
             if path.is_file() and not path.is_symlink():
                 yield f"work/{path.relative_to(project.work).as_posix()}", path
-    for path in synthetic.kept(project):
+    for path in synthetic.files_of_batches(project):
         yield f"work/{path.relative_to(project.work).as_posix()}", path
     for path in sorted((scratch / INDEX).rglob("*")):
         if path.is_file():
@@ -185,14 +185,14 @@ def restore(
     if not file.is_file():
         raise CurateError(f"no archive at {file}")
     manifest = _read_manifest(file)
-    folder = (to or home_of(Path.cwd()) / manifest.project).resolve()
+    folder = (to or projects_folder(Path.cwd()) / manifest.project).resolve()
     aside = folder.with_name(f".{folder.name}.restoring.part")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(aside, folder))
         if folder.exists():
             _may_replace(folder, force)
             stack.enter_context(files.writer_lock(folder / "work", "curate restore"))
-        stack.enter_context(files.room_for(aside))
+        stack.enter_context(files.explain_full_disk(aside))
         _unpack(file, aside, manifest, trust)
         folders = _point_to(file, aside, folder, data, manifest)
         _check_state(file, aside, manifest.files)
@@ -331,7 +331,7 @@ def _read_manifest(file: Path) -> Manifest:
         if len(manifest.files) > MEMBERS:
             raise ValueError(f"its manifest names {len(manifest.files):,} files; allowed: {MEMBERS:,}")
         for name in manifest.files:
-            if climbs(name) or name != os.path.normpath(name) or name != printable(name):
+            if escapes(name) or name != os.path.normpath(name) or name != printable(name):
                 raise ValueError(f"its manifest names '{printable(name)}', which is no file of a backup")
     check(manifest.schema_version, str(file))
     return manifest
@@ -372,7 +372,7 @@ def _written(content: IO[bytes] | None, path: Path) -> str:
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"a folder of {path.name} is a file as well") from None
     digest = hashlib.sha256()
-    with files.room_for(path), path.open("xb") as handle:
+    with files.explain_full_disk(path), path.open("xb") as handle:
         while block := content.read(1 << 20) if content else b"":
             digest.update(block)
             handle.write(block)
@@ -430,7 +430,7 @@ def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
         with contextlib.closing(sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True)) as db:
             strange = db.execute("select name from sqlite_master where type not in ('table', 'index')").fetchone()
             rows = db.execute("select reference from files where outcome = ?", (OK,)) if strange is None else ()
-            wrong = next((name for (name,) in rows if climbs(str(name).partition(":")[2])), strange and strange[0])
+            wrong = next((name for (name,) in rows if escapes(str(name).partition(":")[2])), strange and strange[0])
     except sqlite3.Error as error:
         raise CurateError(f"{file} is damaged: work/files.sqlite: {error}") from None
     if wrong is not None:
@@ -535,7 +535,7 @@ def _place(file: Path, project: Project, known: Collection[str], reference: Any)
             return str(project.locate(reference))
     except CurateError as error:
         raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}': {error}") from None
-    if climbs(f"{source}/{path}"):
+    if escapes(f"{source}/{path}"):
         raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}'")
     return str(project.folder / source / path)  # of a source that the config no longer has: nothing is there
 

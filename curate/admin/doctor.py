@@ -75,7 +75,7 @@ def _server(uri: str) -> DoctorCheck:
     import pymongo
     from pymongo.errors import PyMongoError
 
-    shown = database.shown(uri)  # never a password
+    shown = database.printable_uri(uri)  # never a password
     try:
         with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
             version = client.server_info()["version"]

@@ -18,7 +18,7 @@ from curate.data import SOURCES, Record, Reject
 from curate.demo import plant, steel
 from curate.errors import CurateError, unknown
 from curate.index.intake import SourceRules, group_of, stratum_of, template_pattern
-from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, home_of, load
+from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, load, projects_folder
 
 PRODUCTION_FORMATS = ("images",)
 LAYOUT = ("template", "stratum", "group")
@@ -136,7 +136,7 @@ def demo(
     folder: Path | None, images: int, seed: int, progress: Callable[[int], None]
 ) -> tuple[Project, plant.DemoSummary]:
     """Draw the demo plant and make its project: a labelled library, and production images that nobody labelled."""
-    folder = (folder or home_of(Path.cwd()) / "demo").resolve()
+    folder = (folder or projects_folder(Path.cwd()) / "demo").resolve()
     drawn = 0
 
     def advance(total: int) -> None:
@@ -171,7 +171,7 @@ def write(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[
 
 def _new_folder(name: str) -> Path:
     path = Path(name).expanduser()
-    folder = home_of(Path.cwd()) / name if len(path.parts) == 1 else path.resolve()
+    folder = projects_folder(Path.cwd()) / name if len(path.parts) == 1 else path.resolve()
     if not name or not NAME.fullmatch(folder.name):
         shown = folder.name if name else ""
         raise CurateError(

@@ -131,13 +131,13 @@ def _first_labels(work: Path) -> dict[str, tuple[str, str]]:
     """When each image was first labelled, and by what. The index knows the last time only: a later correction would
     look as if the image had been unlabelled until then."""
     first: dict[str, tuple[str, str]] = {}
-    for line in Segments(work / "labels").holding(b'"status":"labelled"'):
+    for line in Segments(work / "labels").lines_with(b'"status":"labelled"'):
         first.setdefault(line["id"], (line["at"], line["origin"]))
     return first
 
 
 def _renames(work: Path) -> list[tuple[str, dict[str, str]]]:
-    lines = Segments(work / "labels").holding(b'"event":"rename"')
+    lines = Segments(work / "labels").lines_with(b'"event":"rename"')
     return [(line["at"], line["names"]) for line in lines]
 
 

@@ -158,7 +158,7 @@ def _explained(error: Exception) -> str | None:
         remedy = "Run the command again: it completes what is left. If that fails, see: curate doctor"
         return f"lost the database ({textwrap.shorten(str(error), 100) or type(error).__name__}). {remedy}"
     if isinstance(error, OSError) and error.errno in files.DENIED and error.filename:
-        return files.denied(error, Path(os.fsdecode(error.filename)))
+        return files.denied_message(error, Path(os.fsdecode(error.filename)))
     if isinstance(error, OSError) and error.errno is not None:  # those without a number come from libraries
         return ": ".join(str(part) for part in (error.strerror, error.filename) if part)
     return None

@@ -10,7 +10,7 @@ from curate.data import STATUSES, Box, Defect, Label, make_defect
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.documents import INCOMPLETE, UNREADABLE, ShownLabel
-from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Entry, LabelLog, me, now
+from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Entry, LabelLog, now, user_name
 from curate.masks import shapes
 
 MARKED = "marked-in-app"
@@ -31,8 +31,8 @@ def capture(index: Index, log: LabelLog, classes: Collection[str]) -> list[str]:
     return show(index, log, index.edited(), classes)
 
 
-def show(index: Index, book: LabelLog, ids: Iterable[str], classes: Collection[str]) -> list[str]:
-    """Write the log's state of these images to the index, edits of the App captured first.
+def show(index: Index, log: LabelLog, ids: Iterable[str], classes: Collection[str]) -> list[str]:
+    """Write the log's state of these images to the index, after capturing edits of the App.
 
     Somebody may edit an image at any moment: one that changed since it was read is read again. Returns the ids of the
     images whose edits were captured.
@@ -41,62 +41,74 @@ def show(index: Index, book: LabelLog, ids: Iterable[str], classes: Collection[s
     for chunk in chunks(ids, CHUNK):
         waiting = chunk
         for _ in range(ATTEMPTS):
-            seen = list(index.shown(waiting))
-            captured += _logged(seen, book, classes)
-            waiting = index.write_states({one.id: (book.state(one.id), book.key(one.id)) for one in seen}, seen)
+            shown = list(index.shown(waiting))
+            captured += _append_edits(shown, log, classes)
+            waiting = index.write_states({image.id: (log.state(image.id), log.key(image.id)) for image in shown}, shown)
             if not waiting:
                 break
         else:
-            raise CurateError(f"{len(waiting)} images keep changing in the App; run this again when they rest")
+            raise CurateError(f"{len(waiting)} images keep changing in the App; run this again when nobody edits them")
     return captured
 
 
-def _logged(seen: Iterable[ShownLabel], book: LabelLog, classes: Collection[str]) -> list[str]:
-    """Append the edits among these images to the log, those excepted that a killed command appended already."""
-    edited = [one for one in seen if one.edited]
-    moved = {one.id for one in edited if book.state(one.id).label.digest != one.digest}  # since the index was written
-    histories = book.histories(moved)
-    edited = [one for one in edited if one.id not in moved or not _is_logged(one, histories[one.id], book, classes)]
-    for one in edited:
-        label = settled(one.label, book.state(one.id).label, classes, (one.width, one.height))
-        book.append(Entry(one.id, label, "app", me(), now()))
-    book.flush()
-    return [one.id for one in edited]
+def _append_edits(shown: Iterable[ShownLabel], log: LabelLog, classes: Collection[str]) -> list[str]:
+    """Append the edits among these images to the log, except those that a killed command has appended already."""
+    edited = [image for image in shown if image.edited]
+    moved = {
+        image.id for image in edited if log.state(image.id).label.digest != image.digest
+    }  # since the index was written
+    histories = log.histories(moved)
+    edited = [
+        image for image in edited if image.id not in moved or not _is_logged(image, histories[image.id], log, classes)
+    ]
+    for image in edited:
+        label = label_from_edit(image.label, log.state(image.id).label, classes, (image.width, image.height))
+        log.append(Entry(image.id, label, "app", user_name(), now()))
+    log.flush()
+    return [image.id for image in edited]
 
 
-def _is_logged(one: ShownLabel, history: Sequence[Entry], book: LabelLog, classes: Collection[str]) -> bool:
-    """Whether the last that a person said of the image is just this edit of what had held before.
+def _is_logged(image: ShownLabel, history: Sequence[Entry], log: LabelLog, classes: Collection[str]) -> bool:
+    """Return True if the newest entry of a person is this very edit: a command was killed between log and index.
 
-    A command that was killed between log and index left it so. Taken for a new edit of what holds now, the edit that
-    decided a disputed image would dispute it again.
+    Taken for a new edit of the label that holds now, an edit that decided a disputed image would dispute it again.
     """
-    said = [entry for entry in history if entry.origin != "import"]
-    if not said or said[-1].origin != "app":
+    by_people = [entry for entry in history if entry.origin != "import"]
+    if not by_people or by_people[-1].origin != "app":
         return False
-    before = said[-2].label if len(said) > 1 else book.import_state(one.id).label
-    return settled(one.label, before, classes, (one.width, one.height)) == said[-1].label
+    before = by_people[-2].label if len(by_people) > 1 else log.import_state(image.id).label
+    return label_from_edit(image.label, before, classes, (image.width, image.height)) == by_people[-1].label
 
 
-def settled(edited: Label, before: Label, classes: Collection[str], size: tuple[int, int] | None = None) -> Label:
-    """What a person's edit means: whoever draws, deletes or confirms regions has labelled the image."""
+def label_from_edit(
+    edited: Label, before: Label, classes: Collection[str], size: tuple[int, int] | None = None
+) -> Label:
+    """Return the label that a person's edit means: whoever draws, deletes or confirms regions has labelled the image.
+
+    Args:
+        edited: The label as the App shows it after the edit.
+        before: The label before the edit.
+        classes: The project's classes.
+        size: Width and height of the image; boxes are clipped to them.
+    """
     status = edited.status if edited.status in STATUSES else before.status  # a mistyped status is no decision
-    label, outside = tight(replace(edited, status=status), size)
-    strange = sorted(label.present - set(classes))
-    if strange:
-        return replace(label, status="disputed", reason=f"{UNKNOWN_CLASS}: {', '.join(strange)}")
+    label, outside = with_tight_boxes(replace(edited, status=status), size)
+    unknown = sorted(label.present - set(classes))
+    if unknown:
+        return replace(label, status="disputed", reason=f"{UNKNOWN_CLASS}: {', '.join(unknown)}")
     if outside:
         return replace(label, status="disputed", reason=OUTSIDE)
     if label.status == "skipped":
         return label
     if label.status == "disputed":
-        return _disputed(label, before)
+        return _disputed_edit(label, before)
     if label.status in ("unlabelled", "queued") and not label.present:
         return Label()
     return replace(label, status="labelled", reason=None)
 
 
-def _disputed(label: Label, before: Label) -> Label:
-    """Still disputed where a person marked it so, noted something, or left a region half-made; else they decided."""
+def _disputed_edit(label: Label, before: Label) -> Label:
+    """Keep a dispute where a person marked it, noted a reason or left a region incomplete; else they decided it."""
     reason = label.reason or MARKED
     if before.status != "disputed" or INCOMPLETE in reason or UNREADABLE in reason:
         return replace(label, reason=reason)
@@ -106,34 +118,34 @@ def _disputed(label: Label, before: Label) -> Label:
     return replace(label, reason=f"{DUPLICATE_LABELS}: {reason}" if noted else reason)
 
 
-def tight(label: Label, size: tuple[int, int] | None = None) -> tuple[Label, bool]:
-    """The label with tight boxes inside the image, and whether a region lay wholly outside.
+def with_tight_boxes(label: Label, size: tuple[int, int] | None = None) -> tuple[Label, bool]:
+    """Return the label with tight boxes inside the image, and True if a region lay wholly outside.
 
     In the App a person may stretch a mask, rub it out, or draw over the edge.
     """
-    found, outside = [], False
+    defects, outside = [], False
     for defect in label.defects:
         try:
-            kept = _tight(defect, size)
+            inside = _tight(defect, size)
         except LabelProblem:
-            kept, outside = defect, True
-        found += [kept] if kept else []
-    return replace(label, defects=tuple(found)), outside
+            inside, outside = defect, True
+        defects += [inside] if inside else []
+    return replace(label, defects=tuple(defects)), outside
 
 
 def _tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
     crop = shapes.crop_of(defect)
     if crop is None:
-        boxed = shapes.boxed(defect.label, Box(*defect.box), *size, clip=True) if size else defect
-        return replace(boxed, severity=defect.severity)
+        plain = shapes.defect_from_box(defect.label, Box(*defect.box), *size, clip=True) if size else defect
+        return replace(plain, severity=defect.severity)
     left, top = int(defect.box[0]), int(defect.box[1])
     if size:
         right, bottom = size[0] - left, size[1] - top
         crop, left, top = crop[max(0, -top) : bottom, max(0, -left) : right], max(0, left), max(0, top)
         if not crop.size:
             raise LabelProblem(f"mask of '{defect.label}' lies outside the image")
-    found = shapes.defect_from_mask(defect.label, crop)
-    if found is None:
+    defects = shapes.defect_from_mask(defect.label, crop)
+    if defects is None:
         return None
-    x, y, w, h = found.box
-    return make_defect(defect.label, (x + left, y + top, w, h), found.rle, defect.severity)
+    x, y, w, h = defects.box
+    return make_defect(defect.label, (x + left, y + top, w, h), defects.rle, defect.severity)

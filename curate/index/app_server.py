@@ -1,9 +1,9 @@
-"""The server of the FiftyOne App with its doors shut; `curate app` runs it in place of FiftyOne's own.
+"""A restricted server of the FiftyOne App; `curate app` runs it in place of FiftyOne's own.
 
 FiftyOne's server sends any file of the machine to whoever reaches its port (`/media?filepath=/etc/passwd`), answers to
 any `Host` (so a web page can talk to it under a name of its own: DNS rebinding), lists folders, and writes masks to any
 path. This one sends only images that the project's dataset knows, answers only to names of this machine and only to
-pages of its own, and, where it listens on more than the loopback address, only to who has the token.
+pages of its own; where it listens on more than the loopback address, only to clients with the token.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-DATASET, TOKEN = "CURATE_APP_DATASET", "CURATE_APP_TOKEN"  # environment variables: a command line can be seen by all
-# Where labels name files of their own, by kind of label.
+DATASET, TOKEN = "CURATE_APP_DATASET", "CURATE_APP_TOKEN"  # environment variables: other users can see a command line
+# The field that names a file, by kind of label.
 MASKS = {
     "Detection": "mask_path",
     "Detections": "detections.mask_path",
@@ -37,7 +37,7 @@ def is_loopback(address: str) -> bool:
 
 
 class Guard:
-    """An ASGI application that lets through to `app` what may pass, and answers all else with the reason."""
+    """An ASGI application that passes allowed requests to `app` and refuses all others with the reason."""
 
     def __init__(self, app: Any, address: str, port: int, token: str, is_known: Callable[[str], bool]) -> None:
         self.app, self.token, self.is_known = app, token, is_known
@@ -61,14 +61,14 @@ class Guard:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if not self._is_ours(host):
             names = ", ".join(sorted(self.names))
-            return PlainTextResponse(f"'{host}' is no name of this App: {names}. See curate app --address\n", 421)
+            return PlainTextResponse(f"'{host}' is not a name of this App: {names}. See curate app --address\n", 421)
         if origin is not None and urlsplit(origin).netloc != host:
             return PlainTextResponse("refused: the request comes from a page of another site\n", 403)
         if self.token and secrets.compare_digest(request.query_params.get("token", "").encode(), self.token.encode()):
             rest = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "token"])
-            found = RedirectResponse(f"{request.url.path}?{rest}".rstrip("?"), 303)
-            found.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
-            return found
+            redirect = RedirectResponse(f"{request.url.path}?{rest}".rstrip("?"), 303)
+            redirect.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
+            return redirect
         if self.token and not self._has_token(request):
             return PlainTextResponse("open the whole link that 'curate app' printed, with its token\n", 401)
         if scope["path"].endswith("/commit-mask"):
@@ -80,7 +80,7 @@ class Guard:
         return self.app
 
     def _is_ours(self, host: str) -> bool:
-        """An address, or a name that nobody else can point at this machine."""
+        """Return True for an address, or a name that nobody else can point at this machine."""
         name = ""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
@@ -89,24 +89,24 @@ class Guard:
             return name in self.names
 
     def _has_token(self, request: Any) -> bool:
-        """In a browser's cookie, or as the password of FiftyOne's own session."""
+        """Return True if the token is in a browser's cookie, or is the password of FiftyOne's own session."""
         basic = base64.b64encode(f"curate:{self.token}".encode()).decode()
         given = (request.cookies.get(self.cookie, ""), request.headers.get("authorization", "").removeprefix("Basic "))
         wanted = (self.token, basic)
         return any(secrets.compare_digest(a.encode(), b.encode()) for a, b in zip(given, wanted, strict=True))
 
 
-def is_known(path: str, home: Mapping[str, Any], samples: Any) -> bool:
-    """Whether the dataset names this file, as an image or as a label's mask, and it is one: an edit in the App can name
-    any file, but makes no image of it."""
-    indexed, others = {"filepath": path}, [{name: path} for name in _media(home)]
-    found = samples.find_one(indexed, {"_id": 1}) or (others and samples.find_one({"$or": others}, {"_id": 1}))
-    return bool(found) and _is_image(path)
+def is_known(path: str, dataset: Mapping[str, Any], samples: Any) -> bool:
+    """Return True if the dataset names this file, as an image or a label's mask, and it is an image: an edit in the App
+    can name any file, but cannot make it an image."""
+    indexed, others = {"filepath": path}, [{name: path} for name in _media_fields(dataset)]
+    sample = samples.find_one(indexed, {"_id": 1}) or (others and samples.find_one({"$or": others}, {"_id": 1}))
+    return bool(sample) and _is_image(path)
 
 
-def _media(home: Mapping[str, Any]) -> Iterator[str]:
-    yield from set((home.get("app_config") or {}).get("media_fields") or ()) - {"filepath"}
-    for field in home.get("sample_fields") or ():
+def _media_fields(dataset: Mapping[str, Any]) -> Iterator[str]:
+    yield from set((dataset.get("app_config") or {}).get("media_fields") or ()) - {"filepath"}
+    for field in dataset.get("sample_fields") or ():
         kind = str(field.get("embedded_doc_type") or "").rpartition(".")[2]
         if kind in MASKS:
             yield f"{field['name']}.{MASKS[kind]}"
@@ -120,7 +120,7 @@ def _is_image(path: str) -> bool:
             return False
         with Image.open(path):
             return True
-    except Exception:  # whatever a decoder says of a broken file
+    except Exception:  # decoders raise anything over a broken file
         return False
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--address", default="127.0.0.1")
-    wanted = parser.parse_args()
+    arguments = parser.parse_args()
     os.environ.pop("FIFTYONE_DISABLE_SERVICES", None)
     os.environ["FIFTYONE_SERVER"] = "1"
 
@@ -139,26 +139,26 @@ def main() -> None:
 
     def known(path: str) -> bool:
         db = fo.core.odm.get_db_conn()
-        home = db.datasets.find_one({"name": name})
-        return bool(home) and is_known(path, home, db[home["sample_collection_name"]])
+        dataset = db.datasets.find_one({"name": name})
+        return bool(dataset) and is_known(path, dataset, db[dataset["sample_collection_name"]])
 
-    _list_no_folders()
+    _refuse_folder_listing()
     server.app.debug = False  # no tracebacks for visitors
-    server.app = Guard(server.app, wanted.address, wanted.port, token, known)
-    server.start_server(port=wanted.port, address=wanted.address)
+    server.app = Guard(server.app, arguments.address, arguments.port, token, known)
+    server.start_server(port=arguments.port, address=arguments.address)
 
 
-def _list_no_folders() -> None:
+def _refuse_folder_listing() -> None:
     import fiftyone.operators.server as operators
 
     execute = operators.execute_or_delegate_operator
 
-    async def restrained(uri: str, *rest: Any, **more: Any) -> Any:
+    async def without_listing(uri: str, *rest: Any, **more: Any) -> Any:
         if uri.rpartition("/")[2] == "list_files":
             raise operators.HTTPException(403, "curate app lists no folders")
         return await execute(uri, *rest, **more)
 
-    operators.execute_or_delegate_operator = restrained
+    operators.execute_or_delegate_operator = without_listing
 
 
 if __name__ == "__main__":

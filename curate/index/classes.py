@@ -23,55 +23,61 @@ from curate.errors import CurateError, unknown
 from curate.files import writer_lock
 from curate.index import app_edits, app_views
 from curate.index.dataset import Index
-from curate.labels.log import LabelLog, me
+from curate.labels.log import LabelLog, user_name
 from curate.project import FILE, PALETTE, Project, load
 
 PENDING = "classes.json"
 
 
 def listing(project: Project) -> list[dict[str, Any]]:
-    shown = Counter(name for member in Index(project).members().values() for name in member.classes)
+    """Return every class with its colour and its number of images."""
+    counts = Counter(name for member in Index(project).members().values() for name in member.classes)
     return [
-        {"name": c.name, "color": project.colors[c.name], "images": shown[c.name], "retired": c.retired}
+        {"name": c.name, "color": project.colors[c.name], "images": counts[c.name], "retired": c.retired}
         for c in project.config.classes
     ]
 
 
 def rename(project: Project, old: str, new: str) -> dict[str, Any]:
+    """Give a class another name, in config, log and index."""
+
     def check(names: Sequence[str]) -> None:
-        _known(names, old)
+        _require_class(names, old)
         if new in names:
             raise CurateError(f"class '{new}' exists already; to join them: curate classes merge {old} --into {new}")
 
-    return _moved(project, {old: new}, f"renamed {old} to {new}", check)
+    return _rename_classes(project, {old: new}, f"renamed {old} to {new}", check)
 
 
 def merge(project: Project, names: Sequence[str], into: str) -> dict[str, Any]:
+    """Make several classes one, in config, log and index."""
     moves = {name: into for name in names if name != into}
 
     def check(known: Sequence[str]) -> None:
         for name in (*names, into):
-            _known(known, name)
+            _require_class(known, name)
         if not moves:
             raise CurateError(f"nothing to merge: '{into}' is the only class named")
 
-    return _moved(project, moves, f"merged {', '.join(moves)} into {into}", check)
+    return _rename_classes(project, moves, f"merged {', '.join(moves)} into {into}", check)
 
 
 def add(project: Project, name: str, color: str | None = None, description: str = "") -> dict[str, Any]:
-    """Add a class, or offer a retired one again. One that is there already stays as it is."""
+    """Add a class, or offer a retired one again. An existing class stays as it is."""
     if color and not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
-        raise CurateError(f"--color '{color}' is no colour; allowed: #rrggbb, for example {PALETTE[0]}")
+        raise CurateError(f"--color '{color}' is not a colour; allowed: #rrggbb, for example {PALETTE[0]}")
     if name != name.strip() or not name.isprintable() or not name:
         raise CurateError(f"class name {name!r}: allowed is printable text without a space at either end")
-    there = next((one for one in project.config.classes if one.name == name), None)
-    if there is not None:
-        if color not in (None, there.color) or description not in ("", there.description):
+    existing = next((entry for entry in project.config.classes if entry.name == name), None)
+    if existing is not None:
+        if color not in (None, existing.color) or description not in ("", existing.description):
             raise CurateError(f"class '{name}' exists already, with other values; change them in {project.file}")
-        if there.retired:
+        if existing.retired:
             done = f"class {name} is offered again"
-            return _noted(project, lambda document: _entry(document, name).pop("retired"), "add", name, done)
-        return _noted(project, None, "add", name, f"class {name} is there already, with colour {project.colors[name]}")
+            return _record_change(project, lambda document: _entry(document, name).pop("retired"), "add", name, done)
+        return _record_change(
+            project, None, "add", name, f"class {name} exists already, with colour {project.colors[name]}"
+        )
 
     def change(document: Any) -> None:
         entry = tomlkit.table()
@@ -81,63 +87,68 @@ def add(project: Project, name: str, color: str | None = None, description: str 
             entry["description"] = description
         document.setdefault("classes", tomlkit.aot()).append(entry)
 
-    return _noted(project, change, "add", name, f"added {name}")
+    return _record_change(project, change, "add", name, f"added {name}")
 
 
 def retire(project: Project, name: str) -> dict[str, Any]:
-    _known(project.class_names, name)
+    """Stop offering a class to annotators and models; labels keep it."""
+    _require_class(project.class_names, name)
     if name not in project.active_classes:
-        return _noted(project, None, "retire", name, f"class {name} is retired already")
+        return _record_change(project, None, "retire", name, f"class {name} is retired already")
 
     def change(document: Any) -> None:
         _entry(document, name)["retired"] = True
 
-    return _noted(project, change, "retire", name, f"retired {name}")
+    return _record_change(project, change, "retire", name, f"retired {name}")
 
 
 def _entry(document: Any, name: str) -> Any:
     return next(entry for entry in document["classes"] if entry["name"] == name)
 
 
-def _noted(project: Project, change: Callable[[Any], None] | None, event: str, name: str, did: str) -> dict[str, Any]:
-    """A change that touches no label: in the log, the config, and what the App offers. Without a change, the last."""
+def _record_change(
+    project: Project, change: Callable[[Any], None] | None, event: str, name: str, did: str
+) -> dict[str, Any]:
+    """Make a change that touches no label in the log, the config and the App; without one, only refresh the App."""
     with writer_lock(project.work, "curate classes"):
         state.require(project)
         if change is not None:
-            text = _planned(project, change)
-            book = LabelLog(project.work / "labels")
-            book.note(event, name, me())
-            book.close()
+            text = _changed_config(project, change)
+            log = LabelLog(project.work / "labels")
+            log.note(event, name, user_name())
+            log.close()
             files.write_text(project.file, text)
     if "dataset" in state.recorded(project):  # classes may be made before the first image is indexed
         app_views.arrange(load(project.folder))
     return {"did": did, "images": 0}
 
 
-def _known(names: Sequence[str], name: str) -> None:
+def _require_class(names: Sequence[str], name: str) -> None:
     if name not in names:
         raise unknown("class", name, names)
 
 
-def _moved(project: Project, moves: dict[str, str], did: str, check: Callable[[Sequence[str]], None]) -> dict[str, Any]:
+def _rename_classes(
+    project: Project, moves: dict[str, str], did: str, check: Callable[[Sequence[str]], None]
+) -> dict[str, Any]:
     """Plan the change, check that the config can take it, write the plan down, and carry it out.
 
-    Where a kill came after the work was done, the same command again only arranges what the App offers.
+    If an earlier run was killed after the work was done, this only refreshes the App.
     """
     with writer_lock(project.work, "curate classes"):
         index = Index(project)
-        finish(index)
+        finish_pending(index)
         project = index.project = load(project.folder)
         done = bool(moves) and _is_done(project, moves)
         changed = 0
         if not done:
             check(project.class_names)
-            _planned(project, lambda document: _move(document, moves))
+            _changed_config(project, lambda document: _rename_entries(document, moves))
             plan = {"change": uuid.uuid4().hex, "moves": moves, "did": did}
             files.write_json(project.work / PENDING, plan)
-            before = {id: card.key for id, card in index.cards().items()}
-            index.project = finish(index)
-            changed = sum(card.key != before[id] for id, card in index.cards().items())
+            before = {id: image.key for id, image in index.image_states().items()}
+            index.project = finish_pending(index)
+            changed = sum(image.key != before[id] for id, image in index.image_states().items())
     app_views.arrange(index.project)
     return {"did": f"{did} before" if done else did, "images": changed}
 
@@ -147,23 +158,23 @@ def _is_done(project: Project, moves: dict[str, str]) -> bool:
     return all(old not in names and new in names and aliases.get(old) == new for old, new in moves.items())
 
 
-def finish(index: Index) -> Project:
-    """Carry out a change of classes that was planned: also one that a kill cut short. The caller holds the lock."""
+def finish_pending(index: Index) -> Project:
+    """Carry out a planned change of classes, such as one that a kill cut short. The caller holds the lock."""
     project, pending = index.project, index.project.work / PENDING
     if not pending.exists():
         return project
     plan = _plan(pending)
-    book = LabelLog(project.work / "labels")
-    app_edits.capture(index, book, {*project.class_names, *plan["moves"].values()})
-    book.rename(plan["moves"], me(), plan["did"], plan["change"])
-    files.write_text(project.file, _planned(project, lambda document: _move(document, plan["moves"])))
+    log = LabelLog(project.work / "labels")
+    app_edits.capture(index, log, {*project.class_names, *plan["moves"].values()})
+    log.rename(plan["moves"], user_name(), plan["did"], plan["change"])
+    files.write_text(project.file, _changed_config(project, lambda document: _rename_entries(document, plan["moves"])))
     config = load(project.folder).config
-    now_known = {"classes": config.classes, "aliases": config.aliases}
-    project = replace(project, config=project.config.model_copy(update=now_known))
-    book.allow(project.class_names)
-    stale = [id for id, card in index.cards().items() if card.key != book.key(id)]
-    app_edits.show(index, book, stale, project.class_names)
-    book.close()
+    current = {"classes": config.classes, "aliases": config.aliases}
+    project = replace(project, config=project.config.model_copy(update=current))
+    log.allow(project.class_names)
+    outdated = [id for id, image in index.image_states().items() if image.key != log.key(id)]
+    app_edits.show(index, log, outdated, project.class_names)
+    log.close()
     pending.unlink()
     return project
 
@@ -176,11 +187,11 @@ def _plan(file: Path) -> dict[str, Any]:
             return {"did": plan["did"], "change": plan["change"], "moves": dict(plan["moves"])}
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise CurateError(f"{file} is damaged: which classes were to change cannot be told. Remove it, then change them")
+    raise CurateError(f"{file} is damaged: which classes were to change is unknown. Remove it, then change them")
 
 
-def _move(document: Any, moves: dict[str, str]) -> None:
-    """Drop or rename the class entries, and remember the old names, so that label files keep being understood."""
+def _rename_entries(document: Any, moves: dict[str, str]) -> None:
+    """Drop or rename the class entries, and keep the old names as aliases, so that label files stay readable."""
     for entry in [e for e in document["classes"] if e["name"] in moves]:
         new = moves[entry["name"]]
         if any(other["name"] == new for other in document["classes"]):
@@ -195,8 +206,8 @@ def _move(document: Any, moves: dict[str, str]) -> None:
         del aliases[name]
 
 
-def _planned(project: Project, change: Callable[[Any], None]) -> str:
-    """The text of project.toml after a change, its comments kept; raises where it could not be read again."""
+def _changed_config(project: Project, change: Callable[[Any], None]) -> str:
+    """Return the text of project.toml after a change, with its comments. Raises CurateError if it is not valid."""
     document = tomlkit.parse(project.file.read_text(encoding="utf-8"))
     change(document)
     text = tomlkit.dumps(document)

@@ -1,4 +1,4 @@
-"""Images whose copies have different labels: list them, and record which version a person lets stand."""
+"""Images whose copies have different labels: list them, and record which version a person chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curate.files import writer_lock
 from curate.index import app_edits, differences
 from curate.index.dataset import Index
 from curate.index.documents import describe
-from curate.labels.log import Entry, LabelLog, me, now
+from curate.labels.log import Entry, LabelLog, now, user_name
 from curate.project import Project
 
 SPECIAL = ("first", "clean", "union")
@@ -22,23 +22,24 @@ DETAILED = 20  # images of a list whose versions are compared and drawn
 
 
 def conflicts(project: Project, image: str | None = None) -> list[dict[str, Any]]:
-    """Every undecided image (or the one asked for) with its versions; how the first few differ, with a picture."""
-    index, book = Index(project), LabelLog(project.work / "labels", project.class_names)
+    """Return every undecided image (or the one asked for) with its versions; the first few with their differences and a
+    picture."""
+    index, log = Index(project), LabelLog(project.work / "labels", project.class_names)
     ids = _disputed(index, image)
-    details = _details(index, book, ids[:DETAILED])
-    return [_listed(id, book) | details.get(id, {}) for id in ids]
+    details = _details(index, log, ids[:DETAILED])
+    return [_listed(id, log) | details.get(id, {}) for id in ids]
 
 
-def _details(index: Index, book: LabelLog, ids: list[str]) -> dict[str, dict[str, Any]]:
+def _details(index: Index, log: LabelLog, ids: list[str]) -> dict[str, dict[str, Any]]:
     names = ("content_id", "width", "height", "filepath")
-    found: dict[str, dict[str, Any]] = {}
-    for one in index.documents(ids, names):
-        id, width, height, path = (one[name] for name in names)
-        versions, file = book.versions(id), _picture_of(index.project, id)
-        found[id] = {"differences": differences.described(versions, width, height), "picture": None}
+    details: dict[str, dict[str, Any]] = {}
+    for row in index.documents(ids, names):
+        id, width, height, path = (row[name] for name in names)
+        versions, file = log.versions(id), _picture_of(index.project, id)
+        details[id] = {"differences": differences.by_class(versions, width, height), "picture": None}
         with contextlib.suppress(OSError):  # the image is gone, or the folder may not be written to
-            found[id]["picture"] = str(differences.picture(file, Path(path), versions, index.project.colors))
-    return found
+            details[id]["picture"] = str(differences.draw_versions(file, Path(path), versions, index.project.colors))
+    return details
 
 
 def _picture_of(project: Project, id: str) -> Path:
@@ -46,7 +47,8 @@ def _picture_of(project: Project, id: str) -> Path:
 
 
 def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, Any]]:
-    """Let one version stand. The decision goes to the label log, then to the index; the other versions stay there."""
+    """Choose one version of each image. The decision goes to the label log, then to the index; the log keeps all
+    versions."""
     with writer_lock(project.work, "curate resolve"):
         index = Index(project)
         with app_edits.opened_log(index) as (log, _):
@@ -56,7 +58,7 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
             chosen = {id: choose(log.versions(id), keep) for id in open_yet}
             report = [_listed(id, log) | {"kept": keep} for id in ids]
             for id, label in chosen.items():
-                log.append(Entry(id, label, "decision", me(), now(), extra={"keep": keep}))
+                log.append(Entry(id, label, "decision", user_name(), now(), extra={"keep": keep}))
             log.flush()
             app_edits.show(index, log, ids, project.class_names)
         for id in ids:
@@ -65,7 +67,7 @@ def resolve(project: Project, image: str | None, keep: str) -> list[dict[str, An
 
 
 def choose(versions: list[tuple[str, Label]], keep: str) -> Label:
-    """The version named by its path, or the first, or none of the defects, or all of them."""
+    """Return the version named by its path, or the first one, or a clean label, or one with all defects."""
     if keep == "clean":
         return Label("labelled")
     if keep == "union":
@@ -79,15 +81,15 @@ def choose(versions: list[tuple[str, Label]], keep: str) -> Label:
 
 
 def _disputed(index: Index, image: str | None) -> list[str]:
-    found = index.conflicts()
+    disputed = index.conflicts()
     if image is None:
-        return found
-    matching = [id for id in found if id.startswith(image)]
+        return disputed
+    matching = [id for id in disputed if id.startswith(image)]
     if len(matching) != 1:
         what = "no undecided image" if not matching else f"{len(matching)} undecided images"
         raise CurateError(f"{what} with an id that starts with '{image}'. List them: curate resolve")
     return matching
 
 
-def _listed(id: str, book: LabelLog) -> dict[str, Any]:
-    return {"id": id, "versions": [describe(path, label) for path, label in book.versions(id)]}
+def _listed(id: str, log: LabelLog) -> dict[str, Any]:
+    return {"id": id, "versions": [describe(path, label) for path, label in log.versions(id)]}

@@ -1,4 +1,4 @@
-"""FiftyOne on the project's own database.
+"""The project's own MongoDB server, for FiftyOne.
 
 FiftyOne's embedded service attaches to *any* FiftyOne database that runs on the machine, whatever its folder. A
 project must own its data, so we run the same `mongod` binary on `work/db/` ourselves: on a Unix socket in that folder,
@@ -39,21 +39,22 @@ _clients: dict[Path, IO[str]] = {}
 
 
 def connect(folder: Path) -> Any:
-    """The `fiftyone` module, connected to the database that a project below `folder` uses.
+    """Return the `fiftyone` module, connected to the database of the project whose `work` folder this is.
 
     A process talks to one database: FiftyOne connects once, and its datasets stay bound to that connection.
     Child processes find the database as this one did: nothing is left in the environment.
     """
-    quieten()
+    silence_fiftyone()
     loaded = sys.modules.get("fiftyone")
     uri = os.environ.get(URI) or start(folder / "db")
     if loaded is not None and loaded.config.database_uri != uri:
+        other, wanted = printable_uri(loaded.config.database_uri), printable_uri(uri)
         raise CurateError(
-            f"this Python process is already connected to another database ({shown(loaded.config.database_uri)}), and "
-            f"FiftyOne connects once a process: {folder} needs {shown(uri)}. Open each project in a Python process of "
-            f"its own, import curate before fiftyone, or set {URI} to one server for all projects"
+            f"this Python process is already connected to another database ({other}), and FiftyOne connects once a "
+            f"process: {folder} needs {wanted}. Open each project in a Python process of its own, import curate before "
+            f"fiftyone, or set {URI} to one server for all projects"
         )
-    if loaded is None and embedded() and os.environ.get("FIFTYONE_DATABASE_DIR"):
+    if loaded is None and is_embedded() and os.environ.get("FIFTYONE_DATABASE_DIR"):
         where = f"the index of this project lies in {folder / 'db'}; {URI} names a server of your own"
         sys.stderr.write(f"FIFTYONE_DATABASE_DIR has no effect: {where}\n")
     try:
@@ -63,23 +64,23 @@ def connect(folder: Path) -> Any:
             fo.core.odm.get_db_conn()  # connects now, not at first use
     except Exception as error:
         reason = _without_password(_reason(error), uri)
-        remedy = "Run: curate doctor" if embedded() else f"Correct {URI}, or run: curate doctor"
-        raise CurateError(f"FiftyOne cannot use the database at {shown(uri)}: {reason}. {remedy}") from error
+        remedy = "Run: curate doctor" if is_embedded() else f"Correct {URI}, or run: curate doctor"
+        raise CurateError(f"FiftyOne cannot use the database at {printable_uri(uri)}: {reason}. {remedy}") from error
     return fo
 
 
-def embedded() -> bool:
-    """Whether this process uses a project's own database, which moves and is copied with the project's folder."""
+def is_embedded() -> bool:
+    """Return True if this process uses a project's own database, which is moved and copied with its folder."""
     return not os.environ.get(URI)
 
 
-def shown(uri: str | None) -> str:
-    """The server's address as it may be printed: without user, password and options."""
+def printable_uri(uri: str | None) -> str:
+    """Return the server's address without user, password and options."""
     return unquote(str(uri).rpartition("@")[2].partition("?")[0].rpartition("//")[2])
 
 
 def _without_password(text: str, uri: str) -> str:
-    """The text of an error, should it quote the URI."""
+    """Return an error's text with the URI's user and password masked."""
     user = uri.rpartition("@")[0].partition("//")[2]
     for secret in (user, user.partition(":")[2]):
         text = text.replace(secret, "***") if secret else text
@@ -87,7 +88,7 @@ def _without_password(text: str, uri: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what MongoDB said, which FiftyOne wraps."""
+    """Return the first line of MongoDB's error, which FiftyOne wraps."""
     cause = error.__cause__ or error
     line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return line.partition(", full error:")[0].rstrip(".")
@@ -95,7 +96,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables for what is imported or started in the block."""
+    """Set these environment variables for imports and processes in the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -108,8 +109,8 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def quieten() -> None:
-    """No tracking, no chatter that a user can do nothing about. Before FiftyOne is imported."""
+def silence_fiftyone() -> None:
+    """Switch off tracking and messages that no user can act on; call it before FiftyOne is imported."""
     os.environ["FIFTYONE_DO_NOT_TRACK"] = "true"
     os.environ.setdefault("FIFTYONE_DATABASE_VALIDATION", "false")
     os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")
@@ -125,11 +126,11 @@ def _quiet_import() -> Iterator[None]:
 
 
 def start(folder: Path) -> str:
-    """The URI of the server on `folder`, started if none runs. This process is counted as a client until it ends."""
+    """Return the URI of the server on `folder`, started if none runs. This process counts as a client until it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        with _exclusive(folder):
+        with _start_lock(folder):
             server = running(folder) or _launch(folder)
             _register(folder)
     except PermissionError as error:
@@ -142,7 +143,7 @@ def start(folder: Path) -> str:
 
 
 def running(folder: Path) -> dict[str, Any] | None:
-    """The server's pid and socket, if one runs on `folder`. (One of an older curate has a port instead.)"""
+    """Return pid and socket of the server on `folder`, or None. (One of an older curate has a port instead.)"""
     try:
         server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         command = Path(f"/proc/{server['pid']}/cmdline").read_bytes() if Path("/proc").is_dir() else b"mongod"
@@ -176,28 +177,28 @@ def _launch(folder: Path) -> dict[str, Any]:
     command += ["--bind_ip", str(where), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
     _trim_log(folder / "mongod.log")
     lock = folder / "mongod.lock"
-    crashed = lock.exists() and lock.stat().st_size > 0  # emptied by an orderly end
+    crashed = lock.exists() and lock.stat().st_size > 0  # an orderly end empties it
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     server = {"pid": process.pid, "socket": str(where)}
-    _await(process, server, folder)
+    _wait_until_it_answers(process, server, folder)
     if crashed:
-        _repair(_uri(server))
+        _validate_collections(_uri(server))
     files.write_json(folder / "server.json", server)
     return server
 
 
 def _socket(folder: Path) -> Path:
-    """Where the server listens: in the project's own folder, or in a new one that is as private, where the path is too
-    long or has a character that MongoDB reads as part of an address (`:`, `,`)."""
+    """Return the socket's path: in the project's own folder, or in a new private one where that path is too long or has
+    a character that MongoDB reads as part of an address (`:`, `,`)."""
     path = folder.resolve() / "mongod.sock"
     if len(os.fsencode(path)) > LONGEST_SOCKET or not re.fullmatch(r"[\w./ -]+", str(path)):
         path = Path(tempfile.mkdtemp(prefix="curate-", dir="/tmp")) / "mongod.sock"  # mode 0700
     return path
 
 
-def _await(process: subprocess.Popen[bytes], server: Mapping[str, Any], folder: Path) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], server: Mapping[str, Any], folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -215,15 +216,15 @@ def _trim_log(log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Two commands that start at once must not both launch a server."""
+def _start_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock for starting and stopping: two commands must not both launch a server."""
     with open(folder / ".start", "w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _register(folder: Path) -> None:
-    """A shared lock counts the clients: it vanishes with its process, even after kill -9."""
+    """Count this process as a client, by a shared lock that vanishes with it, even after kill -9."""
     if folder in _clients:
         return
     handle = open(folder / ".clients", "w", encoding="utf-8")  # noqa: SIM115 - held until the process ends
@@ -233,11 +234,11 @@ def _register(folder: Path) -> None:
 
 
 def leave(folder: Path) -> None:
-    """This process is done with the server; the last one out stops it."""
+    """Count this process as a client no longer; the last one stops the server."""
     handle = _clients.pop(folder, None)
     if handle is None or not folder.is_dir():
         return
-    with _exclusive(folder):
+    with _start_lock(folder):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -248,7 +249,7 @@ def leave(folder: Path) -> None:
 
 
 def stop(folder: Path) -> None:
-    """End the server on `folder`, in order; it writes all it holds first."""
+    """End the server on `folder` in order: it writes all its data first."""
     server = running(folder)
     if server:
         os.kill(server["pid"], signal.SIGTERM)
@@ -269,8 +270,8 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _repair(uri: str) -> None:
-    """After a crash MongoDB's counts can be wrong (even 0) until `validate` has run on each collection."""
+def _validate_collections(uri: str) -> None:
+    """Run `validate` on each collection: after a crash MongoDB's counts can be wrong (even 0) until then."""
     import pymongo
 
     with pymongo.MongoClient(uri) as client:

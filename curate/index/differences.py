@@ -20,17 +20,17 @@ GAP, TITLE = 8, 16
 MOST_PANELS = 6
 
 
-def described(versions: Versions, width: int, height: int) -> dict[str, Any]:
-    """By class: each version's regions and area in pixels, and the lowest IoU of any two versions.
+def by_class(versions: Versions, width: int, height: int) -> dict[str, Any]:
+    """Return by class each version's regions and area in pixels, and the lowest IoU of any two versions.
 
-    An image-level class has neither region nor area. The IoU is that of all pixels of the class; None where a version
+    An image-level class has neither region nor area. The IoU covers all pixels of the class; it is None where a version
     has no region of it.
     """
     names = sorted({name for _, label in versions for name in label.present})
-    return {name: _of_class(name, [label for _, label in versions], width, height) for name in names}
+    return {name: _differences(name, [label for _, label in versions], width, height) for name in names}
 
 
-def _of_class(name: str, labels: Sequence[Label], width: int, height: int) -> dict[str, Any]:
+def _differences(name: str, labels: Sequence[Label], width: int, height: int) -> dict[str, Any]:
     masks = [_mask(label, name, width, height) for label in labels]
     overlaps = [_iou(a, b) for a, b in combinations(masks, 2)] if all(mask.any() for mask in masks) else []
     return {
@@ -54,8 +54,8 @@ def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
-def picture(file: Path, image: Path, versions: Versions, colors: Mapping[str, str]) -> Path:
-    """Write the image once for each of the first versions, with its regions in their classes' colours."""
+def draw_versions(file: Path, image: Path, versions: Versions, colors: Mapping[str, str]) -> Path:
+    """Write a picture: the image once for each of the first versions, with its regions in their classes' colours."""
     from PIL import Image, ImageDraw
 
     with Image.open(image) as opened:
@@ -63,28 +63,28 @@ def picture(file: Path, image: Path, versions: Versions, colors: Mapping[str, st
         scale = PANEL / max(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         plain = np.asarray(opened.convert("RGB").resize(size))
-    down = width > 2 * height  # strips lie one below the other
+    stacked = width > 2 * height  # strips lie one below the other
     shown = versions[:MOST_PANELS]
-    step = (0, size[1] + TITLE + GAP) if down else (size[0] + GAP, 0)
+    step = (0, size[1] + TITLE + GAP) if stacked else (size[0] + GAP, 0)
     last = len(shown) - 1
     sheet = Image.new("RGB", (size[0] + step[0] * last, size[1] + TITLE + step[1] * last), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (path, label) in enumerate(shown):
         left, top = step[0] * number, step[1] * number
         draw.text((left + 2, top + 2), f"{number + 1}: {path}".encode("ascii", "replace").decode(), fill="black")
-        sheet.paste(Image.fromarray(_tinted(plain, label, (width, height), colors)), (left, top + TITLE))
+        sheet.paste(Image.fromarray(_with_regions(plain, label, (width, height), colors)), (left, top + TITLE))
     with files.written_aside(file) as aside:
         sheet.save(aside, "PNG")
     return file
 
 
-def _tinted(
+def _with_regions(
     plain: NDArray[np.uint8], label: Label, size: tuple[int, int], colors: Mapping[str, str]
 ) -> NDArray[np.uint8]:
-    """The picture, already of its panel's size, with the label's regions, which are of the image's `size`."""
+    """Return the panel with the label's regions drawn into it; `size` is that of the whole image."""
     from PIL import Image
 
-    found = plain.astype(np.float32)
+    result = plain.astype(np.float32)
     for defect in label.defects:
         whole = Image.fromarray(shapes.mask_of(defect, *size) * np.uint8(255))
         # A box filter keeps a trace of what is smaller than a pixel of the panel.
@@ -92,6 +92,6 @@ def _tinted(
         inner = mask.copy()
         inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         color = np.array([int(colors.get(defect.label, "#ffffff")[at : at + 2], 16) for at in (1, 3, 5)], np.float32)
-        found[inner] = 0.7 * found[inner] + 0.3 * color
-        found[mask & ~inner] = color
-    return found.astype(np.uint8)
+        result[inner] = 0.7 * result[inner] + 0.3 * color
+        result[mask & ~inner] = color
+    return result.astype(np.uint8)

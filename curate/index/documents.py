@@ -1,8 +1,8 @@
 """Labels and samples as FiftyOne's database stores them, both ways.
 
 Images are inserted as plain documents: FiftyOne's `add_samples` builds a live object a sample only to take it apart
-again, which costs more than all the reading and hashing of an image. A test holds these documents against the ones that
-`add_samples` writes, and the pin on FiftyOne in pyproject.toml keeps the two together.
+again, which costs more than reading and hashing an image. A test compares these documents with those that `add_samples`
+writes; the pin on FiftyOne in pyproject.toml keeps the two alike.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from curate.masks import rle, shapes
 
 @dataclass(frozen=True, slots=True)
 class NewSample:
-    """All that is needed to add one image."""
+    """All facts that are needed to add one image."""
 
-    picture: ImageFacts
+    image: ImageFacts
     path: Path
     reference: str
     source: str
@@ -42,38 +42,38 @@ class NewSample:
 
     @property
     def id(self) -> str:
-        return self.picture.id
+        return self.image.id
 
 
 # --- to the database ------------------------------------------------------------------------------------------------
 
 
-def documents(samples: Iterable[NewSample], dataset_id: Any) -> Iterator[dict[str, Any]]:
-    """The samples as documents of a dataset's collection; what is None is left out, as FiftyOne does."""
-    now = this_moment()
+def sample_documents(samples: Iterable[NewSample], dataset_id: Any) -> Iterator[dict[str, Any]]:
+    """Yield the samples as documents of a dataset's collection; None is left out, as FiftyOne does."""
+    now = database_now()
     for new in samples:
-        document = _placed(new) | fields(new.state, new.key, new.picture.width, new.picture.height)
+        document = _image_fields(new) | label_fields(new.state, new.key, new.image.width, new.image.height)
         document |= {"_dataset_id": dataset_id, "created_at": now, "last_modified_at": now}
         yield {name: value for name, value in document.items() if value is not None}
 
 
-def this_moment() -> datetime:
-    """Now, as the database keeps it: milliseconds, without a zone."""
+def database_now() -> datetime:
+    """Return the time as the database stores it: milliseconds, without a zone."""
     now = datetime.now(UTC).replace(tzinfo=None)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
-def _placed(new: NewSample) -> dict[str, Any]:
-    picture = new.picture
-    size = {"width": picture.width, "height": picture.height}
-    about = {"size_bytes": picture.bytes, "mime_type": picture.mime, "num_channels": picture.channels}
+def _image_fields(new: NewSample) -> dict[str, Any]:
+    image = new.image
+    size = {"width": image.width, "height": image.height}
+    file_facts = {"size_bytes": image.bytes, "mime_type": image.mime, "num_channels": image.channels}
     return {
         "filepath": str(new.path),
         "tags": [],
-        "metadata": {"_cls": "ImageMetadata", **about, **size},
+        "metadata": {"_cls": "ImageMetadata", **file_facts, **size},
         "_media_type": "image",
-        "_rand": random.Random(picture.id).random(),  # noqa: S311 - the App's order of random samples
-        "content_id": picture.id,
+        "_rand": random.Random(image.id).random(),  # noqa: S311 - the App's order of random samples
+        "content_id": image.id,
         "source": new.source,
         "format": new.format,
         "group": new.group,
@@ -84,8 +84,8 @@ def _placed(new: NewSample) -> dict[str, Any]:
     }
 
 
-def fields(state: LabelState, key: str, width: int, height: int) -> dict[str, Any]:
-    """All that a state says of an image, by field name."""
+def label_fields(state: LabelState, key: str, width: int, height: int) -> dict[str, Any]:
+    """Return the fields that show a label state, by name."""
     label, entry = state.label, state.entry
     extra = entry.extra if entry else {}
     others = [detection(d, width, height, path) for path, other in state.others for d in other.defects]
@@ -111,12 +111,13 @@ def fields(state: LabelState, key: str, width: int, height: int) -> dict[str, An
 
 
 def describe(path: str, label: Label) -> str:
-    """One version of a disputed label, for a person to read."""
+    """Return one version of a disputed label, for a person to read."""
     shown = ", ".join(sorted(label.present)) or ("clean" if label.clean else label.status)
     return f"{path}: {shown}"
 
 
 def detection(defect: Defect, width: int, height: int, version: str | None = None) -> dict[str, Any]:
+    """Return a defect as FiftyOne's Detection."""
     from bson import ObjectId
 
     x, y, w, h = defect.box
@@ -132,14 +133,15 @@ def detection(defect: Defect, width: int, height: int, version: str | None = Non
 
 @lru_cache(maxsize=4096)
 def _npy_header(shape: tuple[int, int]) -> bytes:
-    """What stands before the pixels of a mask in FiftyOne's form, a compressed .npy; `np.save` takes longer for it
-    than for the pixels."""
+    """Return the header of a mask in FiftyOne's form, a compressed .npy; `np.save` takes longer for it than for the
+    pixels."""
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(shape, bool))
     return buffer.getvalue()[: -shape[0] * shape[1]]
 
 
 def classification(name: str) -> dict[str, Any]:
+    """Return a class of the whole image as FiftyOne's Classification."""
     from bson import ObjectId
 
     return {"_id": ObjectId(), "_cls": "Classification", "tags": [], "label": name}
@@ -147,7 +149,7 @@ def classification(name: str) -> dict[str, Any]:
 
 # --- and back -------------------------------------------------------------------------------------------------------
 
-READ = (
+READ_FIELDS = (
     *("content_id", "width", "height", "status", "status_reason", "label_digest", "last_modified_at"),
     *("defects.detections", "classes.classifications.label"),
 )
@@ -155,9 +157,9 @@ INCOMPLETE, UNREADABLE = "incomplete-region", "unreadable-mask"
 
 
 class ShownLabel(NamedTuple):
-    """What the App shows of an image: its label, and when anything of it was last changed.
+    """An image's label as the App shows it, and the time of the sample's last change.
 
-    `status` of the label is the text that stands there, which a person may have mistyped.
+    The label's `status` is the text in the App, which a person may have mistyped.
     """
 
     id: str
@@ -169,28 +171,29 @@ class ShownLabel(NamedTuple):
 
     @property
     def edited(self) -> bool:
-        """Whether somebody changed the label since we last wrote it. A place in the queue is no label."""
+        """True if somebody changed the label since it was last written. Status `queued` counts as `unlabelled`."""
         known = replace(self.label, status="unlabelled") if self.label.status == "queued" else self.label
         return known.digest != self.digest
 
 
-def shown(document: Mapping[str, Any]) -> ShownLabel:
+def shown_label(document: Mapping[str, Any]) -> ShownLabel:
+    """Return the label that a sample's document shows."""
     width, height = document["width"], document["height"]
     regions = (document.get("defects") or {}).get("detections") or ()
-    names = {whole.get("label") for whole in (document.get("classes") or {}).get("classifications") or ()}
-    found = [defect(region, width, height) for region in regions]
-    faults = {fault for fault in found if isinstance(fault, str)} | ({INCOMPLETE} if None in names else set())
+    names = {entry.get("label") for entry in (document.get("classes") or {}).get("classifications") or ()}
+    results = [defect(region, width, height) for region in regions]
+    faults = {fault for fault in results if isinstance(fault, str)} | ({INCOMPLETE} if None in names else set())
     status, reason = document.get("status") or "unlabelled", document.get("status_reason")
     if faults:
         status, reason = "disputed", ", ".join(sorted(faults))
-    defects = tuple(one for one in found if isinstance(one, Defect))
+    defects = tuple(result for result in results if isinstance(result, Defect))
     label = Label(cast(Status, status), defects, tuple(sorted(name for name in names if name)), reason)
     digest, modified = document.get("label_digest"), document.get("last_modified_at")
     return ShownLabel(document["content_id"], label, digest, width, height, modified)
 
 
 def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
-    """The region, or what is wrong with it: a person may leave one half-made."""
+    """Return the region as a defect, or its fault: a person may leave one incomplete."""
     name, box = region.get("label"), region.get("bounding_box")
     if not name or not box or len(box) != 4 or not np.isfinite(box).all():
         return INCOMPLETE
@@ -203,13 +206,13 @@ def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
     if pixels is None:
         return make_defect(name, (x, y, w, h), severity=severity)
     left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
-    if pixels.shape != (high, wide):  # the App lets a person pull the box of a mask: the mask is stretched with it
-        pixels = _stretched(pixels, wide, high)
+    if pixels.shape != (high, wide):  # in the App a person can resize a mask's box: the mask is stretched with it
+        pixels = _stretch(pixels, wide, high)
     return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels), severity)
 
 
 def _pixels(region: Mapping[str, Any]) -> Any:
-    """The mask of a region, which FiftyOne keeps in the document or in a file of its own; None for a plain box."""
+    """Return the mask of a region, from the document or from a file of its own; None for a plain box."""
     if region.get("mask"):
         mask = np.load(io.BytesIO(zlib.decompress(region["mask"])))
     elif region.get("mask_path"):
@@ -217,10 +220,10 @@ def _pixels(region: Mapping[str, Any]) -> Any:
     else:
         return None
     if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask has two dimensions, this one {mask.shape}")
+        raise ValueError(f"a mask has two dimensions, not shape {mask.shape}")
     return np.ascontiguousarray(mask != 0).view(np.uint8)
 
 
-def _stretched(pixels: Any, width: int, height: int) -> Any:
+def _stretch(pixels: Any, width: int, height: int) -> Any:
     rows = (np.arange(height) * pixels.shape[0] // height)[:, None]
     return np.ascontiguousarray(pixels[rows, np.arange(width) * pixels.shape[1] // width])

@@ -1,6 +1,6 @@
-"""Which file is which image: a small SQLite table of every file that the last run saw, and what became of it.
+"""The file ledger: an SQLite table of every file that the last run saw, and its outcome.
 
-It answers three questions without touching a pixel: has this file (or its label) changed, which paths show the same
+It answers three questions without reading a pixel: has this file (or its label) changed, which paths show the same
 image, and which are quarantined or missing. It can be deleted: the next run then reads every file again.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curate.errors import CurateError
-from curate.files import room_for
+from curate.files import explain_full_disk
 from curate.paths import printable
 
 SCHEMA = """
@@ -29,7 +29,7 @@ OK, QUARANTINED, MISSING = "ok", "quarantined", "missing"
 
 
 class FileRow(NamedTuple):
-    """One file. `reference` is `source:path`; `group` what the format or the path gave."""
+    """One file. `reference` is `source:path`; `group` comes from the format or the path."""
 
     reference: str
     fingerprint: str
@@ -44,7 +44,7 @@ class FileRow(NamedTuple):
 
 
 class LedgerImage(NamedTuple):
-    """An image with all its files, and the groups that these name."""
+    """An image with all its files, and the groups that they belong to."""
 
     id: str
     references: list[str]
@@ -64,7 +64,7 @@ class Ledger:
         self._file = file
         self._db = sqlite3.connect(file)
         try:
-            with self._room():
+            with self._explained_errors():
                 self._db.executescript(SCHEMA)
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -73,44 +73,45 @@ class Ledger:
         self._place = 0
 
     @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         try:
-            with room_for(self._file):
+            with explain_full_disk(self._file):
                 yield
         except sqlite3.OperationalError as error:
             raise CurateError(f"{self._file} cannot be opened or written: {error}") from None
 
     def begin(self) -> None:
+        """Start a run: it gets the next number."""
         latest = int(self._db.execute("select coalesce(max(run), 0) from files").fetchone()[0])
         self.run = max(self.run, latest) + 1
         self._place = 0
 
     def finish(self) -> None:
-        """This run saw every file: what has an older number is gone."""
-        with self._room():
+        """End a run that saw every file: files with an older number are gone."""
+        with self._explained_errors():
             self._db.execute(f"pragma user_version = {self.run}")
 
     def find(self, references: Sequence[str]) -> dict[str, FileRow]:
-        """What is known of these files."""
+        """Return the rows of these files, by reference."""
         marks = ", ".join("?" * len(references))
         query = f"select {COLUMNS} from files where reference in ({marks})"  # noqa: S608
-        return {row[0]: FileRow(*row) for row in self._db.execute(query, _texts(references))}
+        return {row[0]: FileRow(*row) for row in self._db.execute(query, _as_utf8(references))}
 
     def save(self, rows: Iterable[FileRow]) -> None:
-        """One transaction: all of these rows or none."""
-        numbered = [(*_texts(row), self.run, place) for place, row in enumerate(rows, start=self._place + 1)]
+        """Write these rows, all or none."""
+        numbered = [(*_as_utf8(row), self.run, place) for place, row in enumerate(rows, start=self._place + 1)]
         self._place += len(numbered)
-        with self._room(), self._db:
+        with self._explained_errors(), self._db:
             query = f"insert or replace into files ({COLUMNS}, run, place) values ({MARKS})"  # noqa: S608
             self._db.executemany(query, numbered)
 
     def forget(self) -> None:
-        """Drop every fingerprint, so that the next run reads every file again."""
-        with self._room(), self._db:
+        """Drop all fingerprints, so that the next run reads every file again."""
+        with self._explained_errors(), self._db:
             self._db.execute("update files set fingerprint = ''")
 
     def images(self) -> Iterator[LedgerImage]:
-        """Every image that this run saw, in the order of the sources."""
+        """Yield every image that this run saw, in the order of the sources."""
         query = (
             "select id, json_group_array(reference), json_group_array(grp), min(stratum), min(place) from"
             " (select * from files where run >= ? and outcome = ? order by place) group by id order by min(place)"
@@ -120,12 +121,12 @@ class Ledger:
             yield LedgerImage(id, json.loads(references), names, stratum)
 
     def seen(self, outcome: str) -> list[FileRow]:
-        """The rows of the last run with this outcome, in order."""
+        """Return the rows of the last run with this outcome, in order."""
         query = f"select {COLUMNS} from files where run >= ? and outcome = ? order by place"  # noqa: S608
         return [FileRow(*row) for row in self._db.execute(query, (self.run, outcome))]
 
     def gone(self) -> list[str]:
-        """Files that an earlier run indexed, that the last one did not find, and whose image has no other file."""
+        """Return files that an earlier run indexed and the last one did not find, and whose image has no other file."""
         query = (
             "select reference from files where run < ? and outcome = ? and id not in"
             " (select id from files where run >= ? and id is not null) order by reference"
@@ -133,7 +134,7 @@ class Ledger:
         return [row[0] for row in self._db.execute(query, (self.run, OK, self.run))]
 
     def counted(self, source: str) -> tuple[int, int]:
-        """How many files of a source this run saw, and how many there were before."""
+        """Return the number of a source's files that this run saw, and the number of those that it did not see."""
         query = "select count(*) filter (where run >= ?), count(*) filter (where run < ?) from files"
         query += " where outcome = ? and substr(reference, 1, ?) = ?"
         name = f"{source}:"
@@ -141,11 +142,12 @@ class Ledger:
         return int(seen), int(before)
 
     def notes(self) -> dict[str, int]:
+        """Return the notes on files of the last run, each with its number of files."""
         query = "select note, count(*) from files where run >= ? and note is not null group by note order by 2 desc, 1"
         return dict(self._db.execute(query, (self.run,)))
 
     def duplicates(self) -> int:
-        """How many files of the last run are a further copy of an image."""
+        """Return the number of files of the last run that are a further copy of an image."""
         query = "select count(*) - count(distinct id) from files where run >= ? and outcome = ?"
         return int(self._db.execute(query, (self.run, OK)).fetchone()[0])
 
@@ -159,6 +161,6 @@ class Ledger:
         self.close()
 
 
-def _texts(values: Iterable[object]) -> list[object]:
-    """SQLite takes UTF-8 only; a file name may hold other bytes."""
+def _as_utf8(values: Iterable[object]) -> list[object]:
+    """Escape the bytes of file names that are not UTF-8, which SQLite does not take."""
     return [printable(value) if isinstance(value, str) else value for value in values]

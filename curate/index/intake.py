@@ -1,4 +1,4 @@
-"""One record against the real file: is it readable, which image is it, what exactly is labelled. Pure, parallel."""
+"""Check one record against its file: read the image, decode the label. Pure functions, run in parallel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from curate.masks.shapes import defect_of
 from curate.paths import safe_join
 from curate.project import LimitsConfig
 
-STEP = 3  # raise it when the outcome of `picture_of` or `label_of` changes, so that every file is read again
+STEP = 3  # raise it when the outcome of `image_facts` or `label_of` changes, so that every file is read again
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "TIFF": "image/tiff", "WEBP": "image/webp"}
 SUFFIXES = {
     "JPEG": {".jpg", ".jpeg"},
@@ -31,7 +31,7 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class SourceRules:
-    """What a source's config says about its records."""
+    """A source's config, as needed to check its records."""
 
     root: Path
     limits: LimitsConfig
@@ -43,8 +43,8 @@ class SourceRules:
     group: re.Pattern[str] | None = None
 
     @property
-    def mark(self) -> str:
-        """Changes when any rule does."""
+    def digest(self) -> str:
+        """A hash that changes with any rule."""
         rules = (STEP, self.limits.model_dump_json(), sorted(self.names.items()), sorted(self.allowed))
         patterns = [pattern.pattern if pattern else None for pattern in (self.template, self.group)]
         rest = (self.empty_mask_keeps_class, patterns, self.stratum)
@@ -53,7 +53,7 @@ class SourceRules:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """A file that is an image that can be read."""
+    """The facts of an image file that can be read."""
 
     id: str
     width: int
@@ -64,22 +64,22 @@ class ImageFacts:
     note: str | None
 
 
-def fingerprint(path: Path, record: Record, rules: SourceRules, mark: str) -> str | None:
-    """Changes with the file, its masks, its label or the rules; None where the file is missing."""
+def fingerprint(path: Path, record: Record, rules: SourceRules, rules_digest: str) -> str | None:
+    """Return a hash that changes with the file, its masks, its label or the rules; None if the file is missing."""
     stats = [_stat(path)]
     if stats[0] is None:
         return None
     masks = [region.shape.path for region in record.regions if isinstance(region.shape, MaskFile)]
     stats += [_mask_stat(rules.root, mask) for mask in masks]
-    return digest_of(repr((record, stats, mark)))
+    return digest_of(repr((record, stats, rules_digest)))
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _mask_stat(root: Path, name: str) -> tuple[int, int] | None:
@@ -89,8 +89,8 @@ def _mask_stat(root: Path, name: str) -> tuple[int, int] | None:
         return -1, -1
 
 
-def picture_of(path: Path, record: Record, rules: SourceRules) -> ImageFacts:
-    """Read the file. Raises LabelProblem with the reason where it is no image that can be trusted."""
+def image_facts(path: Path, record: Record, rules: SourceRules) -> ImageFacts:
+    """Read the file. Raises LabelProblem with the reason if it is not a sound image."""
     content = files.read_bytes(path)
     width, height, channels, kind = _header(content, rules.limits)
     note = "; ".join(filter(None, (_suffix_note(path, kind), record.note))) or None
@@ -102,12 +102,12 @@ def _header(content: bytes, limits: LimitsConfig) -> tuple[int, int, int, str]:
         raise LabelProblem("file is empty (0 bytes)")
     with decode.opened(content, limits.max_pixels) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # several pictures in one JPEG
-        _whole(image, kind, content, limits)
+        _check_whole(image, kind, content, limits)
         return image.width, image.height, len(image.getbands()), kind
 
 
-def _whole(image: Any, kind: str, content: bytes, limits: LimitsConfig) -> None:
-    """Truncation shows in a JPEG's missing end marker and a PNG's checksums, without decoding any pixel."""
+def _check_whole(image: Any, kind: str, content: bytes, limits: LimitsConfig) -> None:
+    """Raise LabelProblem if the file is truncated; a JPEG's end marker and a PNG's checksums tell without decoding."""
     if limits.verify == "decode" or kind not in ("JPEG", "PNG"):
         image.load()
     elif kind == "PNG":
@@ -124,43 +124,44 @@ def _suffix_note(path: Path, kind: str) -> str | None:
 
 
 def label_of(record: Record, rules: SourceRules, width: int, height: int) -> Label:
-    """What the label file says, exactly. Raises LabelProblem where it does not fit the image or the classes."""
+    """Return the label of a record, decoded. Raises LabelProblem if it does not fit the image or the classes."""
     if record.size and record.size != (width, height):
         declared = f"{record.size[0]}x{record.size[1]}"
         raise LabelProblem(f"the label file says {declared}, the image is {width}x{height}")
     if not record.labelled:
         return UNLABELLED
     clip = rules.limits.boxes == "clip"
-    found: list[Defect] = []
+    defects: list[Defect] = []
     for region in record.regions:
-        name = _known(region.label, rules)
+        name = _class_of(region.label, rules)
         defect = defect_of(region, width, height, rules.root, clip, record.path)
         if defect is not None:
-            found.append(replace(defect, label=name))
-    classes = {_known(name, rules) for name in record.classes}
-    if record.regions and not found and rules.empty_mask_keeps_class:
-        classes |= {_known(region.label, rules) for region in record.regions}
-    return Label("labelled", tuple(found), tuple(sorted(classes)))
+            defects.append(replace(defect, label=name))
+    classes = {_class_of(name, rules) for name in record.classes}
+    if record.regions and not defects and rules.empty_mask_keeps_class:
+        classes |= {_class_of(region.label, rules) for region in record.regions}
+    return Label("labelled", tuple(defects), tuple(sorted(classes)))
 
 
-def _known(label: str, rules: SourceRules) -> str:
+def _class_of(label: str, rules: SourceRules) -> str:
     name = rules.names.get(label, label)
     if name not in rules.allowed:
         raise LabelProblem(f"unknown class '{name}'; allowed: {', '.join(sorted(rules.allowed)) or 'none'}")
     return name
 
 
-# --- group and stratum from the path, where the format does not tell ------------------------------------------------
+# --- group and stratum from the path, where the format gives none ---------------------------------------------------
 
 
 def template_pattern(template: str) -> re.Pattern[str]:
-    """`{line}/{camera}/{date}/{name}` as a pattern over relative paths; a field never spans a slash."""
+    """Return `{line}/{camera}/{date}/{name}` as a pattern of relative paths; a field never spans a slash."""
     parts = re.split(r"\{(\w+)\}", template)
     pattern = "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     return re.compile(pattern + "$")
 
 
 def stratum_of(path: str, rules: SourceRules) -> str | None:
+    """Return the stratum that the template finds in the path, or None."""
     match = rules.template.match(path) if rules.template else None
     if match is None:
         return None
@@ -171,7 +172,7 @@ def stratum_of(path: str, rules: SourceRules) -> str | None:
 
 
 def group_of(path: str, rules: SourceRules) -> str | None:
-    """The first bracketed part of the group pattern (or all it matched)."""
+    """Return the first bracketed part of the group pattern's match (or all of it), or None."""
     match = rules.group.search(path) if rules.group else None
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""What a model says of images: written by `curate predict`, read by push, evaluation and the App. Never a label."""
+"""A model's predictions in the index: written by `curate predict`, read by push, evaluation and the App; not labels."""
 
 from __future__ import annotations
 
@@ -23,30 +23,36 @@ class Prediction:
 
     @property
     def score(self) -> float:
-        """How sure the model is that something is there."""
-        return max((sure for _, sure in (*self.defects, *self.classes)), default=0.0)
+        """The model's confidence that the image shows any defect."""
+        return max((confidence for _, confidence in (*self.defects, *self.classes)), default=0.0)
 
 
-def store(index: Index, by: str, found: Mapping[str, Prediction]) -> None:
-    """Show these predictions in the index, in place of what any model said of these images before."""
-    _declare(index)
-    sizes = {one.id: (one.width, one.height) for one in index.shown(found)}
-    index.update({id: _fields(by, found[id], *size) for id, size in sizes.items()})
+def store(index: Index, by: str, predictions: Mapping[str, Prediction]) -> None:
+    """Write the predictions of a model into the index, in place of any earlier ones of these images.
+
+    Args:
+        index: The index.
+        by: The model's name.
+        predictions: By content id.
+    """
+    _declare_fields(index)
+    sizes = {image.id: (image.width, image.height) for image in index.shown(predictions)}
+    index.update({id: _fields(by, predictions[id], *size) for id, size in sizes.items()})
 
 
 def load(index: Index, ids: Iterable[str], field: str = DEFECTS) -> Iterator[tuple[str, Prediction]]:
-    """What is predicted of these images; one of which nothing is known does not appear.
+    """Yield the predictions of these images; images without any are left out.
 
-    `field`: regions of any other fo.Detections field, which some other tool may have filled.
+    `field`: an fo.Detections field of another tool, to read regions from.
     """
     names = (*("content_id", "width", "height"), f"{field}.detections", f"{CLASSES}.classifications", BY)
     for chunk in chunks(ids, CHUNK):
-        for found in index.documents(chunk, names):
-            if found.get(field) or found.get(CLASSES):
-                yield found["content_id"], _read(found, field)
+        for row in index.documents(chunk, names):
+            if row.get(field) or row.get(CLASSES):
+                yield row["content_id"], _read(row, field)
 
 
-def _declare(index: Index) -> None:
+def _declare_fields(index: Index) -> None:
     fo = index.fo
     index.declare(predicted_by=fo.StringField)
     for name, kind in ((DEFECTS, fo.Detections), (CLASSES, fo.Classifications)):
@@ -54,9 +60,9 @@ def _declare(index: Index) -> None:
             index.dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
 
 
-def _fields(by: str, one: Prediction, width: int, height: int) -> dict[str, Any]:
-    regions = [documents.detection(defect, width, height) | {"confidence": sure} for defect, sure in one.defects]
-    whole = [documents.classification(name) | {"confidence": sure} for name, sure in one.classes]
+def _fields(by: str, prediction: Prediction, width: int, height: int) -> dict[str, Any]:
+    regions = [documents.detection(d, width, height) | {"confidence": c} for d, c in prediction.defects]
+    whole = [documents.classification(name) | {"confidence": c} for name, c in prediction.classes]
     return {
         DEFECTS: {"_cls": "Detections", "detections": regions},
         CLASSES: {"_cls": "Classifications", "classifications": whole},
@@ -64,17 +70,17 @@ def _fields(by: str, one: Prediction, width: int, height: int) -> dict[str, Any]
     }
 
 
-def _read(found: Mapping[str, Any], field: str) -> Prediction:
-    size = found["width"], found["height"]
-    regions = (found.get(field) or {}).get("detections") or ()
-    pairs = ((documents.defect(region, *size), _sure(region)) for region in regions)
-    whole = (found.get(CLASSES) or {}).get("classifications") or ()
-    names = tuple((str(one.get("label")), _sure(one)) for one in whole if field == DEFECTS)
-    kept = tuple((one, sure) for one, sure in pairs if isinstance(one, Defect))
-    return Prediction(kept, names, str(found.get(BY) or "") if field == DEFECTS else field)
+def _read(row: Mapping[str, Any], field: str) -> Prediction:
+    size = row["width"], row["height"]
+    regions = (row.get(field) or {}).get("detections") or ()
+    pairs = ((documents.defect(region, *size), _confidence(region)) for region in regions)
+    whole = (row.get(CLASSES) or {}).get("classifications") or ()
+    names = tuple((str(entry.get("label")), _confidence(entry)) for entry in whole if field == DEFECTS)
+    kept = tuple((defect, confidence) for defect, confidence in pairs if isinstance(defect, Defect))
+    return Prediction(kept, names, str(row.get(BY) or "") if field == DEFECTS else field)
 
 
-def _sure(region: Mapping[str, Any]) -> float:
-    """Without a word on it, a region that another tool drew is taken to be meant."""
+def _confidence(region: Mapping[str, Any]) -> float:
+    """Return the confidence of a region; without one, as other tools leave it, 1."""
     value = region.get("confidence")
     return 1.0 if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Files and their labels, read and judged: in this process, or in several where there is much to read."""
+"""Reads and checks files and their labels: in this process, or in several where there is much to read."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from curate.index.intake import ImageFacts, SourceRules
 
 JOB = 32  # files to a job
 AHEAD = 2048  # files that may wait to be written
-IN_FLIGHT = 2 * workers.cores()  # jobs that keep the other processes busy
-FEW = 512  # files after which it can be told how long the rest will take
+IN_FLIGHT = 2 * workers.cores()  # jobs that keep the pool busy
+FEW = 512  # files after which the time for the rest can be estimated
 WORTH = 5.0  # seconds of reading left, above which starting processes pays
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOutcome:
-    """What became of one record; without `picture` and `label` there is nothing to add or to log."""
+    """The outcome of one record; without `image` and `label` there is nothing to add or to log."""
 
     row: FileRow
     path: Path | None = None
-    picture: ImageFacts | None = None
+    image: ImageFacts | None = None
     label: Label | None = None
 
 
@@ -41,17 +41,18 @@ Job = list[tuple[Record | Reject, FileRow | None]]
 Examine = Callable[[Job], list[ReadOutcome]]
 
 
-def examine_all(job: Job, source: str, rules: SourceRules, mark: str) -> list[ReadOutcome]:
-    """What becomes of these records; touches nothing but their files, so that any process can do it."""
-    return [_outcome(record, known, reference_of(source, record), rules, mark) for record, known in job]
+def examine_records(job: Job, source: str, rules: SourceRules, rules_digest: str) -> list[ReadOutcome]:
+    """Examine these records; reads nothing but their files, so that any process can do it."""
+    return [_examine_record(record, row, reference_of(source, record), rules, rules_digest) for record, row in job]
 
 
 def reference_of(source: str, record: Record | Reject) -> str:
+    """Return the record's `source:path`."""
     return f"{source}:{paths.printable(record.path)}"
 
 
-def _outcome(
-    record: Record | Reject, known: FileRow | None, reference: str, rules: SourceRules, mark: str
+def _examine_record(
+    record: Record | Reject, row: FileRow | None, reference: str, rules: SourceRules, rules_digest: str
 ) -> ReadOutcome:
     where: dict[str, Any] = {"label_file": record.label_file, "line": record.line}
     if isinstance(record, Reject):
@@ -60,42 +61,42 @@ def _outcome(
         path = paths.safe_join(rules.root, record.path)
     except LabelProblem as problem:
         return ReadOutcome(FileRow(reference, "", QUARANTINED, problem=_one_line(str(problem)), **where))
-    print_ = intake.fingerprint(path, record, rules, mark)
-    if print_ is None:
+    fingerprint = intake.fingerprint(path, record, rules, rules_digest)
+    if fingerprint is None:
         return ReadOutcome(FileRow(reference, "", MISSING, problem="named by the labels, not on disk", **where))
-    if known and known.fingerprint == print_:
-        return ReadOutcome(known)
-    return _examine(FileRow(reference, print_, OK, **where), path, record, rules)
+    if row and row.fingerprint == fingerprint:
+        return ReadOutcome(row)
+    return _examine_file(FileRow(reference, fingerprint, OK, **where), path, record, rules)
 
 
 def _one_line(reason: str) -> str:
-    """A reason repeats what stands in a label file, line breaks and all."""
+    """Return a reason without the line breaks that it may quote from a label file."""
     return " ".join(paths.printable(reason).split())
 
 
-def _examine(row: FileRow, path: Path, record: Record, rules: SourceRules) -> ReadOutcome:
-    """Read the file and decode its label; `row` gets what became of them."""
+def _examine_file(row: FileRow, path: Path, record: Record, rules: SourceRules) -> ReadOutcome:
+    """Read the file and decode its label; the outcome goes into the row."""
     id = None
     try:
-        picture = intake.picture_of(path, record, rules)
-        id = picture.id
-        label = intake.label_of(record, rules, picture.width, picture.height)
+        image = intake.image_facts(path, record, rules)
+        id = image.id
+        label = intake.label_of(record, rules, image.width, image.height)
     except LabelProblem as problem:
         return ReadOutcome(row._replace(outcome=QUARANTINED, id=id, problem=_one_line(str(problem))))
-    except OSError as error:  # no fingerprint: it may be readable the next time, without a change of the file
+    except OSError as error:  # no fingerprint: next time it may be readable, unchanged
         return ReadOutcome(
             row._replace(fingerprint="", outcome=QUARANTINED, problem=f"cannot be read: {error.strerror}")
         )
     group = record.group or intake.group_of(record.path, rules)
     stratum = record.stratum or intake.stratum_of(record.path, rules)
     named = f"{row.reference.partition(':')[0]}/{group}" if group else None
-    return ReadOutcome(row._replace(id=id, group=named, stratum=stratum, note=picture.note), path, picture, label)
+    return ReadOutcome(row._replace(id=id, group=named, stratum=stratum, note=image.note), path, image, label)
 
 
-def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list[ReadOutcome]]:
-    """The outcomes of all jobs, in order.
+def run_jobs(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list[ReadOutcome]]:
+    """Yield the outcomes of all jobs, in order.
 
-    Where there is much left to read, other processes help; while these start, we read on here.
+    Where much is left to read, a pool of processes helps; while it starts, this process goes on reading.
     """
     done = read = 0
     spent = 0.0
@@ -104,32 +105,32 @@ def examined(examine: Examine, jobs: Iterator[Job], total: int) -> Iterator[list
         started: Future[list[ReadOutcome]] | None = None
         for job in jobs:
             if pool and started and started.done():
-                yield from _ahead(pool, examine, chain([job], jobs))
+                yield from _run_in_pool(pool, examine, chain([job], jobs))
                 return
-            begun = time.perf_counter()
+            start = time.perf_counter()
             outcomes = examine(job)
-            spent += time.perf_counter() - begun
+            spent += time.perf_counter() - start
             done += len(job)
-            read += sum(one.picture is not None for one in outcomes)
+            read += sum(outcome.image is not None for outcome in outcomes)
             if pool is None and read >= FEW and spent / done * (total - done) > WORTH:
                 pool = stack.enter_context(workers.pool())
                 started = pool.submit(examine, [])
             yield outcomes
 
 
-def _here(examine: Examine, job: Job) -> Future[list[ReadOutcome]]:
+def _run_here(examine: Examine, job: Job) -> Future[list[ReadOutcome]]:
     done: Future[list[ReadOutcome]] = Future()
     done.set_result(examine(job))
     return done
 
 
-def _ahead(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[ReadOutcome]]:
-    """A bounded number of jobs ahead; while the others are busy, we read here too."""
+def _run_in_pool(pool: ProcessPoolExecutor, examine: Examine, jobs: Iterator[Job]) -> Iterator[list[ReadOutcome]]:
+    """Run a bounded number of jobs ahead; while the pool is busy, this process reads too."""
     pending: deque[Future[list[ReadOutcome]]] = deque()
     try:
         for job in jobs:
-            busy = sum(not one.done() for one in pending) >= IN_FLIGHT
-            pending.append(_here(examine, job) if busy else pool.submit(examine, job))
+            busy = sum(not future.done() for future in pending) >= IN_FLIGHT
+            pending.append(_run_here(examine, job) if busy else pool.submit(examine, job))
             if len(pending) * JOB >= AHEAD:
                 yield pending.popleft().result()
         while pending:

@@ -1,7 +1,7 @@
-"""Rounds: what was chosen, when, how and why, in `work/rounds/NNN/` (picks.parquet, round.json) and in the index.
+"""Rounds: the chosen images, when, how and why, in `work/rounds/NNN/` (picks.parquet, round.json) and in the index.
 
-The folder is the truth and is moved into place last; the fields, tag and view in the FiftyOne dataset are shown from
-it and can be shown again. A round that is not pushed yet may be replaced, a pushed one never.
+The folder is the truth and is moved into place last; the dataset's fields, tags and view are copies that can be written
+again. A round may be replaced until it is pushed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 
 PREDICTED = "predicted.parquet"
-CLASS = "class "  # before a class's name, which may be `id`
+CLASS = "class "  # prefix of a class's column: the class may be called `id`
 FIELDS = ("round", "slot", "pick_rank", "pick_score", "pick_reason")
 MANIFEST, PICKS = "round.json", "picks.parquet"
 
@@ -44,12 +44,12 @@ class Round:
 
     @property
     def pushed(self) -> bool:
-        """Whether people have it in their queue."""
+        """True if people have it in their queue."""
         return bool(self.manifest.get("pushed"))
 
     @property
     def touched(self) -> bool:
-        """Whether people have worked on it, in their queue or in the App."""
+        """True if people have worked on it, in their queue or in the App."""
         return self.pushed or bool(self.manifest.get("touched"))
 
     @property
@@ -58,13 +58,14 @@ class Round:
         return list(self.manifest.get("withdrawn", ()))
 
     def picks(self) -> list[dict[str, Any]]:
+        """Return the picks as rows, in the order in which people should see them."""
         rows: list[dict[str, Any]] = _load(self.folder / PICKS, _schema()).to_pylist()
         if not all(row["id"] for row in rows):
             raise _damaged(self.folder / PICKS)
         return rows
 
     def predicted(self) -> tuple[list[str], NDArray[np.float32], list[str]]:
-        """What was predicted of every image when the round was chosen: ids, probabilities and their classes."""
+        """Return the predictions of every image when the round was chosen: ids, probabilities (n, classes), classes."""
         if not (self.folder / PREDICTED).is_file():
             return [], np.zeros((0, 0), np.float32), []
         table = _load(self.folder / PREDICTED)
@@ -77,24 +78,25 @@ class Round:
         return ids, values.reshape(len(names), len(ids)).T, [name.removeprefix(CLASS) for name in names]
 
 
-def column(name: str) -> str:
-    """The column of a class in what a round keeps of its predictions."""
+def class_column(name: str) -> str:
+    """Return the name of a class's column in a round's stored predictions."""
     return CLASS + name
 
 
 def every(work: Path) -> list[Round]:
-    """All rounds, the first one first."""
+    """Return all rounds, the oldest first."""
     folders = [folder for folder in (work / "rounds").glob("[0-9]*") if folder.name.isdigit()]
     return [Round(f, _manifest(f)) for f in sorted(folders, key=lambda f: int(f.name)) if (f / MANIFEST).is_file()]
 
 
 def latest(work: Path) -> Round | None:
+    """Return the newest round, or None."""
     return every(work)[-1] if every(work) else None
 
 
 def find(work: Path, number: int | None) -> Round:
-    """The round with this number, else the newest one."""
-    known = {one.number: one for one in every(work)}
+    """Return the round with this number, or the newest one for None. Raises CurateError if there is none."""
+    known = {round_.number: round_ for round_ in every(work)}
     if not known:
         raise CurateError("no round yet. Run: curate select")
     if number is not None and number not in known:
@@ -104,10 +106,10 @@ def find(work: Path, number: int | None) -> Round:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not all(isinstance(id, str) for id in found.get("withdrawn", ())):
+        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not all(isinstance(id, str) for id in values.get("withdrawn", ())):
             raise ValueError
-        return found | {"round": int(found["round"])}
+        return values | {"round": int(values["round"])}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
         raise _damaged(folder / MANIFEST) from None
 
@@ -116,11 +118,11 @@ def _damaged(file: Path) -> CurateError:
     return CurateError(f"{file} is damaged or missing; restore it (curate restore), or remove {file.parent}")
 
 
-def mark(one: Round, **values: Any) -> Round:
-    """Note in the manifest what became of the round."""
-    manifest = one.manifest | values
-    files.write_json(one.folder / MANIFEST, manifest)
-    return Round(one.folder, manifest)
+def mark(round_: Round, **values: Any) -> Round:
+    """Set values in the round's manifest; returns the new round."""
+    manifest = round_.manifest | values
+    files.write_json(round_.folder / MANIFEST, manifest)
+    return Round(round_.folder, manifest)
 
 
 def write(
@@ -129,9 +131,13 @@ def write(
     picks: Sequence[dict[str, Any]],
     predicted: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
 ) -> Round:
-    """A new round, whole or not at all; it takes the place of one that is not pushed.
+    """Write a new round, whole or not at all, in place of one that is not pushed.
 
-    `predicted`: the ids, and a column of probabilities a class.
+    Args:
+        work: The project's `work` folder.
+        manifest: The round's facts; `round` is its number.
+        picks: The chosen images, as rows.
+        predicted: The predictions of all images: ids, and a column of probabilities a class.
     """
     import pyarrow as pa
 
@@ -155,7 +161,7 @@ def _write_picks(file: Path, picks: Sequence[dict[str, Any]]) -> None:
 
 
 def _schema() -> Any:
-    """The columns of the picks."""
+    """Return the columns of the picks."""
     import pyarrow as pa
 
     texts = {name: pa.string() for name in ("id", "path", "slot", "reason", "like", "group", "stratum")}
@@ -165,14 +171,14 @@ def _schema() -> Any:
 
 
 def _load(file: Path, schema: Any = None) -> Any:
-    """The table in this file; with a schema, just its columns, all of which must be there."""
+    """Return the table in this file; with a schema, only its columns, which must all be there."""
     import pyarrow as pa
     import pyarrow.parquet
 
     parquet: Any = pyarrow.parquet
     try:
-        found = parquet.read_table(file)
-        return found.select(schema.names).cast(schema) if schema else found
+        table = parquet.read_table(file)
+        return table.select(schema.names).cast(schema) if schema else table
     except (OSError, pa.ArrowException, KeyError, ValueError, MemoryError):
         raise _damaged(file) from None
 
@@ -190,25 +196,25 @@ def _store(file: Path, table: Any) -> None:
 
 
 def show(index: Index, only: set[str] | None = None) -> int:
-    """Make the index's fields and tags equal to the rounds; the number of images that were not so yet.
+    """Make the index's fields and tags equal to the rounds; returns the number of images that changed.
 
-    With `only`, just these images: those that are new in the index after it was lost.
+    With `only`, just these images: those that are new in a rebuilt index.
     """
     if only is not None and not only:
         return 0
-    wanted = {row["id"]: (one, row) for one in every(index.project.work) for row in one.picks()}
+    wanted = {row["id"]: (round_, row) for round_ in every(index.project.work) for row in round_.picks()}
     shown = _shown(index)
-    stale = {id for id in wanted.keys() | shown.keys() if shown.get(id) != _fields(wanted.get(id))}
-    stale = {id for id in stale if only is None or id in only}
-    if not stale:
+    outdated = {id for id in wanted.keys() | shown.keys() if shown.get(id) != _fields(wanted.get(id))}
+    outdated = {id for id in outdated if only is None or id in only}
+    if not outdated:
         return 0
     fo = index.fo
     index.declare(round=fo.IntField, slot=fo.StringField, pick_rank=fo.IntField)
     index.declare(pick_score=fo.FloatField, pick_reason=fo.StringField)
-    values = {id: _fields(wanted.get(id)) or (None,) * len(FIELDS) for id in stale}
+    values = {id: _fields(wanted.get(id)) or (None,) * len(FIELDS) for id in outdated}
     index.set({name: {id: value[place] for id, value in values.items()} for place, name in enumerate(FIELDS)})
-    _tag(index, stale)
-    return len(stale)
+    _tag(index, outdated)
+    return len(outdated)
 
 
 def _shown(index: Index) -> dict[str, tuple[Any, ...]]:
@@ -217,31 +223,31 @@ def _shown(index: Index) -> dict[str, tuple[Any, ...]]:
     return {id: tuple(values) for id, *values in index.rows(*FIELDS) if values[0] is not None}
 
 
-def _fields(found: tuple[Round, dict[str, Any]] | None) -> tuple[Any, ...] | None:
-    if found is None:
+def _fields(pick: tuple[Round, dict[str, Any]] | None) -> tuple[Any, ...] | None:
+    if pick is None:
         return None
-    one, row = found
-    return (one.number, row["slot"], row["rank"], row["score"], row["reason"])
+    round_, row = pick
+    return (round_.number, row["slot"], row["rank"], row["score"], row["reason"])
 
 
-def _tag(index: Index, stale: set[str]) -> None:
-    """`round 003` on each pick of each round; `audit` on those that may fill val and test, whatever came later."""
+def _tag(index: Index, outdated: set[str]) -> None:
+    """Tag each pick of each round `round 003`, and `audit` if it may fill val and test, even if it was picked again."""
     by_tag: dict[str, set[str]] = {}
-    for one in every(index.project.work):
-        for row in one.picks():
-            tags = [one.name, AUDIT] if row["slot"] == AUDIT else [one.name]
-            for tag in tags if row["id"] in stale else ():
+    for round_ in every(index.project.work):
+        for row in round_.picks():
+            tags = [round_.name, AUDIT] if row["slot"] == AUDIT else [round_.name]
+            for tag in tags if row["id"] in outdated else ():
                 by_tag.setdefault(tag, set()).add(row["id"])
-    for tag in {AUDIT, *(tag for tag in index.dataset.distinct("tags") if _ours(tag))}:
-        index.tag(tag, sorted(stale.difference(by_tag.get(tag, ()))), on=False)
+    for tag in {AUDIT, *(tag for tag in index.dataset.distinct("tags") if _is_round_tag(tag))}:
+        index.tag(tag, sorted(outdated.difference(by_tag.get(tag, ()))), on=False)
     for tag, ids in sorted(by_tag.items()):
         index.tag(tag, sorted(ids))
 
 
-def _ours(tag: str) -> bool:
+def _is_round_tag(tag: str) -> bool:
     return tag.startswith("round ") and tag.removeprefix("round ").isdigit()
 
 
 def names(index: Index) -> Iterator[str]:
-    """The rounds that the index shows, for its saved views."""
-    yield from sorted(tag for tag in index.dataset.distinct("tags") if _ours(tag))
+    """Yield the tags of the rounds that the index shows, for its saved views."""
+    yield from sorted(tag for tag in index.dataset.distinct("tags") if _is_round_tag(tag))

@@ -1,7 +1,7 @@
 """`curate index`: make the index equal to what is on disk and in the label log.
 
-Order, so that a kill at any moment is harmless: labels go to the log first (durable), then samples to the index, then
-rows to the ledger. Whatever a killed run left out, the next one finds missing and does; what it did, it finds done.
+The order makes a kill at any moment harmless: labels go to the log first (durable), then samples to the index, then
+rows to the ledger. The next run finds what a killed one left out, and does it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class IndexReport:
-    """What a run did. `added` to `missing` are numbers of images or files; the rest is for people."""
+    """Result of `curate index`. `added` to `missing` are numbers of images or files; the rest is for people."""
 
     added: int = 0
     updated: int = 0
@@ -65,17 +65,17 @@ def run(
     state.ensure(project)
     check_folders(project)
     index = Index(project, create=True)
-    project = index.project = classes.finish(index)
-    book = LabelLog(project.work / "labels", project.class_names)
-    with Ledger(project.work / "files.sqlite") as table, workers.calm_collector():
+    project = index.project = classes.finish_pending(index)
+    log = LabelLog(project.work / "labels", project.class_names)
+    with Ledger(project.work / "files.sqlite") as ledger, workers.relaxed_collector():
         try:
-            return _Run(project, index, book, table, progress).run(reread, rebuild)
+            return _IndexRun(project, index, log, ledger, progress).run(reread, rebuild)
         finally:
-            book.close()
+            log.close()
 
 
 def check_folders(project: Project) -> None:
-    """A source whose folder is gone is a mistake (an unmounted disk?), not thousands of missing images."""
+    """Raise CurateError for a source without its folder: an unmounted disk is not thousands of missing images."""
     for source in project.config.sources:
         root, labels = project.root(source), project.labels(source)
         if not root.is_dir():
@@ -89,6 +89,7 @@ def check_folders(project: Project) -> None:
 
 
 def rules_of(project: Project, source: SourceConfig) -> SourceRules:
+    """Return the rules by which the source's records are checked."""
     module = formats.load(source.format)
     return SourceRules(
         root=project.root(source),
@@ -103,91 +104,91 @@ def rules_of(project: Project, source: SourceConfig) -> SourceRules:
 
 
 def resolved_names(project: Project, source: SourceConfig) -> dict[str, str]:
-    """Label in the source -> class of the project: the source's own map first, then the project's aliases."""
+    """Return {label in the source: class of the project}: the source's own map first, then the project's aliases."""
     aliases = project.config.aliases
     return dict(aliases) | {label: aliases.get(name, name) for label, name in source.classes.items()}
 
 
-class _Run:
-    """One run's state; its methods are the steps, in order."""
+class _IndexRun:
+    """The state of one run; its methods are the steps, in order."""
 
-    def __init__(self, project: Project, index: Index, book: LabelLog, table: Ledger, progress: Progress) -> None:
-        self.project, self.index, self.book, self.table, self.progress = project, index, book, table, progress
+    def __init__(self, project: Project, index: Index, log: LabelLog, ledger: Ledger, progress: Progress) -> None:
+        self.project, self.index, self.log, self.ledger, self.progress = project, index, log, ledger, progress
         self.report = IndexReport()
-        self.cards: dict[str, ImageState] = {}
+        self.states: dict[str, ImageState] = {}
         self.fresh: set[str] = set()
         self.reasons: dict[str, dict[str, None]] = {}
         self.decisions = Decisions(project.work / "splits")
-        self.made: dict[str, synthetic.SyntheticOrigin] = {}
+        self.synthetic_images: dict[str, synthetic.SyntheticOrigin] = {}
 
     def run(self, reread: bool, rebuild: bool) -> IndexReport:
-        self.report.app_edits = len(app_edits.capture(self.index, self.book, self.project.class_names))
-        self.cards = self.index.cards()
+        self.report.app_edits = len(app_edits.capture(self.index, self.log, self.project.class_names))
+        self.states = self.index.image_states()
         if reread:
-            self.table.forget()
-        self.table.begin()
+            self.ledger.forget()
+        self.ledger.begin()
         for source in self.project.config.sources:
-            self._take(source)
-        self.table.finish()
-        images = list(self.table.images())
-        self._retract(images)
-        self._synthesised()
-        changed = self._reconcile(rebuild) | self._place(images)
-        rounds.show(self.index, self.fresh)  # after a lost database: which images the audits drew must be known again
-        self._split()
-        self._count(changed, {image.id for image in images})
-        write_lists(self.project, self.table, self.index)
+            self._read_source(source)
+        self.ledger.finish()
+        images = list(self.ledger.images())
+        self._retract_imports(images)
+        self._restore_synthetic()
+        changed = self._show_states(rebuild) | self._update_places(images)
+        rounds.show(self.index, self.fresh)  # after a lost database: splits depend on the audits' picks
+        self._assign_splits()
+        self._fill_report(changed, {image.id for image in images})
+        write_lists(self.project, self.ledger, self.index)
         return self.report
 
     # --- files to samples ---
 
-    def _take(self, source: SourceConfig) -> None:
+    def _read_source(self, source: SourceConfig) -> None:
         rules = rules_of(self.project, source)
-        found = formats.read(
+        records = formats.read(
             source.format, rules.root, self.project.labels(source), source.fully_labelled, source.options
         )
         total = formats.count_images(source.format, rules.root, source.options)
-        for batch in chunks(self._examined(found, source.name, rules, total), BATCH):
+        for batch in chunks(self._examine(records, source.name, rules, total), BATCH):
             self._write(batch, source)
             self.progress(source.name, len(batch), total)
-        seen, before = self.table.counted(source.name)
+        seen, before = self.ledger.counted(source.name)
         if before and not seen:
             raise CurateError(
                 f"source '{source.name}': none of its {before} images is at {rules.root} any more. Mount the disk; or,"
                 f" if they are gone for good, take the source out of {self.project.file}"
             )
 
-    def _examined(
-        self, found: Iterable[Record | Reject], source: str, rules: SourceRules, total: int
+    def _examine(
+        self, records: Iterable[Record | Reject], source: str, rules: SourceRules, total: int
     ) -> Iterator[ReadOutcome]:
-        """Each record with its outcome, in order."""
-        examine = partial(reading.examine_all, source=source, rules=rules, mark=rules.mark)
-        jobs = (self._job(records, source) for records in chunks(found, reading.JOB))
-        return chain.from_iterable(reading.examined(examine, jobs, total))
+        """Yield the outcome of each record, in order."""
+        examine = partial(reading.examine_records, source=source, rules=rules, rules_digest=rules.digest)
+        jobs = (self._job(part, source) for part in chunks(records, reading.JOB))
+        return chain.from_iterable(reading.run_jobs(examine, jobs, total))
 
     def _job(self, records: list[Record | Reject], source: str) -> Job:
-        """The records, each with what the ledger knows of its file, if the index holds that image."""
+        """Return the records, each with its file's row in the ledger, if the index has that image."""
         references = [reference_of(source, record) for record in records]
-        known = self.table.find(references)
-        fit = {name: row for name, row in known.items() if row.outcome == QUARANTINED or row.id in self.cards}
-        return [(record, fit.get(reference)) for record, reference in zip(records, references, strict=True)]
+        known = self.ledger.find(references)
+        usable = {name: row for name, row in known.items() if row.outcome == QUARANTINED or row.id in self.states}
+        return [(record, usable.get(reference)) for record, reference in zip(records, references, strict=True)]
 
     def _write(self, batch: list[ReadOutcome], source: SourceConfig) -> None:
-        seen = [(one.row, one.path, one.picture, one.label) for one in batch if one.path and one.picture and one.label]
-        for row, _, picture, label in seen:
-            self._log(row, picture.id, label, source)
-        self.book.flush()
+        seen = [(out.row, out.path, out.image, out.label) for out in batch if out.path and out.image and out.label]
+        for row, _, image, label in seen:
+            self._log_import(row, image.id, label, source)
+        self.log.flush()
         new: dict[str, NewSample] = {}
-        for row, path, picture, _ in seen:
-            if picture.id not in self.cards and picture.id not in new:
-                new[picture.id] = self._new_sample(row, path, picture, source)
+        for row, path, image, _ in seen:
+            if image.id not in self.states and image.id not in new:
+                new[image.id] = self._new_sample(row, path, image, source)
         self.index.add(list(new.values()))
-        self._remember(new.values())
-        self.table.save(self._with_all_reasons(one.row) for one in batch)
+        self._remember_new(new.values())
+        self.ledger.save(self._join_reasons(outcome.row) for outcome in batch)
 
-    def _remember(self, new: Iterable[NewSample]) -> None:
+    def _remember_new(self, new: Iterable[NewSample]) -> None:
         for sample in new:
-            card = ImageState(
+            self.states[sample.id] = ImageState(
                 sample.key,
                 sample.group,
                 None,
@@ -197,126 +198,125 @@ class _Run:
                 (sample.reference,),
                 str(sample.path),
             )
-            self.cards[sample.id] = card
             self.fresh.add(sample.id)
 
-    def _with_all_reasons(self, row: FileRow) -> FileRow:
-        """A label file can give several reasons against one image, a row each."""
+    def _join_reasons(self, row: FileRow) -> FileRow:
+        """Join the reasons against one image: a label file can give several, a row each."""
         if row.outcome != QUARANTINED:
             return row
         reasons = self.reasons.setdefault(row.reference, {})
         reasons[row.problem or ""] = None
         return row._replace(problem="; ".join(reasons))
 
-    def _log(self, row: FileRow, id: str, label: Label, source: SourceConfig) -> None:
+    def _log_import(self, row: FileRow, id: str, label: Label, source: SourceConfig) -> None:
         extra = {name: value for name, value in (("label_file", row.label_file), ("line", row.line)) if value}
-        changed = self.book.imported(Entry(id, label, "import", source.format, now(), row.reference, extra))
-        self.report.kept += changed and self.book.person_decided(id)
+        changed = self.log.append_import(Entry(id, label, "import", source.format, now(), row.reference, extra))
+        self.report.kept += changed and self.log.person_decided(id)
 
-    def _new_sample(self, row: FileRow, path: Path, picture: ImageFacts, source: SourceConfig) -> NewSample:
+    def _new_sample(self, row: FileRow, path: Path, image: ImageFacts, source: SourceConfig) -> NewSample:
         return NewSample(
-            picture=picture,
+            image=image,
             path=path,
             reference=row.reference,
             source=source.kind,
             format=source.format,
-            group=row.group or picture.id,
+            group=row.group or image.id,
             stratum=row.stratum,
-            state=self.book.state(picture.id),
-            key=self.book.key(picture.id),
+            state=self.log.state(image.id),
+            key=self.log.key(image.id),
         )
 
     # --- the index follows the log and the ledger ---
 
-    def _synthesised(self) -> None:
-        """Synthetic images are in the index as long as the log says so, also after the database was lost."""
-        self.made = synthetic.entered(self.book)
-        for id in synthetic.remove_others(self.index, self.made):
-            self.cards.pop(id, None)
-        lost = {id: one for id, one in self.made.items() if id not in self.cards}
-        groups = {id: card.group for id, card in self.cards.items()}
-        self._remember(synthetic.add(self.index, self.book, lost, groups))
+    def _restore_synthetic(self) -> None:
+        """Bring the index's synthetic images in line with the log, even after the database was lost."""
+        self.synthetic_images = synthetic.accepted(self.log)
+        for id in synthetic.remove_others(self.index, self.synthetic_images):
+            self.states.pop(id, None)
+        lost = {id: origin for id, origin in self.synthetic_images.items() if id not in self.states}
+        groups = {id: image.group for id, image in self.states.items()}
+        self._remember_new(synthetic.add(self.index, self.log, lost, groups))
 
-    def _retract(self, images: list[LedgerImage]) -> None:
-        """A copy that was deleted, moved or replaced no longer speaks for an image that other files still show."""
+    def _retract_imports(self, images: list[LedgerImage]) -> None:
+        """Retract the labels of copies that were deleted, moved or replaced, of images that have other files."""
         for id, references, _, _ in images:
-            for path in sorted(self.book.import_paths(id).difference(references)):
-                self.book.append(Entry(id, UNLABELLED, "import", "gone", now(), path))
-        self.book.flush()
+            for path in sorted(self.log.import_paths(id).difference(references)):
+                self.log.append(Entry(id, UNLABELLED, "import", "gone", now(), path))
+        self.log.flush()
 
-    def _reconcile(self, rebuild: bool) -> set[str]:
-        """Show every state that differs from what the index shows; with `rebuild` every state there is."""
-        stale = [id for id, card in self.cards.items() if rebuild or card.key != self.book.key(id)]
-        self.report.app_edits += len(app_edits.show(self.index, self.book, stale, self.project.class_names))
-        return set(stale)
+    def _show_states(self, rebuild: bool) -> set[str]:
+        """Write every label state that the index does not show yet; with `rebuild`, all of them. Returns their ids."""
+        outdated = [id for id, image in self.states.items() if rebuild or image.key != self.log.key(id)]
+        self.report.app_edits += len(app_edits.show(self.index, self.log, outdated, self.project.class_names))
+        return set(outdated)
 
-    def _place(self, images: list[LedgerImage]) -> set[str]:
-        """Paths, groups and strata as the ledger has them; copies in two groups make one group of them."""
+    def _update_places(self, images: list[LedgerImage]) -> set[str]:
+        """Bring paths, groups and strata in line with the ledger; copies in two groups join them. Returns the ids."""
         decisions = self.decisions
         joins = [(groups[0], other) for _, _, groups, _ in images for other in groups[1:]]
         joins += self._renamed_groups(images)
         self.report.leaks = [asdict(leak) for leak in decisions.join(joins)]
         changes: dict[str, dict[str, Any]] = {name: {} for name in _PLACE_FIELDS}
-        here = {row.id for row in self.table.seen(QUARANTINED) if row.id}
+        here = {row.id for row in self.ledger.seen(QUARANTINED) if row.id}
         for id, references, groups, stratum in images:
             here.add(id)
             group = decisions.group(groups[0] if groups else id)
             self._compare(id, references, group, stratum, changes)
-        held = synthetic.held(self.project, self.made.values(), decisions)
-        for id, one in self.made.items():  # after their grounds: where those go, they go
-            if id in self.cards and self.project.path(one.path).is_file():
+        held_out = synthetic.held_out_groups(self.project, self.synthetic_images.values(), decisions)
+        for id, origin in self.synthetic_images.items():  # after their backgrounds, whose groups they follow
+            if id in self.states and self.project.path(origin.path).is_file():
                 here.add(id)
-                ground = self.cards.get(one.ground, self.cards[id])
-                group = synthetic.group_of(one, ground.group, decisions, held.get(one.batch))
-                self._compare(id, [one.path], group, None, changes)
-        for id, card in self.cards.items():
-            if id not in here and not card.missing:
+                background = self.states.get(origin.background, self.states[id])
+                group = synthetic.group_of(origin, background.group, decisions, held_out.get(origin.batch))
+                self._compare(id, [origin.path], group, None, changes)
+        for id, image in self.states.items():
+            if id not in here and not image.missing:
                 changes["missing"][id] = True
         self.index.set(changes)
         return {id for by_id in changes.values() for id in by_id}
 
     def _renamed_groups(self, images: list[LedgerImage]) -> Iterator[tuple[str, str]]:
-        """A piece whose group got another name (a new pattern, a new source name) keeps its frozen split."""
+        """Yield (new, old) names of groups that were renamed (a new pattern or source name): they keep their split."""
         for id, _, groups, _ in images:
-            old, new = self.cards[id].group, self.decisions.group(groups[0] if groups else id)
+            old, new = self.states[id].group, self.decisions.group(groups[0] if groups else id)
             if old != new and id not in self.fresh and self.decisions.split(old):
                 yield new, old
 
     def _compare(
         self, id: str, references: list[str], group: str, stratum: str | None, changes: dict[str, dict[str, Any]]
     ) -> None:
-        card = self.cards[id]
-        if card.references != tuple(references):
+        image = self.states[id]
+        if image.references != tuple(references):
             changes["paths"][id] = references
         path = str(self.project.path(references[0]))
-        if card.path != path:
+        if image.path != path:
             changes["filepath"][id] = path
-        if card.group != group:
-            changes["group"][id] = card.group = group
-        if card.stratum != stratum:
+        if image.group != group:
+            changes["group"][id] = image.group = group
+        if image.stratum != stratum:
             changes["stratum"][id] = stratum
-        if card.missing:
+        if image.missing:
             changes["missing"][id] = False
 
     # --- splits ---
 
-    def _split(self) -> None:
-        members = give_splits(self.index, self.decisions)
+    def _assign_splits(self) -> None:
+        members = assign_splits(self.index, self.decisions)
         labelled = (m for m in members.values() if m.source == "public" and m.status == "labelled")
-        self.report.few_groups = splits.few_groups(splits.gathered(labelled))
+        self.report.few_groups = splits.few_groups(splits.groups_of(labelled))
 
     # --- the report ---
 
-    def _count(self, changed: set[str], here: set[str]) -> None:
-        report, table = self.report, self.table
+    def _fill_report(self, changed: set[str], here: set[str]) -> None:
+        report, ledger = self.report, self.ledger
         report.added = len(self.fresh)
         report.updated = len((changed & here) - self.fresh)
         report.unchanged = len(here - self.fresh - changed)
-        report.quarantined = len(table.seen(QUARANTINED))
-        report.missing = len(table.seen(MISSING)) + self.index.count(missing=True)
-        report.duplicates = table.duplicates()
+        report.quarantined = len(ledger.seen(QUARANTINED))
+        report.missing = len(ledger.seen(MISSING)) + self.index.count(missing=True)
+        report.duplicates = ledger.duplicates()
         report.conflicts = len(self.index.conflicts())
-        report.notes = table.notes()
+        report.notes = ledger.notes()
 
 
 def capture_app_edits(index: Index) -> None:
@@ -326,11 +326,11 @@ def capture_app_edits(index: Index) -> None:
     """
     with app_edits.opened_log(index):
         pass
-    give_splits(index)
+    assign_splits(index)
 
 
-def give_splits(index: Index, decisions: Decisions | None = None) -> dict[str, Member]:
-    """Decide the splits that are due, and show them; returns every image as the splits see it."""
+def assign_splits(index: Index, decisions: Decisions | None = None) -> dict[str, Member]:
+    """Decide the splits that are due and write them to the index; returns the facts of all images by id."""
     decisions = decisions or Decisions(index.project.work / "splits")
     config, members = index.project.config.splits, index.members()
     decisions.assign(splits.due(list(members.values()), decisions, config.shares, config.seed))
@@ -342,11 +342,11 @@ def give_splits(index: Index, decisions: Decisions | None = None) -> dict[str, M
 _PLACE_FIELDS = ("paths", "filepath", "group", "stratum", "missing")
 
 
-def write_lists(project: Project, table: Ledger, index: Index) -> None:
-    """`work/quarantine.csv` and `work/missing.csv`: every file that is not in the index, and why."""
-    quarantined = [(row.reference, row.problem, row.label_file, row.line) for row in table.seen(QUARANTINED)]
-    missing = [(row.reference, row.problem, row.label_file, row.line) for row in table.seen(MISSING)]
-    gone = set(table.gone())
+def write_lists(project: Project, ledger: Ledger, index: Index) -> None:
+    """Write `work/quarantine.csv` and `work/missing.csv`: every file that is not in the index, and why."""
+    quarantined = [(row.reference, row.problem, row.label_file, row.line) for row in ledger.seen(QUARANTINED)]
+    missing = [(row.reference, row.problem, row.label_file, row.line) for row in ledger.seen(MISSING)]
+    gone = set(ledger.gone())
     for reference in index.missing():
         reason = "no longer on disk" if reference in gone else "its file now holds another image"
         missing.append((reference, f"indexed before, {reason}", None, None))
@@ -357,10 +357,10 @@ def write_lists(project: Project, table: Ledger, index: Index) -> None:
 
 
 def draw_folds(project: Project, count: int, repeats: int) -> int:
-    """Repeated grouped cross-validation folds for all labelled images; the number of groups that got them."""
+    """Draw repeated grouped cross-validation folds for all labelled images; returns the number of groups."""
     index = Index(project)
     members = {id: m for id, m in index.members().items() if m.status == "labelled" and m.source != "synthetic"}
-    groups = splits.gathered(members.values())
+    groups = splits.groups_of(members.values())
     if len(groups) < count:
         raise CurateError(
             f"{count} folds need at least {count} labelled groups, there are {len(groups)}; use --folds 2"

@@ -1,7 +1,7 @@
-"""Synthetic images in the index: which are there, as the label log has it. `synth/accept.py` decides; this follows.
+"""Synthetic images in the index: those that the label log says are accepted. (`synth/accept.py` decides.)
 
-An entry of the log says that an image of a batch came in, or went. So a lost database gets them back (`curate index`),
-and what was dropped stays away.
+An entry of the log says that an image of a batch was accepted, or dropped. So `curate index` restores them after the
+database was lost, and dropped ones stay out.
 """
 
 from __future__ import annotations
@@ -16,133 +16,144 @@ from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.index.documents import NewSample
 from curate.index.intake import ImageFacts
-from curate.labels.log import Entry, LabelLog, Segments, me, now
+from curate.labels.log import Entry, LabelLog, Segments, now, user_name
 from curate.labels.splits import Decisions
 from curate.project import SYNTHETIC, Project
 
 FORMAT = "synth"
-NOTE = "synthetic"  # under which the log's entries say it
+NOTE = "synthetic"  # key of these facts in a log entry
 TAG = "synthetic-"
 
 
 class SyntheticOrigin(NamedTuple):
-    """Of which batch an image is, on which clean image it was painted, where its file is (`source:path`), and of which
-    group the real defect is that it was made from."""
+    """Origin of a synthetic image.
+
+    `background` is the id of the clean image below it, `path` its own file (`source:path`), `donor` the group of the
+    real defect that it was made from.
+    """
 
     batch: str
-    ground: str
+    background: str
     path: str
     donor: str = ""
 
 
-def entered(book: LabelLog) -> dict[str, SyntheticOrigin]:
-    """The images that are in today, by content id."""
-    book.writer.push()
-    return _entered(book.segments)
+def accepted(label_log: LabelLog) -> dict[str, SyntheticOrigin]:
+    """Return the images that are accepted today, by content id."""
+    label_log.writer.push()
+    return _read_origins(label_log.segments)
 
 
-def _entered(segments: Segments) -> dict[str, SyntheticOrigin]:
-    found: dict[str, SyntheticOrigin] = {}
-    for line in segments.holding(f'"{NOTE}":'.encode()):
+def _read_origins(segments: Segments) -> dict[str, SyntheticOrigin]:
+    origins: dict[str, SyntheticOrigin] = {}
+    for line in segments.lines_with(f'"{NOTE}":'.encode()):
         try:
             about = line.get("extra", {}).get(NOTE)
-            if about and about["in"] and _inside(about):
-                found[line["id"]] = SyntheticOrigin(
+            if about and about["in"] and _is_in_batch(about):
+                origins[line["id"]] = SyntheticOrigin(
                     about["batch"], about["ground"], about["path"], about.get("donor", "")
                 )
             elif about:
-                found.pop(line["id"], None)
+                origins.pop(line["id"], None)
         except (KeyError, TypeError, AttributeError, ValueError):
             raise CurateError(f"{segments.folder}: an entry of a synthetic image is damaged; restore it") from None
-    return found
+    return origins
 
 
-def _inside(about: Mapping[str, Any]) -> bool:
-    """Whether the file lies in its batch's folder: a log can come from elsewhere, in a backup."""
+def _is_in_batch(about: Mapping[str, Any]) -> bool:
+    """Return True if the file lies in its batch's folder: a log restored from a backup is not trusted."""
     batch, (folder, *rest) = about["batch"], about["path"].split("/")
     return batch not in ("", ".", "..") and folder == f"{SYNTHETIC}:{batch}" and ".." not in rest
 
 
 def reference(batch: str, file: str) -> str:
+    """Return the `source:path` of a batch's file."""
     return f"{SYNTHETIC}:{batch}/{file}"
 
 
-def log(book: LabelLog, id: str, one: SyntheticOrigin, label: Label | None, forced: bool = False) -> None:
-    """Note that an image came in with this label; without one, that it went."""
-    about: dict[str, Any] = {**one._asdict(), "in": label is not None} | ({"forced": True} if forced else {})
-    book.append(Entry(id, label or UNLABELLED, "decision", me(), now(), None, {NOTE: about}))
+def log(label_log: LabelLog, id: str, origin: SyntheticOrigin, label: Label | None, forced: bool = False) -> None:
+    """Record that an image was accepted with this label; without one, that it was dropped."""
+    batch, background, path, donor = origin
+    about = {"batch": batch, "ground": background, "path": path, "donor": donor, "in": label is not None}
+    about |= {"forced": True} if forced else {}
+    label_log.append(Entry(id, label or UNLABELLED, "decision", user_name(), now(), None, {NOTE: about}))
 
 
 def tag_of(batch: str) -> str:
+    """Return the tag of a batch's images."""
     return TAG + batch[:8]
 
 
 def tags(index: Index) -> list[str]:
-    """The batches that the index shows, for its saved views."""
+    """Return the tags of the batches that the index shows, for its saved views."""
     return sorted(name for name in index.dataset.distinct("tags") if name.startswith(TAG))
 
 
-def group_of(one: SyntheticOrigin, ground: str, decisions: Decisions, held: str | None = None) -> str:
-    """The ground's, so that it goes where that goes. The donor's, should it be in val or test by now (two groups turned
-    out to be one piece), or that of which its synthesiser learnt: there the image teaches nothing, and no evaluation
-    counts it."""
-    donor = one.donor if decisions.split(one.donor) in ("val", "test") else None
-    return decisions.group(donor or held or ground)
+def group_of(origin: SyntheticOrigin, background: str, decisions: Decisions, held_out: str | None = None) -> str:
+    """Return a synthetic image's group: that of its background.
+
+    It is the donor's group if that is in val or test by now (two groups turned out to be one piece), or else
+    `held_out`, such a group that its synthesiser has learnt from: then the image is neither trained on nor evaluated.
+    """
+    donor = origin.donor if decisions.split(origin.donor) in ("val", "test") else None
+    return decisions.group(donor or held_out or background)
 
 
-def held(project: Project, made: Iterable[SyntheticOrigin], decisions: Decisions) -> dict[str, str]:
-    """By batch, a group in val or test by now of which its synthesiser has learnt, where there is one."""
-    batches = {one.batch for one in made}
-    found = {
-        batch: [one for one in _learnt(project, batch) if decisions.split(one) in ("val", "test")] for batch in batches
-    }
-    return {batch: groups[0] for batch, groups in found.items() if groups}
+def held_out_groups(project: Project, origins: Iterable[SyntheticOrigin], decisions: Decisions) -> dict[str, str]:
+    """Return {batch: group} for batches whose synthesiser has learnt from a group that is in val or test by now."""
+    learnt = {batch: _groups_learnt(project, batch) for batch in {origin.batch for origin in origins}}
+    held_out = {batch: [g for g in groups if decisions.split(g) in ("val", "test")] for batch, groups in learnt.items()}
+    return {batch: groups[0] for batch, groups in held_out.items() if groups}
 
 
-def _learnt(project: Project, batch: str) -> list[str]:
-    """The groups that a batch's manifest names; none where it is gone or damaged."""
+def _groups_learnt(project: Project, batch: str) -> list[str]:
+    """Return the groups that a batch's synthesiser learnt from; none if its manifest is gone or damaged."""
     try:
-        said = json.loads((project.work / "synth" / batch / "manifest.json").read_text(encoding="utf-8"))
-        return [str(one) for one in said["learnt"]]
+        manifest = json.loads((project.work / "synth" / batch / "manifest.json").read_text(encoding="utf-8"))
+        return [str(group) for group in manifest["learnt"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def add(
-    index: Index, book: LabelLog, wanted: Mapping[str, SyntheticOrigin], groups: Mapping[str, str]
+    index: Index, label_log: LabelLog, wanted: Mapping[str, SyntheticOrigin], groups: Mapping[str, str]
 ) -> list[NewSample]:
-    """Show these images, each in the group of its ground; those whose files are gone or damaged are left out."""
-    new = [_sample(index.project, book, id, one, groups) for id, one in wanted.items() if _there(index.project, one)]
+    """Add these images, each in the group of its background; those with missing or damaged files are left out."""
+    project = index.project
+    readable = {id: origin for id, origin in wanted.items() if _is_readable(project, origin)}
+    new = [_sample(project, label_log, id, origin, groups) for id, origin in readable.items()]
     index.add(new)
-    for batch in {wanted[one.id].batch for one in new}:
-        index.tag(tag_of(batch), [one.id for one in new if wanted[one.id].batch == batch])
+    for batch in {wanted[sample.id].batch for sample in new}:
+        index.tag(tag_of(batch), [sample.id for sample in new if wanted[sample.id].batch == batch])
     return new
 
 
-def _there(project: Project, one: SyntheticOrigin) -> bool:
+def _is_readable(project: Project, origin: SyntheticOrigin) -> bool:
     try:
-        _picture("", project.path(one.path))
+        _image_facts("", project.path(origin.path))
     except OSError:
         return False
     return True
 
 
-def _sample(project: Project, book: LabelLog, id: str, one: SyntheticOrigin, groups: Mapping[str, str]) -> NewSample:
-    path = project.path(one.path)
+def _sample(
+    project: Project, label_log: LabelLog, id: str, origin: SyntheticOrigin, groups: Mapping[str, str]
+) -> NewSample:
+    path = project.path(origin.path)
     return NewSample(
-        picture=_picture(id, path),
+        image=_image_facts(id, path),
         path=path,
-        reference=one.path,
+        reference=origin.path,
         source="synthetic",
         format=FORMAT,
-        group=groups.get(one.ground, one.ground),
+        group=groups.get(origin.background, origin.background),
         stratum=None,
-        state=book.state(id),
-        key=book.key(id),
+        state=label_log.state(id),
+        key=label_log.key(id),
     )
 
 
-def _picture(id: str, path: Path) -> ImageFacts:
+def _image_facts(id: str, path: Path) -> ImageFacts:
     from PIL import Image
 
     with Image.open(path, formats=("PNG",)) as image:
@@ -150,18 +161,18 @@ def _picture(id: str, path: Path) -> ImageFacts:
 
 
 def remove_others(index: Index, known: Mapping[str, SyntheticOrigin]) -> list[str]:
-    """Take out what the log does not know (any more); the ids."""
+    """Remove the synthetic images that are not accepted; returns their ids."""
     gone = [id for id, format in index.rows("format") if format == FORMAT and id not in known]
     index.remove(gone)
     return gone
 
 
-def kept(project: Project) -> Iterator[Path]:
-    """The files of batches that are in, for a backup: nothing else holds these images."""
-    batches = {one.batch for one in _entered(Segments(project.work / "labels")).values()}
+def files_of_batches(project: Project) -> Iterator[Path]:
+    """Yield the files of accepted batches, for a backup: these images exist nowhere else."""
+    batches = {origin.batch for origin in _read_origins(Segments(project.work / "labels")).values()}
     for batch in sorted(batches):
-        yield from sorted(path for path in (project.work / "synth" / batch).rglob("*") if _is_own(path))
+        yield from sorted(path for path in (project.work / "synth" / batch).rglob("*") if _is_regular_file(path))
 
 
-def _is_own(path: Path) -> bool:
+def _is_regular_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()

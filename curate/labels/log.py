@@ -19,23 +19,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 from curate.data import UNLABELLED, Label, Origin
 from curate.errors import CurateError
-from curate.files import room_for, sync_folder
+from curate.files import explain_full_disk, sync_folder
 from curate.hashing import digest_of
 
 DUPLICATE_LABELS, UNKNOWN_CLASS = "duplicate-labels", "unknown-class"
-DAMAGE = (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-)  # what a damaged line comes to when it is read
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # raised by reading a damaged line
 RECENT = 4096  # entries that need not be read back from disk
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One label of one image: who said it, when, and where it came from. `path` is the import's `source:path`."""
+    """One label of one image: who gave it, when, and where it came from. `path` is the import's `source:path`."""
 
     id: str
     label: Label
@@ -52,31 +46,33 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
-        """What `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError where it is damaged."""
+        """Return the entry that `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError."""
         label = Label.from_json(line)
         entry = cls(line["id"], label, line["origin"], line["who"], line["at"], line.get("path"), line.get("extra", {}))
         texts = (entry.id, entry.origin, entry.who, entry.at, entry.path or "")
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"no entry: {str(line)[:80]}")
+            raise ValueError(f"not an entry: {str(line)[:80]}")
         list(entry.others)
         return entry
 
     @property
     def others(self) -> Iterator[tuple[str, Label]]:
-        """The labels that contradict this one, by who said so; kept with an entry that says it is disputed."""
-        for by, label in self.extra.get("others", {}).items():
-            yield by, Label.from_json(label)
+        """The labels that contradict this one, with who gave them; stored with the entry of a disputed image."""
+        for who, label in self.extra.get("others", {}).items():
+            yield who, Label.from_json(label)
 
 
-def _names(label: Mapping[str, Any]) -> set[str]:
+def _class_names(label: Mapping[str, Any]) -> set[str]:
     return {*label.get("classes", ()), *(defect["label"] for defect in label.get("defects", ()))}
 
 
 def now() -> str:
+    """Return the time as it stands in the log: UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def me() -> str:
+def user_name() -> str:
+    """Return the name of the user who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -84,16 +80,16 @@ def me() -> str:
 
 
 def lead_times(folder: Path) -> Iterator[tuple[float, Label]]:
-    """How long people took for an image, as Label Studio reports it, and what they drew in it."""
+    """Yield the seconds that people took for an image, as Label Studio reports them, and the label they gave it."""
     segments = Segments(folder)
-    for line in segments.holding(b'"lead_time"'):
+    for line in segments.lines_with(b'"lead_time"'):
         entry = segments.entry(line)
         if isinstance(seconds := entry.extra.get("lead_time"), int | float):
             yield float(seconds), entry.label
 
 
 class EntryPosition(NamedTuple):
-    """Where an entry stands, and what can be told about it without reading it again."""
+    """Position of an entry in the log, and the facts that need no second reading."""
 
     segment: str
     offset: int
@@ -104,7 +100,7 @@ class EntryPosition(NamedTuple):
 
 
 class Segments:
-    """Numbered files of JSON lines in one folder, only ever added to."""
+    """Numbered files of JSON lines in one folder; files are only ever added."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,7 +114,7 @@ class Segments:
         return self.folder / f"{number:06d}.jsonl"
 
     def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        """(segment, offset, line) of every whole line, oldest first."""
+        """Yield (segment, offset, line) of every whole line, oldest first."""
         for name in self.names():
             offset = 0
             with self._opened(name) as handle:
@@ -130,8 +126,8 @@ class Segments:
                         yield name, offset, line
                     offset += len(raw)
 
-    def holding(self, text: bytes) -> Iterator[dict[str, Any]]:
-        """The lines in which these bytes stand; far quicker than `lines` where few do."""
+    def lines_with(self, text: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the lines that contain these bytes; far quicker than `lines` where few do."""
         for name in self.names():
             with self._opened(name) as handle:
                 yield from (line for raw in handle if text in raw and (line := self._decoded(raw)) is not None)
@@ -152,14 +148,14 @@ class Segments:
         return line
 
     def entry(self, line: Mapping[str, Any], segment: str = "", offset: int = 0) -> Entry:
-        """The entry that a line holds; the place is for the error where it is damaged."""
+        """Return the entry of a line; segment and offset are for the error where it is damaged."""
         try:
             return Entry.from_json(line)
         except DAMAGE:
             raise self.damaged(segment, offset) from None
 
     def damaged(self, segment: str = "", offset: int = 0) -> CurateError:
-        """The error for the line at this place, if that is known."""
+        """Return the error for a damaged line; without a segment it names only the folder."""
         where = f"a file of {self.folder}"
         if segment:
             with open(self.folder / segment, "rb") as handle:
@@ -188,29 +184,29 @@ class Writer:
 
     def append(self, line: Mapping[str, Any]) -> tuple[str, int]:
         if self._handle is None:
-            with room_for(self._segments.folder):
+            with explain_full_disk(self._segments.folder):
                 self._segments.folder.mkdir(parents=True, exist_ok=True)
                 self._handle = open(self._segments.next(), "xb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
                 self._offset = 0
                 sync_folder(self._segments.folder)
         text = json.dumps(line, separators=(",", ":"), ensure_ascii=False)
-        # A file name may hold bytes that are no UTF-8; in a JSON text their escape means just them.
+        # A file name may hold bytes that are not UTF-8: their escape is valid JSON for the same bytes.
         raw = text.encode("utf-8", "backslashreplace") + b"\n"
-        with room_for(Path(self._handle.name)):
+        with explain_full_disk(Path(self._handle.name)):
             self._handle.write(raw)
-        place = Path(self._handle.name).name, self._offset
+        position = Path(self._handle.name).name, self._offset
         self._offset += len(raw)
-        return place
+        return position
 
     def push(self) -> None:
         """Make what was appended readable; `flush` makes it durable."""
         if self._handle is not None:
-            with room_for(Path(self._handle.name)):
+            with explain_full_disk(Path(self._handle.name)):
                 self._handle.flush()
 
     def flush(self) -> None:
         if self._handle is not None:
-            with room_for(Path(self._handle.name)):
+            with explain_full_disk(Path(self._handle.name)):
                 self._handle.flush()
                 os.fsync(self._handle.fileno())
 
@@ -227,8 +223,8 @@ class Writer:
 
 
 @dataclass(slots=True)
-class _Known:
-    """What the log holds of one image: the newest import of each path, and the newest word of a person."""
+class _ImageEntries:
+    """One image's entries that count: the newest import of each path, and the newest entry of a person."""
 
     imports: dict[str, EntryPosition] = field(default_factory=dict)
     person: EntryPosition | None = None
@@ -236,7 +232,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class LabelState:
-    """What holds for an image today. `others` are the versions that contradict it (path or annotator, and label)."""
+    """The label that holds for an image today; `others` contradict it (path or annotator, and label)."""
 
     label: Label
     entry: Entry | None = None
@@ -244,7 +240,7 @@ class LabelState:
 
 
 class LabelLog:
-    """The log, folded: small in memory (places, not labels), one lookup an image."""
+    """The log, folded into today's state of each image; in memory it keeps positions, not labels."""
 
     def __init__(self, folder: Path, allowed: Iterable[str] | None = None) -> None:
         self.segments = Segments(folder)
@@ -253,12 +249,12 @@ class LabelLog:
             self.allow(allowed)
         self._changes: set[str] = set()
         self.writer = Writer(self.segments)
-        self._known: dict[str, _Known] = {}
+        self._images: dict[str, _ImageEntries] = {}
         self._recent: dict[tuple[str, int], Entry] = {}
-        # _renames[e]: what the names of an entry written in epoch e are called today. A rename opens a new epoch, so
-        # a class that is made later under an old name is left alone.
+        # _renames[e]: today's names for class names of entries written in epoch e. A rename opens a new epoch, so that
+        # a class added later under an old name keeps it.
         self._renames: list[dict[str, str]] = [{}]
-        self._sets: dict[frozenset[str], frozenset[str]] = {}
+        self._class_sets: dict[frozenset[str], frozenset[str]] = {}
         for segment, offset, line in self.segments.lines():
             try:
                 self._fold(line, segment, offset)
@@ -266,7 +262,7 @@ class LabelLog:
                 raise self.segments.damaged(segment, offset) from None
 
     def allow(self, classes: Iterable[str]) -> None:
-        """The project's classes: a label with any other is disputed."""
+        """Set the project's classes: a label with any other class is disputed."""
         self._allowed = frozenset(classes)
 
     # --- writing ---
@@ -274,16 +270,16 @@ class LabelLog:
     def append(self, entry: Entry) -> None:
         """Record an entry. It is durable after `flush`, which comes before the index is touched."""
         line = entry.to_json()
-        place = self.writer.append(line)
+        position = self.writer.append(line)
         if len(self._recent) >= RECENT:
             self._recent.clear()
-        self._recent[place] = entry
-        self._fold(line, *place)
+        self._recent[position] = entry
+        self._fold(line, *position)
 
-    def imported(self, entry: Entry) -> bool:
-        """Record what a source says of one of its files, unless it said the same before."""
+    def append_import(self, entry: Entry) -> bool:
+        """Record the label that a source gives for one of its files, if it changed. Returns True if it did."""
         assert entry.path is not None
-        known = self._known.get(entry.id)
+        known = self._images.get(entry.id)
         last = known.imports.get(entry.path) if known else None
         if last is None and entry.label == UNLABELLED:
             return False
@@ -293,7 +289,7 @@ class LabelLog:
         return True
 
     def rename(self, names: Mapping[str, str], who: str, operation: str, change: str = "") -> None:
-        """From here on, every label of the log reads with these class names. The same `change` is made only once."""
+        """Rename classes (old name: new name) in every label of the log so far. The same `change` is made only once."""
         if change in self._changes:
             return
         line = {"event": "rename", "names": dict(names), "operation": operation, "who": who, "at": now()}
@@ -302,7 +298,7 @@ class LabelLog:
         self.writer.flush()
 
     def note(self, event: str, name: str, who: str) -> None:
-        """Remember a change of the classes that changes no label."""
+        """Record a change of the classes that changes no label."""
         self.writer.append({"event": event, "name": name, "who": who, "at": now()})
         self.writer.flush()
 
@@ -315,56 +311,60 @@ class LabelLog:
     # --- reading ---
 
     def ids(self) -> Iterable[str]:
-        return self._known.keys()
+        return self._images.keys()
 
     def key(self, id: str) -> str:
-        """Changes whenever the state does; cheap, nothing is read."""
-        known = self._known.get(id)
+        """Return a hash that changes whenever the state does; cheap, as no label is read."""
+        known = self._images.get(id)
         if known is None:
             return ""
         if known.person:
-            return self._mark("person", [("", known.person)])
+            return self._key_of("person", [("", known.person)])
         (_, first), *others = self._versions(known)
-        return self._mark("import", [("", first), *others])
+        return self._key_of("import", [("", first), *others])
 
     def person_decided(self, id: str) -> bool:
-        known = self._known.get(id)
+        """Return True if a person has labelled the image, so that imports no longer count."""
+        known = self._images.get(id)
         return known is not None and known.person is not None
 
     def state(self, id: str) -> LabelState:
-        known = self._known.get(id)
+        """Return the label that holds for the image today."""
+        known = self._images.get(id)
         if known is None:
             return LabelState(UNLABELLED)
-        return self._checked(self._person_state(known, known.person) if known.person else self._imported_state(known))
+        return self._check_classes(
+            self._person_state(known, known.person) if known.person else self._imported_state(known)
+        )
 
     def import_paths(self, id: str) -> set[str]:
-        """The files whose labels count for this image."""
-        known = self._known.get(id)
-        return {path for path, place in known.imports.items() if place.status != "unlabelled"} if known else set()
+        """Return the files whose labels count for this image."""
+        known = self._images.get(id)
+        return {path for path, position in known.imports.items() if position.status != "unlabelled"} if known else set()
 
     def versions(self, id: str) -> list[tuple[str, Label]]:
-        """Every differing version that the sources hold of an image, oldest first."""
-        known = self._known.get(id)
-        return [(path, self._read(place).label) for path, place in self._versions(known)] if known else []
+        """Return the differing labels that the sources give for an image (path and label), oldest first."""
+        known = self._images.get(id)
+        return [(path, self._read(position).label) for path, position in self._versions(known)] if known else []
 
     def import_state(self, id: str) -> LabelState:
-        """What the sources alone say of an image, whatever people said since."""
-        known = self._known.get(id)
-        return self._checked(self._imported_state(known)) if known and known.imports else LabelState(UNLABELLED)
+        """Return the label that the sources alone give for an image, without people's entries."""
+        known = self._images.get(id)
+        return self._check_classes(self._imported_state(known)) if known and known.imports else LabelState(UNLABELLED)
 
     def history(self, id: str) -> list[Entry]:
-        """Everything ever said of an image, oldest first."""
+        """Return all entries of an image, oldest first."""
         return self.histories({id})[id]
 
     def histories(self, ids: Collection[str]) -> dict[str, list[Entry]]:
-        """The same for several images, in one pass over the log."""
-        found: dict[str, list[Entry]] = {id: [] for id in ids}
+        """Return all entries of several images, in one pass over the log."""
+        histories: dict[str, list[Entry]] = {id: [] for id in ids}
         for entry in self.entries(ids) if ids else ():
-            found[entry.id].append(entry)
-        return found
+            histories[entry.id].append(entry)
+        return histories
 
     def entries(self, ids: Collection[str] | None = None) -> Iterator[Entry]:
-        """Everything ever said of these images (or of all), oldest first, with the class names of today."""
+        """Yield all entries of these images (or of all), oldest first, with the class names of today."""
         self.writer.push()
         epoch = 0
         for segment, offset, line in self.segments.lines():
@@ -376,89 +376,93 @@ class LabelLog:
 
     def _fold(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
         if line.get("event") == "rename":
-            self._compose(line["names"])
+            self._add_renames(line["names"])
             self._changes |= {line["change"]} if "change" in line else set()
         elif "event" not in line:
-            self._note(line, segment, offset)
+            self._add_entry(line, segment, offset)
 
-    def _compose(self, names: Mapping[str, str]) -> None:
+    def _add_renames(self, names: Mapping[str, str]) -> None:
         if not all(isinstance(name, str) for pair in names.items() for name in pair):
-            raise ValueError("no names")
+            raise ValueError("class names are texts")
         for renames in self._renames:
             renames.update({old: names.get(new, new) for old, new in renames.items()})
             renames.update({old: new for old, new in names.items() if old not in renames})
         self._renames.append({})
 
-    def _note(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
+    def _add_entry(self, line: Mapping[str, Any], segment: str, offset: int) -> None:
         labels = (line, *line.get("extra", {}).get("others", {}).values())
-        present = frozenset(name for label in labels for name in _names(label))
-        present = self._sets.setdefault(present, present)
+        present = frozenset(name for label in labels for name in _class_names(label))
+        present = self._class_sets.setdefault(present, present)
         path = line["path"] if line["origin"] == "import" else ""
         if not all(isinstance(text, str) for text in (line["id"], line["digest"], line["status"], path, *present)):
-            raise ValueError("no entry")
-        place = EntryPosition(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
-        known = self._known.setdefault(line["id"], _Known())
+            raise ValueError("not an entry")
+        position = EntryPosition(segment, offset, line["digest"], present, line["status"], len(self._renames) - 1)
+        known = self._images.setdefault(line["id"], _ImageEntries())
         if line["origin"] == "import":
-            known.imports[path] = place
+            known.imports[path] = position
         else:
-            known.person = place
+            known.person = position
 
-    def _versions(self, known: _Known) -> list[tuple[str, EntryPosition]]:
-        labelled = {path: place for path, place in known.imports.items() if place.status != "unlabelled"}
+    def _versions(self, known: _ImageEntries) -> list[tuple[str, EntryPosition]]:
+        labelled = {path: position for path, position in known.imports.items() if position.status != "unlabelled"}
         seen: dict[str, tuple[str, EntryPosition]] = {}
-        for path, place in (labelled or known.imports).items():
-            seen.setdefault(self._digest(place), (path, place))
+        for path, position in (labelled or known.imports).items():
+            seen.setdefault(self._digest(position), (path, position))
         return list(seen.values())
 
-    def _affected(self, place: EntryPosition) -> bool:
-        return not self._renames[place.epoch].keys().isdisjoint(place.present)
+    def _is_renamed(self, position: EntryPosition) -> bool:
+        return not self._renames[position.epoch].keys().isdisjoint(position.present)
 
-    def _digest(self, place: EntryPosition) -> str:
-        return self._read(place).label.digest if self._affected(place) else place.digest
+    def _digest(self, position: EntryPosition) -> str:
+        return self._read(position).label.digest if self._is_renamed(position) else position.digest
 
-    def _person_state(self, known: _Known, place: EntryPosition) -> LabelState:
-        entry = self._read(place)
+    def _person_state(self, known: _ImageEntries, position: EntryPosition) -> LabelState:
+        entry = self._read(position)
         if not (entry.label.reason or "").startswith(DUPLICATE_LABELS):
-            return LabelState(entry.label, entry, self._others(entry, place.epoch))
+            return LabelState(entry.label, entry, self._others(entry, position.epoch))
         return LabelState(entry.label, entry, self._imported_state(known).others)  # noted, not decided
 
     def _others(self, entry: Entry, epoch: int) -> tuple[tuple[str, Label], ...]:
-        return tuple((by, label.renamed(self._renames[epoch])) for by, label in entry.others)
+        return tuple((who, label.renamed(self._renames[epoch])) for who, label in entry.others)
 
-    def _checked(self, state: LabelState) -> LabelState:
-        """A label with a class that the project no longer has is nobody's to train on."""
-        strange = state.label.present - self._allowed if self._allowed is not None else frozenset()
-        if state.label.status != "labelled" or not strange:
+    def _check_classes(self, state: LabelState) -> LabelState:
+        """Dispute a label with a class that the project no longer has, so that nothing is trained on it."""
+        unknown = state.label.present - self._allowed if self._allowed is not None else frozenset()
+        if state.label.status != "labelled" or not unknown:
             return state
-        reason = f"{UNKNOWN_CLASS}: {', '.join(sorted(strange))}"
+        reason = f"{UNKNOWN_CLASS}: {', '.join(sorted(unknown))}"
         return replace(state, label=replace(state.label, status="disputed", reason=reason))
 
-    def _strange(self, place: EntryPosition) -> str:
-        if self._allowed is None or place.present <= self._allowed:
+    def _unknown_classes(self, position: EntryPosition) -> str:
+        if self._allowed is None or position.present <= self._allowed:
             return ""
-        names = self._renames[place.epoch]
-        return ",".join(sorted({names.get(name, name) for name in place.present} - self._allowed))
+        names = self._renames[position.epoch]
+        return ",".join(sorted({names.get(name, name) for name in position.present} - self._allowed))
 
-    def _imported_state(self, known: _Known) -> LabelState:
-        versions = [(path, self._read(place)) for path, place in self._versions(known)]
+    def _imported_state(self, known: _ImageEntries) -> LabelState:
+        versions = [(path, self._read(position)) for path, position in self._versions(known)]
         first = versions[0][1]
         if len(versions) == 1:
             return LabelState(first.label, first)
         disputed = replace(first.label, status="disputed", reason=DUPLICATE_LABELS)
         return LabelState(disputed, first, tuple((path, entry.label) for path, entry in versions[1:]))
 
-    def _read(self, place: EntryPosition) -> Entry:
-        entry = self._recent.get((place.segment, place.offset))
+    def _read(self, position: EntryPosition) -> Entry:
+        entry = self._recent.get((position.segment, position.offset))
         if entry is not None:
-            return self._renamed(entry, place.epoch)
+            return self._renamed(entry, position.epoch)
         self.writer.push()
-        line = self.segments.at(place.segment, place.offset)
-        return self._renamed(self.segments.entry(line, place.segment, place.offset), place.epoch)
+        line = self.segments.at(position.segment, position.offset)
+        return self._renamed(self.segments.entry(line, position.segment, position.offset), position.epoch)
 
     def _renamed(self, entry: Entry, epoch: int) -> Entry:
         return replace(entry, label=entry.label.renamed(self._renames[epoch]))
 
-    def _mark(self, kind: str, versions: Iterable[tuple[str, EntryPosition]]) -> str:
-        parts = (part for path, place in versions for part in (path, self._digest(place) + self._strange(place)))
+    def _key_of(self, kind: str, versions: Iterable[tuple[str, EntryPosition]]) -> str:
+        parts = (
+            part
+            for path, position in versions
+            for part in (path, self._digest(position) + self._unknown_classes(position))
+        )
         text = "|".join([kind, *parts])
         return digest_of(text)

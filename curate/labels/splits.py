@@ -1,7 +1,7 @@
-"""Train, val and test: given once per group, then frozen. Pure functions, and the log that remembers them.
+"""Train, val and test: decided once per group, then frozen. Pure functions, and the log that records the decisions.
 
-Never through a group: the group (a coil, a tile) is the unit everywhere here. Ties are broken by a hash of group and
-seed, so that the same groups get the same splits on any machine.
+A split never cuts through a group (a coil, a tile): groups are the unit everywhere here. Ties are broken by a hash of
+group and seed, so that the same groups get the same splits on any machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEW_GROUPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A physical piece, and how many of its images show each class (clean ones count under none)."""
+    """A physical piece, and the number of its images that show each class (clean images show none)."""
 
     name: str
     images: int
@@ -35,9 +35,13 @@ def assign(
     seed: int,
     settled: Mapping[str, Sequence[Group]] | None = None,
 ) -> dict[str, str]:
-    """A split for each group: every class as near to `shares` as whole groups allow, the rarest class first.
+    """Return a split for each group: every class as near to `shares` as whole groups allow, the rarest class first.
 
-    `settled` holds the groups that have a split already; they count towards the shares.
+    Args:
+        groups: Groups without a split.
+        shares: Share of each split, such as {"train": 0.7, "val": 0.15, "test": 0.15}.
+        seed: Breaks ties.
+        settled: By split, the groups that have one already; they count towards the shares.
     """
     quota = _Quota(groups, shares, settled or {})
     assigned: dict[str, str] = {}
@@ -49,37 +53,37 @@ def assign(
 
 
 class _Quota:
-    """How many groups of each class each split still wants. Class None stands for all groups."""
+    """The number of groups of each class that each split still lacks. Class None stands for all groups."""
 
     def __init__(
         self, groups: Sequence[Group], shares: Mapping[str, float], settled: Mapping[str, Sequence[Group]]
     ) -> None:
         everything = [*groups, *(g for members in settled.values() for g in members)]
-        self._total: Counter[str | None] = Counter(c for g in everything for c in (*g.classes, None))
+        self._totals: Counter[str | None] = Counter(c for g in everything for c in (*g.classes, None))
         self._shares = {split: share for split, share in shares.items() if share > 0}
-        self._images = sum(g.images for g in everything)
-        self._have: Counter[tuple[str, str | None]] = Counter()
-        self._filled: Counter[str] = Counter()
+        self._image_count = sum(g.images for g in everything)
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+        self._taken_images: Counter[str] = Counter()
         for split, members in settled.items():
             for group in members:
                 self._count(split, group)
 
     def rarest_first(self) -> list[str | None]:
-        names = sorted((n for n in self._total if n is not None), key=lambda n: (self._total[n], n))
+        names = sorted((n for n in self._totals if n is not None), key=lambda n: (self._totals[n], n))
         return [*names, None]
 
     def take(self, group: Group, name: str | None) -> str:
-        split = max(self._shares, key=lambda s: (self._want(s, name), self._room(s), -SPLITS.index(s)))
+        split = max(self._shares, key=lambda s: (self._missing(s, name), self._free(s), -SPLITS.index(s)))
         self._count(split, group)
         return split
 
-    def _want(self, split: str, name: str | None) -> float:
-        target = self._shares[split] * self._total[name] if name is None else self._targets(self._total[name])[split]
-        return round(target - self._have[split, name], 6)
+    def _missing(self, split: str, name: str | None) -> float:
+        target = self._shares[split] * self._totals[name] if name is None else self._targets(self._totals[name])[split]
+        return round(target - self._counts[split, name], 6)
 
     def _targets(self, total: int) -> dict[str, float]:
-        """The shares of `total` groups of one class, but one for each split where there are enough: a class that is
-        absent from val or test cannot be judged there."""
+        """Return the shares of `total` groups of one class, but at least one a split where there are enough groups: a
+        class that is absent from val or test cannot be evaluated there."""
         if total < len(self._shares):
             return {split: share * total for split, share in self._shares.items()}
         small: set[str] = set()
@@ -91,25 +95,25 @@ class _Quota:
                 return targets
             small |= short
 
-    def _room(self, split: str) -> float:
-        return round(self._shares[split] * self._images - self._filled[split], 6)
+    def _free(self, split: str) -> float:
+        return round(self._shares[split] * self._image_count - self._taken_images[split], 6)
 
     def _count(self, split: str, group: Group) -> None:
-        self._filled[split] += group.images
+        self._taken_images[split] += group.images
         for name in (*group.classes, None):
-            self._have[split, name] += 1
+            self._counts[split, name] += 1
 
 
 def folds(groups: Sequence[Group], count: int, repeats: int, seed: int) -> dict[str, list[int]]:
-    """Repeated grouped cross-validation: for each group its fold in each repeat, stratified like `assign`."""
+    """Return each group's fold in each repeat of a grouped cross-validation, stratified like `assign`."""
     result: dict[str, list[int]] = {group.name: [] for group in groups}
     for repeat in range(repeats):
-        for name, fold in _one_fold(groups, count, seeded_number(seed, "folds", repeat)).items():
+        for name, fold in _draw_folds(groups, count, seeded_number(seed, "folds", repeat)).items():
             result[name].append(fold)
     return result
 
 
-def _one_fold(groups: Sequence[Group], count: int, seed: int) -> dict[str, int]:
+def _draw_folds(groups: Sequence[Group], count: int, seed: int) -> dict[str, int]:
     totals = Counter(c for g in groups for c in (*g.classes, None))
     have: Counter[tuple[int, str | None]] = Counter()
     size: Counter[int] = Counter()
@@ -126,14 +130,14 @@ def _one_fold(groups: Sequence[Group], count: int, seed: int) -> dict[str, int]:
 
 
 def few_groups(groups: Iterable[Group]) -> dict[str, int]:
-    """Classes with so few groups that one small split says little: use folds."""
+    """Return the classes with too few groups for one small split to tell much (use folds), and their numbers."""
     counts = Counter(c for g in groups for c in g.classes)
     return {name: n for name, n in sorted(counts.items()) if n < FEW_GROUPS}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image, as far as splits are concerned."""
+    """The facts of one image that decide its split."""
 
     group: str
     source: str
@@ -142,8 +146,8 @@ class Member:
     audit: bool = False
 
 
-def gathered(members: Iterable[Member]) -> list[Group]:
-    """The groups of these images, with their class counts, sorted by name."""
+def groups_of(members: Iterable[Member]) -> list[Group]:
+    """Return the groups of these images, with their class counts, sorted by name."""
     images: Counter[str] = Counter()
     classes: dict[str, Counter[str]] = {}
     for member in members:
@@ -153,16 +157,16 @@ def gathered(members: Iterable[Member]) -> list[Group]:
 
 
 def due(members: Sequence[Member], decisions: Decisions, shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Splits for the groups that need one now.
+    """Return splits for the groups that need one now.
 
     Labelled public images are stratified by class. Production images get a split when they are labelled: audit picks
     fill val and test, so that these keep the natural prior, all others go to train. (An audit also draws from groups
     that are train already, and those stay there.) Synthetic images are always train.
     """
     settled = {member.group for member in members if decisions.split(member.group)}
-    public = gathered(m for m in members if m.source == "public" and m.status in ("labelled", "disputed"))
+    public = groups_of(m for m in members if m.source == "public" and m.status in ("labelled", "disputed"))
     production = [m for m in members if m.source == "production" and m.status == "labelled"]
-    audit = gathered(m for m in production if m.audit)
+    audit = groups_of(m for m in production if m.audit)
     synthetic = {m.group: "train" for m in members if m.source == "synthetic" and m.group not in settled}
     held_out = {split: share for split, share in shares.items() if split != "train"}
     # A group of which the audit drew an image waits for that image's label: it is to fill val and test.
@@ -182,8 +186,8 @@ def _assign_new(groups: list[Group], decisions: Decisions, quota: Mapping[str, f
         split = decisions.split(group.name)
         if split in settled:
             settled[split].append(group)
-    fresh = [group for group in groups if decisions.split(group.name) is None]
-    return assign(fresh, {split: share / total for split, share in quota.items()}, seed, settled)
+    undecided = [group for group in groups if decisions.split(group.name) is None]
+    return assign(undecided, {split: share / total for split, share in quota.items()}, seed, settled)
 
 
 # --- what was decided ----------------------------------------------------------------------------------------------
@@ -191,7 +195,7 @@ def _assign_new(groups: list[Group], decisions: Decisions, quota: Mapping[str, f
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Two groups that turned out to be one piece stood in different splits; the train side moved."""
+    """Two groups in different splits that turned out to be one piece; the one in train, or else in val, moved."""
 
     kept: str
     joined: str
@@ -213,21 +217,22 @@ class Decisions:
                 raise self._segments.damaged(segment, offset) from None
 
     def group(self, name: str) -> str:
-        """The group that `name` belongs to today."""
+        """Return the group that `name` belongs to today."""
         while name in self._alias:
             name = self._alias[name]
         return name
 
     def split(self, name: str) -> str | None:
+        """Return the frozen split of a group, or None."""
         return self._split.get(self.group(name))
 
     def assign(self, splits: Mapping[str, str]) -> None:
         """Freeze the split of groups that have none; a group that has one keeps it."""
-        fresh = {self.group(name): split for name, split in splits.items() if self.split(name) is None}
-        self._append([{"group": name, "split": split, "at": now()} for name, split in sorted(fresh.items())])
+        undecided = {self.group(name): split for name, split in splits.items() if self.split(name) is None}
+        self._append([{"group": name, "split": split, "at": now()} for name, split in sorted(undecided.items())])
 
     def join(self, pairs: Iterable[tuple[str, str]]) -> list[Leak]:
-        """These groups are one piece. Where that joins two splits it is a leak: val and test win over train."""
+        """Join pairs of groups that are one piece; returns those in two splits, where test wins over val over train."""
         lines: list[dict[str, str]] = []
         leaks: list[Leak] = []
         for first, second in pairs:
@@ -263,11 +268,11 @@ class Decisions:
     def _fold(self, line: Mapping[str, str]) -> None:
         if "join" in line:
             joined, into = line["join"], line["into"]
-            # Into itself, over however many steps: `group` would never come to an end.
+            # A group joined into itself, over any number of steps: `group` would never end.
             if not isinstance(joined, str) or not isinstance(into, str) or self.group(into) == joined:
                 raise ValueError(f"{joined} cannot be joined into {into}")
             self._alias[joined] = into
         else:
             if not isinstance(line["group"], str) or line["split"] not in SPLITS:
-                raise ValueError(f"no split: {line}")
+                raise ValueError(f"not a split: {line}")
             self._split[line["group"]] = line["split"]

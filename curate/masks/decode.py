@@ -18,7 +18,7 @@ SHOWN = 200  # characters of a decoder's own message that ours repeats
 
 @contextmanager
 def opened(content: bytes, max_pixels: int | None = None, prefix: str = "") -> Iterator[Any]:
-    """The Pillow image in these bytes; decode it inside the block, and do nothing else there.
+    """Open the Pillow image in these bytes; decode it inside the block, and do nothing else there.
 
     Args:
         content: The whole file.
@@ -26,7 +26,7 @@ def opened(content: bytes, max_pixels: int | None = None, prefix: str = "") -> I
         prefix: Text before the reason, such as the name of the file.
 
     Raises:
-        LabelProblem: If the bytes are no image, or damaged in any way.
+        LabelProblem: If the bytes are not an image, or damaged in any way.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -2,7 +2,7 @@
 
 Both families walk an image column by column. Kaggle names the runs of defect pixels as `start length` pairs that count
 from 1; COCO lists the lengths of alternating runs, clean pixels first, and may compress that list into ASCII. Label
-files are not trusted: what cannot be meant is refused with the run's number and its value.
+files are not trusted: an impossible run is refused with its number and its value.
 
 No mask is ever transposed. Decoding writes each run straight down its columns (64 neighbouring columns share their
 cache lines); encoding compares each row with the one above it, so that equal stretches, nearly all of an image, pass
@@ -45,7 +45,7 @@ _REASONS = {
     _OVERLAP: "start {start} lies inside the run before ({before})",
     _PAST_END: "start {start} length {length} goes past the end of the {image} image",
     _TOO_MANY: "count {value} brings the sum past the end of the {image} image",
-    _EMPTY: "there are no counts at all for the {image} image",
+    _EMPTY: "the list of counts for the {image} image is empty",
     _TOO_FEW: "count {value} is the last but brings the sum only to {total} pixels of the {image} image",
     _NEGATIVE: "count {value} is negative",
     _TOO_LARGE: "count {value} is larger than 4294967295",
@@ -209,12 +209,12 @@ def coco_to_mask(text: str, height: int, width: int, where: str = "") -> NDArray
     return counts_to_mask(decompress(text, where), height, width, where)
 
 
-# --- what goes in -------------------------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------------------------------
 
 
 def _blank(height: int, width: int, where: str) -> Bytes:
     if height < 0 or width < 0 or height * width > _LARGEST:
-        raise RleError(_joined(where, f"no image is {height} pixels high and {width} wide"))
+        raise RleError(_prefixed(where, f"no image is {height} pixels high and {width} wide"))
     return np.zeros((height, width), np.uint8)
 
 
@@ -238,20 +238,20 @@ def _known_counts(counts: Sequence[int] | Ints, where: str) -> Ints:
         raise _count_error(counts, where) from None
 
 
-# --- what is said of a fault --------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------
 
 
-def _joined(where: str, message: str) -> str:
+def _prefixed(where: str, message: str) -> str:
     return f"{where}: {message}" if where else message
 
 
 def _error(where: str, run: int, fault: int, **values: Any) -> RleError:
-    return RleError(_joined(where, f"run {run}: {_REASONS[fault].format(**values)}"))
+    return RleError(_prefixed(where, f"run {run}: {_REASONS[fault].format(**values)}"))
 
 
 def _kaggle_error(where: str, run: int, fault: int, values: list[bytes], mask: Bytes) -> RleError:
     first = 2 * run - 2
-    shown = [_shown(value.decode("utf-8", "surrogatepass")) for value in values[: first + 2]] + [""]
+    shown = [_shortened(value.decode("utf-8", "surrogatepass")) for value in values[: first + 2]] + [""]
     start, length = shown[first : first + 2]
     before = " ".join(shown[max(0, first - 2) : first])
     wrong = repr(length if values[first].isdigit() else start)
@@ -262,16 +262,16 @@ def _kaggle_error(where: str, run: int, fault: int, values: list[bytes], mask: B
 def _count_error(counts: Any, where: str) -> RleError:
     for run, count in enumerate(counts if isinstance(counts, Sequence | np.ndarray) else (), 1):
         if not isinstance(count, int | np.integer):
-            return _error(where, run, _NO_NUMBER, wrong=_shown(repr(count)))
+            return _error(where, run, _NO_NUMBER, wrong=_shortened(repr(count)))
         value = int(count)
         if abs(value) > _LARGEST:
             # Python refuses to print an integer of thousands of digits in decimal.
             shown = f"{hex(value)[:_SHOWN]}..." if abs(value) > 10**_SHOWN else value
             return _error(where, run, _NEGATIVE if value < 0 else _TOO_LARGE, value=shown)
-    return RleError(_joined(where, f"{type(counts).__name__} is not a list of counts"))
+    return RleError(_prefixed(where, f"{type(counts).__name__} is not a list of counts"))
 
 
-def _shown(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -299,8 +299,8 @@ def _paint_run(pixels: Bytes, height: int, width: int, begin: int, end: int) -> 
 
 
 @_kernel
-def _gap(data: Bytes, at: int) -> int:
-    """Where the white space that may begin at `at` ends."""
+def _end_of_space(data: Bytes, at: int) -> int:
+    """Return where the white space that may begin at `at` ends."""
     while at < data.size and (data[at] == 32 or 9 <= data[at] <= 13):
         at += 1
     return at
@@ -308,7 +308,7 @@ def _gap(data: Bytes, at: int) -> int:
 
 @_kernel
 def _number(data: Bytes, at: int, limit: int) -> tuple[int, int]:
-    """The number at `at` and where it ends; past the limit it stops growing, so that no text overflows it."""
+    """Return the number at `at` and where it ends; past the limit it stops growing, so that it never overflows."""
     if at == data.size:
         return _NOTHING, at
     value = 0
@@ -323,8 +323,8 @@ def _number(data: Bytes, at: int, limit: int) -> tuple[int, int]:
 
 
 @_kernel
-def _judge(start: int, length: int, before: int, free: int, pixels: int) -> int:
-    """The fault of a run after one that began at `before` and left the pixels from `free` on."""
+def _run_fault(start: int, length: int, before: int, free: int, pixels: int) -> int:
+    """Return the fault of a run that follows one with start `before`; `free` is the first pixel not yet taken."""
     if start == _WRONG or length == _WRONG:
         return _NO_NUMBER
     if length == _NOTHING:
@@ -342,21 +342,21 @@ def _judge(start: int, length: int, before: int, free: int, pixels: int) -> int:
 
 @_kernel
 def _paint_kaggle(data: Bytes, mask: Bytes) -> tuple[int, int]:
-    """Paints run after run up to the first fault; says which, and in which run."""
+    """Paints run after run up to the first fault; returns the fault and the number of its run."""
     height, width = mask.shape
     pixels = mask.reshape(mask.size)
     run, before, free = 0, 0, 0
-    at = _gap(data, 0)
+    at = _end_of_space(data, 0)
     while at < data.size:
         run += 1
         start, at = _number(data, at, mask.size)
-        length, at = _number(data, _gap(data, at), mask.size)
-        fault = _judge(start, length, before, free, mask.size)
+        length, at = _number(data, _end_of_space(data, at), mask.size)
+        fault = _run_fault(start, length, before, free, mask.size)
         if fault != _FINE:
             return fault, run
         before, free = start, start + length
         _paint_run(pixels, height, width, start - 1, free - 1)
-        at = _gap(data, at)
+        at = _end_of_space(data, at)
     return _FINE, run
 
 
@@ -380,7 +380,7 @@ def _paint_counts(counts: Ints, mask: Bytes) -> tuple[int, int, int]:
 
 @_kernel
 def _read_difference(data: Bytes, at: int) -> tuple[int, int, int]:
-    """Fault, value and end of one little-endian number of five bits a character (32: more follows, 16: sign)."""
+    """Returns fault, value and end of a little-endian number, five bits a character (32: more follows, 16: sign)."""
     value, shift = 0, 0
     while at < data.size and shift < 5 * _LONGEST:
         digit = int(np.int64(data[at])) - 48
@@ -396,7 +396,7 @@ def _read_difference(data: Bytes, at: int) -> tuple[int, int, int]:
 
 @_kernel
 def _read_coco(data: Bytes, counts: Ints) -> tuple[int, int, int, int]:
-    """Reads counts up to the first fault; says which, in which run, at which character, and the value."""
+    """Reads counts up to the first fault; returns the fault, its run, its character and the value."""
     run, at = 0, 0
     while at < data.size:
         fault, count, end = _read_difference(data, at)
@@ -413,13 +413,13 @@ def _read_coco(data: Bytes, counts: Ints) -> tuple[int, int, int, int]:
 # --- kernels: encoding --------------------------------------------------------------------------------------------
 
 
-# Indices without a sign spare numba's test for negative ones. In `_same` that, the byte type and the size of the block
-# decide whether the loop becomes SIMD, fifty times as fast: blocks of 32 or 16 pixels do not.
+# Unsigned indices spare numba's test for negative ones. In `_block_is_equal` that, the byte type and the block's size
+# decide whether the loop becomes SIMD, fifty times as fast: it does not with blocks of 32 or 16 pixels.
 
 
 @_kernel
-def _same(above: Bytes, here: Bytes, left: int) -> bool:
-    """Whether a whole block equals the one above."""
+def _block_is_equal(above: Bytes, here: Bytes, left: int) -> bool:
+    """Return True if a whole block equals the one above."""
     difference = np.uint8(0)
     for step in range(_BLOCK):
         column = np.uint64(left) + np.uint64(step)
@@ -429,10 +429,10 @@ def _same(above: Bytes, here: Bytes, left: int) -> bool:
 
 @_kernel
 def _visit_row(above: Bytes, here: Bytes, row: int, height: int, edges: Ints, found: int) -> int:
-    """Appends the column-order positions of pixels that differ from those above; gives the new number of edges."""
+    """Appends the column-order positions of pixels that differ from those above; returns the new number of edges."""
     for left in range(0, here.size, _BLOCK):
         right = min(left + _BLOCK, here.size)
-        if right - left == _BLOCK and _same(above, here, left):
+        if right - left == _BLOCK and _block_is_equal(above, here, left):
             continue
         for column in range(np.uint64(left), np.uint64(right)):
             if (above[column] != 0) != (here[column] != 0):
@@ -457,7 +457,7 @@ def _edges_by_row(mask: Bytes) -> Ints:
 
 @_kernel
 def _by_column(edges: Ints, height: int, width: int) -> Ints:
-    """A counting sort: within a column the edges are in order already."""
+    """Sorts edges by column, by counting: within a column they are in order already."""
     slots: Ints = np.zeros(width + 1, np.int64)
     for edge in edges:
         slots[edge // height + 1] += 1
@@ -471,7 +471,7 @@ def _by_column(edges: Ints, height: int, width: int) -> Ints:
 
 @_kernel
 def _edges(mask: Bytes) -> Ints:
-    """The column-order positions, ascending, of pixels that differ from the one before; clean comes before all."""
+    """Returns the ascending column-order positions of pixels that differ from the one before; the first follows 0."""
     if mask.size == 0:
         return np.empty(0, np.int64)
     return _by_column(_edges_by_row(mask), mask.shape[0], mask.shape[1])
@@ -479,7 +479,7 @@ def _edges(mask: Bytes) -> Ints:
 
 @_kernel
 def _write_number(value: int, text: Bytes, at: int) -> int:
-    """Writes the digits and a space; gives the place after them."""
+    """Writes the digits and a space; returns the place after them."""
     end, rest = at + 1, value // 10
     while rest:
         end, rest = end + 1, rest // 10
@@ -517,7 +517,7 @@ def _counts_from_mask(mask: Bytes) -> Ints:
 
 @_kernel
 def _coco_from_counts(counts: Ints) -> Bytes:
-    """Five bits a character, each count from the fourth on as the difference to the last of its kind."""
+    """Writes five bits a character, each count from the fourth on as the difference to the last but one."""
     text = np.empty(_ROOM * counts.size, np.uint8)
     at = 0
     for index in range(counts.size):

@@ -1,4 +1,4 @@
-"""From what a label file says (`Region`) to canonical `Defect`s, and between defects and pixels."""
+"""Regions of label files (`Region`) to canonical `Defect`s, and defects to pixels and back."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from curate.masks import decode, rle
 from curate.paths import safe_join
 
 Mask = NDArray[np.uint8]
-FARTHEST = 1e9  # pixels: a coordinate further out is damage, and what kernels make of it need not fit an integer
+FARTHEST = 1e9  # pixels: a coordinate further out is damage, and could overflow an integer
 
 
 def defect_of(region: Region, width: int, height: int, root: Path, clip: bool, where: str = "") -> Defect | None:
-    """The canonical defect, or None where a mask file is empty, which says that its class is absent.
+    """Return the canonical defect, or None for an empty mask file: its class is absent.
 
-    Raises LabelProblem where the region cannot be trusted, or was drawn and gives no pixel: its image is not clean.
+    Raises LabelProblem where the region cannot be trusted, or was drawn but has no pixel: its image is not clean.
     """
     shape = region.shape
     if isinstance(shape, Box):
-        return boxed(region.label, shape, width, height, clip)
+        return defect_from_box(region.label, shape, width, height, clip)
     if isinstance(shape, RelativeBox):
         box = Box(shape.x * width, shape.y * height, shape.w * width, shape.h * height)
-        return boxed(region.label, box, width, height, clip)
+        return defect_from_box(region.label, box, width, height, clip)
     defect = defect_from_mask(region.label, _pixels(region, width, height, root, where))
     if defect is None and not isinstance(shape, MaskFile):
         raise no_pixel(region.label, shape, width, height)
@@ -38,15 +38,15 @@ def defect_of(region: Region, width: int, height: int, root: Path, clip: bool, w
 
 
 def no_pixel(label: str, shape: Shape, width: int, height: int) -> LabelProblem:
-    """The error for an annotation that was drawn but would leave its image clean."""
+    """Return the error for a region that was drawn but has no pixel, and would leave its image clean."""
     if isinstance(shape, Polygon):
-        why = f"it lies outside the {width}x{height} image, has no area, or is thinner than a pixel"
-        return LabelProblem(f"polygon of '{label}' gives no pixel: {why}")
+        reason = f"it lies outside the {width}x{height} image, has no area, or is thinner than a pixel"
+        return LabelProblem(f"polygon of '{label}' gives no pixel: {reason}")
     return LabelProblem(f"run-lengths of '{label}' give no pixel")
 
 
 def defect_from_mask(label: str, mask: Mask) -> Defect | None:
-    """A defect from a whole-image mask: tight box, run-lengths of the crop."""
+    """Return the defect of a whole-image mask (tight box, run-lengths of the crop), or None if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return None
@@ -57,14 +57,14 @@ def defect_from_mask(label: str, mask: Mask) -> Defect | None:
 
 
 def crop_of(defect: Defect) -> Mask | None:
-    """The defect's pixels inside its box, or None for a plain box."""
+    """Return the defect's pixels inside its box, or None for a plain box."""
     if defect.rle is None:
         return None
     return rle.coco_to_mask(defect.rle, int(defect.box[3]), int(defect.box[2]))
 
 
 def mask_of(defect: Defect, width: int, height: int) -> Mask:
-    """The defect's pixels in the whole image; a plain box holds those whose centre lies in it, but at least one."""
+    """Return the defect's whole-image mask; a plain box covers the pixels whose centre lies in it, at least one."""
     mask = np.zeros((height, width), np.uint8)
     x, y, w, h = defect.box
     crop = crop_of(defect)
@@ -77,9 +77,9 @@ def _span(start: float, length: float, size: int) -> slice:
     return slice(first, max(math.ceil(start + length - 0.5), first + 1))
 
 
-def boxed(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
-    """A plain box as a defect, clipped to the image or refused."""
-    # Rounded as it is kept: a fraction of an image that touches its border must not leave it by float noise.
+def defect_from_box(label: str, box: Box, width: int, height: int, clip: bool) -> Defect:
+    """Return a plain box as a defect, clipped to the image or refused."""
+    # Rounded as it is stored: a relative box at the image's border must not leave it by float noise.
     left, top, right, bottom = (round(value, 3) for value in (box.x, box.y, box.x + box.w, box.y + box.h))
     if not (np.isfinite([left, top, right, bottom]).all() and right > left and bottom > top):
         raise LabelProblem(f"box of '{label}' is not a rectangle: {box.x:g},{box.y:g} {box.w:g}x{box.h:g}")
@@ -119,7 +119,7 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
     except OSError as error:
         raise LabelProblem(f"mask {shape.path} cannot be read: {error.strerror}") from None
     with decode.opened(content, prefix=f"mask {shape.path} cannot be read: ") as image:
-        if image.size != (width, height):  # of its image, whose pixels intake has counted
+        if image.size != (width, height):  # max_pixels was checked for the image itself
             size = f"{image.width}x{image.height}"
             raise LabelProblem(f"mask {shape.path} is {size}, the image {width}x{height}")
         values = _grey(image)
@@ -129,7 +129,7 @@ def _mask_file(shape: MaskFile, width: int, height: int, root: Path) -> Mask:
 
 
 def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
-    """Refuse a mask with pixels that no class claims: read as they stand, they would be clean."""
+    """Refuse a mask with pixels that belong to no class: they would silently count as clean."""
     if shape.known:
         strange = values[~np.isin(values, (0, *shape.known))]
         if strange.size:
@@ -141,18 +141,18 @@ def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]
 
 
 def grey_file(path: Path) -> NDArray[Any]:
-    """The pixel values of a grey image file. Raises OSError where there is none, LabelProblem where it is damaged."""
+    """Return the pixel values of a grey image file. Raises OSError if missing, LabelProblem if damaged."""
     with decode.opened(files.read_bytes(path)) as image:
         return _grey(image)
 
 
 def _grey(image: Any) -> NDArray[Any]:
-    """Pixel values as stored: palette indices and 16-bit values stay, colour becomes grey, one bit 0 and 255."""
+    """Return pixel values as stored: palette indices and 16-bit values stay, colour becomes grey, one bit 0 and 255."""
     return np.asarray(image if image.mode in ("L", "P", "I", "I;16", "I;16B", "F") else image.convert("L"))
 
 
 def polygon_mask(polygon: Polygon, width: int, height: int) -> Mask:
-    """Pixels whose centre lies inside a ring (even-odd within a ring, rings united)."""
+    """Return the mask of pixels whose centre lies inside a ring (even-odd within a ring, rings united)."""
     mask = np.zeros((height, width), np.uint8)
     scale = (width, height) if polygon.relative else (1, 1)
     for ring in polygon.rings:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate import tables
 from curate.data import Box, Label
-from curate.errors import CurateError, nearest, unknown
+from curate.errors import CurateError, did_you_mean, unknown
 from curate.index import rounds
 from curate.index.dataset import PRESENT, Index
 from curate.select.pool import WHOLE, Exemplars, Floats, Pool, Rows, Windows
@@ -336,7 +336,7 @@ def _by_prefix(pool: Pool, prefix: str, index: Index) -> str:
     if matches:
         raise CurateError(f"--exemplars: '{prefix}' fits {len(matches)} images; give more of its characters")
     views, tags = index.dataset.list_saved_views(), index.dataset.distinct("tags")
-    hint = nearest(prefix, [*views, *tags])
+    hint = did_you_mean(prefix, [*views, *tags])
     raise CurateError(
         f"--exemplars '{prefix}' is no saved view, no tag and no image of the index{hint}; "
         f"views: {', '.join(views) or 'none'}; tags: {', '.join(tags) or 'none'}"

@@ -132,7 +132,7 @@ def _rules(rules: SelectionRules, pool: Pool) -> SelectionRules:
     """The rules with `near` as a cosine of these vectors."""
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
-    return replace(rules, near=nearest.cosine(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
+    return replace(rules, near=nearest.cosine_at(pool.vectors, NEAR) if rules.near == AUTO else rules.near or None)
 
 
 def cost_model(project: Project) -> CostModel:
@@ -178,7 +178,7 @@ def _prepared(index: Index, built: BuiltPool, request: SelectRequest, model: Cos
         "strata": _sizes(pool),
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "numba")} | {"curate": __version__},
         "made_at": label_log.now(),
-        "made_by": label_log.me(),
+        "made_by": label_log.user_name(),
         "pushed": None,
     }
     return SelectResult(manifest, [], list(built.notes))
@@ -276,7 +276,7 @@ def _predicted(pool: Pool) -> dict[str, Any]:
     known: dict[str, Any] = {"id": list(pool.ids)}
     if likely is None:
         return known
-    return known | {rounds.column(name): likely[:, number] for number, name in enumerate(pool.classes)}
+    return known | {rounds.class_column(name): likely[:, number] for number, name in enumerate(pool.classes)}
 
 
 def _why_nothing(built: BuiltPool) -> str:

@@ -1,7 +1,7 @@
-"""`curate duplicates`: pictures that are nearly the same, across splits and sources, and which of them to keep.
+"""`curate duplicates`: near-duplicate images, across splits and sources, and which of each cluster to keep.
 
-Copies of the same bytes are one sample already (the content id); this finds the same picture saved again, and the same
-steel seen twice. Clusters go to the index as fields, so that the App can show them; nothing is removed.
+Copies of the same bytes are one sample already (the content id); this finds an image that was saved again, and the same
+steel photographed twice. Clusters go to the index as fields, so that the App can show them; nothing is removed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from curate.greedy.neighbours import pairs_above
 from curate.index.dataset import Index
 from curate.labels.splits import Decisions
 from curate.project import Project
-from curate.vectors import nearest
-from curate.vectors import store as vectors
+from curate.vectors import nearest, store
 
-PROPOSED = 0.5  # of the usual distance: vectors propose generously, since pictures confirm
+PROPOSED = 0.5  # of the usual distance: vectors propose generously, since thumbnails confirm
 FIELDS = ("near_cluster", "near_of", "near_similarity", "near_splits")
 ABOUT = ("group", "status", "split", "source", "width", "height", "metadata.size_bytes", "filepath")
 
 
 @dataclass(slots=True)
 class DuplicateCandidate:
-    """One image, as far as choosing between copies goes."""
+    """The facts of an image that decide which copy is kept."""
 
     id: str
     group: str
@@ -40,15 +39,15 @@ class DuplicateCandidate:
     path: str
 
     @property
-    def worth(self) -> tuple[Any, ...]:
-        """Smallest first: labelled before unlabelled, held out before train, then the better picture."""
+    def rank(self) -> tuple[Any, ...]:
+        """Sort key, best copy first: labelled before unlabelled, held out before train, then the better image."""
         held_out = -SPLITS.index(self.split) if self.split else 1
         return (self.status != "labelled", held_out, -self.width * self.height, -self.bytes, self.id)
 
 
 @dataclass
 class Cluster:
-    """Images that are nearly the same; `kept` is the one to work with."""
+    """Near-duplicate images; `kept` is the one to work with."""
 
     kept: DuplicateCandidate
     others: list[DuplicateCandidate]
@@ -60,17 +59,17 @@ class Cluster:
 
     @property
     def splits(self) -> list[str]:
-        """Two or more: what was learnt from one is tested on another."""
-        return sorted({one.split for one in self.members if one.split}, key=SPLITS.index)
+        """The splits of its images; with two or more, a model is tested on what it was trained on."""
+        return sorted({image.split for image in self.members if image.split}, key=SPLITS.index)
 
     @property
     def sources(self) -> list[str]:
-        return sorted({one.source for one in self.members})
+        return sorted({image.source for image in self.members})
 
 
 @dataclass
 class DuplicatesReport:
-    """What was found; `joined` and `leaks` are filled when groups were joined."""
+    """Result of `curate duplicates`; `joined` and `leaks` are filled when groups were joined."""
 
     images: int
     threshold: float
@@ -97,10 +96,10 @@ def run(
 ) -> DuplicatesReport:
     """Find clusters and write them to the index; with `join` each becomes one group. The caller holds the lock."""
     index = Index(project)
-    found = vectors.open_latest(project.work, encoder)
-    clusters, used = search(_images(index), found, threshold, project.config.limits.max_pixels, progress)
+    vectors = store.open_latest(project.work, encoder)
+    clusters, cosine = search(_images(index), vectors, threshold, project.config.limits.max_pixels, progress)
     _write(index, clusters)
-    report = _report(clusters, len(found.ids()), used, found.name)
+    report = _report(clusters, len(vectors.ids()), cosine, vectors.name)
     if join:
         _join(project, index, clusters, report)
     return report
@@ -116,25 +115,33 @@ def _images(index: Index) -> dict[str, DuplicateCandidate]:
 
 def search(
     images: Mapping[str, DuplicateCandidate],
-    found: vectors.Vectors,
+    vectors: store.Vectors,
     threshold: float | None,
     limit: int,
     progress: Callable[[str, int, int], None],
 ) -> tuple[list[Cluster], float]:
-    """Connected images of at least this similarity, largest clusters first; and the cosine that was used."""
-    ids = sorted(set(found.ids()) & images.keys())
-    matrix = found.whole(ids)
+    """Return the clusters of near-duplicates, largest first, and the cosine that was used.
+
+    Args:
+        images: All images by content id.
+        vectors: Their vectors.
+        threshold: The cosine above which a pair is proposed; None chooses it by the data.
+        limit: Pixels above which an image is not decoded.
+        progress: Called with a stage, new steps and the total.
+    """
+    ids = sorted(set(vectors.ids()) & images.keys())
+    matrix = vectors.whole(ids)
     finite = np.flatnonzero(np.isfinite(matrix).all(axis=1))
     ids, matrix = [ids[row] for row in finite], matrix[finite]
-    used = nearest.cosine(matrix, PROPOSED) if threshold is None else threshold
-    first, second, _ = pairs_above(matrix, used, progress=_step(progress))
+    cosine = nearest.cosine_at(matrix, PROPOSED) if threshold is None else threshold
+    first, second, _ = pairs_above(matrix, cosine, progress=_as_steps(progress))
     proposed = zip(first.tolist(), second.tolist(), strict=True)
-    close = nearest.confirmed(proposed, [images[id].path for id in ids], limit)
-    clusters = [_cluster(rows, ids, images, matrix) for rows in _connected(len(ids), close)]
-    return sorted(clusters, key=lambda one: (-len(one.members), one.kept.id)), used
+    confirmed = nearest.confirmed_pairs(proposed, [images[id].path for id in ids], limit)
+    clusters = [_cluster(rows, ids, images, matrix) for rows in _connected(len(ids), confirmed)]
+    return sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.kept.id)), cosine
 
 
-def _step(progress: Callable[[str, int, int], None]) -> Callable[[int, int], None]:
+def _as_steps(progress: Callable[[str, int, int], None]) -> Callable[[int, int], None]:
     before = 0
 
     def step(done: int, total: int) -> None:
@@ -146,7 +153,7 @@ def _step(progress: Callable[[str, int, int], None]) -> Callable[[int, int], Non
 
 
 def _connected(n: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Rows that are linked by pairs, two or more together (union-find with path halving)."""
+    """Return the clusters of two or more rows that pairs link (union-find with path halving)."""
     parent = list(range(n))
 
     def root(row: int) -> int:
@@ -163,49 +170,49 @@ def _connected(n: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def _cluster(rows: Sequence[int], ids: Sequence[str], images: Mapping[str, DuplicateCandidate], matrix: Any) -> Cluster:
-    ordered = sorted(rows, key=lambda row: images[ids[row]].worth)
+    ordered = sorted(rows, key=lambda row: images[ids[row]].rank)
     similarity = matrix[ordered] @ matrix[ordered[0]]
     members = [images[ids[row]] for row in ordered]
-    return Cluster(members[0], members[1:], {one.id: float(s) for one, s in zip(members, similarity, strict=True)})
+    return Cluster(members[0], members[1:], {image.id: float(s) for image, s in zip(members, similarity, strict=True)})
 
 
 def _write(index: Index, clusters: Sequence[Cluster]) -> None:
-    """The fields of every member; those of images that are in no cluster any more are emptied."""
+    """Write the fields of every member; those of images that are in no cluster any more are emptied."""
     values: dict[str, dict[str, Any]] = {name: {} for name in FIELDS}
     if index.dataset.get_field(FIELDS[0]) is not None:
-        stale = [id for id, cluster in index.rows(FIELDS[0]) if cluster is not None]
-        values = {name: dict.fromkeys(stale) for name in FIELDS}
+        outdated = [id for id, cluster in index.rows(FIELDS[0]) if cluster is not None]
+        values = {name: dict.fromkeys(outdated) for name in FIELDS}
     if not clusters and not values[FIELDS[0]]:
         return
     fo = index.fo
     index.declare(near_cluster=fo.StringField, near_of=fo.StringField, near_similarity=fo.FloatField)
     index.declare(near_splits=fo.StringField)
     for cluster in clusters:
-        for one in cluster.members:
-            values["near_cluster"][one.id] = cluster.kept.id[:12]
-            values["near_of"][one.id] = None if one is cluster.kept else cluster.kept.id
-            values["near_similarity"][one.id] = round(cluster.similarity[one.id], 4)
-            values["near_splits"][one.id] = ", ".join(cluster.splits) if len(cluster.splits) > 1 else None
+        for image in cluster.members:
+            values["near_cluster"][image.id] = cluster.kept.id[:12]
+            values["near_of"][image.id] = None if image is cluster.kept else cluster.kept.id
+            values["near_similarity"][image.id] = round(cluster.similarity[image.id], 4)
+            values["near_splits"][image.id] = ", ".join(cluster.splits) if len(cluster.splits) > 1 else None
     index.set(values)
 
 
 def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: DuplicatesReport) -> None:
-    """One piece, one group: frozen decisions, so that no later split cuts through a cluster."""
+    """Make each cluster one group, for good, so that no later split cuts through it."""
     decisions = Decisions(project.work / "splits")
-    pairs = [(c.kept.group, one.group) for c in clusters for one in c.others if one.group != c.kept.group]
+    pairs = [(c.kept.group, image.group) for c in clusters for image in c.others if image.group != c.kept.group]
     report.joined = len({tuple(sorted(pair)) for pair in pairs})
     report.leaks = [asdict(leak) for leak in decisions.join(pairs)]
     shown = {id: (group, split) for id, group, split in index.rows("group", "split") if group}
-    held = {id: (decisions.group(group), decisions.split(group)) for id, (group, _) in shown.items()}
-    moved = [id for id, place in held.items() if place != shown[id]]  # also those that a killed run left behind
-    index.set({"group": {id: held[id][0] for id in moved}, "split": {id: held[id][1] for id in moved}})
+    decided = {id: (decisions.group(group), decisions.split(group)) for id, (group, _) in shown.items()}
+    moved = [id for id, place in decided.items() if place != shown[id]]  # also what a killed run left undone
+    index.set({"group": {id: decided[id][0] for id in moved}, "split": {id: decided[id][1] for id in moved}})
 
 
 def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: str) -> DuplicatesReport:
     largest = [
         {
             "kept": c.kept.path,
-            "others": [one.path for one in c.others[:5]],
+            "others": [image.path for image in c.others[:5]],
             "images": len(c.members),
             "similarity": round(min(c.similarity.values()), 4),
             "splits": c.splits,
@@ -221,6 +228,6 @@ def _report(clusters: Sequence[Cluster], images: int, threshold: float, name: st
         duplicates=sum(len(c.others) for c in clusters),
         across_splits=sum(len(c.splits) > 1 for c in clusters),
         across_sources=sum(len(c.sources) > 1 for c in clusters),
-        across_groups=sum(len({one.group for one in c.members}) > 1 for c in clusters),
+        across_groups=sum(len({image.group for image in c.members}) > 1 for c in clusters),
         largest=largest,
     )

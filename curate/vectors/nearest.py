@@ -1,8 +1,8 @@
-"""How alike two pictures must be to count as nearly the same: by the data's own measure, whatever the encoder.
+"""The similarity above which two images count as near-duplicates, relative to the data and for any encoder.
 
-Cosines of one encoder crowd at 0.99, of another they spread. So the measure is the usual distance of an image to its
-fifth nearest: what lies within a small share of that is no ordinary neighbour. Vectors propose, and where it must be
-right (`curate duplicates`), small pictures confirm.
+Cosines of one encoder crowd at 0.99, those of another spread. So the unit is the usual distance of an image to its
+fifth nearest neighbour: two images within a small share of that are near-duplicates. Vectors propose pairs; where a
+mistake would cost (`curate duplicates`), thumbnails confirm them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from curate.masks import decode
 
 SAMPLE = 2000
 FIFTH = 5
-SAME = 0.98  # correlation of small pictures
-SIDE = 32  # pixels of a small picture
+SAME = 0.98  # correlation of two thumbnails
+SIDE = 32  # pixels of a thumbnail
 
 
-def cosine(vectors: NDArray[np.float32], share: float) -> float:
-    """The cosine of two images that are `share` of the usual distance apart."""
+def cosine_at(vectors: NDArray[np.float32], share: float) -> float:
+    """Return the cosine of two images that are `share` of the usual distance apart."""
     step = max(1, len(vectors) // SAMPLE)
     sample = vectors[::step]
     if len(vectors) <= FIFTH:
@@ -34,19 +34,25 @@ def cosine(vectors: NDArray[np.float32], share: float) -> float:
     return float(1 - share * np.median(1 - similarity[:, -1]))
 
 
-def confirmed(pairs: Iterable[tuple[int, int]], paths: Sequence[str], limit: int) -> list[tuple[int, int]]:
-    """The pairs whose small pictures agree; a file that cannot be read confirms nothing."""
+def confirmed_pairs(pairs: Iterable[tuple[int, int]], paths: Sequence[str], limit: int) -> list[tuple[int, int]]:
+    """Return the pairs whose thumbnails agree; pairs with an unreadable file are left out.
+
+    Args:
+        pairs: Row numbers of two images each.
+        paths: The image files.
+        limit: Pixels above which an image is not decoded.
+    """
     pairs = list(pairs)
-    small = {row: _small(Path(paths[row]), limit) for row in sorted({row for pair in pairs for row in pair})}
-    return [(i, j) for i, j in pairs if _agree(small[i], small[j])]
+    thumbnails = {row: _thumbnail(Path(paths[row]), limit) for row in sorted({row for pair in pairs for row in pair})}
+    return [(i, j) for i, j in pairs if _agree(thumbnails[i], thumbnails[j])]
 
 
 def _agree(left: NDArray[np.float32] | None, right: NDArray[np.float32] | None) -> bool:
     return left is not None and right is not None and float(left @ right) >= SAME
 
 
-def _small(path: Path, limit: int) -> NDArray[np.float32] | None:
-    """The picture at 32 x 32, around zero and of length one."""
+def _thumbnail(path: Path, limit: int) -> NDArray[np.float32] | None:
+    """Return the image as a grey thumbnail, with mean 0 and length 1, or None if it cannot be read."""
     from PIL import Image
 
     try:

@@ -1,12 +1,12 @@
-"""`curate embed`: vectors for every image and its windows, those alone that are missing.
+"""`curate embed`: computes the missing vectors of every image and its windows.
 
     report = run(project, "texture", {"tile": 96}, progress=step)      by name and options
-    report = run(project, made, engine="ray")                          or a made encoder
-    for outcome in outcomes(encoder, [(id, path), ...], limit): ...    without a project: each image's vectors
+    report = run(project, encoder, engine="ray")                       or an encoder object
+    for outcome in outcomes(encoder, [(id, path), ...], limit): ...    without a project: the vectors of each image
 
-A batch is one append: whatever a kill leaves, the next run finds and completes. Images that cannot be read, or whose
-vectors are no numbers, are skipped and reported with the reason; the next run tries them again. With `engine="ray"`
-the same functions run in Ray's actors, on this machine or on the cluster that RAY_ADDRESS names; the driver appends.
+A batch is one append, so that a run can be killed at any moment and the next one goes on. Images that cannot be read,
+or whose vectors are not finite, are skipped and reported with the reason; the next run tries them again. With
+`engine="ray"` the same functions run in Ray's actors, here or on the cluster of RAY_ADDRESS; the driver appends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from curate.vectors.store import Vectors
 BATCH = 128  # images to an append
 JOB = 16  # images that a process decodes at a time
 WORTH = 5.0  # seconds of decoding left, above which starting processes pays
-FEW = 32  # images after which it can be told how long the rest will take
+FEW = 32  # images after which the time for the rest can be estimated
 Progress = Callable[[str, int, int], None]
 Engine = Literal["local", "ray"]
 
 
 @dataclass
 class EmbedReport:
-    """What a run did: images `embedded` now, `kept` from before, `failed` with path and reason, `missing` on disk."""
+    """Result of `curate embed`: images `embedded` now, `kept` from before, `failed` with reason, `missing` on disk."""
 
     encoder: str
     key: str
@@ -67,26 +67,36 @@ def run(
     workers: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> EmbedReport:
-    """Embed what has no vectors yet. The caller holds the project's writer lock."""
-    begun = time.perf_counter()
-    made = embed.build(encoder, options) if isinstance(encoder, str) else encoder
-    vectors = table_of(project, made, _command(encoder, options))
+    """Embed the images that have no vectors yet. The caller holds the project's writer lock.
+
+    Args:
+        project: The project.
+        encoder: The encoder's name, or an encoder.
+        options: The encoder's options, if it is given by name.
+        engine: "local" runs processes on this machine, "ray" actors of Ray.
+        batch: Images to an append.
+        workers: Processes or actors; None chooses.
+        progress: Called with a stage, the images done and the total.
+    """
+    start = time.perf_counter()
+    chosen = embed.build(encoder, options) if isinstance(encoder, str) else encoder
+    vectors = table_of(project, chosen, _command(encoder, options))
     images, missing = _images(project)
     known = set(vectors.ids())
     todo = [(id, path) for id, path in images.items() if id not in known]
     report = EmbedReport(vectors.name, vectors.key, vectors.table.path, kept=len(images) - len(todo), missing=missing)
     limit = project.config.limits.max_pixels
-    found = outcomes(made, todo, limit, engine=engine, batch=batch, workers=workers)
-    for part in chunks(found, batch):
+    encoded = outcomes(chosen, todo, limit, engine=engine, batch=batch, workers=workers)
+    for part in chunks(encoded, batch):
         _write(part, vectors, report)
-        progress(f"embed {made.name}", len(part), len(todo))
+        progress(f"embed {chosen.name}", len(part), len(todo))
     vectors.table.finish(newest=True)
-    report.seconds = round(time.perf_counter() - begun, 3)
+    report.seconds = round(time.perf_counter() - start, 3)
     return report
 
 
 def table_of(project: Project, encoder: Encoder, command: str = "curate embed") -> Vectors:
-    """The encoder's table in this project; made if it is not there."""
+    """Return the encoder's table in this project; creates it if there is none."""
     path = project.work / "vectors" / f"{encoder.name}-{encoder.key}.lance"
     if tables.Table.exists(path):
         return Vectors(tables.Table(path))
@@ -99,18 +109,18 @@ def _command(encoder: str | Encoder, options: Mapping[str, Any] | None) -> str:
 
 
 def _images(project: Project) -> tuple[dict[str, str], int]:
-    """Every image that is on disk, and how many are not."""
+    """Return the files of images on disk by content id, and the number of images that are missing."""
     rows = list(zip(*Index(project).dataset.values(["content_id", "filepath", "missing"]), strict=True))
-    there = {id: path for id, path, missing in rows if id and not missing}
-    return there, sum(1 for id, _, _ in rows if id) - len(there)
+    present = {id: path for id, path, missing in rows if id and not missing}
+    return present, sum(1 for id, _, _ in rows if id) - len(present)
 
 
 def _write(part: list[EncodedImage], vectors: Vectors, report: EmbedReport) -> None:
-    good = [one for one in part if one.problem is None]
-    vectors.append([one.id for one in good], [one.boxes for one in good], [one.vectors for one in good])
+    good = [image for image in part if image.problem is None]
+    vectors.append([image.id for image in good], [image.boxes for image in good], [image.vectors for image in good])
     report.embedded += len(good)
-    report.windows += sum(len(one.boxes) for one in good)
-    report.failed |= {one.id: f"{one.path}: {one.problem}" for one in part if one.problem is not None}
+    report.windows += sum(len(image.boxes) for image in good)
+    report.failed |= {image.id: f"{image.path}: {image.problem}" for image in part if image.problem is not None}
 
 
 def outcomes(
@@ -122,7 +132,7 @@ def outcomes(
     batch: int = BATCH,
     workers: int | None = None,
 ) -> Iterator[EncodedImage]:
-    """Every image's vectors or problem, in the order of `todo`."""
+    """Yield every image's vectors or problem, in the order of `todo`."""
     if engine == "ray":
         yield from _ray.outcomes(encoder, todo, max_pixels, batch, workers)
         return
@@ -136,7 +146,7 @@ def outcomes(
 
 
 def _prepared(encoder: Encoder, todo: ImageFiles, max_pixels: int, count: int | None) -> Iterator[PreparedImage]:
-    """Every image ready to be encoded, in order; starts processes once it shows that they pay."""
+    """Yield every image ready to be encoded, in order; starts processes once they pay."""
     prepare = partial(prepare_images, encoder, max_pixels=max_pixels)
     jobs = chunks(todo, JOB)
     done, spent = 0, 0.0
@@ -144,27 +154,27 @@ def _prepared(encoder: Encoder, todo: ImageFiles, max_pixels: int, count: int | 
         for job in jobs:
             if count != 0 and done >= FEW and spent / done * (len(todo) - done) > WORTH:
                 pool = stack.enter_context(workers.pool(count))
-                yield from _ahead(pool, prepare, chain([job], jobs), 2 * (count or workers.cores()))
+                yield from _run_in_pool(pool, prepare, chain([job], jobs), 2 * (count or workers.cores()))
                 return
-            begun = time.perf_counter()
-            found = prepare(job)
-            # The first job also loads libraries and compiles: it tells nothing of the rest.
-            spent, done = (spent + time.perf_counter() - begun, done + len(job)) if done else (0.0, len(job))
-            yield from found
+            start = time.perf_counter()
+            prepared = prepare(job)
+            # The first job also loads libraries and compiles: its time says nothing about the rest.
+            spent, done = (spent + time.perf_counter() - start, done + len(job)) if done else (0.0, len(job))
+            yield from prepared
 
 
-def _ahead(
+def _run_in_pool(
     pool: ProcessPoolExecutor,
     prepare: Callable[[ImageFiles], list[PreparedImage]],
     jobs: Iterable[ImageFiles],
-    most: int,
+    limit: int,
 ) -> Iterator[PreparedImage]:
-    """A bounded number of jobs ahead: prepared windows are large."""
+    """Run a bounded number of jobs ahead: prepared windows are large."""
     pending: deque[Future[list[PreparedImage]]] = deque()
     try:
         for job in jobs:
             pending.append(pool.submit(prepare, job))
-            if len(pending) > most:
+            if len(pending) > limit:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()

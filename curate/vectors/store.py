@@ -1,7 +1,7 @@
-"""Vectors of images and of their windows, in `work/vectors/<encoder's name>-<key>.lance`.
+"""The vector tables: vectors of images and of their windows, in `work/vectors/<encoder's name>-<key>.lance`.
 
 One row a window: `id`, `tile` (-1 is the whole image), `x y w h` (its pixels) and a float16 `vector` of length 1. All
-windows of an image come in one append, so that an image is there whole or not at all.
+windows of an image come in one append, so that an image is in the table whole or not at all.
 
     vectors = open_latest(project.work)            the newest; open_latest(work, "texture"): the newest of that encoder
     vectors.name, .key, .dim, .ids()
@@ -9,7 +9,7 @@ windows of an image come in one append, so that an image is there whole or not a
     for tiles in vectors.tiles(ids):               streamed; tiles.ids, .tile, .boxes (k, 4), .vectors float16 (k, d)
     vectors.windows(id)                            all windows of one image as one `Tiles`, the whole image first
 
-`tiles` leaves the whole-image windows out. An image that is one window alone has no tiles: `windows` has it.
+`tiles` leaves out the whole-image windows. A small image has only that window, and no tiles.
 """
 
 from __future__ import annotations
@@ -56,22 +56,23 @@ class Vectors:
         self.key, dim = about.get("key", ""), about.get("dim", "")
         self.dim = int(dim) if dim.isascii() and dim.isdigit() and len(dim) < 7 else 0
         if not self.dim or any(table.columns.get(name) != kind for name, kind in _columns(self.dim).items()):
-            raise CurateError(f"{table.path} holds no vectors of ours, or is damaged. Remove its folder. {REMEDY}")
+            raise CurateError(f"{table.path} is not a vector table, or is damaged. Remove its folder. {REMEDY}")
 
     @property
     def remedy(self) -> str:
+        """The command that computes missing vectors."""
         return f"Run: {self.table.metadata.get('command', 'curate embed')}"
 
     @classmethod
     def create(cls, path: Path, key: str, dim: int, about: Mapping[str, str] | None = None) -> Vectors:
-        """A new table; `about` tells how the vectors were made, its `command` how to make more."""
+        """Create a table; `about` is its metadata: `command` is the command that adds vectors."""
         return cls(Table.create(path, _columns(dim), {"key": key, "dim": str(dim)} | dict(about or {})))
 
     def append(self, ids: Sequence[str], boxes: Sequence[NDArray[np.int32]], vectors: Sequence[Any]) -> None:
-        """Whole images with all their windows: for each image its boxes and vectors, the whole image first."""
+        """Append images with all their windows: for each image its boxes and vectors, the whole image first."""
         if not ids:
             return
-        # Whole images stand together, ahead of all tiles: reading them alone then touches few pages.
+        # Whole images come first, then all tiles: so reading only whole images touches few pages.
         order = [(i, 0, 1) for i in range(len(ids))] + [(i, 1, len(boxes[i])) for i in range(len(ids))]
         places = np.concatenate([boxes[i][begin:end] for i, begin, end in order])
         rows: dict[str, Any] = {
@@ -82,40 +83,40 @@ class Vectors:
         self.table.append(rows | {name: places[:, n] for n, name in enumerate(PLACE)})
 
     def ids(self) -> list[str]:
-        """Every image that has vectors, in the order in which they came."""
+        """Return the ids of all images with vectors, in the order in which they were added."""
         return list(self.table.ids(IS_WHOLE))
 
     def whole(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """The vectors of whole images, in the order of `ids`."""
+        """Return the vectors of whole images, float32 (n, dim), in the order of `ids`."""
         try:
-            found = self.table.read(ids, ["vector"], IS_WHOLE)["vector"]
+            vectors = self.table.read(ids, ["vector"], IS_WHOLE)["vector"]
         except CurateError:
             missing = len(set(ids).difference(self.ids()))
             if not missing:
                 raise
-            told = f"{missing} of {len(set(ids))} images have no {self.name} vectors yet"
-            raise CurateError(f"{told}. {self.remedy}") from None
-        return found.astype(np.float32).reshape(len(ids), self.dim)
+            message = f"{missing} of {len(set(ids))} images have no {self.name} vectors yet"
+            raise CurateError(f"{message}. {self.remedy}") from None
+        return vectors.astype(np.float32).reshape(len(ids), self.dim)
 
     def tiles(self, ids: Sequence[str] | None = None, rows: int = 65536) -> Iterator[Tiles]:
-        """The tiles of these images (of all, without `ids`), as they stand in the table, at most `rows` at a time."""
+        """Yield the tiles of these images (of all, without `ids`) in the table's order, at most `rows` at a time."""
         wanted = None if ids is None else set(ids)
         for batch in self.table.batches(COLUMNS, rows, f"tile <> {WHOLE}"):
-            found = _tiles(batch, wanted)
-            if len(found):
-                yield found
+            tiles = _tiles(batch, wanted)
+            if len(tiles):
+                yield tiles
 
     def windows(self, id: str) -> Tiles:
-        """All windows of one image, the whole image first."""
+        """Return all windows of one image, the whole image first."""
         parts = [_tiles(batch, {id}) for batch in self.table.batches(COLUMNS, where=f"id = '{_plain(id)}'")]
-        found = _joined([part for part in parts if len(part)])
-        if found is None:
+        windows = _joined([part for part in parts if len(part)])
+        if windows is None:
             raise CurateError(f"image {id} has no {self.name} vectors. {self.remedy}")
-        return found
+        return windows
 
 
 def open_latest(work: Path, name: str | None = None) -> Vectors:
-    """The vectors that were written last, of this encoder if one is named."""
+    """Return the newest vectors, of this encoder if one is named. Raises CurateError if there are none."""
     folder = work / "vectors"
     table = tables.latest(folder, name)
     if table is not None:
@@ -135,7 +136,7 @@ def _plain(id: str) -> str:
 
 
 def _tiles(batch: Any, wanted: set[str] | None) -> Tiles:
-    """A record batch's windows, those of the wanted images alone. An image's id is made a string once, not per row."""
+    """Return a record batch's windows of the wanted images. Ids become strings once per image, not per row."""
     coded = batch["id"].dictionary_encode()
     names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy()
     if wanted is not None:

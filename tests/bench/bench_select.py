@@ -73,7 +73,7 @@ def _stream(pool: Pool, tiles: int):  # type: ignore[no-untyped-def]
 def compare(n: int, tiles: int) -> None:
     pool, rare = drawn(n, tiles)
     size = pool.vectors.nbytes
-    rules = SelectionRules(near=nearest.cosine(pool.vectors, 0.15))
+    rules = SelectionRules(near=nearest.cosine_at(pool.vectors, 0.15))
     rows = []
     for name in STRATEGIES:
         fresh = replace(pool, memo={}, lasting={})

@@ -166,11 +166,11 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_writer_is_told_who_writes(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(CurateError) as problem, writer_lock(tmp_path, "curate index"):
         pytest.fail("two writers")
-    said = str(problem.value)
-    assert said.startswith(f"'curate train' (pid {holder.pid} on ")
-    assert str(tmp_path / ".lock") in said
-    assert "Wait for it to end" in said
-    assert "\n" not in said
+    message = str(problem.value)
+    assert message.startswith(f"'curate train' (pid {holder.pid} on ")
+    assert str(tmp_path / ".lock") in message
+    assert "Wait for it to end" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])

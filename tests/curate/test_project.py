@@ -218,14 +218,14 @@ def test_an_empty_config_lacks_its_sources(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_stand_twice(tmp_path: Path, what: str, text: str) -> None:
-    assert f"{what} name 'a' stands twice; names must differ" in problem(tmp_path, text)
+    assert f"{what} name 'a' is used twice; names must differ" in problem(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["[[sources", "a = ", "a = 1\na = 2", "\x00"])
 def test_what_is_no_toml_says_where(tmp_path: Path, text: str) -> None:
-    said = problem(tmp_path, text)
-    assert said.startswith(f"{tmp_path / 'project.toml'}: not valid TOML: ")
-    assert "(at " in said
+    message = problem(tmp_path, text)
+    assert message.startswith(f"{tmp_path / 'project.toml'}: not valid TOML: ")
+    assert "(at " in message
 
 
 def test_what_is_no_text_is_no_toml(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_a_missing_project_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_bad_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
-    said = problem(tmp_path, SMALL + '[splits]\nratio = "1/1/1"\n', {"splits": {"ratio": "x"}})
-    assert said.startswith("splits.ratio: split 'x' is not three numbers")
+    message = problem(tmp_path, SMALL + '[splits]\nratio = "1/1/1"\n', {"splits": {"ratio": "x"}})
+    assert message.startswith("splits.ratio: split 'x' is not three numbers")
 
 
 @pytest.mark.parametrize("key", ["api_key", "token", "label_studio_token", "password"])
@@ -253,9 +253,9 @@ def test_a_bad_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     "place", ["{} = 's3cret'\n" + SMALL, SMALL + "{} = 's3cret'\n", SMALL + "[limits]\n{} = 's3cret'"]
 )
 def test_a_secret_is_refused_and_not_shown(tmp_path: Path, key: str, place: str) -> None:
-    said = problem(tmp_path, place.format(key))
-    assert f"unknown key '{key}'" in said
-    assert "s3cret" not in said
+    message = problem(tmp_path, place.format(key))
+    assert f"unknown key '{key}'" in message
+    assert "s3cret" not in message
 
 
 @pytest.mark.parametrize(
@@ -266,17 +266,17 @@ def test_a_secret_is_refused_and_not_shown(tmp_path: Path, key: str, place: str)
         ("{line}/{name}", "{line", "allowed"),
         ("{line}/{name}", "{}", "allowed"),
         (None, "{line}", "none without a template"),
-        ("{line}/{line}", None, "{line} stands twice or is no name"),
-        ("{1}/{name}", None, "{1} stands twice or is no name"),
+        ("{line}/{line}", None, "{line} is repeated or is not a name"),
+        ("{1}/{name}", None, "{1} is repeated or is not a name"),
     ],
 )
 def test_templates_that_could_not_be_filled(
     tmp_path: Path, template: str | None, stratum: str | None, wrong: str
 ) -> None:
     text = SMALL + "".join(f'{k} = "{v}"\n' for k, v in (("template", template), ("stratum", stratum)) if v)
-    said = problem(tmp_path, text)
-    assert said.startswith(f"{tmp_path / 'project.toml'}:1: sources: ")
-    assert wrong in said
+    message = problem(tmp_path, text)
+    assert message.startswith(f"{tmp_path / 'project.toml'}:1: sources: ")
+    assert wrong in message
 
 
 def test_templates_that_can_be_filled(tmp_path: Path) -> None:

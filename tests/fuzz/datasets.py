@@ -242,7 +242,7 @@ def check(name: str, case: dict[str, Any], root: Path) -> str:
     keeps = bool(getattr(module, "EMPTY_MASK_KEEPS_CLASS", False))
     rules = SourceRules(root, limits, {}, allowed, keeps)
     records = list(formats.read(name, root, None, case["fully"], case["options"]))
-    outcomes = reading.examine_all([(record, None) for record in records], "src", rules, rules.mark)
+    outcomes = reading.examine_records([(record, None) for record in records], "src", rules, rules.digest)
     rejected = False
     by_path: dict[str, list[Any]] = {}
     for record, outcome in zip(records, outcomes, strict=True):
@@ -272,7 +272,7 @@ def _sound(outcome: Any) -> None:
         x, y, w, h = defect.box
         if not (w > 0 and h > 0 and x >= 0 and y >= 0):
             raise Fault(WRONG, f"box {defect.box}")
-        if not shapes.mask_of(defect, outcome.picture.width, outcome.picture.height).any():
+        if not shapes.mask_of(defect, outcome.image.width, outcome.image.height).any():
             raise Fault(WRONG, f"defect without a pixel: {defect}")
 
 

@@ -76,11 +76,11 @@ def check(case: dict[str, Any], root: Path, *, reader: str) -> str:
 
 def _intake(case: dict[str, Any], root: Path) -> str:
     from curate.data import Record
-    from curate.index.intake import SourceRules, picture_of
+    from curate.index.intake import SourceRules, image_facts
     from curate.project import LimitsConfig
 
     limits = LimitsConfig(max_pixels=case["max_pixels"], verify=case["verify"])
-    found = picture_of(root / "a.png", Record("a.png"), SourceRules(root, limits, {}, frozenset()))
+    found = image_facts(root / "a.png", Record("a.png"), SourceRules(root, limits, {}, frozenset()))
     if found.width < 1 or found.height < 1 or not 1 <= found.channels <= 4:
         raise Fault(WRONG, f"an image of {found.width}x{found.height} with {found.channels} channels")
     return OK

@@ -368,7 +368,7 @@ def _prepare_rounds() -> None:
                 | {"predicted": ["crack"]}
                 for rank, id in enumerate(IDS)
             ]
-            chances = {"id": IDS, rounds.column("crack"): np.linspace(0, 1, 4).astype(np.float32)}
+            chances = {"id": IDS, rounds.class_column("crack"): np.linspace(0, 1, 4).astype(np.float32)}
             rounds.write(Path(folder), about, rows, chances)
         _files["rounds"] = _below(Path(folder))
 

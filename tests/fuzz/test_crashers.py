@@ -108,7 +108,7 @@ def test_a_reason_for_quarantine_is_one_line(tmp_path: Path) -> None:
     fakes.save_image(tmp_path / "a.jpg")
     found = [Reject("a.jpg", "2 label files: a\nb.xml"), Record("a.jpg", classes=("a\nb",), labelled=True)]
     found += [Record("../a\nb.jpg", labelled=True)]
-    outcomes = reading.examine_all([(one, None) for one in found], "src", rules, rules.mark)
+    outcomes = reading.examine_records([(one, None) for one in found], "src", rules, rules.digest)
     assert all(one.row.problem and "\n" not in one.row.problem for one in outcomes)
 
 
@@ -241,5 +241,5 @@ def test_damaged_vectors_are_not_taken_for_missing_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[", "5", "[1]", '{"a": 1}', "[" * 100_000])
 def test_the_classes_of_a_damaged_table_are_told(text: str, tmp_path: Path) -> None:
-    with pytest.raises(CurateError, match=r"its classes are no list of names"):
+    with pytest.raises(CurateError, match=r"its classes are not a list of names"):
         Table.create(tmp_path / "model-1.lance", {"margin": "float32"}, {"classes": text}).classes  # noqa: B018

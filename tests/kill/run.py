@@ -271,7 +271,7 @@ def _in_studio() -> dict[str, str]:
 
 def _import_all() -> None:
     """Everything that a command may import; FiftyOne's connection is closed again, so that no thread is left."""
-    database.quieten()
+    database.silence_fiftyone()
     import fiftyone as fo
     import lance  # noqa: F401 - warm
     import numpy as np

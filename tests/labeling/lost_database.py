@@ -27,7 +27,7 @@ from tests.labeling.mongod import Mongod
 from tests.labeling.test_push_pull import SIZE, drawn
 
 PUSH = ("labeling.push._label_tasks", "labeling.push._store", "labeling.push._mark")
-PULL = ("labeling.pull.settle_all", "curate.index.app_edits.show", "curate.index.sync.give_splits")
+PULL = ("labeling.pull.settle_all", "curate.index.app_edits.show", "curate.index.sync.assign_splits")
 
 
 def losing(mongod: Mongod, place: str, act: Callable[[], Any]) -> None:

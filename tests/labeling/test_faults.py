@@ -416,7 +416,7 @@ PULL_DIES = [
     ("curate.index.app_edits:show", 2, "before"),
     ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
-    ("curate.index.sync:give_splits", 1, "before"),
+    ("curate.index.sync:assign_splits", 1, "before"),
     ("labeling.remote_project:LabelStudioProject.save", 1, "before"),
 ]
 

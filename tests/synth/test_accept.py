@@ -304,7 +304,7 @@ def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
         for folder, path in (("..", "(synthetic):../stray.png"), ("", f"(synthetic):/{tmp_path}/stray.png")):
             follower.log(label_log, "0" * 64, follower.SyntheticOrigin(folder, ground, path), Label("labelled"))
             label_log.flush()
-            assert not follower.entered(label_log)
+            assert not follower.accepted(label_log)
         name = "a/../../stray.png"
         follower.log(
             label_log,
@@ -312,7 +312,7 @@ def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
             follower.SyntheticOrigin("a", ground, follower.reference("a", name[2:])),
             Label("labelled"),
         )
-        assert not follower.entered(label_log)
+        assert not follower.accepted(label_log)
     accept.accept(mill, batch.key, forced=True)
     with closing(LabelLog(mill.work / "labels")) as label_log:
         origins = [entry.extra["synthetic"] for id in sorted(synthetic(mill)) for entry in label_log.history(id)]

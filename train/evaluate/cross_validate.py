@@ -259,7 +259,7 @@ def dealt(
 
 
 def _counted(items: Iterable[Item]) -> list[splits.Group]:
-    return splits.gathered(Member(group_of(one), one.source, "labelled", one.label.present) for one in items)
+    return splits.groups_of(Member(group_of(one), one.source, "labelled", one.label.present) for one in items)
 
 
 def _parted(rest: Sequence[Item], learnt: TrainingData, seed: int, shares: Mapping[str, float]) -> TrainingData:

@@ -231,7 +231,7 @@ class _RunState:
         self.budget = images_or_seconds(setting.budget, int((world.pooled & ~self.known).sum()))
         self.vectors = np.asarray(world.vectors[self.rows])
         self.windows = _Windows(world, self.rows, self.vectors) if world.windows is not None else None
-        self.rules = SelectionRules(near=nearest.cosine(self.vectors, NEAR)) if setting.rules else BARE
+        self.rules = SelectionRules(near=nearest.cosine_at(self.vectors, NEAR)) if setting.rules else BARE
         self.minutes = world.regions * REGION / 60 + LOOK / 60
         self.notes: dict[str, None] = {}
         self.lasting: dict[str, Any] = {}

@@ -250,7 +250,7 @@ HOSTILE: dict[str, tuple[Callable[[Members], object], str]] = {
     "toml-no-sources": (written(TOML, 'dataset = "x"\n'), "sources"),
     "toml-long": (written(TOML, "#" * 2_000_000), "larger than 1 MB"),
     "toml-zero-byte": (written(TOML, SOURCE + 'labels = "a\\u0000b"'), "zero byte"),
-    "toml-no-home": (written(TOML, SOURCE + 'labels = "~nobody-at-all/x"'), "no such user"),
+    "toml-no-home": (written(TOML, SOURCE + 'labels = "~nobody-at-all/x"'), "no user of this name"),
     "samples-junk": (written(SAMPLES, "junk"), "its index cannot be read"),
     "samples-other": (written(SAMPLES, '{"samples": [5]}'), "its index cannot be read"),
     "samples-list": (written(SAMPLES, "[]"), "its index cannot be read|promises 6 images, 0"),

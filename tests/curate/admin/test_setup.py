@@ -93,10 +93,13 @@ def test_a_labelled_source_is_never_guessed_but_may_be_told(here: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "says"),
     [
-        (Layout(stratum="{lime}"), "stratum '{lime}' names what the template does not hold; allowed: {line}, {coil}"),
+        (
+            Layout(stratum="{lime}"),
+            "stratum '{lime}' names a field that is not in the template; allowed: {line}, {coil}",
+        ),
         (Layout("", "{line}"), "allowed: none without a template"),
         (Layout("{line}/{name}", "{lime}"), "allowed: {line}, {name}"),
-        (Layout("{a}/{a}"), "field {a} stands twice"),
+        (Layout("{a}/{a}"), "field {a} is repeated"),
         (Layout(group="("), "sources.group: not a regular expression"),
     ],
 )

@@ -68,8 +68,8 @@ def test_the_same_pictures_in_other_files_are_found(neu: tuple[list[Path], np.nd
     twins = sorted((real_data("sd900") / "images").glob("*.png"))
     paths = [*neu[0], *twins]
     vectors = np.vstack([neu[1], vectors_of(twins)])
-    first, second, _ = pairs_above(vectors, nearest.cosine(vectors, 0.5))
-    pairs = nearest.confirmed(zip(first.tolist(), second.tolist(), strict=True), [str(p) for p in paths], 10**8)
+    first, second, _ = pairs_above(vectors, nearest.cosine_at(vectors, 0.5))
+    pairs = nearest.confirmed_pairs(zip(first.tolist(), second.tolist(), strict=True), [str(p) for p in paths], 10**8)
     found = {j for i, j in pairs if i < len(neu[0]) <= j}
     print(f"{len(found)} of {len(twins)} twins found; {len(pairs)} pairs in all, {len(first)} proposed by vectors")
     assert len(found) >= 890

@@ -1,4 +1,4 @@
-"""What a person's edit in the App means; and which version a decision lets stand."""
+"""Labels that follow from a person's edit in the App, and versions that a decision chooses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from curate.data import UNLABELLED, Defect, Label, make_defect
 from curate.errors import CurateError
-from curate.index.app_edits import MARKED, settled, tight
+from curate.index.app_edits import MARKED, label_from_edit, with_tight_boxes
 from curate.index.conflicts import choose
 from curate.labels.log import DUPLICATE_LABELS
 from curate.masks import rle
@@ -36,7 +36,7 @@ DISPUTED = Label("disputed", (CRACK,), (), DUPLICATE_LABELS)
         (Label("labelled"), LABELLED, Label("labelled")),
         (Label("labelled"), UNLABELLED, Label("labelled")),
         (Label("labelled", (CRACK, HOLE)), LABELLED, Label("labelled", (CRACK, HOLE))),
-        # A status says what it says.
+        # A status holds as it is.
         (Label("unlabelled"), LABELLED, UNLABELLED),
         (Label("skipped", (CRACK,)), LABELLED, Label("skipped", (CRACK,))),
         (Label("disputed", (CRACK,)), LABELLED, Label("disputed", (CRACK,), (), MARKED)),
@@ -58,7 +58,7 @@ DISPUTED = Label("disputed", (CRACK,), (), DUPLICATE_LABELS)
     ],
 )
 def test_what_an_edit_means(edited: Label, before: Label, meant: Label) -> None:
-    assert settled(edited, before, CLASSES) == meant
+    assert label_from_edit(edited, before, CLASSES) == meant
 
 
 STATUS: Any = st.sampled_from(("unlabelled", "queued", "labelled", "skipped", "disputed"))
@@ -73,12 +73,12 @@ ANY = st.builds(
 
 @given(ANY, ANY)
 def test_every_edit_ends_in_a_state_that_makes_sense(edited: Label, before: Label) -> None:
-    meant = settled(edited, before, CLASSES)
+    meant = label_from_edit(edited, before, CLASSES)
     assert (meant.status == "disputed") <= bool(meant.reason)
     assert meant.status != "labelled" or meant.present <= CLASSES
     assert meant.status != "labelled" or meant.reason is None
     assert not (meant.status in ("unlabelled", "queued") and meant.present)
-    assert settled(meant, meant, CLASSES).present == meant.present
+    assert label_from_edit(meant, meant, CLASSES).present == meant.present
 
 
 @settings(deadline=None)
@@ -87,17 +87,17 @@ def test_a_mask_in_a_loose_box_becomes_tight_and_keeps_its_pixels(mask: Any, lef
     loose = Defect("crack", (float(left), float(top), 9.0, 7.0), rle.mask_to_coco(mask))
     whole = np.zeros((12, 16), np.uint8)
     whole[top : top + 7, left : left + 9] = mask
-    found = tight(Label("labelled", (loose, CRACK)))[0].defects
+    found = with_tight_boxes(Label("labelled", (loose, CRACK)))[0].defects
     expected = defect_from_mask("crack", whole)
     assert found == ((expected, CRACK) if expected else (CRACK,))
     if expected:
         assert np.array_equal(mask_of(found[0], 16, 12), whole)
-    assert tight(Label("labelled", found))[0].defects == found
+    assert with_tight_boxes(Label("labelled", found))[0].defects == found
 
 
 def test_a_mask_that_was_rubbed_out_is_a_deleted_region() -> None:
     empty = Defect("crack", (1.0, 1.0, 4.0, 3.0), rle.mask_to_coco(np.zeros((3, 4), np.uint8)))
-    assert settled(Label("labelled", (empty,)), LABELLED, CLASSES).clean
+    assert label_from_edit(Label("labelled", (empty,)), LABELLED, CLASSES).clean
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ VERSIONS = [
 
 
 @pytest.mark.parametrize(
-    ("keep", "stands"),
+    ("keep", "chosen"),
     [
         ("first", VERSIONS[0][1]),
         ("lib:b.jpg", Label("labelled", (CRACK, HOLE))),
@@ -119,8 +119,8 @@ VERSIONS = [
         ("union", Label("labelled", (CRACK, HOLE), ("scale",))),
     ],
 )
-def test_a_decision_lets_one_version_stand(keep: str, stands: Label) -> None:
-    assert choose(VERSIONS, keep) == stands
+def test_a_decision_chooses_one_version(keep: str, chosen: Label) -> None:
+    assert choose(VERSIONS, keep) == chosen
 
 
 def test_an_unknown_version_lists_all() -> None:

@@ -1,4 +1,4 @@
-"""What the App's server lets through. (Real requests to a real App: test_browser.py.)"""
+"""Requests that the App's server allows and refuses. (Real requests to a real App: test_browser.py.)"""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_beyond_the_loopback_address_a_token_is_asked_for_and_kept_in_a_cookie()
 
 def test_a_file_is_known_if_the_dataset_names_it_and_it_is_an_image(indexed: Project, tmp_path: Path) -> None:
     index = Index(indexed)
-    samples, home = index._images(), index._home()
+    samples, home = index._samples(), index._dataset_document()
     image = index.dataset.first().filepath
     assert app_server.is_known(image, home, samples)
     assert not app_server.is_known(f"{image}/../{Path(image).name}", home, samples)
@@ -100,7 +100,7 @@ def test_a_file_is_known_if_the_dataset_names_it_and_it_is_an_image(indexed: Pro
     sample["segments"] = index.fo.Segmentation(mask_path=str(mask))
     sample["defects"] = index.fo.Detections(detections=[index.fo.Detection(label="crack", mask_path=str(secret))])
     sample.save()
-    home = index._home()
+    home = index._dataset_document()
     assert app_server.is_known(str(mask), home, samples)
     assert not app_server.is_known(str(secret), home, samples)
     sample.filepath = str(secret)
@@ -129,7 +129,7 @@ def open_server() -> Iterator[str]:
 
 
 def test_a_server_that_cannot_be_restrained_is_named(open_server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    app_views._check_restrained(open_server, "")
+    app_views._check_restricted(open_server, "")
     assert "sends any file of this machine to anybody who reaches it" in capsys.readouterr().err
     with pytest.raises(CurateError, match="Leave out --address"):
-        app_views._check_restrained(open_server, "token")
+        app_views._check_restricted(open_server, "token")

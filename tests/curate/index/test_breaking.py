@@ -1,4 +1,4 @@
-"""What a hostile day brings: kills between two writes, edits while a command runs, moved folders, half-made regions.
+"""Mishaps of a bad day: kills between two writes, edits while a command runs, moved folders, half-made regions.
 
 Each of these once lost or bent a label, or ended in a traceback.
 """
@@ -47,7 +47,7 @@ def test_a_state_is_shown_whole_or_not_at_all(indexed: Project, monkeypatch: pyt
 def half(write: Callable[..., Any]) -> Callable[..., Any]:
     def cut_short(self: Index, states: dict[str, Any], seen: list[Any]) -> list[str]:
         some = seen[: len(seen) // 2]
-        write(self, {one.id: states[one.id] for one in some}, some)
+        write(self, {image.id: states[image.id] for image in some}, some)
         raise KeyboardInterrupt
 
     return cut_short
@@ -90,36 +90,36 @@ def disputed(plant: Project, library: Path) -> Project:
 
 
 def test_a_note_on_a_disputed_image_decides_nothing(disputed: Project) -> None:
-    _, one = sample(disputed, "piece1_0.png")
-    one.status_reason = "ask Bob"
-    one.save()
+    _, image = sample(disputed, "piece1_0.png")
+    image.status_reason = "ask Bob"
+    image.save()
     assert sync.run(disputed).conflicts == 1
     assert by_name(disputed)["piece1_0.png"].label.reason == "duplicate-labels: ask Bob"
     assert len(conflicts.conflicts(disputed)[0]["versions"]) == 2
-    _, one = sample(disputed, "piece1_0.png")
-    assert [d.label for d in one.other_defects.detections] == ["hole"]
+    _, image = sample(disputed, "piece1_0.png")
+    assert [d.label for d in image.other_defects.detections] == ["hole"]
     conflicts.resolve(disputed, None, "first")
     assert by_name(disputed)["piece1_0.png"].label.present == {"crack"}
 
 
 def test_a_mistyped_status_is_no_decision(indexed: Project) -> None:
-    _, one = sample(indexed, "piece7_0.png")
-    one.status = "labeled"
-    one.save()
+    _, image = sample(indexed, "piece7_0.png")
+    image.status = "labeled"
+    image.save()
     sync.run(indexed)
     assert by_name(indexed)["piece7_0.png"].label.clean
 
 
 def test_a_mask_in_a_file_of_its_own_is_a_mask(indexed: Project, tmp_path: Path) -> None:
-    index, one = sample(indexed, "coil0_0.png")
+    index, image = sample(indexed, "coil0_0.png")
     mask = np.zeros((12, 16), np.uint8)
     mask[2:5, 3:9] = 255
     Image.fromarray(mask).save(tmp_path / "drawn.png")
     box = [0.25, 0.25, 0.5, 0.5]
-    one.defects.detections.append(
+    image.defects.detections.append(
         index.fo.Detection(label="crack", bounding_box=box, mask_path=str(tmp_path / "drawn.png"))
     )
-    one.save()
+    image.save()
     sync.run(indexed)
     (defect,) = by_name(indexed)["coil0_0.png"].label.defects
     assert defect.box == (8 + 3, 6 + 2, 6, 3)
@@ -127,36 +127,36 @@ def test_a_mask_in_a_file_of_its_own_is_a_mask(indexed: Project, tmp_path: Path)
 
 
 def test_a_mask_that_cannot_be_read_is_disputed_not_a_box(indexed: Project, tmp_path: Path) -> None:
-    index, one = sample(indexed, "coil0_0.png")
+    index, image = sample(indexed, "coil0_0.png")
     missing = str(tmp_path / "gone.png")
-    one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[0, 0, 1, 1], mask_path=missing))
-    one.save()
+    image.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[0, 0, 1, 1], mask_path=missing))
+    image.save()
     sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("disputed", "unreadable-mask")
 
 
 def test_a_box_drawn_over_the_edge_is_clipped(indexed: Project) -> None:
-    index, one = sample(indexed, "coil0_0.png")
-    one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[-0.125, 0.75, 0.25, 0.5]))
-    one.save()
+    index, image = sample(indexed, "coil0_0.png")
+    image.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[-0.125, 0.75, 0.25, 0.5]))
+    image.save()
     sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.defects[0].box == (0, 18, 4, 6)
 
 
 def test_a_box_wholly_outside_is_disputed(indexed: Project) -> None:
-    index, one = sample(indexed, "coil0_0.png")
-    one.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[1.5, 0.75, 0.25, 0.5]))
-    one.save()
+    index, image = sample(indexed, "coil0_0.png")
+    image.defects.detections.append(index.fo.Detection(label="crack", bounding_box=[1.5, 0.75, 0.25, 0.5]))
+    image.save()
     sync.run(indexed)
     assert by_name(indexed)["coil0_0.png"].label.status == "disputed"
 
 
 @pytest.mark.parametrize("parts", [{"bounding_box": [0, 0, 1, 1]}, {"label": "crack"}])
 def test_a_half_made_region_does_not_stop_the_project(indexed: Project, parts: dict[str, Any]) -> None:
-    index, one = sample(indexed, "coil0_0.png")
-    one.defects.detections.append(index.fo.Detection(**parts))
-    one.save()
+    index, image = sample(indexed, "coil0_0.png")
+    image.defects.detections.append(index.fo.Detection(**parts))
+    image.save()
     sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("disputed", "incomplete-region")

@@ -26,8 +26,8 @@ def test_rename_reaches_config_log_and_index(indexed: Project) -> None:
     renamed = load(indexed.folder)
     assert renamed.class_names == ["fissure", "hole"]
     assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
-    book = LabelLog(indexed.work / "labels")
-    assert {name for id in book.ids() for name in book.state(id).label.present} == {"fissure", "hole"}
+    log = LabelLog(indexed.work / "labels")
+    assert {name for id in log.ids() for name in log.state(id).label.present} == {"fissure", "hole"}
     report = sync.run(renamed)
     assert (report.updated, report.quarantined, report.app_edits) == (0, 0, 0)
 
@@ -78,9 +78,9 @@ def test_labels_survive_a_lost_database_after_a_rename(indexed: Project) -> None
 
 def test_a_kill_between_log_and_config_is_mended_by_the_next_run(indexed: Project, monkeypatch: object) -> None:
     """The log is written first; here the process dies before project.toml is."""
-    book = LabelLog(indexed.work / "labels")
-    book.rename({"crack": "fissure"}, "someone", "renamed crack to fissure")
-    book.close()
+    log = LabelLog(indexed.work / "labels")
+    log.rename({"crack": "fissure"}, "someone", "renamed crack to fissure")
+    log.close()
     classes.rename(indexed, "crack", "fissure")
     assert by_class(indexed) == {"fissure": 8, "hole": 4, "clean": 4}
     assert sync.run(load(indexed.folder)).updated == 0
@@ -153,7 +153,7 @@ def test_a_damaged_plan_is_told(indexed: Project, text: str) -> None:
         (lambda p: classes.rename(p, "krack", "x"), "unknown class 'krack' .did you mean 'crack'"),
         (lambda p: classes.rename(p, "crack", "hole"), "curate classes merge crack --into hole"),
         (lambda p: classes.merge(p, ["crack"], "crack"), "nothing to merge"),
-        (lambda p: classes.add(p, "new", "red"), "--color 'red' is no colour; allowed: #rrggbb"),
+        (lambda p: classes.add(p, "new", "red"), "--color 'red' is not a colour; allowed: #rrggbb"),
         (lambda p: classes.add(p, " "), "class name ' '"),
         (lambda p: classes.add(p, "crack", "#000000"), "exists already, with other values"),
         (lambda p: classes.retire(p, "nope"), "unknown class 'nope'"),

@@ -124,16 +124,16 @@ assert first.count() == 5 and Index(load(Path(sys.argv[1]))).count() == 5
 
 
 def test_a_second_project_in_one_process_is_refused_in_one_clear_line(tmp_path: Path) -> None:
-    one, other = small(tmp_path / "one"), small(tmp_path / "other")
-    done = curate("index", "--project", one, FIFTYONE_DATABASE_DIR=str(tmp_path / "elsewhere"))
+    first, second = small(tmp_path / "one"), small(tmp_path / "other")
+    done = curate("index", "--project", first, FIFTYONE_DATABASE_DIR=str(tmp_path / "elsewhere"))
     assert done.returncode == 0, done.stderr
     assert (
-        f"FIFTYONE_DATABASE_DIR has no effect: the index of this project lies in {one / 'work' / 'db'}" in done.stderr
+        f"FIFTYONE_DATABASE_DIR has no effect: the index of this project lies in {first / 'work' / 'db'}" in done.stderr
     )
-    found = python(OPEN, one, other)
+    found = python(OPEN, first, second)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("this Python process is already connected to another database (/")
-    assert f"{other / 'work'} needs /" in found.stdout
+    assert f"{second / 'work'} needs /" in found.stdout
     assert "a Python process of its own" in found.stdout
     assert found.stdout.count("\n") == 1
 
@@ -192,7 +192,7 @@ def test_a_shared_server_with_users(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["mongodb://u:topsecret@h:1x", "mongodb://u:top/secret@h", "http://u:topsecret@h"])
 def test_a_broken_uri_is_refused_without_its_password(uri: str, tmp_path: Path) -> None:
-    assert "secret" not in database.shown(uri)
+    assert "secret" not in database.printable_uri(uri)
     assert "secret" not in database._without_password(f"cannot parse '{uri}' nor {uri.partition('//')[2]}", uri)
 
 

@@ -89,8 +89,8 @@ def test_clean_is_not_unlabelled(indexed: Project) -> None:
 
 
 def test_content_ids_are_unique_in_the_database(indexed: Project) -> None:
-    index, one = sample(indexed, "piece1_0.png")
-    twin = index.fo.Sample(filepath="/elsewhere.png", content_id=one.content_id)
+    index, image = sample(indexed, "piece1_0.png")
+    twin = index.fo.Sample(filepath="/elsewhere.png", content_id=image.content_id)
     with pytest.raises(Exception, match="duplicate key"):
         index.dataset.add_sample(twin)
 
@@ -134,11 +134,11 @@ def test_report_and_status_agree(indexed: Project) -> None:
 
 def test_documents_are_those_that_fiftyone_itself_would_write(indexed: Project) -> None:
     """Images are inserted as plain documents; this holds them against `add_samples` of the same FiftyOne."""
-    index, one = sample(indexed, "piece1_0.png")
+    index, image = sample(indexed, "piece1_0.png")
     raw = index.fo.core.odm.get_db_conn()
     home = raw.datasets.find_one({"name": index.dataset.name})
-    ours = raw[home["sample_collection_name"]].find_one({"content_id": one.content_id})
-    twin = one.copy()
+    ours = raw[home["sample_collection_name"]].find_one({"content_id": image.content_id})
+    twin = image.copy()
     twin.content_id = "twin"
     index.dataset.add_sample(twin)
     theirs = raw[home["sample_collection_name"]].find_one({"content_id": "twin"})
@@ -159,11 +159,11 @@ def kinds(value: Any) -> Any:
 def draw_in_app(
     project: Project, name: str, label: str = "hole", box: tuple[float, ...] = (0.25, 0.25, 0.5, 0.5)
 ) -> str:
-    """What the App does when a person draws a box: the sample's label field is changed in the database."""
-    index, one = sample(project, name)
-    one.defects.detections.append(index.fo.Detection(label=label, bounding_box=[0.25, 0.25, 0.5, 0.5]))
-    one.save()
-    return str(one.content_id)
+    """Change the sample's label field in the database, as the App does when a person draws a box."""
+    index, image = sample(project, name)
+    image.defects.detections.append(index.fo.Detection(label=label, bounding_box=[0.25, 0.25, 0.5, 0.5]))
+    image.save()
+    return str(image.content_id)
 
 
 def test_an_edit_in_the_app_is_logged_and_survives_a_changed_source(indexed: Project, library: Path) -> None:
@@ -187,17 +187,17 @@ def test_drawing_on_an_unlabelled_image_labels_it(indexed: Project) -> None:
 
 
 def test_deleting_the_last_region_in_the_app_makes_an_image_clean(indexed: Project) -> None:
-    _, one = sample(indexed, "piece1_0.png")
-    one.defects.detections = []
-    one.save()
+    _, image = sample(indexed, "piece1_0.png")
+    image.defects.detections = []
+    image.save()
     sync.run(indexed)
     assert by_name(indexed)["piece1_0.png"].label.clean
 
 
 def test_a_mask_stretched_in_the_app_stays_a_mask(indexed: Project) -> None:
-    _, one = sample(indexed, "piece0_0.png")
-    one.defects.detections[0].bounding_box = [0.0, 0.0, 1.0, 1.0]
-    one.save()
+    _, image = sample(indexed, "piece0_0.png")
+    image.defects.detections[0].bounding_box = [0.0, 0.0, 1.0, 1.0]
+    image.save()
     sync.run(indexed)
     (defect,) = by_name(indexed)["piece0_0.png"].label.defects
     assert defect.box == (0, 0, 32, 24)
@@ -213,9 +213,9 @@ def test_a_class_that_does_not_exist_is_kept_but_disputed(indexed: Project) -> N
 
 
 def test_status_set_to_skipped_in_the_app_is_a_decision(indexed: Project) -> None:
-    _, one = sample(indexed, "coil0_0.png")
-    one.status, one.status_reason = "skipped", "blurred"
-    one.save()
+    _, image = sample(indexed, "coil0_0.png")
+    image.status, image.status_reason = "skipped", "blurred"
+    image.save()
     sync.run(indexed)
     label = by_name(indexed)["coil0_0.png"].label
     assert (label.status, label.reason) == ("skipped", "blurred")
@@ -239,7 +239,7 @@ def test_rebuild_writes_every_label_again(indexed: Project) -> None:
     # Damage without a trace: label and digest agree, only the log knows better.
     ids = index.ids()
     index.set({"defects": {id: index.fo.Detections() for id in ids}})
-    index.set({"label_digest": {one.id: one.label.digest for one in index.shown()}})
+    index.set({"label_digest": {image.id: image.label.digest for image in index.shown()}})
     assert dump(indexed) != before
     sync.run(indexed, rebuild=True)
     assert dump(indexed) == before
@@ -260,8 +260,8 @@ def test_an_index_that_is_gone_and_a_ledger_that_is_not(indexed: Project) -> Non
 
 
 def test_a_place_in_the_queue_is_no_edit_and_stays(indexed: Project) -> None:
-    index, one = sample(indexed, "coil0_0.png")
-    index.set({"status": {one.content_id: "queued"}})
+    index, image = sample(indexed, "coil0_0.png")
+    index.set({"status": {image.content_id: "queued"}})
     log = segments(indexed)
     assert sync.run(indexed, rebuild=True).app_edits == 0
     assert by_name(indexed)["coil0_0.png"].label.status == "queued"
@@ -282,8 +282,8 @@ def test_exact_copies_become_one_sample_with_all_paths(plant: Project, library: 
     copy_of(library, "piece7_0.png", "piece7_5.png")
     report = sync.run(plant)
     assert (report.added, report.duplicates, report.conflicts) == (26, 1, 0)
-    _, one = sample(plant, "piece7_0.png")
-    assert one.paths == ["library:images/piece7_0.png", "library:images/piece7_5.png"]
+    _, image = sample(plant, "piece7_0.png")
+    assert image.paths == ["library:images/piece7_0.png", "library:images/piece7_5.png"]
 
 
 @pytest.fixture
@@ -296,10 +296,10 @@ def disputed(plant: Project, library: Path) -> Project:
 
 
 def test_copies_with_different_labels_are_disputed_and_both_kept(disputed: Project) -> None:
-    _, one = sample(disputed, "piece1_0.png")
-    assert (one.status, one.status_reason) == ("disputed", "duplicate-labels")
-    assert [d.label for d in one.defects.detections] == ["crack"]
-    assert [(d.label, d.version) for d in one.other_defects.detections] == [("hole", "library:images/piece1_5.png")]
+    _, image = sample(disputed, "piece1_0.png")
+    assert (image.status, image.status_reason) == ("disputed", "duplicate-labels")
+    assert [d.label for d in image.defects.detections] == ["crack"]
+    assert [(d.label, d.version) for d in image.other_defects.detections] == [("hole", "library:images/piece1_5.png")]
     assert summarise(disputed)["conflicts"] == 1
     again = sync.run(disputed)
     assert (again.conflicts, again.updated) == (1, 0)
@@ -336,9 +336,9 @@ def test_a_version_that_does_not_exist_names_those_that_do(disputed: Project) ->
 
 
 def test_an_edit_in_the_app_resolves_a_conflict(disputed: Project) -> None:
-    _, one = sample(disputed, "piece1_0.png")
-    one.defects.detections = []
-    one.save()
+    _, image = sample(disputed, "piece1_0.png")
+    image.defects.detections = []
+    image.save()
     sync.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
 
@@ -360,14 +360,14 @@ def killed_before_the_index(project: Project, monkeypatch: pytest.MonkeyPatch, w
 
 def test_an_edit_that_a_killed_run_logged_is_no_second_edit(disputed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read as a new edit, what settled a dispute would dispute the image again."""
-    _, one = sample(disputed, "piece1_0.png")
-    one.defects.detections = []
-    one.save()
+    _, image = sample(disputed, "piece1_0.png")
+    image.defects.detections = []
+    image.save()
     drawn = draw_in_app(disputed, "coil0_0.png")
     killed_before_the_index(disputed, monkeypatch, lambda: sync.run(disputed))
     sync.run(disputed)
     assert by_name(disputed)["piece1_0.png"].label.clean
-    for id in (one.content_id, drawn):
+    for id in (image.content_id, drawn):
         assert [entry.origin for entry in book_of(disputed).history(id)].count("app") == 1
 
 
@@ -639,11 +639,11 @@ def test_a_copy_that_joins_two_splits_is_reported_as_a_leak_and_train_moves(inde
 def test_audit_picks_fill_val_and_test_of_the_production(indexed: Project) -> None:
     index = Index(indexed)
     for number, name in enumerate(["coil0_0.png", "coil1_2.png", "coil2_4.png", "coil3_6.png"]):
-        _, one = sample(indexed, name)
+        _, image = sample(indexed, name)
         if number < 3:
-            one.tags.append("audit")
-        one.status = "labelled"
-        one.save()
+            image.tags.append("audit")
+        image.status = "labelled"
+        image.save()
     sync.run(indexed)
     items = by_name(indexed)
     assert {items[n].split for n in ("coil0_0.png", "coil1_2.png", "coil2_4.png")} <= {"val", "test"}
@@ -700,11 +700,11 @@ def test_a_project_without_an_index_names_the_command(make: Make, library: Path)
 
 
 def test_two_projects_share_a_server_and_never_a_dataset(make: Make, library: Path, line: Path) -> None:
-    one = make([LIBRARY | {"data": library}], name="one")
-    two = make([LINE | {"data": line}], name="two")
-    sync.run(one)
-    sync.run(two)
-    assert (Index(one).count(), Index(two).count()) == (16, 10)
+    first = make([LIBRARY | {"data": library}], name="one")
+    second = make([LINE | {"data": line}], name="two")
+    sync.run(first)
+    sync.run(second)
+    assert (Index(first).count(), Index(second).count()) == (16, 10)
 
 
 def test_readers_are_free_while_a_writer_works(indexed: Project) -> None:
@@ -715,7 +715,7 @@ def test_readers_are_free_while_a_writer_works(indexed: Project) -> None:
 
 
 def test_capture_is_exact_for_masks_boxes_and_classes(make: Make, tmp_path: Path) -> None:
-    """What the index reads back from FiftyOne is what it wrote: else every run would find edits that nobody made."""
+    """The index reads back from FiftyOne just what it wrote: else every run would find edits that nobody made."""
     root = tmp_path / "odd"
     for number in range(30):
         random = np.random.default_rng(number)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from curate.data import Label, make_defect
-from curate.index.differences import MOST_PANELS, described, picture
+from curate.index.differences import MOST_PANELS, by_class, draw_versions
 from curate.masks.shapes import defect_from_mask
 from tests.fakes import save_image
 
@@ -26,7 +26,7 @@ SMALL, LARGE = masked("crack", slice(0, 4), slice(0, 5)), masked("crack", slice(
 
 
 def test_regions_areas_and_overlap() -> None:
-    assert described([("a", SMALL), ("b", LARGE)], 30, 20)["crack"] == {
+    assert by_class([("a", SMALL), ("b", LARGE)], 30, 20)["crack"] == {
         "shown": [True, True],
         "regions": [1, 1],
         "area": [20, 40],
@@ -36,7 +36,7 @@ def test_regions_areas_and_overlap() -> None:
 
 
 def test_a_class_that_one_version_lacks_has_no_overlap() -> None:
-    found = described([("a", SMALL), ("b", Label("labelled", classes=("hole",)))], 30, 20)
+    found = by_class([("a", SMALL), ("b", Label("labelled", classes=("hole",)))], 30, 20)
     assert list(found) == ["crack", "hole"]
     assert (found["crack"]["regions"], found["crack"]["iou"]) == ([1, 0], None)
     assert (found["hole"]["shown"], found["hole"]["area"]) == ([False, True], [0, 0])
@@ -44,14 +44,14 @@ def test_a_class_that_one_version_lacks_has_no_overlap() -> None:
 
 def test_of_several_versions_the_lowest_overlap_counts() -> None:
     apart = masked("crack", slice(10, 14), slice(0, 5))
-    assert described([("a", SMALL), ("b", SMALL), ("c", apart)], 30, 20)["crack"]["iou"] == 0.0
+    assert by_class([("a", SMALL), ("b", SMALL), ("c", apart)], 30, 20)["crack"]["iou"] == 0.0
 
 
 @pytest.mark.parametrize(("width", "height"), [(30, 20), (200, 20)])
 def test_the_picture_shows_each_version(tmp_path: Path, width: int, height: int) -> None:
     save_image(tmp_path / "a.png", width, height)
     versions = [("line/ä.png", SMALL), ("line/b.png", Label("labelled"))]
-    file = picture(tmp_path / "work" / "one.png", tmp_path / "a.png", versions, {"crack": "#ff0000"})
+    file = draw_versions(tmp_path / "work" / "one.png", tmp_path / "a.png", versions, {"crack": "#ff0000"})
     with Image.open(file) as sheet:
         red = np.asarray(sheet.convert("RGB")).astype(int)
     red = (red[..., 0] - red[..., 1:].max(axis=2)) > 200
@@ -59,4 +59,4 @@ def test_the_picture_shows_each_version(tmp_path: Path, width: int, height: int)
     assert len(rows)
     first = columns.max() < red.shape[1] / 2 if width < 2 * height else rows.max() < red.shape[0] / 2
     assert first, "only the first panel has a crack"
-    picture(file, tmp_path / "a.png", versions * MOST_PANELS, {})  # many versions: bounded, and any class has a colour
+    draw_versions(file, tmp_path / "a.png", versions * MOST_PANELS, {})  # bounded; any class has a colour

@@ -1,4 +1,4 @@
-"""What comes in: files that are no image that can be trusted, labels that do not fit, fingerprints, groups, strata."""
+"""Checks of files and labels: files that are not sound images, labels that do not fit, fingerprints, groups, strata."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from curate.index.intake import (
     SourceRules,
     fingerprint,
     group_of,
+    image_facts,
     label_of,
-    picture_of,
     stratum_of,
     template_pattern,
 )
@@ -39,7 +39,7 @@ KINDS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP
 
 
 def picture(record: Record, rules: SourceRules) -> ImageFacts:
-    return picture_of(safe_join(rules.root, record.path), record, rules)
+    return image_facts(safe_join(rules.root, record.path), record, rules)
 
 
 def mark_of(record: Record, rules: SourceRules, mark: str) -> str | None:
@@ -185,7 +185,7 @@ def test_a_folder_or_a_pipe_named_like_an_image_is_refused(tmp_path: Path) -> No
     (tmp_path / "c.jpg").symlink_to("/dev/zero")
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
-            picture_of(tmp_path / name, Record(name), rules(tmp_path))
+            image_facts(tmp_path / name, Record(name), rules(tmp_path))
 
 
 def test_a_file_larger_than_any_image_is_refused_unread(tmp_path: Path) -> None:
@@ -233,24 +233,24 @@ def tiff_of_bytes_for_numbers() -> bytes:
 
 
 def by_every_reader(folder: Path, content: bytes) -> list[str]:
-    """What each of the three readers of image files says of it, and the one of masks."""
+    """Return the outcome of each of the three readers of image files, and of the one of masks."""
     path = folder / "a.tif"
     path.write_bytes(content)
     masked = Record("a.tif", (Region("crack", MaskFile("a.tif")),), labelled=True)
-    said = [refused(folder, "a.tif")]
+    messages = [refused(folder, "a.tif")]
     for read in (lambda: pixels_of(content, 10**9), lambda: label_of(masked, rules(folder), 64, 48)):
         with pytest.raises(LabelProblem) as problem:
             read()
-        said.append(str(problem.value))
-    assert nearest.confirmed([(0, 1)], [str(path), str(path)], 10**9) == []
-    return said
+        messages.append(str(problem.value))
+    assert nearest.confirmed_pairs([(0, 1)], [str(path), str(path)], 10**9) == []
+    return messages
 
 
 def test_whatever_a_decoder_raises_quarantines_the_file_in_every_reader(tmp_path: Path) -> None:
     content = tiff_of_bytes_for_numbers()
     with pytest.raises(TypeError):
         Image.open(io.BytesIO(content)).load()
-    assert all("damaged image: TypeError: " in said for said in by_every_reader(tmp_path, content))
+    assert all("damaged image: TypeError: " in message for message in by_every_reader(tmp_path, content))
 
 
 @pytest.mark.parametrize("error", [TypeError(""), struct.error("x\ny"), MemoryError(), ZeroDivisionError("division")])
@@ -261,7 +261,7 @@ def test_any_exception_of_a_decoder_is_one_line(
         raise error
 
     monkeypatch.setattr(Image, "open", fail)  # a stand-in: no file makes every decoder raise each of these
-    assert all(f"damaged image: {type(error).__name__}" in said for said in by_every_reader(tmp_path, b"II*"))
+    assert all(f"damaged image: {type(error).__name__}" in message for message in by_every_reader(tmp_path, b"II*"))
 
 
 def test_a_tiff_that_once_ended_the_index_is_quarantined(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_fingerprint_changes_with_file_mask_label_and_rules_and_not_otherwise(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_rule_is_part_of_the_mark(change: dict[str, Any]) -> None:
+def test_every_rule_is_part_of_the_digest(change: dict[str, Any]) -> None:
     base = rules(Path())
     assert rules(Path(), **change).mark != base.mark
     assert rules(Path(), **change).mark == rules(Path(), **change).mark

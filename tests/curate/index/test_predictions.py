@@ -27,24 +27,24 @@ def test_what_is_predicted_comes_back_as_it_was_and_changes_no_label(indexed: Pr
     index = Index(indexed)
     first, second = _some(index)
     mask, box = _region()
-    before = {one.id: one for one in index.shown()}
-    said = {first: Prediction(((mask, 0.75), (box, 0.25)), (("hole", 0.5),)), second: Prediction()}
-    predictions.store(index, "m1", said)
+    before = {image.id: image for image in index.shown()}
+    stored = {first: Prediction(((mask, 0.75), (box, 0.25)), (("hole", 0.5),)), second: Prediction()}
+    predictions.store(index, "m1", stored)
     found = dict(predictions.load(index, index.ids()))
     assert found[first].defects == ((mask, 0.75), (box, 0.25))
     assert found[first].classes == (("hole", 0.5),)
     assert found[first].score == 0.75
     assert found[first].by == "m1"
     assert found.keys() == {first, second}, "of the second it is known that nothing is predicted"
-    after = {one.id: one for one in index.shown()}
-    assert {id: one.label for id, one in after.items()} == {id: one.label for id, one in before.items()}
+    after = {image.id: image for image in index.shown()}
+    assert {id: image.label for id, image in after.items()} == {id: image.label for id, image in before.items()}
     assert not index.edited()
     assert index.dataset.match({"content_id": first}).first().predictions.detections[0].confidence == 0.75
 
 
 def test_another_tools_field_is_read_too(indexed: Project) -> None:
     index = Index(indexed)
-    id = next(one.id for one in index.shown() if one.label.defects)
+    id = next(image.id for image in index.shown() if image.label.defects)
     index.dataset.clone_sample_field("defects", "theirs")
     ((_, found),) = predictions.load(index, [id], "theirs")
     assert [defect for defect, _ in found.defects] == list(next(iter(index.shown([id]))).label.defects)
@@ -54,19 +54,19 @@ def test_another_tools_field_is_read_too(indexed: Project) -> None:
 def test_a_severity_goes_through_log_and_index(indexed: Project) -> None:
     index = Index(indexed)
     id = _some(index)[0]
-    mask, box = (replace(one, severity="heavy") for one in _region())
+    mask, box = (replace(image, severity="heavy") for image in _region())
     label = Label("labelled", (mask, box))
-    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
-        book.append(Entry(id, label, "label-studio", "anna", "2026-01-01T00:00:00Z"))
-        app_edits.show(index, book, [id], indexed.class_names)
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as log:
+        log.append(Entry(id, label, "label-studio", "anna", "2026-01-01T00:00:00Z"))
+        app_edits.show(index, log, [id], indexed.class_names)
     assert next(iter(index.shown([id]))).label.digest == label.digest
     assert not index.edited()
     sample = index.dataset.match({"content_id": id}).first()
     sample.defects.detections[0].severity = "light"
     sample.save()
-    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
-        assert app_edits.capture(index, book, indexed.class_names) == [id]
-        assert sorted(d.severity for d in book.state(id).label.defects) == ["heavy", "light"]
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as log:
+        assert app_edits.capture(index, log, indexed.class_names) == [id]
+        assert sorted(d.severity for d in log.state(id).label.defects) == ["heavy", "light"]
 
 
 def test_versions_that_contradict_an_entry_are_shown_beside_it_and_follow_a_rename(indexed: Project) -> None:
@@ -75,13 +75,13 @@ def test_versions_that_contradict_an_entry_are_shown_beside_it_and_follow_a_rena
     mask, box = _region()
     other = Label("labelled", (box,))
     extra = {"others": {"label-studio: ben": other.to_json()}}
-    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as book:
+    with closing(LabelLog(indexed.work / "labels", indexed.class_names)) as log:
         disputed = Label("disputed", (mask,), reason="edited-in-app")
-        book.append(Entry(id, disputed, "decision", "curate", "2026-01-01T00:00:00Z", extra=extra))
-        assert book.state(id).others == (("label-studio: ben", other),)
-        key = book.key(id)
-        app_edits.show(index, book, [id], indexed.class_names)
+        log.append(Entry(id, disputed, "decision", "curate", "2026-01-01T00:00:00Z", extra=extra))
+        assert log.state(id).others == (("label-studio: ben", other),)
+        key = log.key(id)
+        app_edits.show(index, log, [id], indexed.class_names)
         assert index.dataset.match({"content_id": id}).first().other_defects.detections[0].label == "crack"
-        book.rename({"crack": "split"}, "me", "rename")
-        assert book.state(id).others[0][1].present == {"split"}
-        assert book.key(id) != key
+        log.rename({"crack": "split"}, "me", "rename")
+        assert log.state(id).others[0][1].present == {"split"}
+        assert log.key(id) != key

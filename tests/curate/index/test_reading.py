@@ -35,15 +35,15 @@ def jobs(tmp_path: Path) -> list[reading.Job]:
 @pytest.fixture
 def examine(tmp_path: Path) -> reading.Examine:
     rules = SourceRules(tmp_path / "data", LimitsConfig(), {}, frozenset({"crack"}))
-    return partial(reading.examine_all, source="s", rules=rules, mark=rules.mark)
+    return partial(reading.examine_records, source="s", rules=rules, rules_digest=rules.digest)
 
 
 def test_other_processes_read_the_same(jobs: list[reading.Job], examine: reading.Examine) -> None:
     here = [examine(job) for job in jobs]
     with workers.pool(2) as pool:
-        there = list(reading._ahead(pool, examine, iter(jobs)))
+        there = list(reading._run_in_pool(pool, examine, iter(jobs)))
     assert there == here
-    outcomes = {one.row.outcome for outcomes in here for one in outcomes}
+    outcomes = {outcome.row.outcome for outcomes in here for outcome in outcomes}
     assert outcomes == {OK, QUARANTINED, MISSING}
 
 
@@ -54,11 +54,11 @@ def test_processes_start_only_where_much_is_left(
     real = workers.pool
     monkeypatch.setattr(workers, "pool", lambda: started.append(1) or real(1))
     expected = [examine(job) for job in jobs]
-    assert list(reading.examined(examine, iter(jobs), len(jobs))) == expected
+    assert list(reading.run_jobs(examine, iter(jobs), len(jobs))) == expected
     assert not started
     monkeypatch.setattr(reading, "FEW", 3)
     monkeypatch.setattr(reading, "WORTH", 0.0)
-    assert list(reading.examined(examine, iter(jobs), len(jobs))) == expected
+    assert list(reading.run_jobs(examine, iter(jobs), len(jobs))) == expected
     assert started == [1]
 
 
@@ -69,4 +69,4 @@ def dies(job: Any) -> Any:
 def test_a_process_that_dies_is_one_clear_line(jobs: list[reading.Job]) -> None:
     with workers.pool(1) as pool, pytest.raises(CurateError, match="a reading process died"):
         # As many jobs as the pool takes: beyond that this process would help, and die itself.
-        list(reading._ahead(pool, dies, iter(jobs[: reading.IN_FLIGHT])))
+        list(reading._run_in_pool(pool, dies, iter(jobs[: reading.IN_FLIGHT])))

@@ -1,4 +1,4 @@
-"""What a project meets on real machines: clocks that go back, moved folders, full and read-only disks, other users."""
+"""A project on real machines: clocks that go back, moved folders, full and read-only disks, other users."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_sample_that_was_edited_in_the_future_can_still_be_written(indexed: Pr
     draw_in_app(indexed, "coil0_0.png")
     index = Index(indexed)
     later = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=400)
-    index._images().update_many({}, {"$set": {"last_modified_at": later}})
+    index._samples().update_many({}, {"$set": {"last_modified_at": later}})
     assert sync.run(indexed).app_edits == 1
     assert sync.run(indexed).app_edits == 0
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from curate.data import UNLABELLED, Defect, Label
 from curate.errors import CurateError
-from curate.labels.log import DUPLICATE_LABELS, Entry, LabelLog, LabelState, Segments, Writer, me, now
+from curate.labels.log import DUPLICATE_LABELS, Entry, LabelLog, LabelState, Segments, Writer, now, user_name
 
 CRACK = Label("labelled", (Defect("crack", (1.0, 2.0, 3.0, 4.0), "PPY11"),))
 HOLE = Label("labelled", (Defect("hole", (0.5, 0.25, 3.0, 4.125)),))
@@ -30,41 +30,41 @@ def imported(label: Label, path: str = "lib:a.jpg", id: str = "i1", at: str = "2
     return Entry(id, label, "import", "voc", at, path)
 
 
-def said(label: Label, origin: Any = "app", id: str = "i1") -> Entry:
+def by_person(label: Label, origin: Any = "app", id: str = "i1") -> Entry:
     return Entry(id, label, origin, "ann", now())
 
 
-def reopened(book: LabelLog) -> LabelLog:
-    book.flush()
-    return LabelLog(book.segments.folder)
+def reopened(log: LabelLog) -> LabelLog:
+    log.flush()
+    return LabelLog(log.segments.folder)
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> LabelLog:
+def log(tmp_path: Path) -> LabelLog:
     return LabelLog(tmp_path / "labels")
 
 
 # --- lines and segments ----------------------------------------------------------------------------------------------
 
 
-def test_a_book_that_says_nothing_leaves_nothing_on_disk(book: LabelLog) -> None:
-    book.flush()
-    book.close()
-    assert not book.segments.folder.exists()
-    assert list(book.ids()) == []
-    assert book.state("i1") == LabelState(UNLABELLED)
-    assert book.key("i1") == ""
-    assert book.versions("i1") == []
-    assert not book.person_decided("i1")
+def test_a_log_that_says_nothing_leaves_nothing_on_disk(log: LabelLog) -> None:
+    log.flush()
+    log.close()
+    assert not log.segments.folder.exists()
+    assert list(log.ids()) == []
+    assert log.state("i1") == LabelState(UNLABELLED)
+    assert log.key("i1") == ""
+    assert log.versions("i1") == []
+    assert not log.person_decided("i1")
 
 
 def test_each_run_writes_a_segment_of_its_own_and_never_touches_an_older_one(tmp_path: Path) -> None:
     before: dict[str, bytes] = {}
     for run in range(12):
-        book = LabelLog(tmp_path)
-        book.append(imported(CRACK if run % 2 else HOLE, f"lib:{run}.jpg"))
-        book.rename({"crack": f"crack{run}"}, "ann", "rename")
-        book.close()
+        log = LabelLog(tmp_path)
+        log.append(imported(CRACK if run % 2 else HOLE, f"lib:{run}.jpg"))
+        log.rename({"crack": f"crack{run}"}, "ann", "rename")
+        log.close()
         now_there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert before.items() <= now_there.items()
         assert len(now_there) == run + 1
@@ -72,23 +72,23 @@ def test_each_run_writes_a_segment_of_its_own_and_never_touches_an_older_one(tmp
     assert Segments(tmp_path).names() == [f"{n:06d}.jsonl" for n in range(1, 13)]
 
 
-def test_a_book_goes_on_after_close_in_a_new_segment(book: LabelLog) -> None:
-    book.append(imported(CRACK))
-    book.close()
-    book.append(imported(HOLE, id="i2"))
-    assert book.state("i1").label == CRACK
-    assert book.state("i2").label == HOLE
-    assert len(book.segments.names()) == 2
+def test_a_log_goes_on_after_close_in_a_new_segment(log: LabelLog) -> None:
+    log.append(imported(CRACK))
+    log.close()
+    log.append(imported(HOLE, id="i2"))
+    assert log.state("i1").label == CRACK
+    assert log.state("i2").label == HOLE
+    assert len(log.segments.names()) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_line_cut_off_by_a_kill_is_passed_over(book: LabelLog, cut: int) -> None:
-    book.append(imported(CRACK))
-    book.append(imported(HOLE, id="i2"))
-    book.close()
-    file = book.segments.folder / "000001.jsonl"
+def test_a_line_cut_off_by_a_kill_is_passed_over(log: LabelLog, cut: int) -> None:
+    log.append(imported(CRACK))
+    log.append(imported(HOLE, id="i2"))
+    log.close()
+    file = log.segments.folder / "000001.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
-    again = LabelLog(book.segments.folder)
+    again = LabelLog(log.segments.folder)
     assert list(again.ids()) == ["i1"]
     again.append(imported(CLEAN, id="i3"))
     last = reopened(again)
@@ -97,53 +97,53 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(book: LabelLog, cut: int) -> No
 
 
 @pytest.mark.parametrize("rubbish", [b"{", b"[1]", b"\xff\xfe", b"", b"null", b'{"id": "x"}', b'{"event": "rename"}'])
-def test_a_damaged_line_is_named_with_file_and_line(book: LabelLog, rubbish: bytes) -> None:
+def test_a_damaged_line_is_named_with_file_and_line(log: LabelLog, rubbish: bytes) -> None:
     for number in range(3):
-        book.append(imported(CRACK, id=f"i{number}"))
-    book.close()
-    file = book.segments.folder / "000001.jsonl"
+        log.append(imported(CRACK, id=f"i{number}"))
+    log.close()
+    file = log.segments.folder / "000001.jsonl"
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([lines[0], rubbish, *lines[2:]]))
     with pytest.raises(CurateError) as problem:
-        LabelLog(book.segments.folder)
+        LabelLog(log.segments.folder)
     assert str(problem.value).startswith(f"{file}:2: damaged line")
     assert "curate restore" in str(problem.value)
 
 
-def test_a_line_that_is_damaged_while_the_book_is_open_is_named_too(book: LabelLog) -> None:
+def test_a_line_that_is_damaged_while_the_log_is_open_is_named_too(log: LabelLog) -> None:
     for number in range(3):
-        book.append(imported(CRACK, id=f"i{number}"))
-    book.flush()
-    file = book.segments.folder / "000001.jsonl"
+        log.append(imported(CRACK, id=f"i{number}"))
+    log.flush()
+    file = log.segments.folder / "000001.jsonl"
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([*lines[:2], b"!" * len(lines[2]), b""]))
-    book._recent.clear()  # what was just written is otherwise not read back
+    log._recent.clear()  # what was just written is otherwise not read back
     with pytest.raises(CurateError, match=r"000001\.jsonl:3: damaged"):
-        book.state("i2")
+        log.state("i2")
 
 
-def test_lines_of_events_that_this_version_does_not_know_are_passed_over(book: LabelLog) -> None:
-    with Writer(book.segments) as writer:
+def test_lines_of_events_that_this_version_does_not_know_are_passed_over(log: LabelLog) -> None:
+    with Writer(log.segments) as writer:
         writer.append({"event": "weighed", "grams": 3})
-    assert list(LabelLog(book.segments.folder).ids()) == []
+    assert list(LabelLog(log.segments.folder).ids()) == []
 
 
-def test_a_file_name_that_is_no_utf8_survives_the_log(book: LabelLog) -> None:
+def test_a_file_name_that_is_no_utf8_survives_the_log(log: LabelLog) -> None:
     path = "lib:" + os.fsdecode(b"gr\xfcn.jpg")
     entry = imported(CRACK, path)
-    book.append(entry)
-    assert reopened(book).state("i1").entry == entry
-    assert reopened(book).key("i1") == book.key("i1")
+    log.append(entry)
+    assert reopened(log).state("i1").entry == entry
+    assert reopened(log).key("i1") == log.key("i1")
 
 
 def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from curate.labels.log import LabelLog, Entry; from curate.data import Label\n"
-        "book = LabelLog(Path(sys.argv[1]))\n"
-        "for i in range(1000): book.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
-        "book.flush()\n"
-        "for i in range(1000, 1500): book.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
+        "log = LabelLog(Path(sys.argv[1]))\n"
+        "for i in range(1000): log.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
+        "log.flush()\n"
+        "for i in range(1000, 1500): log.append(Entry(f'i{i}', Label('labelled'), 'app', 'ann', 'now'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -156,24 +156,24 @@ def test_a_flushed_label_outlives_kill_9(tmp_path: Path) -> None:
 # --- what holds ------------------------------------------------------------------------------------------------------
 
 
-def test_entries_come_back_as_they_went_in(book: LabelLog) -> None:
+def test_entries_come_back_as_they_went_in(log: LabelLog) -> None:
     entries = [
         Entry("i1", Label("disputed", reason="unclear"), "label-studio", "bo", now(), None, {"task": 7}),
         Entry("i2", Label("labelled", (), ("Riß", "a b")), "import", "coco", now(), "lib:ö/a.jpg", {"line": 3}),
-        Entry("i3", Label("skipped"), "decision", me(), now()),
+        Entry("i3", Label("skipped"), "decision", user_name(), now()),
     ]
     for entry in entries:
-        book.append(entry)
-    again = reopened(book)
+        log.append(entry)
+    again = reopened(log)
     assert [again.state(e.id).entry for e in entries] == entries
     assert [again.history(e.id) for e in entries] == [[e] for e in entries]
 
 
-def test_a_person_wins_over_imports_that_come_before_and_after(book: LabelLog) -> None:
-    assert book.imported(imported(CRACK))
-    book.append(said(CLEAN))
-    assert book.imported(imported(HOLE))
-    for seen in (book, reopened(book)):
+def test_a_person_wins_over_imports_that_come_before_and_after(log: LabelLog) -> None:
+    assert log.append_import(imported(CRACK))
+    log.append(by_person(CLEAN))
+    assert log.append_import(imported(HOLE))
+    for seen in (log, reopened(log)):
         assert seen.person_decided("i1")
         assert seen.state("i1").label == CLEAN
         assert seen.state("i1").others == ()
@@ -182,67 +182,67 @@ def test_a_person_wins_over_imports_that_come_before_and_after(book: LabelLog) -
 
 
 @pytest.mark.parametrize("origin", ["app", "label-studio", "decision"])
-def test_the_newest_word_of_a_person_holds(book: LabelLog, origin: Any) -> None:
-    book.append(said(CRACK))
-    book.append(said(HOLE, origin))
-    assert reopened(book).state("i1").label == HOLE
+def test_the_newest_word_of_a_person_holds(log: LabelLog, origin: Any) -> None:
+    log.append(by_person(CRACK))
+    log.append(by_person(HOLE, origin))
+    assert reopened(log).state("i1").label == HOLE
 
 
-def test_history_tells_what_is_not_flushed_yet(book: LabelLog) -> None:
-    book.append(imported(CRACK))
-    assert [e.label for e in book.history("i1")] == [CRACK]
+def test_history_tells_what_is_not_flushed_yet(log: LabelLog) -> None:
+    log.append(imported(CRACK))
+    assert [e.label for e in log.history("i1")] == [CRACK]
 
 
-def test_the_same_import_is_logged_once(book: LabelLog) -> None:
-    assert book.imported(imported(CRACK))
-    assert not book.imported(imported(CRACK, at="later"))
-    assert book.imported(imported(CRACK, "lib:copy.jpg"))
-    again = reopened(book)
-    assert not again.imported(imported(CRACK))
-    assert not again.imported(imported(CRACK, "lib:copy.jpg"))
+def test_the_same_import_is_logged_once(log: LabelLog) -> None:
+    assert log.append_import(imported(CRACK))
+    assert not log.append_import(imported(CRACK, at="later"))
+    assert log.append_import(imported(CRACK, "lib:copy.jpg"))
+    again = reopened(log)
+    assert not again.append_import(imported(CRACK))
+    assert not again.append_import(imported(CRACK, "lib:copy.jpg"))
     assert len(again.history("i1")) == 2
     assert again.state("i1").others == ()
 
 
-def test_regions_in_another_order_are_the_same_label(book: LabelLog) -> None:
+def test_regions_in_another_order_are_the_same_label(log: LabelLog) -> None:
     both = CRACK.defects + HOLE.defects
-    book.imported(imported(Label("labelled", both)))
-    assert not book.imported(imported(Label("labelled", both[::-1])))
+    log.append_import(imported(Label("labelled", both)))
+    assert not log.append_import(imported(Label("labelled", both[::-1])))
 
 
-def test_a_first_import_without_a_label_is_not_logged_but_a_retraction_is(book: LabelLog) -> None:
-    assert not book.imported(imported(UNLABELLED))
-    assert list(book.ids()) == []
-    book.imported(imported(CRACK))
-    assert book.imported(imported(UNLABELLED))
-    assert not book.imported(imported(UNLABELLED))
-    assert reopened(book).state("i1").label == UNLABELLED
-    assert [e.label for e in book.history("i1")] == [CRACK, UNLABELLED]
+def test_a_first_import_without_a_label_is_not_logged_but_a_retraction_is(log: LabelLog) -> None:
+    assert not log.append_import(imported(UNLABELLED))
+    assert list(log.ids()) == []
+    log.append_import(imported(CRACK))
+    assert log.append_import(imported(UNLABELLED))
+    assert not log.append_import(imported(UNLABELLED))
+    assert reopened(log).state("i1").label == UNLABELLED
+    assert [e.label for e in log.history("i1")] == [CRACK, UNLABELLED]
 
 
-def test_copies_with_different_labels_are_disputed_and_all_versions_kept(book: LabelLog) -> None:
-    book.imported(imported(CRACK, "lib:a.jpg"))
-    book.imported(imported(HOLE, "lib:b.jpg"))
-    book.imported(imported(CRACK, "lib:c.jpg"))
-    book.imported(imported(CLEAN, "lib:d.jpg"))
-    for seen in (book, reopened(book)):
+def test_copies_with_different_labels_are_disputed_and_all_versions_kept(log: LabelLog) -> None:
+    log.append_import(imported(CRACK, "lib:a.jpg"))
+    log.append_import(imported(HOLE, "lib:b.jpg"))
+    log.append_import(imported(CRACK, "lib:c.jpg"))
+    log.append_import(imported(CLEAN, "lib:d.jpg"))
+    for seen in (log, reopened(log)):
         state = seen.state("i1")
         assert (state.label.status, state.label.reason) == ("disputed", DUPLICATE_LABELS)
         assert state.label.defects == CRACK.defects
         assert state.others == (("lib:b.jpg", HOLE), ("lib:d.jpg", CLEAN))
         assert seen.versions("i1") == [("lib:a.jpg", CRACK), ("lib:b.jpg", HOLE), ("lib:d.jpg", CLEAN)]
-    book.append(said(HOLE, "decision"))
-    assert book.state("i1").label == HOLE
+    log.append(by_person(HOLE, "decision"))
+    assert log.state("i1").label == HOLE
 
 
-def test_a_copy_without_a_label_contradicts_nobody_and_a_retraction_ends_the_dispute(book: LabelLog) -> None:
-    book.imported(imported(CRACK, "lib:a.jpg"))
-    book.imported(imported(HOLE, "lib:b.jpg"))
-    book.imported(imported(UNLABELLED, "lib:c.jpg"))
-    assert book.state("i1").label.status == "disputed"
-    book.imported(imported(UNLABELLED, "lib:a.jpg"))
-    assert book.state("i1").label == HOLE
-    assert reopened(book).state("i1") == book.state("i1")
+def test_a_copy_without_a_label_contradicts_nobody_and_a_retraction_ends_the_dispute(log: LabelLog) -> None:
+    log.append_import(imported(CRACK, "lib:a.jpg"))
+    log.append_import(imported(HOLE, "lib:b.jpg"))
+    log.append_import(imported(UNLABELLED, "lib:c.jpg"))
+    assert log.state("i1").label.status == "disputed"
+    log.append_import(imported(UNLABELLED, "lib:a.jpg"))
+    assert log.state("i1").label == HOLE
+    assert reopened(log).state("i1") == log.state("i1")
 
 
 # --- renames ---------------------------------------------------------------------------------------------------------
@@ -252,47 +252,47 @@ def named(*names: str) -> Label:
     return Label("labelled", (), tuple(sorted(names)))
 
 
-def test_a_chain_of_renames_and_a_class_made_later_under_an_old_name(book: LabelLog) -> None:
-    book.imported(imported(named("a"), id="old"))
-    book.rename({"a": "b"}, "ann", "1")
-    book.imported(imported(named("a"), id="new"))
-    book.imported(imported(named("b"), id="middle"))
-    book.rename({"b": "c"}, "ann", "2")
-    for seen in (book, reopened(book)):
+def test_a_chain_of_renames_and_a_class_made_later_under_an_old_name(log: LabelLog) -> None:
+    log.append_import(imported(named("a"), id="old"))
+    log.rename({"a": "b"}, "ann", "1")
+    log.append_import(imported(named("a"), id="new"))
+    log.append_import(imported(named("b"), id="middle"))
+    log.rename({"b": "c"}, "ann", "2")
+    for seen in (log, reopened(log)):
         assert [seen.state(id).label.classes for id in ("old", "new", "middle")] == [("c",), ("a",), ("c",)]
-    book.rename({"a": "z"}, "ann", "3")
-    for seen in (book, reopened(book)):
+    log.rename({"a": "z"}, "ann", "3")
+    for seen in (log, reopened(log)):
         assert [seen.state(id).label.classes for id in ("old", "new", "middle")] == [("c",), ("z",), ("c",)]
         assert seen.history("old")[0].label.classes == ("c",)
 
 
-def test_a_swap_is_no_merge(book: LabelLog) -> None:
-    book.imported(imported(named("a"), id="i1"))
-    book.imported(imported(named("a", "b", "c"), id="i2"))
-    book.rename({"a": "b", "b": "a"}, "ann", "swap")
-    assert book.state("i1").label == named("b")
-    assert book.state("i2").label == named("a", "b", "c")
-    book.rename({"a": "b", "b": "a"}, "ann", "swap")
-    assert reopened(book).state("i1").label == named("a")
+def test_a_swap_is_no_merge(log: LabelLog) -> None:
+    log.append_import(imported(named("a"), id="i1"))
+    log.append_import(imported(named("a", "b", "c"), id="i2"))
+    log.rename({"a": "b", "b": "a"}, "ann", "swap")
+    assert log.state("i1").label == named("b")
+    assert log.state("i2").label == named("a", "b", "c")
+    log.rename({"a": "b", "b": "a"}, "ann", "swap")
+    assert reopened(log).state("i1").label == named("a")
 
 
-def test_a_merge_ends_a_dispute_about_what_is_now_one_class(book: LabelLog) -> None:
-    book.imported(imported(named("scratch"), "lib:a.jpg"))
-    book.imported(imported(named("kratzer"), "lib:b.jpg"))
-    before = book.key("i1")
-    assert book.state("i1").label.status == "disputed"
-    book.rename({"kratzer": "scratch"}, "ann", "merge")
-    for seen in (book, reopened(book)):
+def test_a_merge_ends_a_dispute_about_what_is_now_one_class(log: LabelLog) -> None:
+    log.append_import(imported(named("scratch"), "lib:a.jpg"))
+    log.append_import(imported(named("kratzer"), "lib:b.jpg"))
+    before = log.key("i1")
+    assert log.state("i1").label.status == "disputed"
+    log.rename({"kratzer": "scratch"}, "ann", "merge")
+    for seen in (log, reopened(log)):
         assert seen.state("i1").label == named("scratch")
         assert seen.state("i1").others == ()
         assert seen.key("i1") != before
 
 
-def test_after_a_rename_a_source_that_says_the_new_name_says_nothing_new(book: LabelLog) -> None:
-    book.imported(imported(CRACK))
-    book.rename({"crack": "riss"}, "ann", "rename")
-    assert not book.imported(imported(CRACK.renamed({"crack": "riss"})))
-    assert book.imported(imported(CRACK))
+def test_after_a_rename_a_source_that_says_the_new_name_says_nothing_new(log: LabelLog) -> None:
+    log.append_import(imported(CRACK))
+    log.rename({"crack": "riss"}, "ann", "rename")
+    assert not log.append_import(imported(CRACK.renamed({"crack": "riss"})))
+    assert log.append_import(imported(CRACK))
 
 
 # --- against a model --------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_after_a_rename_a_source_that_says_the_new_name_says_nothing_new(book: L
 
 @dataclass
 class Model:
-    """The plainest book: every label rewritten at once by every rename."""
+    """The plainest log: every label rewritten at once by every rename."""
 
     imports: dict[str, dict[str, Label]] = field(default_factory=dict)
     person: dict[str, Label] = field(default_factory=dict)
@@ -310,7 +310,7 @@ class Model:
         for paths in self.imports.values():
             paths.update({path: label.renamed(names) for path, label in paths.items()})
 
-    def imported(self, id: str, path: str, label: Label) -> bool:
+    def append_import(self, id: str, path: str, label: Label) -> bool:
         known = self.imports.get(id, {})
         if known.get(path, UNLABELLED) == label:
             return False
@@ -355,39 +355,39 @@ OPERATIONS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(OPERATIONS)
-def test_a_book_does_what_the_plain_model_does(operations: list[Any]) -> None:
+def test_a_log_does_what_the_plain_model_does(operations: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        book, model = LabelLog(Path(folder)), Model()
+        log, model = LabelLog(Path(folder)), Model()
         seen: dict[tuple[str, str], Any] = {}
         keys: dict[tuple[str, Any], str] = {}
         for kind, *rest in operations:
             if kind == "import":
                 id, path, label = rest
-                assert book.imported(imported(label, path, id)) == model.imported(id, path, label)
+                assert log.append_import(imported(label, path, id)) == model.append_import(id, path, label)
             elif kind == "person":
-                book.append(said(rest[1], id=rest[0]))
+                log.append(by_person(rest[1], id=rest[0]))
                 model.person[rest[0]] = rest[1]
             elif kind == "rename":
-                book.rename(rest[0], "ann", "rename")
+                log.rename(rest[0], "ann", "rename")
                 model.rename(rest[0])
             else:
-                book = reopened(book)
+                log = reopened(log)
             for id in ("i1", "i2"):
-                state, expected = book.state(id), model.state(id)
+                state, expected = log.state(id), model.state(id)
                 assert (state.label, state.others) == expected[1:]
-                assert book.person_decided(id) == (expected[0] == "person")
+                assert log.person_decided(id) == (expected[0] == "person")
                 # The key tells states apart, and nothing else.
-                key = book.key(id)
+                key = log.key(id)
                 assert seen.setdefault((id, key), expected) == expected
                 assert keys.setdefault((id, expected), key) == key
 
 
-def test_every_line_is_one_json_object_that_names_who_and_when(book: LabelLog) -> None:
-    book.imported(imported(CRACK))
-    book.append(said(HOLE, "label-studio"))
-    book.rename({"hole": "pore"}, "bo", "renamed hole to pore")
-    book.close()
-    lines = [json.loads(line) for line in (book.segments.folder / "000001.jsonl").read_text().splitlines()]
+def test_every_line_is_one_json_object_that_names_who_and_when(log: LabelLog) -> None:
+    log.append_import(imported(CRACK))
+    log.append(by_person(HOLE, "label-studio"))
+    log.rename({"hole": "pore"}, "bo", "renamed hole to pore")
+    log.close()
+    lines = [json.loads(line) for line in (log.segments.folder / "000001.jsonl").read_text().splitlines()]
     assert [line.get("origin") for line in lines] == ["import", "label-studio", None]
     assert [line["who"] for line in lines] == ["voc", "ann", "bo"]
     assert all(line["at"].endswith("Z") for line in lines)

@@ -25,7 +25,7 @@ from curate.labels.splits import (
     due,
     few_groups,
     folds,
-    gathered,
+    groups_of,
     seeded_number,
 )
 
@@ -98,7 +98,7 @@ def test_shares_are_near_the_ratio_for_each_class_and_in_all(counts: dict[str, i
 
 
 @pytest.mark.parametrize(("total", "train"), [(1, 1), (2, 2), (3, 1), (4, 2), (5, 3), (6, 4), (10, 7), (20, 14)])
-def test_a_class_of_three_groups_or_more_can_be_judged_in_val_and_in_test(total: int, train: int) -> None:
+def test_a_class_of_three_groups_or_more_can_be_evaluated_in_val_and_in_test(total: int, train: int) -> None:
     for seed in range(20):
         have = Counter(
             assign(one_class_groups(crack=total, clean=200), SHARES, seed)[f"crack-{n}"] for n in range(total)
@@ -317,8 +317,8 @@ def test_due_is_the_same_for_shuffled_members(found: list[Member], seed: int, sh
         assert {m.group for m in found if m.source == "public" and m.status == "labelled"} <= set(first)
 
 
-def test_gathered_counts_images_and_classes() -> None:
-    found = gathered(
+def test_groups_count_images_and_classes() -> None:
+    found = groups_of(
         [
             Member("b", "public", "labelled", frozenset({"crack"})),
             Member("a", "public", "labelled"),

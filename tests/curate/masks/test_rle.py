@@ -243,7 +243,7 @@ def test_kaggle_refusals(text: str, message: str) -> None:
         ([64, 0, 1], "run 3: count 1 brings the sum past the end of the 8x8 image"),
         ([2**63 - 1, 2**63 - 1], "run 1: count 9223372036854775807 brings the sum past the end of the 8x8 image"),
         ([3, 4], "run 2: count 4 is the last but brings the sum only to 7 pixels of the 8x8 image"),
-        ([], "run 1: there are no counts at all for the 8x8 image"),
+        ([], "run 1: the list of counts for the 8x8 image is empty"),
         ([3, 1.5], "run 2: 1.5 is not a whole number"),
         ([3, None], "run 2: None is not a whole number"),
         (["3"], "run 1: '3' is not a whole number"),
@@ -292,7 +292,7 @@ def test_a_compressed_string_must_fit_the_image() -> None:
     text = mask_to_coco(np.eye(8, dtype=bool))
     assert refused(coco_to_mask, text, 8, 7, "here").startswith("here: run 15: count 8 brings the sum past the end")
     assert "only to 64 pixels of the 8x9 image" in refused(coco_to_mask, text, 8, 9)
-    assert refused(coco_to_mask, "", 8, 8) == "run 1: there are no counts at all for the 8x8 image"
+    assert refused(coco_to_mask, "", 8, 8) == "run 1: the list of counts for the 8x8 image is empty"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def found_groups(plant: Plant, pool: Pool, picks: Picks) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
-    rules = SelectionRules(near=nearest.cosine(plant.pool.vectors, 0.15))
+    rules = SelectionRules(near=nearest.cosine_at(plant.pool.vectors, 0.15))
     counts: dict[str, list[dict[str, int]]] = {"random": [], "portfolio": []}
     for seed in range(SEEDS):
         pool = with_exemplars(plant, seed)

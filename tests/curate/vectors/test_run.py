@@ -41,7 +41,7 @@ def named(file: Path) -> tuple[str, str]:
 
 
 def assert_same(first: Sequence[EncodedImage], second: Sequence[EncodedImage]) -> None:
-    assert [one.id for one in first] == [one.id for one in second]
+    assert [image.id for image in first] == [image.id for image in second]
     for a, b in zip(first, second, strict=True):
         assert a.problem == b.problem
         assert (a.boxes == b.boxes).all()
@@ -54,8 +54,8 @@ def assert_same(first: Sequence[EncodedImage], second: Sequence[EncodedImage]) -
 def test_batch_size_changes_nothing(tmp_path: Path) -> None:
     work, encoder = todo(tmp_path), embed.build("texture")
     calm = list(outcomes(encoder, work, LIMIT, batch=128))
-    assert [one.id for one in calm] == [id for id, _ in work]
-    assert all(len(one.boxes) == len(one.vectors) > 1 for one in calm)
+    assert [image.id for image in calm] == [id for id, _ in work]
+    assert all(len(image.boxes) == len(image.vectors) > 1 for image in calm)
     assert_same(calm, list(outcomes(encoder, work, LIMIT, batch=1)))
 
 
@@ -72,7 +72,7 @@ def test_ray_gives_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "003.png").write_bytes(b"no image")
     spread = list(outcomes(encoder, work, LIMIT, engine="ray", batch=4, workers=1))
     assert_same(list(outcomes(encoder, work, LIMIT)), spread)
-    assert [one.problem is None for one in spread].count(False) == 1
+    assert [image.problem is None for image in spread].count(False) == 1
     assert "starting Ray takes about 10 s" in capsys.readouterr().err
 
 
@@ -83,12 +83,12 @@ def test_files_that_cannot_be_embedded_say_why(tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(work[3][1]).read_bytes()[:200])
     found = list(outcomes(embed.build("texture"), [*work, named(cut)], LIMIT))
-    problems = [one.problem or "" for one in found]
+    problems = [image.problem or "" for image in found]
     assert "No such file" in problems[0]
     assert "changed since it was indexed" in problems[1]
     assert problems[2:5] == [""] * 3
     assert "damaged image: " in problems[5]
-    assert all(len(one.vectors) == 0 for one in found if one.problem)
+    assert all(len(image.vectors) == 0 for image in found if image.problem)
 
 
 def test_the_limit_on_pixels_holds_before_anything_is_decoded(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_vectors_that_are_no_numbers_are_reported(tmp_path: Path) -> None:
     work = todo(tmp_path, 3)
     Image.new("L", (20, 20)).save(tmp_path / "dark.png")
     found = list(outcomes(Moody(), [*work[:2], named(tmp_path / "dark.png"), work[2]], LIMIT))
-    assert [one.problem is None for one in found] == [True, True, False, True]
+    assert [image.problem is None for image in found] == [True, True, False, True]
     assert "not a number" in str(found[2].problem)
 
 
@@ -197,10 +197,10 @@ folder = Path(sys.argv[1])
 work = [line.split("|") for line in (folder / "todo").read_text().splitlines()]
 encoder = embed.build("texture")
 path = folder / "texture-k.lance"
-made = Vectors.create(path, "k", encoder.dim)
-report = embedding.Report("texture", "k", str(path))
+vectors = Vectors.create(path, "k", encoder.dim)
+report = embedding.EmbedReport("texture", "k", str(path))
 for part in chunks(embedding.outcomes(encoder, work, 10**8, batch=2), 2):
-    embedding._write(part, made, report)
+    embedding._write(part, vectors, report)
     time.sleep(0.02)
 """
 
@@ -215,16 +215,16 @@ def test_kill_9_leaves_whole_images_and_the_rest_completes_them(tmp_path: Path) 
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    made, encoder = Vectors(Table(path)), embed.build("texture")
-    done = set(made.ids())
+    vectors, encoder = Vectors(Table(path)), embed.build("texture")
+    done = set(vectors.ids())
     assert 0 < len(done) < 120, "it ended before it could be killed"
-    assert all(len(made.windows(id)) == len(made.windows(work[0][0])) for id in sorted(done)[:5])
+    assert all(len(vectors.windows(id)) == len(vectors.windows(work[0][0])) for id in sorted(done)[:5])
     report = embedding.EmbedReport("texture", "k", str(path))
     rest = list(outcomes(encoder, [pair for pair in work if pair[0] not in done], LIMIT))
-    embedding._write(rest, made, report)
-    calm = np.stack([one.vectors[0] for one in outcomes(encoder, work, LIMIT)])
+    embedding._write(rest, vectors, report)
+    calm = np.stack([image.vectors[0] for image in outcomes(encoder, work, LIMIT)])
     assert np.allclose(Vectors(Table(path)).whole([id for id, _ in work]), calm, atol=1e-3)
-    assert len(Table(path)) == 120 * len(made.windows(work[0][0]))
+    assert len(Table(path)) == 120 * len(vectors.windows(work[0][0]))
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

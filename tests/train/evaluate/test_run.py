@@ -248,7 +248,7 @@ def test_the_app_shows_the_mistakes(plant: Project) -> None:
     surest = index.dataset.load_saved_view(app_views.CONFIDENT).values("eval_confidence")
     assert surest == sorted(surest, reverse=True)
     assert len(surest) <= 20
-    assert app_views.opens_on(index) == app_views.CONFIDENT
+    assert app_views.first_view(index) == app_views.CONFIDENT
 
 
 def per_image(project: Project, key: str) -> Path:
