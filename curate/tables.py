@@ -53,12 +53,12 @@ def _reading(path: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         if "was not found: Not found" in reason:
             raise NoTable(f"no table at {path}") from None
         raise CurateError(
-            f"table {path} cannot be read ({reason}). If it is damaged, remove its folder and run the command that "
-            "made it again (curate embed, curate predict)"
+            f"table {path} cannot be read ({reason[:160]}). If it is damaged, remove its folder and run the command "
+            "that made it again (curate embed, curate predict)"
         ) from None
 
 

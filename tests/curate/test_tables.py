@@ -116,7 +116,9 @@ def test_latest_is_the_one_written_last(tmp_path: Path) -> None:
     assert tables.latest(tmp_path).path == second.path  # type: ignore[union-attr]
 
 
-def test_what_a_kill_left_of_a_new_table_is_no_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parent", [".", "p" * 100 + "/" + "q" * 100])
+def test_what_a_kill_left_of_a_new_table_is_no_table(tmp_path: Path, parent: str) -> None:
+    tmp_path = tmp_path / parent
     path = tmp_path / "a-1.lance"
     (path / "data").mkdir(parents=True)
     assert not Table.exists(path)
