@@ -1,4 +1,4 @@
-"""What the benchmarks share: methods timed in turn, medians, and a table. Set the thread limits before numpy loads."""
+"""Shared by the benchmarks: methods timed in turn, medians, and a table. Set the thread limits before numpy loads."""
 
 from __future__ import annotations
 

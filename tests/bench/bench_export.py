@@ -1,4 +1,4 @@
-"""What leaving torch gains: `python -m tests.bench.bench_export`.
+"""Speed of exported models without torch: `python -m tests.bench.bench_export`.
 
 The default networks (random weights: their time does not depend on them) as torch, ONNX Runtime and INT8 run them, on
 one thread, in turn. `int8` is S8S8, as ARM likes it; `uint8` activations are what x86 multiplies fast.

@@ -129,7 +129,7 @@ def _theirs(data: Path, work: Path) -> Result:
 
 
 def _content(dataset: Any) -> Result:
-    """What both sides must agree on."""
+    """Return the content on which both sides must agree."""
     masks = dataset.values("defects.detections.mask", unwind=True)
     detections = dataset.count("defects.detections")
     complete = dataset.match({"metadata.width": {"$gt": 0}}).count("id")

@@ -109,7 +109,7 @@ def accept_all(studio: Studio, project: int) -> None:
 
 
 def payload(project: Project, studio: Studio) -> list[dict[str, Any]]:
-    """What push sends, made once beforehand."""
+    """Return the tasks that push sends, made once beforehand."""
     index = Index(project)
     batch, desk = push._picked(index, None), push.remote_project.opened(project, studio)
     report = push.PushReport(batch.name, desk.url)

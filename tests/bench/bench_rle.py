@@ -120,7 +120,7 @@ def check(texts: Sequence[str]) -> None:
 
 
 def bench_crops(repetitions: int) -> None:
-    """What one stored defect costs: a 64x64 crop there and back."""
+    """Time one stored defect: a 64x64 crop encoded and decoded."""
     crops = [_crop(np.random.default_rng(seed)) for seed in range(300)]
     texts = [mask_to_coco(crop) for crop in crops]
     speeds = rates({"mask_to_coco": mask_to_coco, "pycocotools": encode_coco}, crops, repetitions)

@@ -173,7 +173,7 @@ def row(strategy: str, recall: float, seed: int = 0, **more: Any) -> dict[str, A
 
 def test_the_gap_is_closed_against_random_at_the_same_seeds() -> None:
     rows = [row("random (plain)", 0.2), row("random (plain)", 0.6, 1), row("portfolio", 0.6)]
-    found = tables.gathered(rows, "main")
+    found = tables.runs_by_strategy(rows, "main")
     place = ("neu_det", "crazing", 10.0, "exemplars")
     assert tables.gap(found, "portfolio", place) == pytest.approx(0.5)
     assert not tables.complete(found, "portfolio", "neu_det")
@@ -183,28 +183,28 @@ def test_the_gap_is_closed_against_random_at_the_same_seeds() -> None:
 def test_a_set_is_complete_with_all_settings_and_seeds() -> None:
     every = [case for case in worlds.cases() if case.data == "magnetic_tile" and case.start == "exemplars"]
     rows = [row("kcenter", 0.5, seed, **case._asdict()) for case in every for seed in range(worlds.SEEDS[case.data])]
-    assert tables.complete(tables.gathered(rows, "main"), "kcenter", "magnetic_tile")
-    assert not tables.complete(tables.gathered(rows[1:], "main"), "kcenter", "magnetic_tile")
+    assert tables.complete(tables.runs_by_strategy(rows, "main"), "kcenter", "magnetic_tile")
+    assert not tables.complete(tables.runs_by_strategy(rows[1:], "main"), "kcenter", "magnetic_tile")
 
 
 def test_who_does_not_get_there_counts_with_what_it_spent() -> None:
     full = {"full": 1.0, "labels": [0, 10, 20]}
     rows = [row("random", 0, start="none", macro_f1=[0.0, 0.5, 0.9], **full)]
     rows += [row("portfolio", 0, start="none", macro_f1=[0.0, 0.95, 0.96], **full)]
-    found = tables.gathered(rows, "main")
+    found = tables.runs_by_strategy(rows, "main")
     assert tables.ratio(found, "portfolio", "random") == (pytest.approx(0.5), True)
     assert tables.ratio(found, "random", "portfolio") == (pytest.approx(2.0), False)
 
 
 def test_worse_than_random_needs_more_than_chance() -> None:
-    def many(ours: float) -> tables.Found:
+    def many(ours: float) -> tables.RunsByStrategy:
         pairs = [(row("portfolio", ours, seed), row("random (plain)", 0.5, seed)) for seed in range(8)]
-        return tables.gathered([one for pair in pairs for one in pair], "main")
+        return tables.runs_by_strategy([one for pair in pairs for one in pair], "main")
 
     assert tables.worse_than_random(many(0.4)) == ["neu_det, from exemplars: -0.100 (p 0.008)"]
     assert tables.worse_than_random(many(0.6)) == []
     few = [row("portfolio", 0.4), row("random (plain)", 0.5)]
-    assert tables.worse_than_random(tables.gathered(few, "main")) == []
+    assert tables.worse_than_random(tables.runs_by_strategy(few, "main")) == []
 
 
 def test_results_say_what_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is trained on what, and for how long: written down before any figure was seen (see PROTOCOL.md)."""
+"""Recipes, data sets and epochs of the trainings, fixed before any result was seen (see PROTOCOL.md)."""
 
 from __future__ import annotations
 

@@ -16,18 +16,18 @@ from curate import files
 from curate.index.dataset import Index
 from tests.bench.figures.plans import DATA, Plan, plans
 from train.evaluate import intervals
-from train.evaluate.intervals import BootstrapDraws, exact
+from train.evaluate.intervals import BootstrapDraws, clopper_pearson
 
 FILE = Path(__file__).parent / "RESULTS.md"
 TITLES = {"neu": "NEU-DET, six classes", "tile": "Magnetic tile, by tiles"}
 Json = dict[str, Any]
 
 
-# --- what a run adds to its figures ---------------------------------------------------------------------------------
+# --- metrics that a run adds ----------------------------------------------------------------------------------------
 
 
 def positives(folder: Path) -> Json:
-    """Of images with a defect alone: how many are named rightly, and the mean of the classes' recalls."""
+    """Return accuracy and mean class recall over the images with a defect alone."""
     import pyarrow.parquet
 
     parquet: Any = pyarrow.parquet
@@ -39,7 +39,7 @@ def positives(folder: Path) -> Json:
     there, said = (np.array([[name in row[key] for name in names] for row in rows]) for key in ("present", "decided"))
     recalls = [draws.share(there[:, c] & said[:, c], there[:, c]) for c in range(len(names))]
     measures = {"accuracy": draws.share(shown & right, shown), "macro_recall": intervals.mean(recalls)}
-    return {name: intervals.figure(one).to_json() for name, one in measures.items()}
+    return {name: intervals.estimate(one).to_json() for name, one in measures.items()}
 
 
 def splits(index: Index) -> Json:
@@ -105,7 +105,7 @@ def _head(runs: Sequence[Json]) -> str:
 
 
 def _missing(runs: Sequence[Json]) -> list[str]:
-    """What the plans hold and no run has done."""
+    """Return the planned runs that are not finished."""
     done = {Plan(**one["plan"]) for one in runs}
     rest = [one.name for data in DATA for one in plans(data, [], [0]) if one not in done]
     return [f"**Not run yet**: {', '.join(rest)}."] if rest else []
@@ -220,10 +220,11 @@ def interval(one: Mapping[str, Any]) -> str:
 
 
 def _published() -> str:
-    """What a share of so many test images can tell, by Clopper and Pearson."""
+    """Return the section on intervals of published results, by Clopper and Pearson."""
     cases = [(27, 27), (26, 27), (270, 270), (269, 270), (256, 270)]
     rows = [
-        [f"{hits} of {n}", f"{hits / n:.4f}", *(f"{bound:.4f}" for bound in exact(hits / n, n))] for hits, n in cases
+        [f"{hits} of {n}", f"{hits / n:.4f}", *(f"{bound:.4f}" for bound in clopper_pearson(hits / n, n))]
+        for hits, n in cases
     ]
     return (
         "## What was published, and what an interval says of it\n\n"

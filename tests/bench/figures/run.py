@@ -1,7 +1,7 @@
-"""What training on real steel comes to: `python -m tests.bench.figures.run`, or `make figures`.
+"""Results of training on real steel: `python -m tests.bench.figures.run`, or `make figures`.
 
-Trains the recipes of `plans.py` on NEU-DET and on magnetic tiles (`../shared/data`), judges each once on test and
-writes RESULTS.md after every run. All state lies in `out/figures`: killed, it goes on where it was.
+Trains the recipes of `plans.py` on NEU-DET and on magnetic tiles (`../shared/data`), evaluates each once on test and
+writes RESULTS.md after every run. All state is in `out/figures`; a run that was killed continues.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def sorted_by_class(target: Path) -> Path:
 
 
 def run_one(project: Project, plan: Plan, out: Path, full: bool) -> None:
-    """Train and judge, or find that it is done."""
+    """Train and evaluate a plan, unless that is done already."""
     from train.evaluate import run as evaluating
     from train.fit import run as training
 
@@ -85,7 +85,7 @@ def run_one(project: Project, plan: Plan, out: Path, full: bool) -> None:
     about = {"plan": vars(plan), "full": full, "overrides": overrides, "positives": results.positives(found.folder)}
     about |= {"made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": results.machine()}
     kept = {name: value for name, value in trained.model.manifest.items() if name != "images"}
-    value = about | {"trained": kept, "evaluated": {"manifest": found.manifest, "figures": found.figures}}
+    value = about | {"trained": kept, "evaluated": {"manifest": found.manifest, "figures": found.metrics}}
     files.write_json(file_of(out / "results", plan, full), value)
 
 
@@ -94,7 +94,7 @@ def file_of(folder: Path, plan: Plan, full: bool) -> Path:
 
 
 def compare_starts(project: Project, chosen: Sequence[Plan], out: Path, full: bool) -> None:
-    """What ImageNet's weights are worth: the same recipe from both starts, on the same images of test."""
+    """Compare ImageNet's weights with random ones: the same recipe on the same images of test."""
     from train.evaluate import compare
     from train.evaluate import run as evaluating
 
@@ -109,7 +109,7 @@ def compare_starts(project: Project, chosen: Sequence[Plan], out: Path, full: bo
 
 
 def look_into(project: Project, plan: Plan, out: Path, full: bool) -> None:
-    """Where one model looks, what it loses to bad light, and on an exposure that it never saw."""
+    """Explain one model, and test its robustness to changed images and to an exposure left out of training."""
     from train.evaluate import run as evaluating
     from train.fit import run as training
 
@@ -124,13 +124,13 @@ def look_into(project: Project, plan: Plan, out: Path, full: bool) -> None:
             results.write(out)
 
 
-def looks(project: Project, wish: Any, step: Any) -> dict[str, Callable[[], Any]]:
+def looks(project: Project, request: Any, step: Any) -> dict[str, Callable[[], Any]]:
     from train.evaluate import explain, leave_out, robustness
 
     return {
-        "explain": lambda: explain.run(project, explain.ExplainRequest(wish.model), step),
-        "robustness": lambda: robustness.run(project, wish, step),
-        "leave_out": lambda: leave_out.run(leave_out.prepared(project, wish, "exposure"), step),
+        "explain": lambda: explain.run(project, explain.ExplainRequest(request.model), step),
+        "robustness": lambda: robustness.run(project, request, step),
+        "leave_out": lambda: leave_out.run(leave_out.make_task(project, request, "exposure"), step),
     }
 
 

@@ -1,4 +1,4 @@
-"""From our pool to a peer's process and back, bounded in time; and the baselines and strategies as pickers."""
+"""Pickers for peers (in their own processes, with a time limit), baselines and strategies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ AHEAD = 3  # times the missing picks, where groups are: what the shared layer pu
 MEMBERS = 5
 HERE = {"fiftyone"}  # peers that the product depends on
 NEED_LABELS = {"skactiveml.badge", "modal", "baal", "cleanlab"}
-_GIVEN_UP: dict[tuple[str, int], str] = {}  # who failed with so many images is not asked again
+_GIVEN_UP: dict[tuple[str, int], str] = {}  # a peer that failed with so many images is not asked again
 
 
 def pickers(setting: RunSettings) -> Picker | None:
-    """Ours play as they are. Who cannot choose yet, of ours and theirs, is chosen for by `nearest` or at random."""
+    """Return the picker of a peer or baseline; None for our strategies. `NotYet` lets `nearest` or random choose."""
     name = setting.strategy
     if name in PEERS:
         return lambda pool, budget, rng: _peer(name, pool, budget, rng)
@@ -52,7 +52,7 @@ def _every_class(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
 
 
 def rare_probe(pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
-    """Each round a class-balanced logistic regression on the vectors, wanted against the rest: take the top."""
+    """Pick the top of a class-balanced logistic regression on the vectors, wanted classes against the rest."""
     value = pool.once("rare probe", lambda: _ranked(pool))
     rows = pool.open
     return np.asarray(rows[np.lexsort((rows, -value[rows]))][:budget], np.int64)
@@ -78,7 +78,7 @@ PROBE_STRENGTH = 10.0
 
 
 def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
-    """The next of its order that may be picked; a new batch is asked for when none of the last one is left."""
+    """Return the peer's next open rows; a new batch is requested when the last one is used up."""
     if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or linear_probe.has_classes(pool)):
         raise NotYet("no class can be told apart yet")
     order: list[int] = pool.once(f"order of {name}", list)
@@ -94,7 +94,11 @@ def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
     labelled = np.flatnonzero(pool.trainable)
     known = bool(pool.scores) or linear_probe.has_classes(pool)
     likely = _outcomes(_likely(pool)) if known else np.zeros((0, 1 + len(pool.classes)), np.float32)
-    members = np.stack([_outcomes(one) for one in _committee(pool, seed)]) if name.startswith("baal") else likely[None]
+    members = (
+        np.stack([_outcomes(probabilities) for probabilities in _committee(pool, seed)])
+        if name.startswith("baal")
+        else likely[None]
+    )
     fields = {
         "world": np.array(str(_kept(pool))), "open": pool.open, "labelled": labelled,
         "present": pool.present[labelled], "outcome": likely, "members": members, "count": count, "seed": seed,
@@ -104,8 +108,8 @@ def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
 
 
 def _likely(pool: Pool) -> Floats:
-    found = pool.scores["probability"] if "probability" in pool.scores else linear_probe.probabilities(pool)
-    return np.nan_to_num(np.asarray(found, np.float32), nan=0.0)
+    likely = pool.scores["probability"] if "probability" in pool.scores else linear_probe.probabilities(pool)
+    return np.nan_to_num(np.asarray(likely, np.float32), nan=0.0)
 
 
 def _committee(pool: Pool, seed: int) -> Floats:
@@ -113,17 +117,17 @@ def _committee(pool: Pool, seed: int) -> Floats:
 
 
 def _outcomes(likely: Floats) -> Floats:
-    """As outcomes that exclude each other, which peers want: clean, or one class, in proportion."""
+    """Convert to exclusive outcomes, which peers need: clean, or one class, in proportion."""
     total = likely.sum(axis=1, keepdims=True)
     alone = bool((total <= 1 + 1e-3).all())  # a softmax whose rest is clean; else classes may meet on an image
     clean = np.maximum(1 - total, 0) if alone else np.prod(1 - likely, axis=1, keepdims=True)
     shares = likely / np.maximum(total, 1e-9)
-    found = np.hstack([clean, (1 - clean) * shares])
-    return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1e-9), np.float32)
+    outcomes = np.hstack([clean, (1 - clean) * shares])
+    return np.asarray(outcomes / np.maximum(outcomes.sum(axis=1, keepdims=True), 1e-9), np.float32)
 
 
 def _kept(pool: Pool) -> Path:
-    """The pool's vectors in a file, once for all that ask."""
+    """Write the pool's vectors to a file, once for all peers."""
     key = pool.once("vectors' key", lambda: hashlib.sha256(pool.vectors.tobytes()).hexdigest()[:16])
     file = _folder() / f"{key}.npy"
     if not file.is_file():
@@ -165,8 +169,8 @@ def _answered(name: str, file: Path, size: int) -> Rows:
     if word != "ok":
         _GIVEN_UP[name, size] = f"{name}: {rest or 'its process died'}"
         raise CurateError(_GIVEN_UP[name, size])
-    with np.load(rest, allow_pickle=False) as found:
-        return np.asarray(found["rows"], np.int64)
+    with np.load(rest, allow_pickle=False) as answer:
+        return np.asarray(answer["rows"], np.int64)
 
 
 def _line(stream: IO[bytes]) -> str:
@@ -182,10 +186,10 @@ def _process(python: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     command = [str(python), "-m", "tests.bench.proof.peers.serve"]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    made = subprocess.Popen(command, cwd=sets.REPOSITORY, env=environment, bufsize=0, **streams)  # type: ignore[call-overload]
-    _RUNNING[str(python)] = made
+    process = subprocess.Popen(command, cwd=sets.REPOSITORY, env=environment, bufsize=0, **streams)  # type: ignore[call-overload]
+    _RUNNING[str(python)] = process
     atexit.register(_stop, python)
-    return made
+    return process
 
 
 def _stop(python: Path) -> None:

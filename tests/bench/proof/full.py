@@ -1,6 +1,6 @@
 """The proof with trained segmenters: `python -m tests.bench.proof.full`, or `make proof-full`. Hours without a GPU.
 
-It runs `curate simulate` on projects of its own under `out/proof/full`: killed, it goes on where it was.
+It runs `curate simulate` on projects of its own under `out/proof/full`: a run that was killed continues.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(SOURCES), help="one data set")
-    parser.add_argument("--names", default=",".join(STRATEGIES), help="strategies; random plays too")
+    parser.add_argument("--names", default=",".join(STRATEGIES), help="strategies; random is added")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
@@ -47,16 +47,16 @@ def main() -> None:
     for name in [asked.only] if asked.only else SOURCES:
         project = project_of(name, CACHE / "full" / name)
         setting = RunSettings(start="none", rounds=asked.rounds, budget=BUDGET, learner="segmenter")
-        wish = simulating.SimulateRequest(
+        request = simulating.SimulateRequest(
             tuple(asked.names.split(",")), setting, asked.seeds, overrides=(*RECIPE, *asked.set)
         )
         with bars() as step:
-            done = simulating.run(project, wish, step)
+            done = simulating.run(project, request, step)
         print(f"{name}: {done.folder}")
 
 
 def project_of(name: str, folder: Path) -> Project:
-    """Made, indexed and embedded, as far as it is not."""
+    """Create, index and embed the project, as far as that is not done."""
     classes, source = SOURCES[name]
     if not (folder / FILE).is_file():
         setup.write(folder, [{"name": name, "data": REAL / name, "kind": "public", **source}], classes)

@@ -1,7 +1,7 @@
-"""Plays the protocol and writes what came out: `python -m tests.bench.proof.run` (see `make proof`).
+"""Runs the protocol and writes the results: `python -m tests.bench.proof.run` (see `make proof`).
 
-Everything is cached: vectors, worlds and curves under `out/proof/`; a killed run goes on where it was. `--only dev`
-plays the settings that strategies may be tuned on, `--names` some strategies, `--write` sets down what there is.
+Everything is cached: vectors, oracle datasets and curves under `out/proof/`; a run that was killed continues.
+`--only dev` runs the settings that strategies may be tuned on, `--names` some strategies, `--write` writes what exists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from curate import files
 from tests.bench.proof import tables
 from tests.bench.proof.ask import pickers
 from tests.bench.proof.sets import CACHE
-from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, settings, world
+from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, oracle_dataset, settings
 from tests.fakes import need_real
 from train.simulate import grid
 from train.simulate.one_run import Curve, RunSettings
@@ -38,30 +38,30 @@ def main() -> None:
     parser.add_argument("--names", default="", help="strategies, with commas between")
     parser.add_argument("--seeds", type=int, default=99, help="at most so many")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="play nothing, write RESULTS.md and README's table")
+    parser.add_argument("--write", action="store_true", help="run nothing, write RESULTS.md and README's table")
     asked = parser.parse_args()
     if not asked.write and asked.data != "plant":
-        need_real(", or play --data plant")
+        need_real(", or use --data plant")
     if not asked.write:
         for table in ("main", "second"):
             if asked.table in (table, "both"):
-                _play_table(table, asked)
+                _run_table(table, asked)
     tables.write(list(_kept().values()))
 
 
-def _play_table(table: str, asked: argparse.Namespace) -> None:
-    """A data set at a time: its processes, and the peers', start once."""
+def _run_table(table: str, asked: argparse.Namespace) -> None:
+    """Run one data set after the other, so that its processes, and the peers', start once."""
     names = tuple(filter(None, asked.names.split(","))) or (SHORT if table == "second" else ())
     wanted = [case for case in cases() if _is_asked(case, table, asked)]
     for data in dict.fromkeys(case.data for case in wanted):
-        plays = [
-            (case, one)
+        runs = [
+            (case, setting)
             for case in wanted
             if case.data == data
-            for one in settings(case, names)
-            if one.seed < asked.seeds
+            for setting in settings(case, names)
+            if setting.seed < asked.seeds
         ]
-        _keep(_rows(table, plays, _played(data, table, [one for _, one in plays], asked.jobs)))
+        _keep(_rows(table, runs, _run_settings(data, table, [setting for _, setting in runs], asked.jobs)))
 
 
 def _is_asked(case: Case, table: str, asked: argparse.Namespace) -> bool:
@@ -71,14 +71,14 @@ def _is_asked(case: Case, table: str, asked: argparse.Namespace) -> bool:
     return part and asked.data in ("", case.data) and asked.start in ("", case.start)
 
 
-def _played(data: str, table: str, wanted: Sequence[RunSettings], jobs: int) -> list[Curve]:
+def _run_settings(data: str, table: str, wanted: Sequence[RunSettings], jobs: int) -> list[Curve]:
     from rich.progress import Progress
 
-    here = world(data, ENCODERS[table][data])
+    here = oracle_dataset(data, ENCODERS[table][data])
     with Progress() as bar:
         task = bar.add_task(f"{data} ({ENCODERS[table][data]})", total=len(wanted))
-        return grid.play_all(
-            [(here, one) for one in wanted],
+        return grid.run_all(
+            [(here, setting) for setting in wanted],
             CACHE / "simulations",
             jobs,
             pickers,
@@ -86,21 +86,25 @@ def _played(data: str, table: str, wanted: Sequence[RunSettings], jobs: int) -> 
         )
 
 
-def _rows(table: str, plays: Sequence[tuple[Case, RunSettings]], curves: Sequence[Curve]) -> Iterator[Row]:
-    for (case, setting), curve in zip(plays, curves, strict=True):
+def _rows(table: str, runs: Sequence[tuple[Case, RunSettings]], curves: Sequence[Curve]) -> Iterator[Row]:
+    for (case, setting), curve in zip(runs, curves, strict=True):
         row: Row = {"table": table, **case._asdict(), "dev": case.dev, "strategy": setting.label, "seed": setting.seed}
-        yield row | ({"failed": curve.failed} if curve.failed else _figures(curve, case.rare)) | {"code": grid.code()}
+        yield (
+            row
+            | ({"failed": curve.failed} if curve.failed else _metrics(curve, case.rare))
+            | {"code": grid.code_digest()}
+        )
 
 
-def _figures(curve: Curve, rare: str) -> Row:
+def _metrics(curve: Curve, rare: str) -> Row:
     points = curve.points
     return {
         "labels": [point.labels for point in points],
         "macro_f1": [_plain(point.macro_f1) for point in points],
         "group_recall": [_plain(point.by_class[rare]["group_recall"]) for point in points],
         "image_recall": [_plain(point.by_class[rare]["image_recall"]) for point in points],
-        "by_class": {name: _plain(found["group_recall"]) for name, found in points[-1].by_class.items()},
-        "at_eight": {name: _plain(found["group_recall"]) for name, found in points[:9][-1].by_class.items()},
+        "by_class": {name: _plain(scores["group_recall"]) for name, scores in points[-1].by_class.items()},
+        "at_eight": {name: _plain(scores["group_recall"]) for name, scores in points[:9][-1].by_class.items()},
         "full": _plain(curve.full.get("macro_f1", float("nan"))),
         "seconds": sum(point.seconds for point in points) / max(1, len(points) - 1),
         "notes": list(curve.notes),
@@ -112,9 +116,9 @@ def _plain(value: float) -> float | None:
 
 
 def _kept() -> dict[str, Row]:
-    """What was played with the code as it is now."""
+    """Return the rows that were computed with the current code."""
     known = json.loads(ROWS.read_text()) if ROWS.is_file() else {}
-    return {key: row for key, row in known.items() if row["code"] == grid.code()}
+    return {key: row for key, row in known.items() if row["code"] == grid.code_digest()}
 
 
 def _keep(rows: Iterator[Row]) -> None:

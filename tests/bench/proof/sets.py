@@ -55,10 +55,10 @@ class Images(NamedTuple):
     @property
     def whole(self) -> NDArray[np.float32]:
         """One vector an image, in the order of the ids."""
-        made = np.empty((len(self.ids), self.vectors.shape[1]), np.float32)
+        matrix = np.empty((len(self.ids), self.vectors.shape[1]), np.float32)
         mine = self.tiles == WHOLE
-        made[self.rows[mine]] = self.vectors[mine]
-        return made
+        matrix[self.rows[mine]] = self.vectors[mine]
+        return matrix
 
 
 class Seen(NamedTuple):
@@ -79,12 +79,12 @@ def encoder(name: str) -> Encoder:
 
 def load(name: str, vectors: str) -> Images:
     """From the cache, or made now."""
-    made = encoder(vectors)
-    file = CACHE / "vectors" / f"{name}-{made.name}-{made.key}.npz"
+    encoder_ = encoder(vectors)
+    file = CACHE / "vectors" / f"{name}-{encoder_.name}-{encoder_.key}.npz"
     if not file.is_file():
-        _save(file, _embedded(name, made))
-    with np.load(file, allow_pickle=False) as found:
-        return Images(*(found[field] for field in Images._fields))
+        _save(file, _embedded(name, encoder_))
+    with np.load(file, allow_pickle=False) as arrays:
+        return Images(*(arrays[field] for field in Images._fields))
 
 
 def _save(file: Path, images: Images) -> None:
@@ -93,11 +93,11 @@ def _save(file: Path, images: Images) -> None:
         np.savez(handle, **images._asdict())
 
 
-def _embedded(name: str, made: Encoder) -> Images:
+def _embedded(name: str, encoder: Encoder) -> Images:
     if name != "plant":
-        return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), made, classes(name))
+        return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), encoder, classes(name))
     with tempfile.TemporaryDirectory() as folder:
-        return _images(list(_plant(Path(folder) / "plant")), made, CLASSES)
+        return _images(list(_plant(Path(folder) / "plant")), encoder, CLASSES)
 
 
 def classes(name: str) -> tuple[str, ...]:
@@ -110,7 +110,11 @@ def classes(name: str) -> tuple[str, ...]:
 def _magnetic() -> Iterator[Seen]:
     root = REAL / "magnetic_tile"
     for record in _records(magnetic_tile.read(root, None, True)):
-        boxes = {one.label: _mask_box(root, one.shape) for one in record.regions if isinstance(one.shape, MaskFile)}
+        boxes = {
+            region.label: _mask_box(root, region.shape)
+            for region in record.regions
+            if isinstance(region.shape, MaskFile)
+        }
         yield Seen(record.path, root / record.path, str(record.group), boxes)
 
 
@@ -125,11 +129,11 @@ def _neu() -> Iterator[Seen]:
     for record in _records(neu_det.read(root, None, True)):
         own = Path(record.path).stem.rpartition("_")[0]  # the set's own class; some pictures hold boxes of a second
         boxes: dict[str, Box | None] = {own: None}
-        for one in record.regions:
-            if isinstance(one.shape, Box) and (
-                boxes.get(one.label) is None or _area(one.shape) > _area(boxes[one.label])
+        for region in record.regions:
+            if isinstance(region.shape, Box) and (
+                boxes.get(region.label) is None or _area(region.shape) > _area(boxes[region.label])
             ):
-                boxes[one.label] = one.shape
+                boxes[region.label] = region.shape
         yield Seen(record.path, root / record.path, record.path, boxes)
 
 
@@ -137,8 +141,8 @@ def _area(box: Box | None) -> float:
     return box.w * box.h if box else 0.0
 
 
-def _records(found: Iterable[object]) -> list[Record]:
-    return [one for one in found if isinstance(one, Record)]
+def _records(outcomes: Iterable[object]) -> list[Record]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
 
 
 def _plant(folder: Path) -> Iterator[Seen]:
@@ -162,30 +166,30 @@ def _rle_box(text: str) -> Box:
 # --- vectors --------------------------------------------------------------------------------------------------------
 
 
-def _images(seen: list[Seen], made: Encoder, classes: tuple[str, ...]) -> Images:
+def _images(seen: list[Seen], encoder: Encoder, classes: tuple[str, ...]) -> Images:
     """Sorted by content id, so the order of rows tells nothing of the classes; of files with the same bytes, one."""
-    keyed = sorted({sha256_of(one.path): one for one in seen}.items())
-    todo = [(key, str(one.path)) for key, one in keyed]
-    found = {one.id: one for one in embedding.outcomes(made, todo, LIMIT, workers=1)}
-    windows = [found[key] for key, _ in keyed]
-    if broken := [one.problem for one in windows if one.problem]:
+    keyed = sorted({sha256_of(image.path): image for image in seen}.items())
+    todo = [(key, str(image.path)) for key, image in keyed]
+    by_id = {outcome.id: outcome for outcome in embedding.outcomes(encoder, todo, LIMIT, workers=1)}
+    windows = [by_id[key] for key, _ in keyed]
+    if broken := [window.problem for window in windows if window.problem]:
         raise SystemExit(f"{len(broken)} images cannot be read: {broken[0]}")
-    counts = [len(one.vectors) for one in windows]
-    _, groups = np.unique([one.group for _, one in keyed], return_inverse=True)
+    counts = [len(window.vectors) for window in windows]
+    _, groups = np.unique([image.group for _, image in keyed], return_inverse=True)
     best = [
-        [_best(one.boxes, name, window.boxes) for name in classes]
-        for (_, one), window in zip(keyed, windows, strict=True)
+        [_best(image.boxes, name, window.boxes) for name in classes]
+        for (_, image), window in zip(keyed, windows, strict=True)
     ]
     return Images(
         ids=np.array([key for key, _ in keyed]),
         classes=np.array(classes),
-        present=np.array([[name in one.boxes for name in classes] for _, one in keyed]),
+        present=np.array([[name in image.boxes for name in classes] for _, image in keyed]),
         best=np.array(best, np.int16),
         groups=groups.astype(np.int64),
-        library=np.array([one.library for _, one in keyed]),
+        library=np.array([image.library for _, image in keyed]),
         rows=np.repeat(np.arange(len(keyed)), counts),
         tiles=np.concatenate([np.arange(count) + WHOLE for count in counts]).astype(np.int16),
-        vectors=np.concatenate([one.vectors for one in windows]).astype(np.float16),
+        vectors=np.concatenate([window.vectors for window in windows]).astype(np.float16),
     )
 
 

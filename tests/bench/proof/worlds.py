@@ -1,4 +1,4 @@
-"""From the sets' arrays to the worlds that `train.simulating` plays, and the finite matrix of what is played."""
+"""Oracle datasets for `train.simulate` from the sets' arrays, and the finite matrix of settings to run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PEERS = (
     "fiftyone.uniqueness", "cleanlab.activelab", "skactiveml.coreset", "skactiveml.probcover",
     "skactiveml.typiclust", "skactiveml.badge",
 )  # fmt: skip
-SLOW = {"skactiveml.typiclust", "skactiveml.badge"}  # some seconds a batch: their first seed alone is played
+SLOW = {"skactiveml.typiclust", "skactiveml.badge"}  # some seconds a batch: their first seed alone is run
 SHORT = (*BASELINES, "portfolio", "rare", "maxherding")  # of the second table
 NEED_EXEMPLARS = {"nearest", "rare"}
 
@@ -59,25 +59,25 @@ class Case(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def world(data: str, vectors: str) -> OracleDataset:
-    found = sets.load(data, vectors)
-    mine = found.tiles != WHOLE
-    windows = Windows(found.rows[mine], found.tiles[mine], found.vectors[mine])
+def oracle_dataset(data: str, vectors: str) -> OracleDataset:
+    images = sets.load(data, vectors)
+    mine = images.tiles != WHOLE
+    windows = Windows(images.rows[mine], images.tiles[mine], images.vectors[mine])
     return OracleDataset(
         name=f"{data} {vectors}",
-        ids=tuple(found.ids.tolist()),
-        vectors=found.whole,
-        classes=tuple(found.classes.tolist()),
-        present=found.present,
-        groups=found.groups,
-        spare=found.library,
+        ids=tuple(images.ids.tolist()),
+        vectors=images.whole,
+        classes=tuple(images.classes.tolist()),
+        present=images.present,
+        groups=images.groups,
+        spare=images.library,
         windows=windows,
-        marks=_marks(found.best, windows),
+        marks=_marks(images.best, windows),
     )
 
 
 def _marks(best: NDArray[np.int16], windows: Windows) -> NDArray[np.int64]:
-    """Row, class and place in the windows of the tile that holds most of each defect."""
+    """Return row, class and window index of the tile that contains most of each defect."""
     place = {key: number for number, key in enumerate(zip(windows.rows.tolist(), windows.tiles.tolist(), strict=True))}
     rows, classes = np.nonzero(best > WHOLE)
     return np.array([(r, c, place[r, int(best[r, c])]) for r, c in zip(rows, classes, strict=True)], np.int64).reshape(
@@ -86,7 +86,7 @@ def _marks(best: NDArray[np.int16], windows: Windows) -> NDArray[np.int64]:
 
 
 def cases() -> Iterator[Case]:
-    """What is tuned on comes first."""
+    """Yield all cases, those of dev first."""
     yield from sorted(_cases(), key=lambda case: not case.dev)
 
 
@@ -105,7 +105,7 @@ def strategies(case: Case) -> tuple[str, ...]:
 
 
 def settings(case: Case, names: tuple[str, ...] = ()) -> Iterator[RunSettings]:
-    """Every strategy and seed, with the shared layer; without it, too, where there are groups to spread over."""
+    """Yield every strategy and seed with the shared rules, and without them where there are groups to spread over."""
     for name in names or strategies(case):
         for seed in range(1 if name in SLOW else SEEDS[case.data]):
             yield from _layers(case, RunSettings(strategy=name, seed=seed, **_shared(case, name, seed)))

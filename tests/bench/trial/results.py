@@ -43,7 +43,7 @@ def write(
 
 
 def _held(found: Answers) -> list[ArmResult]:
-    """What learns against Poisson blending: the same ratio, gated against gated."""
+    """Compare learned synthesisers with Poisson blending at the same ratio, gated against gated."""
     bases = {arm for _, arm in found if arm.name == "poisson"}
     order = sorted(bases, key=lambda arm: (arm.gated, arm.ratio))
     return [line for poisson in order for line in _held_against(found, poisson)]

@@ -47,7 +47,7 @@ def test_the_order_of_views_is_ours_after_those_of_users(indexed: Project) -> No
     index = Index(indexed)
     index.set({"stratum": dict.fromkeys(index.ids()[:1], "A/cam00")})
     app_views.arrange(indexed)
-    wanted = [view.name for view in app_views.wanted_views(Index(indexed))]
+    wanted = [view.name for view in app_views.views_to_save(Index(indexed))]
     assert "stratum A/cam00" in wanted
     assert Index(indexed).dataset.list_saved_views() == ["mine", *wanted]
 

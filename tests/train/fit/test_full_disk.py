@@ -14,7 +14,7 @@ import torch
 from curate.errors import CurateError
 from curate.project import Project, ProjectConfig, SourceConfig
 from tests.train.conftest import data
-from tests.train.fit.test_loop import CNN, Pulled, network, setting
+from tests.train.fit.test_loop import CNN, Interrupted, fit_settings, network
 from train import recipe, store
 from train.fit import loop
 
@@ -34,13 +34,13 @@ def files(where):
 
 
 def fitted(where, progress=lambda stage, done, total: None):
-    rows = loop.fit(network(made, of), setting(made, of, where), progress).history
+    rows = loop.fit(network(made, of), fit_settings(made, of, where), progress).history
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def pulled(stage, done, total):
     if stage == "epoch 2":
-        raise Pulled
+        raise Interrupted
 
 
 def said(action):
@@ -57,7 +57,7 @@ whole, parts = folder / "whole", folder / "parts"
 expected = fitted(whole)
 try:
     fitted(parts, pulled)
-except Pulled:
+except Interrupted:
     pass
 before = files(parts)
 found = {"checkpoint": said(lambda: fitted(parts)), "kept": files(parts) == before, "names": sorted(before)}

@@ -11,15 +11,15 @@ BALANCED = {"C": 0.1, "class_weight": "balanced", "max_iter": 300}  # the learne
 
 
 class Ask(NamedTuple):
-    """What a peer is told: the same as our strategies.
+    """The inputs of a peer, which are those of our strategies.
 
     Args:
         vectors: (n, d) of whole images, unit length.
-        open: rows that may be picked. labelled: rows that were shown. present: (labelled, classes) what they show.
+        open: rows that may be picked. labelled: rows with known labels. present: (labelled, classes) their classes.
         outcome: (n, 1 + classes) the learner's probability that an image is clean or shows each class, with sum 1;
-            without rows before anything is learnt.
-        members: (5, n, 1 + classes) the same of probes on bootstrap samples, for peers that ask a committee.
-        count: how many rows, at least. seed: of their chance.
+            without rows before the first training.
+        members: (5, n, 1 + classes) the same of probes on bootstrap samples, for peers that use a committee.
+        count: number of rows to return, at least. seed: of their random choices.
     """
 
     vectors: NDArray[np.float32]

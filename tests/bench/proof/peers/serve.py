@@ -1,7 +1,7 @@
 """A process that answers for the peers: `python -m tests.bench.proof.peers.serve`, in `.venv-peers` or here.
 
 A request is a line on stdin: `PEER.METHOD ASK.npz`. The answer is a line on stdout: `ok FOLDER/answer.npz`, or `no`
-and the reason. The vectors, which stay the same for a whole world, lie in a file of their own beside the request.
+and the reason. The vectors, which are the same for a whole data set, are in a file of their own beside the request.
 """
 
 from __future__ import annotations
