@@ -89,10 +89,10 @@ def plan(
 
 def _evaluated(project: Project) -> tuple[dict[str, dict[str, float | None]], str | None]:
     """Recall and IoU of each class in the last evaluation on val, and which one that is."""
-    evaluations = evaluating.every(project, SPLIT)
+    evaluations = evaluating.evaluations(project, SPLIT)
     if not evaluations:
         return {}, None
-    by_class = evaluations[0].figures["classes"]
+    by_class = evaluations[0].metrics["classes"]
     values = {name: {key: _value(metrics.get(key)) for key in ("recall", "iou")} for name, metrics in by_class.items()}
     return values, f"model {evaluations[0].model[:8]} on {SPLIT}"
 

@@ -26,7 +26,7 @@ from curate.errors import CurateError
 if TYPE_CHECKING:
     from curate.project import Project
     from train.evaluate.compare import Comparison
-    from train.evaluate.cross_validate import Validation
+    from train.evaluate.cross_validate import CrossValidation
     from train.evaluate.run import Evaluation
 
 SplitOption = Annotated[str, typer.Option(help="test or val.")]
@@ -102,7 +102,7 @@ def _targets(texts: Sequence[str]) -> dict[str, float]:
 def _folds(project: Project, request: tuple[Any, ...], json: bool) -> None:
     from train.evaluate import cross_validate as folds
 
-    task = folds.prepared(project, folds.CrossValidateRequest(*request))
+    task = folds.make_task(project, folds.CrossValidateRequest(*request))
     if task.todo:
         warn(folds.cost(task))
     with bars() as step:
@@ -110,8 +110,8 @@ def _folds(project: Project, request: tuple[Any, ...], json: bool) -> None:
     emit(result.to_json()) if json else _validated(result, project)
 
 
-def _validated(result: Validation, project: Project) -> None:
-    values, manifest = result.figures, result.manifest
+def _validated(result: CrossValidation, project: Project) -> None:
+    values, manifest = result.metrics, result.manifest
     for note in manifest["notes"]:
         warn(note)
     if not result.fresh:
@@ -138,7 +138,7 @@ def _held(name: str, point: Mapping[str, Any]) -> str:
 
 
 def _evaluated(result: Evaluation, project: Project) -> None:
-    values, manifest = result.figures, result.manifest
+    values, manifest = result.metrics, result.manifest
     for note in manifest["notes"]:
         warn(note)
     if not result.fresh:

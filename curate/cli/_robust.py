@@ -67,7 +67,7 @@ def robustness(
 def _leave_out(project: Project, request: Any, by: str, json: bool) -> None:
     from train.evaluate import leave_out as leaving
 
-    task = leaving.prepared(project, request, by)
+    task = leaving.make_task(project, request, by)
     warn(leaving.cost(task))
     with bars() as step:
         result = leaving.run(task, step)
@@ -83,7 +83,7 @@ def _head(result: Robustness) -> None:
 
 def _shaken(result: Robustness, project: Project) -> None:
     _head(result)
-    values, manifest = result.figures, result.manifest
+    values, manifest = result.metrics, result.manifest
     say(
         f"on {values['images']} images of {values['groups']} groups in {manifest['split']}",
         f"model {manifest['model']}",
@@ -116,7 +116,7 @@ def _shaken(result: Robustness, project: Project) -> None:
 
 def _left(result: Robustness) -> None:
     _head(result)
-    values, score = result.figures, result.figures["score"]
+    values, score = result.metrics, result.metrics["score"]
     by = values["by"]
     head = (
         f"  without {by}",

@@ -96,7 +96,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _show(result: SimulateResult) -> None:
-    report = result.found
+    report = result.result
     for note in report["notes"]:
         warn(note)
     if not result.fresh:

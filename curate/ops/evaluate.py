@@ -9,7 +9,7 @@ from curate.project import Project
 
 if TYPE_CHECKING:
     from train.evaluate.compare import Comparison
-    from train.evaluate.promote import Promoted
+    from train.evaluate.promote import PromoteResult
     from train.evaluate.run import EvaluateRequest, Evaluation
 
 
@@ -33,7 +33,7 @@ def compare(project: Project, a: str, b: str, request: EvaluateRequest, progress
 
 def promote(
     project: Project, model: str | None, force: bool, device: str, progress: Progress = no_progress
-) -> Promoted:
+) -> PromoteResult:
     """Make a model production's."""
     from train.evaluate import promote
 

@@ -39,7 +39,7 @@ from synth.trial.verdict import ArmResult
 from train import checkpoint
 from train.data.dataset import LoadPlan, TrainingData
 from train.evaluate import metrics, per_image
-from train.evaluate.metrics import EvaluatedImages, Pixels
+from train.evaluate.metrics import EvaluatedImages, PixelCounts
 from train.fit import loop
 from train.fit import run as training
 from train.predict.predictor import Predictor
@@ -291,7 +291,7 @@ def judged(
     rows, seen = [], []
     for item in items:
         try:
-            rows.append(judge.row(item, *judge.look(item)))
+            rows.append(judge.row(item, *judge.predict(item)))
             seen.append(item)
         except LabelProblem:
             continue  # unreadable for every arm alike
@@ -307,7 +307,7 @@ def read(file: Path, classes: Sequence[str]) -> EvaluatedImages:
     with np.load(file, allow_pickle=False) as of:
         count, n = len(classes), len(of["ids"])
         shape = (n, count, len(metrics.THRESHOLDS))
-        pixels = Pixels(
+        pixels = PixelCounts(
             of["counts"].reshape(n, count, 3).astype(np.int64),
             of["histogram"].reshape(n, count, 2, metrics.BINS).astype(np.int64),
             np.zeros(shape, np.int64),

@@ -18,7 +18,7 @@ from synth.trial.arms import BALANCED, BASELINES, BLENDS, Arm, worth
 from train.evaluate import intervals
 from train.evaluate import metrics as figures
 from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, Estimate
-from train.evaluate.metrics import EvaluatedImages, Pixels
+from train.evaluate.metrics import EvaluatedImages, PixelCounts
 
 BY_CLASS = ("iou", "dice", "pixel_ap", "recall")
 OVERALL = ("iou", "dice", "clean_false_alarms")
@@ -99,7 +99,7 @@ def averaged(seeds: Seeds) -> Measures:
 
 
 def _measured(judged: EvaluatedImages, draws: BootstrapDraws) -> Measures:
-    overall, by_class = figures.measures(judged, draws)
+    overall, by_class = figures.compute(judged, draws)
     return {"": {name: overall[name] for name in OVERALL}} | {
         place: {name: row[name] for name in BY_CLASS} for place, row in by_class.items()
     }
@@ -124,7 +124,7 @@ def pooled(folds: Sequence[EvaluatedImages]) -> EvaluatedImages:
     ids, groups = (tuple(value for fold in folds for value in getattr(fold, name)) for name in ("ids", "groups"))
     pixels = [fold.pixels for fold in folds if fold.pixels]
     of = {name: np.concatenate([getattr(part, name) for part in pixels]) for name in ("counts", "histogram", "largest")}
-    return EvaluatedImages(first.classes, ids, groups, single=False, pixels=Pixels(**of), **joined)
+    return EvaluatedImages(first.classes, ids, groups, single=False, pixels=PixelCounts(**of), **joined)
 
 
 # --- worth ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.train.conftest import CLASSES
 from train.evaluate import metrics
-from train.evaluate.metrics import EvaluatedImages, Pixels
+from train.evaluate.metrics import EvaluatedImages, PixelCounts
 
 
 def judged(
@@ -23,6 +23,6 @@ def judged(
     decided = present | (~present.any(axis=1, keepdims=True) & (random.random((n, 1)) < alarms))
     decided[:, [CLASSES.index(name) for name in missed]] = False
     histogram = np.ones((n, count, 2, metrics.BINS), np.int64)
-    pixels = Pixels(counts, histogram, np.zeros((n, count, len(metrics.THRESHOLDS)), np.int64))
+    pixels = PixelCounts(counts, histogram, np.zeros((n, count, len(metrics.THRESHOLDS)), np.int64))
     names = tuple(f"g{row // 3}" for row in range(n))
     return EvaluatedImages(CLASSES, tuple(map(str, range(n))), names, present, decided * 1.0, decided, False, pixels)

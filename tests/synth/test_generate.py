@@ -244,7 +244,7 @@ def test_test_does_not_steer_what_is_made(mill: Project) -> None:
         manifest = {"model": "m", "split": split, "made": f"2026-01-0{1 + (split == 'test')}", "notes": []}
         (folder / evaluating.MANIFEST).write_text(json.dumps(manifest))
         classes = {name: {"recall": {"value": recall}, "iou": {"value": 0.5}} for name in CLASSES}
-        (folder / evaluating.FIGURES).write_text(json.dumps({"classes": classes}))
+        (folder / evaluating.METRICS_FILE).write_text(json.dumps({"classes": classes}))
     plan = planning.plan(mill)
     assert plan.evaluation == "model m on val"
     assert {line.recall for line in plan.lines} == {0.9}

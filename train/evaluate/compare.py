@@ -1,7 +1,7 @@
-"""`curate compare A B`: two models on the same images, group by group, and what the difference comes to in words.
+"""`curate compare A B`: two models on the same images, with paired intervals and a verdict in words.
 
-Both are judged in the same draws of groups, so what makes an image hard for both cancels out: the interval of a
-difference is far narrower than two intervals side by side would suggest.
+Both models are measured in the same bootstrap draws of groups, so what makes an image hard for both cancels out: the
+interval of a difference is far narrower than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from curate.project import Project
 from train.evaluate import intervals, metrics
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import FEW, BootstrapMetric, Estimate
-from train.evaluate.metrics import ByName, EvaluatedImages
+from train.evaluate.metrics import EvaluatedImages, MetricsByName
 from train.evaluate.run import EvaluateRequest, Progress
 
 WORDS = {
@@ -37,7 +37,7 @@ OVERALL = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """B minus A, and what to make of it."""
+    """The differences B minus A, with a verdict. `fixed` and `broken`: images that B alone and A alone get right."""
 
     a: str
     b: str
@@ -52,62 +52,78 @@ class Comparison:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        shown = {name: one.to_json() for name, one in self.overall.items()}
-        by_class = {name: {key: one.to_json() for key, one in found.items()} for name, found in self.classes.items()}
-        return vars(self) | {"overall": shown, "classes": by_class}
+        overall = {name: estimate.to_json() for name, estimate in self.overall.items()}
+        by_class = {
+            name: {key: estimate.to_json() for key, estimate in estimates.items()}
+            for name, estimates in self.classes.items()
+        }
+        return vars(self) | {"overall": overall, "classes": by_class}
 
 
 def run(
     project: Project,
     a: str,
     b: str,
-    wish: EvaluateRequest,
+    request: EvaluateRequest,
     progress: Progress = lambda stage, done, total: None,
 ) -> Comparison:
-    """Judge both where that is still to do, and hold them against each other. The caller holds the writer lock."""
+    """Evaluate both models where that is still to do, and compare them.
+
+    Args:
+        project: the project, whose writer lock the caller holds.
+        a: the first model: key, start of a key, or alias.
+        b: the second model.
+        request: split and device; its model is not used.
+        progress: called with stage, images done and images in all.
+
+    Returns:
+        The differences B minus A.
+    """
     index = Index(project)
-    exams = [evaluating.prepared(index, EvaluateRequest(one, wish.split, {}, wish.allow_leak)) for one in (a, b)]
-    keys = [exam.model.key for exam in exams]
+    exams = [
+        evaluating.make_plan(index, EvaluateRequest(name, request.split, {}, request.allow_leak)) for name in (a, b)
+    ]
+    keys = [plan.model.key for plan in exams]
     if keys[0] == keys[1]:
         raise CurateError(f"'{a}' and '{b}' are the same model, {keys[0]}. See: curate models")
-    kept = [[one.id for one in exam.items] for exam in exams]
-    seen = [evaluating.examined(exam, wish.device, progress).split for exam in exams]
-    both = set(seen[0].ids).intersection(seen[1].ids)
+    kept = [[item.id for item in plan.items] for plan in exams]
+    evaluated = [evaluating.evaluate_images(plan, request.device, progress).split for plan in exams]
+    both = set(evaluated[0].ids).intersection(evaluated[1].ids)
     if not both:
-        raise CurateError(f"no image of {wish.split} can be judged by both models")
-    notes = list(dict.fromkeys(note for exam in exams for note in exam.notes))
+        raise CurateError(f"no image of {request.split} can be evaluated with both models")
+    notes = list(dict.fromkeys(note for plan in exams for note in plan.notes))
     if kept[0] != kept[1]:
-        notes.append(f"only the {len(both)} images that both models can be judged by are compared")
-    before, after = (chosen(one, both) for one in seen)
-    return compared(before, after, keys[0], keys[1], wish.split, notes)
+        notes.append(f"only the {len(both)} images that both models can be evaluated on are compared")
+    before, after = (subset(images, both) for images in evaluated)
+    return comparison(before, after, keys[0], keys[1], request.split, notes)
 
 
-def chosen(judged: EvaluatedImages, ids: set[str]) -> EvaluatedImages:
-    """These images alone, in order; pixels and regions go with them."""
-    rows = np.array([row for row, id in enumerate(judged.ids) if id in ids], int)
-    if len(rows) == len(judged.ids):
-        return judged
-    return judged.taken(rows)
+def subset(evaluated: EvaluatedImages, ids: set[str]) -> EvaluatedImages:
+    """Return these images alone, in their order, with their pixels and regions."""
+    rows = np.array([row for row, id in enumerate(evaluated.ids) if id in ids], int)
+    if len(rows) == len(evaluated.ids):
+        return evaluated
+    return evaluated.take(rows)
 
 
-def compared(
+def comparison(
     before: EvaluatedImages, after: EvaluatedImages, a: str, b: str, split: str, notes: list[str]
 ) -> Comparison:
-    """Pure: two models' judged images, which are the same ones."""
+    """Compare two models' results on the same images."""
     draws = before.draws()
-    (all_before, then), (all_after, now) = (metrics.measures(one, draws) for one in (before, after))
-    differences = _minus(all_before, all_after)
-    classes = {name: _minus(then[name], now[name]) for name in before.classes}
-    right = [(one.present == one.decided).all(axis=1) for one in (before, after)]
+    (all_before, then), (all_after, now) = (metrics.compute(evaluated, draws) for evaluated in (before, after))
+    differences = _differences(all_before, all_after)
+    classes = {name: _differences(then[name], now[name]) for name in before.classes}
+    right = [(evaluated.present == evaluated.decided).all(axis=1) for evaluated in (before, after)]
     groups = int(draws.weights.shape[1])
     verdict = _verdict(differences, classes, groups)
     fixed, broken = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
-    verdict.append(f"B puts {fixed} images right that A has wrong, and gets {broken} wrong that A has right")
+    verdict.append(f"B is right on {fixed} images that A gets wrong, and wrong on {broken} that A gets right")
     return Comparison(a, b, split, len(before.ids), groups, differences, classes, fixed, broken, verdict, notes)
 
 
-def _minus(before: ByName, after: ByName) -> dict[str, Estimate]:
-    return {name: _difference(one, after[name]) for name, one in before.items() if name in after}
+def _differences(before: MetricsByName, after: MetricsByName) -> dict[str, Estimate]:
+    return {name: _difference(metric, after[name]) for name, metric in before.items() if name in after}
 
 
 def _difference(before: BootstrapMetric, after: BootstrapMetric) -> Estimate:
@@ -115,31 +131,31 @@ def _difference(before: BootstrapMetric, after: BootstrapMetric) -> Estimate:
     return intervals.difference(BootstrapMetric(after.values - before.values, n, groups))
 
 
-# --- in words -------------------------------------------------------------------------------------------------------
+# --- verdict --------------------------------------------------------------------------------------------------------
 
 
 def _verdict(overall: Mapping[str, Estimate], classes: Mapping[str, Mapping[str, Estimate]], groups: int) -> list[str]:
-    said = [words for key, forms in OVERALL.items() if (words := _words(overall.get(key), forms, "B "))]
-    found = said or [f"no difference over all classes that these {groups} groups can show"]
+    statements = [words for key, forms in OVERALL.items() if (words := _statement(overall.get(key), forms, "B "))]
+    verdict = statements or [f"no difference over all classes that these {groups} groups can show"]
     for name, by_metric in classes.items():
-        found += _of_class(name, by_metric)
-    return found
+        verdict += _class_verdict(name, by_metric)
+    return verdict
 
 
-def _of_class(name: str, found: Mapping[str, Estimate]) -> list[str]:
-    recall = found["recall"]
+def _class_verdict(name: str, differences: Mapping[str, Estimate]) -> list[str]:
+    recall = differences["recall"]
     if not recall.n:
-        return [f"{name}: no image shows it, nothing can be said"]
+        return [f"{name}: no image shows it, so it cannot be measured"]
     if recall.groups < FEW:
         return [f"{name}: {recall.groups} groups are too few to say"]
     forms = {key: tuple(text.format(name=name) for text in pair) for key, pair in WORDS.items()}
-    said = [words for key, pair in forms.items() if (words := _words(found.get(key), pair, "B "))]
-    return said or [f"{name}: no difference that these {recall.groups} groups can show"]
+    statements = [words for key, pair in forms.items() if (words := _statement(differences.get(key), pair, "B "))]
+    return statements or [f"{name}: no difference that these {recall.groups} groups can show"]
 
 
-def _words(one: Estimate | None, forms: tuple[str, ...], lead: str) -> str:
-    """What the difference means; nothing where its interval holds 0."""
-    if one is None or not (one.low > 0 or one.high < 0):
+def _statement(difference: Estimate | None, forms: tuple[str, ...], lead: str) -> str:
+    """Return the difference in words; an empty string where its interval holds 0."""
+    if difference is None or not (difference.low > 0 or difference.high < 0):
         return ""
-    words = forms[0] if one.value > 0 else forms[1]
-    return f"{lead}{words}: {one.value:+.2f} ({one.low:.2f} to {one.high:.2f})"
+    words = forms[0] if difference.value > 0 else forms[1]
+    return f"{lead}{words}: {difference.value:+.2f} ({difference.low:.2f} to {difference.high:.2f})"

@@ -1,9 +1,9 @@
-"""`curate evaluate --folds`: what a model's recipe is worth where one small split would say little.
+"""`curate evaluate --folds`: cross-validation of a model's recipe, for projects whose test split is small.
 
-The labelled groups are dealt into folds, anew for each repeat. For every fold the recipe is trained on the others (a
-part of their groups tells when to stop) and asked about this one: each image is judged once a repeat, by a network that
-has seen nothing of its group. The folds' networks are no models of the project; what they said is kept, in
-`work/evaluations/<model>/folds-<count>-<key>/`, and they themselves are removed. A killed run goes on where it was.
+The labelled groups are dealt into folds, anew in each repeat. For every fold the recipe is trained on the others (some
+of their groups are its val, which ends the training) and predicts this one: each image is evaluated once a repeat, by a
+network that was trained on nothing of its group. The networks are removed; their predictions are kept in
+`work/evaluations/<model>/folds-<count>-<key>/`. A run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ from curate.tables import Table
 from curate.units import duration
 from train import checkpoint, store
 from train.data.dataset import TrainingData
-from train.evaluate import intervals, per_image
-from train.evaluate import metrics as figures
+from train.evaluate import intervals, metrics, per_image
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import BootstrapMetric
-from train.evaluate.metrics import ByName, EvaluatedImages
+from train.evaluate.metrics import EvaluatedImages, MetricsByName
 from train.evaluate.per_image import ModelEvaluator
 from train.fit import loop, pretrained
 from train.fit import run as training
@@ -45,14 +44,14 @@ from train.recipe import Recipe
 from train.store import StoredModel
 
 COUNT, REPEATS = 5, 3
-JUDGED = ("train", "val")  # test stays untouched unless it is asked for
-STEP = 1  # raise it when the same labels and recipe give other folds or figures than before
+SPLITS = ("train", "val")  # test is used on request only
+STEP = 1  # raise it when the same labels and recipe give other folds or metrics than before
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class CrossValidateRequest:
-    """What the user asks for. `targets`: the recall that each class should have, by fitting its threshold on val."""
+    """Options of `curate evaluate --folds`. `targets`: the recall that each class should reach, fitted on val."""
 
     model: str | None = None
     count: int = COUNT
@@ -64,7 +63,7 @@ class CrossValidateRequest:
 
 @dataclass(frozen=True)
 class Fold:
-    """One training. No group of `held` has an image in `data`; `repeat` and `number` count from 0."""
+    """One training, and its held-out images. No group of `held` is in `data`; `repeat` and `number` count from 0."""
 
     repeat: int
     number: int
@@ -78,11 +77,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class CrossValidationTask:
-    """All that is needed to train and judge; `items` are all that is judged."""
+    """Everything that is needed to train and to evaluate the folds; `items`: all images that are evaluated."""
 
     project: Project
     model: StoredModel
-    wish: CrossValidateRequest
+    request: CrossValidateRequest
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     folds: tuple[Fold, ...]
@@ -94,106 +93,124 @@ class CrossValidationTask:
         return self.folds[0].data.task == "segmentation"
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        return (*JUDGED, "test") if self.wish.with_test else JUDGED
+    def splits(self) -> tuple[str, ...]:
+        return (*SPLITS, "test") if self.request.with_test else SPLITS
 
     @property
-    def result(self) -> Path:
-        key = key_of([self.wish.repeats, dict(self.wish.targets), evaluating.STEP, STEP])
+    def result_file(self) -> Path:
+        key = key_of([self.request.repeats, dict(self.request.targets), evaluating.STEP, STEP])
         return self.folder / f"result-{key[:16]}.json"
 
     @property
     def todo(self) -> list[Fold]:
-        return [one for one in self.folds if not self.marker(one).is_file()]
+        return [fold for fold in self.folds if not self.fold_file(fold).is_file()]
 
     @property
-    def asked(self) -> int:
-        """Images, each as often as a network is asked about it."""
-        return sum(len(one.held) + len(one.data.val) for one in self.todo)
+    def images_to_evaluate(self) -> int:
+        """Number of predictions to make: images, each as often as a network predicts it."""
+        return sum(len(fold.held) + len(fold.data.val) for fold in self.todo)
 
     @cached_property
     def recipe(self) -> Recipe:
         return recipe_of(self.model)
 
-    def marker(self, fold: Fold) -> Path:
+    def fold_file(self, fold: Fold) -> Path:
         return self.folder / f"fold-{fold.name}.json"
 
-    def said(self, repeat: int) -> Table:
-        """Of every image, by the network that did not know it."""
-        return per_image.table_at(self.folder / f"judged-{repeat + 1}.lance", self.segments, self.classes)
+    def predictions_table(self, repeat: int) -> Table:
+        """Table of a repeat's predictions, each by the network that was not trained on the image's group."""
+        return per_image.open_table_at(self.folder / f"judged-{repeat + 1}.lance", self.segments, self.classes)
 
-    def said_of_val(self, fold: Fold) -> Table:
-        return per_image.table_at(self.folder / f"val-{fold.name}.lance", self.segments, self.classes)
+    def val_table(self, fold: Fold) -> Table:
+        return per_image.open_table_at(self.folder / f"val-{fold.name}.lance", self.segments, self.classes)
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A finished one; `fresh` is false where it was there already."""
+class CrossValidation:
+    """A finished cross-validation; `fresh` is false where it had been finished before."""
 
     folder: Path
     manifest: dict[str, Any]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     fresh: bool
 
     def to_json(self) -> dict[str, Any]:
-        return self.manifest | {"folder": str(self.folder), "fresh": self.fresh} | self.figures
+        return self.manifest | {"folder": str(self.folder), "fresh": self.fresh} | self.metrics
 
 
 def cost(task: CrossValidationTask) -> str:
-    """What a user should know before it begins."""
-    made = task.model.manifest
-    each = f"{duration(made['seconds'])} on {made['device']}"
+    """Return the number of trainings to do and their duration, in words."""
+    manifest = task.model.manifest
+    each = f"{duration(manifest['seconds'])} on {manifest['device']}"
     return f"{len(task.todo)} of {len(task.folds)} trainings to do, each about as long as the model's own ({each})"
 
 
-def run(task: CrossValidationTask, progress: Progress = lambda stage, done, total: None) -> Validation:
-    """Train and judge fold after fold; what is done stays done. The index stays free meanwhile."""
+def run(task: CrossValidationTask, progress: Progress = lambda stage, done, total: None) -> CrossValidation:
+    """Train and evaluate fold after fold. Finished folds are kept, and the index is not locked.
+
+    Args:
+        task: the folds, from `make_task`.
+        progress: called with stage, steps done and steps in all.
+
+    Returns:
+        The result over all folds and repeats.
+    """
     with files.writer_lock(task.project.work / "evaluations", "curate evaluate --folds"):
-        fresh = not task.result.is_file()
+        fresh = not task.result_file.is_file()
         if fresh:
             for fold in task.folds:
-                _done(task, fold, progress)
+                _run_fold(task, fold, progress)
                 progress("folds", 1, len(task.folds))
-            files.write_json(task.result, _result(task))
-    found: dict[str, Any] = json.loads(task.result.read_text(encoding="utf-8"))
-    return Validation(task.folder, found["manifest"], found["figures"], fresh)
+            files.write_json(task.result_file, _result(task))
+    result: dict[str, Any] = json.loads(task.result_file.read_text(encoding="utf-8"))
+    return CrossValidation(task.folder, result["manifest"], result["figures"], fresh)
 
 
-# --- which images, and which folds ----------------------------------------------------------------------------------
+# --- images and folds -----------------------------------------------------------------------------------------------
 
 
-def prepared(project: Project, wish: CrossValidateRequest) -> CrossValidationTask:
-    """The folds; raises CurateError where there are too few groups to deal, or nothing to learn from some of them."""
-    index, model = Index(project), store.find(project, wish.model)
+def make_task(project: Project, request: CrossValidateRequest) -> CrossValidationTask:
+    """Deal the labelled images into folds; raises CurateError where there are too few groups or classes for that."""
+    index, model = Index(project), store.find(project, request.model)
     classes, notes = evaluating.classes_of(project, model), list[str]()
-    _check_targets(wish.targets, classes)
-    items = _labelled(index, model, classes, wish, notes)
-    learnt = _learnt(items, model, project)
+    _check_targets(request.targets, classes)
+    items = _labelled(index, model, classes, request, notes)
+    data_of_all = _training_data(items, model, project)
     config = project.config.splits
     shares = {"train": config.shares["train"], "val": config.shares["val"]}
-    folds = tuple(dealt(items, learnt, wish.count, wish.repeats, config.seed, shares))
-    notes += _alone(items, classes)
-    notes += _taught_before(project, recipe_of(model))
+    folds = tuple(make_folds(items, data_of_all, request.count, request.repeats, config.seed, shares))
+    notes += _class_notes(items, classes)
+    notes += _weight_notes(project, recipe_of(model))
     if model.manifest.get("pseudo"):
-        notes.append("pseudo-labels teach no fold: the model that gave them has seen groups of every fold")
-    rows = sorted((one.id, one.label.digest, group_of(one)) for one in items)
-    about = [rows, per_image.mark(classes), config.seed, shares, pretrained.mark_of(recipe_of(model).model)]
-    name = f"folds-{wish.count}{'-test' if wish.with_test else ''}-{key_of([about, training.STEP, STEP])[:16]}"
-    folder = per_image.home(project, model.key) / name
-    return CrossValidationTask(project, model, wish, classes, tuple(items), folds, folder, tuple(notes))
+        notes.append(
+            "pseudo-labels are in no fold's training: the model that gave them was trained on groups of every fold"
+        )
+    rows = sorted((item.id, item.label.digest, group_of(item)) for item in items)
+    key_parts = [
+        rows,
+        per_image.row_version(classes),
+        config.seed,
+        shares,
+        pretrained.mark_of(recipe_of(model).model),
+    ]
+    name = (
+        f"folds-{request.count}{'-test' if request.with_test else ''}-{key_of([key_parts, training.STEP, STEP])[:16]}"
+    )
+    folder = per_image.model_folder(project, model.key) / name
+    return CrossValidationTask(project, model, request, classes, tuple(items), folds, folder, tuple(notes))
 
 
-def _taught_before(project: Project, made: Recipe) -> Iterator[str]:
-    """Weights of a model of this project know the groups of every fold."""
-    weights = made.model.weights
+def _weight_notes(project: Project, recipe: Recipe) -> Iterator[str]:
+    """Yield a note where the first weights are those of a model of this project, which was trained on these groups."""
+    weights = recipe.model.weights
     if weights in ("none", "hub"):
         return
-    mark = pretrained.mark_of(made.model)
-    for one in store.all_models(project):
-        if (one.folder / store.WEIGHTS).is_file() and sha256_of(one.folder / store.WEIGHTS) == mark:
+    mark = pretrained.mark_of(recipe.model)
+    for model in store.all_models(project):
+        if (model.folder / store.WEIGHTS).is_file() and sha256_of(model.folder / store.WEIGHTS) == mark:
             yield (
-                f"every fold starts from the weights of model {one.key}, which has learnt from images of every fold: "
-                "these figures flatter. Train from weights that are not of this project"
+                f"every fold starts from the weights of model {model.key}, which was trained on images of every "
+                "fold: these metrics are too good. Train from weights that are not of this project"
             )
 
 
@@ -206,141 +223,152 @@ def _check_targets(targets: Mapping[str, float], classes: Sequence[str]) -> None
         if name not in classes:
             raise unknown("class", name, classes)
         if not 0 < recall <= 1:
-            raise CurateError(f"target recall {recall:g} of {name} must lie above 0 and at most at 1")
+            raise CurateError(f"target recall {recall:g} of {name} is not allowed; allowed: above 0, at most 1")
 
 
 def _labelled(
-    index: Index, model: StoredModel, classes: Sequence[str], wish: CrossValidateRequest, notes: list[str]
+    index: Index, model: StoredModel, classes: Sequence[str], request: CrossValidateRequest, notes: list[str]
 ) -> list[Item]:
-    """The real labelled images. Synthetic ones do not even teach: what made them has seen groups of every fold."""
-    wanted = (*JUDGED, "test") if wish.with_test else JUDGED
+    """Return the real labelled images; synthetic ones are made from groups of every fold, so no fold trains on them."""
+    wanted = (*SPLITS, "test") if request.with_test else SPLITS
     members = index.members()
     rows = {id: row for id, *row in index.rows("status", "split", "source", "missing")}
     every = [id for id, row in rows.items() if row[0] == "labelled" and row[1] in wanted and not row[3]]
     ids = [id for id in every if rows[id][2] != "synthetic"]
     if not ids:
         raise CurateError(f"no labelled image in {' or '.join(wanted)}. Label some: curate select, or index a source")
-    items = sorted(index.items(ids), key=lambda one: one.id)
+    items = sorted(index.items(ids), key=lambda item: item.id)
     if model.manifest["task"] == "segmentation":
-        items = evaluating.placed(items, classes, " and ".join(wanted), notes)
+        items = evaluating.with_locations(items, classes, " and ".join(wanted), notes)
     if len(ids) < len(every):
-        notes.append(f"{len(every) - len(ids)} synthetic images teach no fold: they are made of images that folds hold")
-    chosen = sum(members[one.id].source == "production" and not members[one.id].audit for one in items)
+        notes.append(
+            f"{len(every) - len(ids)} synthetic images are in no fold: they are made from images of other folds"
+        )
+    chosen = sum(members[item.id].source == "production" and not members[item.id].audit for item in items)
     if chosen:
         notes.append(
-            f"{chosen} of {len(items)} images were chosen to be labelled, not drawn by chance: defects are more "
-            "frequent among them than in production, so precision flatters"
+            f"{chosen} of {len(items)} images were selected for labelling, not drawn at random: defects are more "
+            "frequent among them than in production, so precision is too good"
         )
     return items
 
 
-def _learnt(items: Sequence[Item], model: StoredModel, project: Project) -> TrainingData:
-    """All images as something to learn from."""
+def _training_data(items: Sequence[Item], model: StoredModel, project: Project) -> TrainingData:
+    """Return all images as training data, before val is taken from it."""
     task, names = model.manifest["task"], project.active_classes
-    shown = [one.label.present.intersection(names) for one in items]
-    single = task == "classification" and all(len(one) <= 1 for one in shown)
+    shown = [item.label.present.intersection(names) for item in items]
+    single = task == "classification" and all(len(names) <= 1 for names in shown)
     return TrainingData(task, tuple(names), tuple(items), (), single, not all(shown))
 
 
-def dealt(
-    items: Sequence[Item], learnt: TrainingData, count: int, repeats: int, seed: int, shares: Mapping[str, float]
+def make_folds(
+    items: Sequence[Item], data_of_all: TrainingData, count: int, repeats: int, seed: int, shares: Mapping[str, float]
 ) -> Iterator[Fold]:
-    """Every repeat's folds, stratified by class; a later repeat changes nothing of those before."""
-    groups = _counted(items)
+    """Yield every repeat's folds, stratified by class; more repeats do not change the earlier ones."""
+    groups = _group_counts(items)
     if len(groups) < count:
         raise CurateError(f"{count} folds need at least {count} labelled groups, there are {len(groups)}: --folds 2")
     drawn = splits.folds(groups, count, repeats, seed)
     for repeat in range(repeats):
         for number in range(count):
             held = {name for name, folds in drawn.items() if folds[repeat] == number}
-            rest = [one for one in items if group_of(one) not in held]
-            data = _parted(rest, learnt, seeded_number(seed, "val", repeat, number), shares)
-            yield Fold(repeat, number, data, tuple(one for one in items if group_of(one) in held))
+            rest = [item for item in items if group_of(item) not in held]
+            data = _train_and_val(rest, data_of_all, seeded_number(seed, "val", repeat, number), shares)
+            yield Fold(repeat, number, data, tuple(item for item in items if group_of(item) in held))
 
 
-def _counted(items: Iterable[Item]) -> list[splits.Group]:
-    return splits.groups_of(Member(group_of(one), one.source, "labelled", one.label.present) for one in items)
+def _group_counts(items: Iterable[Item]) -> list[splits.Group]:
+    return splits.groups_of(Member(group_of(item), item.source, "labelled", item.label.present) for item in items)
 
 
-def _parted(rest: Sequence[Item], learnt: TrainingData, seed: int, shares: Mapping[str, float]) -> TrainingData:
-    """Train and val of a fold, by group, in the proportion that the project has; classes are those that train shows."""
+def _train_and_val(
+    rest: Sequence[Item], data_of_all: TrainingData, seed: int, shares: Mapping[str, float]
+) -> TrainingData:
+    """Split a fold's images by group into train and val, in the project's proportion; classes are those of train."""
     total = sum(shares.values())
-    where = splits.assign(_counted(rest), {split: share / total for split, share in shares.items()}, seed)
-    placed = [replace(one, split=where[group_of(one)]) for one in rest]
-    train, val = (tuple(one for one in placed if one.split == split) for split in JUDGED)
-    classes = tuple(name for name in learnt.classes if any(name in one.label.present for one in train))
-    clean = any(not one.label.present.intersection(classes) for one in train)
-    data = replace(learnt, classes=classes, train=train, val=val, clean=clean)
+    where = splits.assign(_group_counts(rest), {split: share / total for split, share in shares.items()}, seed)
+    placed = [replace(item, split=where[group_of(item)]) for item in rest]
+    train, val = (tuple(item for item in placed if item.split == split) for split in SPLITS)
+    classes = tuple(name for name in data_of_all.classes if any(name in item.label.present for item in train))
+    clean = any(not item.label.present.intersection(classes) for item in train)
+    data = replace(data_of_all, classes=classes, train=train, val=val, clean=clean)
     if len(data.outputs) < 1 + data.single:
         raise CurateError(
-            f"a fold of {len(train)} images to learn from shows {', '.join(classes) or 'no defect'} alone: "
-            "label more, or deal other folds (--folds)"
+            f"the {len(train)} training images of a fold show only {', '.join(classes) or 'clean images'}. "
+            "Label more, or use another number of folds: --folds"
         )
     return data
 
 
-def _alone(items: Sequence[Item], classes: Sequence[str]) -> Iterator[str]:
-    """Classes that folds cannot judge."""
+def _class_notes(items: Sequence[Item], classes: Sequence[str]) -> Iterator[str]:
+    """Yield notes on classes that the folds cannot measure."""
     for name in classes:
-        groups = {group_of(one) for one in items if name in one.label.present}
+        groups = {group_of(item) for item in items if name in item.label.present}
         if not groups:
-            yield f"no labelled image shows {name}: nothing can be said of it"
+            yield f"no labelled image shows {name}: it cannot be measured"
         elif len(groups) == 1:
-            yield f"class {name} comes from one group alone: the fold that holds it cannot know it, so it is missed"
+            yield f"class {name} is in one group only: the fold that holds it out cannot learn it, so it is missed"
 
 
-# --- a fold ---------------------------------------------------------------------------------------------------------
+# --- one fold--------------------------------------------------------------------------------------------------------
 
 
-def _done(task: CrossValidationTask, fold: Fold, progress: Progress) -> None:
-    """Train without the fold and judge it, unless that is done; its weights go when its answers are kept."""
-    if task.marker(fold).is_file():
+def _run_fold(task: CrossValidationTask, fold: Fold, progress: Progress) -> None:
+    """Train without the fold's groups and predict them, unless that is done; then remove the weights."""
+    if task.fold_file(fold).is_file():
         return
     scratch = task.folder / f".{fold.name}.training"
-    judge, fitted = _trained(task, fold, scratch, progress)
+    evaluator, fitted = _train(task, fold, scratch, progress)
     failed: dict[str, str] = {}
-    for table, items in ((task.said(fold.repeat), fold.held), (task.said_of_val(fold), fold.data.val)):
-        failed |= per_image.ask(judge, table, items, lambda _, done, total: progress("judge", done, task.asked))
-    about = {"train": len(fold.data.train), "val": len(fold.data.val), "held": len(fold.held), "failed": failed}
-    about |= {"classes": fold.data.classes, "epochs": len(fitted.history), "best": fitted.best}
-    files.write_json(task.marker(fold), about | {"skipped": fitted.skipped})
+    for table, items in ((task.predictions_table(fold.repeat), fold.held), (task.val_table(fold), fold.data.val)):
+        failed |= per_image.evaluate_missing(
+            evaluator, table, items, lambda _, done, total: progress("evaluate", done, task.images_to_evaluate)
+        )
+    record = {"train": len(fold.data.train), "val": len(fold.data.val), "held": len(fold.held), "failed": failed}
+    record |= {"classes": fold.data.classes, "epochs": len(fitted.history), "best": fitted.best}
+    files.write_json(task.fold_file(fold), record | {"skipped": fitted.skipped})
     files.remove(scratch)
 
 
-def _trained(
+def _train(
     task: CrossValidationTask, fold: Fold, scratch: Path, progress: Progress
 ) -> tuple[ModelEvaluator, loop.FitResult]:
-    """The model's recipe on all but the fold; each repeat has a seed of its own."""
+    """Train the model's recipe on all images but the fold's; each repeat has its own seed."""
     from curate.devices import device_of
 
-    made, data = task.recipe, fold.data
-    made = made.model_copy(update={"seed": made.seed + fold.repeat})
-    device, epochs = device_of(task.wish.device), sum(one.epochs for one in made.parts)
+    recipe, data = task.recipe, fold.data
+    recipe = recipe.model_copy(update={"seed": recipe.seed + fold.repeat})
+    device, epochs = device_of(task.request.device), sum(part.epochs for part in recipe.parts)
     scratch.mkdir(parents=True, exist_ok=True)
-    model, start = training.network_of(made, data)
-    plan = training.plan_of(task.project, made, data)
-    setting = loop.FitSettings(made, data, plan, start.frozen, scratch, device, training.workers_of(device))
-    name = f"fold {fold.number + 1} of {task.wish.count}, repeat {fold.repeat + 1}"
+    model, start = training.network_of(recipe, data)
+    plan = training.plan_of(task.project, recipe, data)
+    setting = loop.FitSettings(recipe, data, plan, start.frozen, scratch, device, training.workers_of(device))
+    name = f"fold {fold.number + 1} of {task.request.count}, repeat {fold.repeat + 1}"
     fitted = loop.fit(model, setting, lambda _, done, total: progress(name, done, total * epochs))
     checkpoint.load_into(model, scratch / loop.BEST)
-    about = Predictor(f"fold-{fold.name}", data.classes, made, data.single, model.eval(), device)
-    return ModelEvaluator(about, task.classes, task.project.config.limits.max_pixels), fitted
+    predictor = Predictor(f"fold-{fold.name}", data.classes, recipe, data.single, model.eval(), device)
+    return ModelEvaluator(predictor, task.classes, task.project.config.limits.max_pixels), fitted
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------------------------
 
 
 def _result(task: CrossValidationTask) -> dict[str, Any]:
-    done = [json.loads(task.marker(one).read_text(encoding="utf-8")) for one in task.folds]
-    failed = {id: why for one in done for id, why in one["failed"].items()}
-    good = [one for one in task.items if one.id not in failed]
+    done = [json.loads(task.fold_file(fold).read_text(encoding="utf-8")) for fold in task.folds]
+    failed = {id: why for record in done for id, why in record["failed"].items()}
+    good = [item for item in task.items if item.id not in failed]
     if not good:
         raise CurateError(f"no image could be read; the first: {next(iter(failed.values()))}")
     single = task.folds[0].data.single
-    judged = [per_image.gathered(task.said(row), good, task.classes, single) for row in range(task.wish.repeats)]
-    found = described(judged)
-    found["operating"] = {name: _operating(task, judged, name, target) for name, target in task.wish.targets.items()}
-    return {"manifest": _manifest(task, failed), "figures": found}
+    evaluated = [
+        per_image.evaluated_images(task.predictions_table(row), good, task.classes, single)
+        for row in range(task.request.repeats)
+    ]
+    summary = summarise(evaluated)
+    summary["operating"] = {
+        name: _operating(task, evaluated, name, target) for name, target in task.request.targets.items()
+    }
+    return {"manifest": _manifest(task, failed), "figures": summary}
 
 
 def _manifest(task: CrossValidationTask, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -350,12 +378,12 @@ def _manifest(task: CrossValidationTask, failed: Mapping[str, str]) -> dict[str,
     return {
         "model": task.model.key,
         "task": task.folds[0].data.task,
-        "splits": list(task.parts),
+        "splits": list(task.splits),
         "classes": list(task.classes),
-        "folds": task.wish.count,
-        "repeats": task.wish.repeats,
-        "targets": dict(task.wish.targets),
-        "dealt": [sorted({group_of(one) for one in fold.held}) for fold in task.folds],
+        "folds": task.request.count,
+        "repeats": task.request.repeats,
+        "targets": dict(task.request.targets),
+        "dealt": [sorted({group_of(item) for item in fold.held}) for fold in task.folds],
         "draws": intervals.DRAWS,
         "confidence": intervals.CONFIDENCE,
         "failed": dict(failed),
@@ -364,47 +392,53 @@ def _manifest(task: CrossValidationTask, failed: Mapping[str, str]) -> dict[str,
     }
 
 
-def described(judged: Sequence[EvaluatedImages]) -> dict[str, Any]:
-    """All figures of the same images, judged several times; `by_repeat` shows how far chance moves each."""
-    first, draws = judged[0], judged[0].draws()
-    overall, by_class = zip(*(figures.measures(one, draws) for one in judged), strict=True)
+def summarise(evaluated: Sequence[EvaluatedImages]) -> dict[str, Any]:
+    """Return all metrics of the same images, averaged over repeats; `by_repeat` shows how far chance moves each."""
+    first, draws = evaluated[0], evaluated[0].draws()
+    overall, by_class = zip(*(metrics.compute(repeat, draws) for repeat in evaluated), strict=True)
     return {
         "images": len(first.ids),
         "groups": int(draws.weights.shape[1]),
-        "support": figures.support(first, draws, first.classes),
-        "overall": _figures(overall),
-        "classes": {name: _figures([one[name] for one in by_class]) for name in first.classes},
+        "support": metrics.support(first, draws, first.classes),
+        "overall": _estimates(overall),
+        "classes": {name: _estimates([repeat[name] for repeat in by_class]) for name in first.classes},
         "baselines": evaluating.baselines(first, draws),
     }
 
 
-def _figures(repeats: Sequence[ByName]) -> dict[str, Any]:
-    found = {name: [one[name] for one in repeats] for name in repeats[0]}
+def _estimates(repeats: Sequence[MetricsByName]) -> dict[str, Any]:
+    by_name = {name: [repeat[name] for repeat in repeats] for name in repeats[0]}
     return {
-        name: intervals.figure(averaged(one)).to_json() | {"by_repeat": _values(one)} for name, one in found.items()
+        name: intervals.estimate(mean_over_repeats(values)).to_json() | {"by_repeat": _point_values(values)}
+        for name, values in by_name.items()
     }
 
 
-def _values(found: Iterable[BootstrapMetric]) -> list[float | None]:
-    return [round(value, 6) if math.isfinite(value := float(one.values[0])) else None for one in found]
+def _point_values(repeats: Iterable[BootstrapMetric]) -> list[float | None]:
+    return [round(value, 6) if math.isfinite(value := float(repeat.values[0])) else None for repeat in repeats]
 
 
-def averaged(repeats: Sequence[BootstrapMetric]) -> BootstrapMetric:
-    """The mean over repeats, draw by draw. All of them are about the same images, so `n` and `groups` do not add up."""
-    known = [one for one in repeats if np.isfinite(one.values[0])] or list(repeats[:1])
-    parts = tuple(averaged(part) for part in zip(*(one.parts for one in known), strict=True))
+def mean_over_repeats(repeats: Sequence[BootstrapMetric]) -> BootstrapMetric:
+    """Return the mean over repeats in each draw; `n` and `groups` do not add up, for the images are the same."""
+    known = [repeat for repeat in repeats if np.isfinite(repeat.values[0])] or list(repeats[:1])
+    parts = tuple(mean_over_repeats(part) for part in zip(*(repeat.parts for repeat in known), strict=True))
     values = intervals.mean(known).values
-    return BootstrapMetric(values, min(one.n for one in known), min(one.groups for one in known), parts)
+    return BootstrapMetric(values, min(repeat.n for repeat in known), min(repeat.groups for repeat in known), parts)
 
 
 def _operating(
-    task: CrossValidationTask, judged: Sequence[EvaluatedImages], name: str, target: float
+    task: CrossValidationTask, evaluated: Sequence[EvaluatedImages], name: str, target: float
 ) -> dict[str, Any]:
-    """Each fold's threshold is fitted on its own val: what holds on images that nobody has fitted anything on."""
-    place, draws = task.classes.index(name), judged[0].draws()
-    fitted = [_fitted(task, row, one, place, target) for row, one in enumerate(judged)]
-    after = [figures.decision(one.present[:, place], yes, draws) for one, (yes, _) in zip(judged, fitted, strict=True)]
-    before = [figures.decision(one.present[:, place], one.decided[:, place], draws) for one in judged]
+    """Return the metrics on the held-out images with each fold's threshold fitted on its own val."""
+    place, draws = task.classes.index(name), evaluated[0].draws()
+    fitted = [_decide_by_fold(task, row, repeat, place, target) for row, repeat in enumerate(evaluated)]
+    after = [
+        metrics.decision_metrics(repeat.present[:, place], yes, draws)
+        for repeat, (yes, _) in zip(evaluated, fitted, strict=True)
+    ]
+    before = [
+        metrics.decision_metrics(repeat.present[:, place], repeat.decided[:, place], draws) for repeat in evaluated
+    ]
     points = [point for _, some in fitted for point in some]
     return {
         "target": target,
@@ -412,27 +446,27 @@ def _operating(
         "min_areas": [point.min_area for point in points],
         "reached": sum(point.reached for point in points),
         "unfitted": len(task.folds) - len(points),
-        "held": _figures(after),
-        "before": _figures(before),
+        "held": _estimates(after),
+        "before": _estimates(before),
     }
 
 
-def _fitted(
-    task: CrossValidationTask, repeat: int, judged: EvaluatedImages, place: int, target: float
-) -> tuple[NDArray[np.bool_], list[figures.OperatingPoint]]:
-    """What a repeat's folds decide by their own thresholds, or by the recipe's where val does not show the class."""
-    decided, points = judged.decided[:, place].copy(), []
-    for fold in (one for one in task.folds if one.repeat == repeat):
-        val = _val(task, fold, judged.single)
+def _decide_by_fold(
+    task: CrossValidationTask, repeat: int, evaluated: EvaluatedImages, place: int, target: float
+) -> tuple[NDArray[np.bool_], list[metrics.OperatingPoint]]:
+    """Decide a repeat's images by each fold's threshold, or by the recipe's where the fold's val lacks the class."""
+    decided, points = evaluated.decided[:, place].copy(), []
+    for fold in (fold for fold in task.folds if fold.repeat == repeat):
+        val = _val_images(task, fold, evaluated.single)
         if val.present[:, place].any():
-            points.append(figures.fitted_point(val, place, target))
-            held = {one.id for one in fold.held}
-            rows = np.array([row for row, id in enumerate(judged.ids) if id in held], np.int64)
-            decided[rows] = points[-1].decided(judged.taken(rows), place)
+            points.append(metrics.fit_operating_point(val, place, target))
+            held = {item.id for item in fold.held}
+            rows = np.array([row for row, id in enumerate(evaluated.ids) if id in held], np.int64)
+            decided[rows] = points[-1].decide(evaluated.take(rows), place)
     return decided, points
 
 
-def _val(task: CrossValidationTask, fold: Fold, single: bool) -> EvaluatedImages:
-    table = task.said_of_val(fold)
-    known = per_image.known(table, fold.data.val)
-    return per_image.gathered(table, [one for one in fold.data.val if one.id in known], task.classes, single)
+def _val_images(task: CrossValidationTask, fold: Fold, single: bool) -> EvaluatedImages:
+    table = task.val_table(fold)
+    known = per_image.up_to_date(table, fold.data.val)
+    return per_image.evaluated_images(table, [item for item in fold.data.val if item.id in known], task.classes, single)

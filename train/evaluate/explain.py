@@ -1,10 +1,10 @@
-"""`curate explain`: where a model looks when it names a class (Grad-CAM, Selvaraju et al. 2017), and how much of that
-heat lies on the labelled defect. Overlays go to a contact sheet in `work/explanations/<model>/<key>/` (sheet.png,
+"""`curate explain`: which pixels a model bases a class on (Grad-CAM, Selvaraju et al. 2017), and how much of that heat
+lies on the labelled defect. Overlays go to a contact sheet in `work/explanations/<model>/<key>/` (sheet.png,
 explanation.json).
 
-A classifier is asked about its last feature map, a segmenter about the deepest one of its encoder, for the mean logit
-of the pixels that it gives to the class (Seg-Grad-CAM, Vinogradova et al. 2020). The maps are coarse: 32 pixels of the
-network's input are one cell. A share of heat on a mask says something only beside the mask's share of the picture.
+The feature map is a classifier's last one, or the deepest one of a segmenter's encoder; a segmenter's target is the
+mean logit of the pixels that are predicted as the class (Seg-Grad-CAM, Vinogradova et al. 2020). The maps are coarse:
+one cell is 32 pixels of the network's input. Compare the share of heat on a mask with the mask's share of the image.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ from train.predict.predictor import Predictor, load_predictor
 
 SHEET, REPORT = "sheet.png", "explanation.json"
 SHOWN = 12  # images by default
-SIDE, COLUMNS, LINE, GAP = 260, 3, 20, 8  # pixels of a picture on the sheet, cells in a row, caption, space between
-WIDE = 2 * SIDE  # of a cell: two pictures side by side, or two strips one above the other
-MOST = 1 << 19  # pixels that a segmenter is asked about at once: gradients take memory
+SIDE, COLUMNS, LINE, GAP = (
+    260,
+    3,
+    20,
+    8,
+)  # pixels of a picture on the sheet, cells in a row, pixels of a caption line and of a gap
+WIDE = 2 * SIDE  # width of a cell: two pictures side by side, or two strips one above the other
+MAX_PIXELS = 1 << 19  # a segmenter's largest input: gradients take memory
 CHUNK = 256
 STEP = 1
 Heat = NDArray[np.float32]
@@ -48,8 +53,11 @@ Heat = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """`view`: of a saved view; else the surest mistakes of the model's last evaluation; without one labelled images of
-    test."""
+    """Options of `curate explain`.
+
+    `view`: a saved view whose images are explained; without it the most confident mistakes of the model's last
+    evaluation, or, without an evaluation, labelled images of test.
+    """
 
     model: str | None = None
     view: str | None = None
@@ -59,37 +67,47 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class HeatRequest:
-    """An image, and the class whose heat is wanted."""
+    """An image, the class whose heat is computed (empty: the likeliest), and the reason why it was chosen."""
 
     item: Item
-    asked: str
-    why: str
+    class_name: str
+    reason: str
 
 
 # --- heat -----------------------------------------------------------------------------------------------------------
 
 
 def heat(predictor: Predictor, image: Pixels, name: str, inside: NDArray[np.uint8] | None = None) -> Heat:
-    """(H, W) from 0 to 1: what in the image (H, W, C) speaks for this class. `inside`: where else it finds nothing."""
+    """Compute the heat of a class in an image.
+
+    Args:
+        predictor: the model.
+        image: (H, W, C) pixels.
+        name: the class.
+        inside: (H, W) mask whose logits are used where a segmenter predicts no pixel of the class.
+
+    Returns:
+        (H, W) from 0 to 1: how much each pixel contributes to the class.
+    """
     from pytorch_grad_cam import GradCAM
 
     place = predictor.classes.index(name)
-    batch, target = (_of_segmenter if predictor.recipe.task == "segmentation" else _of_classifier)(
+    batch, target = (_segmenter_input if predictor.recipe.task == "segmentation" else _classifier_input)(
         predictor, image, place, inside
     )
-    watched = _watched(predictor)
+    watched = _with_watched_map(predictor)
     with GradCAM(model=watched, target_layers=[watched.map]) as cam:
-        found = cam(input_tensor=batch, targets=[target])[0]
+        cam_map = cam(input_tensor=batch, targets=[target])[0]
     predictor.module.zero_grad(set_to_none=True)
     wide, high = batch.shape[3], batch.shape[2]
-    if predictor.recipe.task == "segmentation" and image.shape[0] * image.shape[1] <= MOST:
-        return np.asarray(found[: image.shape[0], : image.shape[1]], np.float32)  # what was mirrored on goes again
-    assert found.shape == (high, wide)
-    return np.asarray(cv2.resize(found, image.shape[1::-1]), np.float32)
+    if predictor.recipe.task == "segmentation" and image.shape[0] * image.shape[1] <= MAX_PIXELS:
+        return np.asarray(cam_map[: image.shape[0], : image.shape[1]], np.float32)  # without the mirrored padding
+    assert cam_map.shape == (high, wide)
+    return np.asarray(cv2.resize(cam_map, image.shape[1::-1]), np.float32)
 
 
-def _watched(predictor: Predictor) -> Any:
-    """The network with its deepest feature map as a module of its own, which can be watched."""
+def _with_watched_map(predictor: Predictor) -> Any:
+    """Wrap the network so that its deepest feature map is a module of its own, which Grad-CAM can hook."""
     from torch import nn
 
     class Watched(nn.Module):  # type: ignore[misc]
@@ -98,10 +116,10 @@ def _watched(predictor: Predictor) -> Any:
             self.module, self.map = module, nn.Identity()
 
         def forward(self, batch: Any) -> Any:
-            found = self.module.encoder(batch)
-            if not isinstance(found, list | tuple):
-                return self.module.head(self.map(found))
-            *before, last = found
+            features = self.module.encoder(batch)
+            if not isinstance(features, list | tuple):
+                return self.module.head(self.map(features))
+            *before, last = features
             if hasattr(self.module, "head"):
                 return self.module.head(self.map(last))
             return self.module.segmentation_head(self.module.decoder([*before, self.map(last)]))
@@ -109,16 +127,16 @@ def _watched(predictor: Predictor) -> Any:
     return Watched(predictor.module).eval()
 
 
-def _of_classifier(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
+def _classifier_input(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
     wanted = predictor.recipe.input
     return _batch(predictor, resized(image, wanted.height, wanted.width)), lambda logits: logits[place]
 
 
-def _of_segmenter(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
-    """The whole image, made smaller where it is larger than `MOST`; for the pixels that the model gives to the class,
-    else those `inside`, else all."""
-    if image.shape[0] * image.shape[1] > MOST:
-        share = (MOST / (image.shape[0] * image.shape[1])) ** 0.5
+def _segmenter_input(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
+    """Return the input batch (downscaled to `MAX_PIXELS`) and the target: the mean logit over the pixels that are
+    predicted as the class, else over those `inside`, else over all."""
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        share = (MAX_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
         sides = [max(32, int(side * share) // 32 * 32) for side in image.shape[:2]]
         image, inside = resized(image, *sides), inside if inside is None else resized(inside, *sides)[..., 0]
     high, wide = (up_to_stride(side) for side in image.shape[:2])
@@ -142,77 +160,83 @@ def _batch(predictor: Predictor, image: Pixels) -> Any:
     return normalised(batch, predictor.recipe.input.scale)
 
 
-# --- how much of it lies on the mask --------------------------------------------------------------------------------
+# --- heat on the mask ----------------------------------------------------------------------------------------------
 
 
-def on_mask(found: Heat, mask: NDArray[np.uint8]) -> dict[str, float | None]:
-    """`share` of the heat inside the mask (None where there is no heat at all), `area` of the picture that the mask
-    has (what heat that knows nothing would give), `peak`: whether the hottest place lies inside."""
-    total = float(found.sum(dtype=np.float64))
+def heat_on_mask(heat: Heat, mask: NDArray[np.uint8]) -> dict[str, float | None]:
+    """Return the `share` of the heat inside the mask, the mask's share of the image (`area`, which uniform heat would
+    give), and whether the hottest pixel is inside (`peak`). `share` and `peak` are None without any heat."""
+    total = float(heat.sum(dtype=np.float64))
     inside = mask.astype(bool)
-    share = float(found[inside].sum(dtype=np.float64)) / total if total > 0 else None
-    peak = float(inside.flat[int(found.argmax())]) if total > 0 else None
+    share = float(heat[inside].sum(dtype=np.float64)) / total if total > 0 else None
+    peak = float(inside.flat[int(heat.argmax())]) if total > 0 else None
     return {"share": share, "area": float(inside.mean()), "peak": peak}
 
 
-def summed(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The means a class, with intervals; only of images with a mask and with heat."""
-    found: dict[str, Any] = {}
-    for name in sorted({one["asked"] for one in answers}):
-        mine = [one for one in answers if one["asked"] == name and one.get("share") is not None]
-        if mine:
-            draws = BootstrapDraws.of([one["group"] for one in mine])
-            found[name] = {key: _mean(draws, [one[key] for one in mine]) for key in ("share", "area", "peak")}
-    return found
+def class_means(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return each class's means with intervals, over the images with a mask and with heat."""
+    means: dict[str, Any] = {}
+    for name in sorted({answer["asked"] for answer in answers}):
+        own = [answer for answer in answers if answer["asked"] == name and answer.get("share") is not None]
+        if own:
+            draws = BootstrapDraws.of([answer["group"] for answer in own])
+            means[name] = {key: _mean(draws, [answer[key] for answer in own]) for key in ("share", "area", "peak")}
+    return means
 
 
 def _mean(draws: BootstrapDraws, values: Sequence[float]) -> dict[str, Any]:
-    measure: BootstrapMetric = draws.share(np.array(values), np.ones(len(values)))
-    return intervals.figure(measure).to_json()
+    metric: BootstrapMetric = draws.share(np.array(values), np.ones(len(values)))
+    return intervals.estimate(metric).to_json()
 
 
 # --- which images ---------------------------------------------------------------------------------------------------
 
 
-def questions(index: Index, model: store.StoredModel, wish: ExplainRequest) -> list[HeatRequest]:
-    """What to ask: classes that are wrong where there are mistakes, else those that are there."""
+def heat_requests(index: Index, model: store.StoredModel, request: ExplainRequest) -> list[HeatRequest]:
+    """Choose images and classes: the classes that are wrong where there are mistakes, else the labelled ones."""
     known = list(model.manifest["classes"])
-    if wish.view is not None:
-        ids = predicting.ids_of_view(index, wish.view)
-        return _labelled(index, sorted(ids), known, wish.images)
-    if found := _mistaken(index, model, known, wish.images):
-        return found
+    if request.view is not None:
+        ids = predicting.ids_of_view(index, request.view)
+        return _label_requests(index, sorted(ids), known, request.images)
+    if requests := _mistake_requests(index, model, known, request.images):
+        return requests
     rows = index.rows("status", "split", "missing")
     ids = {id for id, status, split, missing in rows if (status, split) == ("labelled", "test") and not missing}
-    return _labelled(index, sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest()), known, wish.images)
+    return _label_requests(
+        index, sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest()), known, request.images
+    )
 
 
-def _mistaken(index: Index, model: store.StoredModel, known: Sequence[str], count: int) -> list[HeatRequest]:
-    """The surest mistakes of this model's last evaluation: the index may show another's."""
-    last = next((one for one in evaluating.every(index.project) if one.model == model.key), None)
+def _mistake_requests(index: Index, model: store.StoredModel, known: Sequence[str], count: int) -> list[HeatRequest]:
+    """Return the most confident mistakes of this model's last evaluation (the index may show another model's)."""
+    last = next(
+        (evaluation for evaluation in evaluating.evaluations(index.project) if evaluation.model == model.key), None
+    )
     here = set(index.ids())
-    rows = [row for row in mistakes.surest(last.folder / evaluating.PER_IMAGE) if row[0] in here] if last else []
-    items = {one.id: one for one in index.items([id for id, _, _ in rows[:count]])}
-    found = []
+    rows = (
+        [row for row in mistakes.most_confident(last.folder / evaluating.PER_IMAGE) if row[0] in here] if last else []
+    )
+    items = {item.id: item for item in index.items([id for id, _, _ in rows[:count]])}
+    requests = []
     for id, missed, alarms in rows[:count]:
         for why, wrong in (("missed", missed), ("false alarm", alarms)):
-            found += [HeatRequest(items[id], name, why) for name in wrong if name in known]
-    return found[:count]
+            requests += [HeatRequest(items[id], name, why) for name in wrong if name in known]
+    return requests[:count]
 
 
-def _labelled(index: Index, ids: Sequence[str], known: Sequence[str], count: int) -> list[HeatRequest]:
-    """One question for each class of an image; where these are too few, images that show none, about the likeliest."""
-    found: list[HeatRequest] = []
+def _label_requests(index: Index, ids: Sequence[str], known: Sequence[str], count: int) -> list[HeatRequest]:
+    """Return a request for each class of an image; where these are too few, clean images with their likeliest class."""
+    requests: list[HeatRequest] = []
     rest: list[HeatRequest] = []
     for part in chunks(ids, CHUNK):
-        items = {one.id: one for one in index.items(part)}
+        items = {item.id: item for item in index.items(part)}
         for item in (items[id] for id in part):
             names = sorted(item.label.present.intersection(known))
-            found += [HeatRequest(item, name, "labelled") for name in names]
+            requests += [HeatRequest(item, name, "labelled") for name in names]
             rest += [] if names else [HeatRequest(item, "", "")]
-        if len(found) >= count:
+        if len(requests) >= count:
             break
-    return [*found, *rest][:count]
+    return [*requests, *rest][:count]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -220,7 +244,7 @@ def _labelled(index: Index, ids: Sequence[str], known: Sequence[str], count: int
 
 @dataclass
 class Explanation:
-    """What came of it; `fresh` is false where it was there already."""
+    """A finished explanation; `fresh` is false where it had been finished before."""
 
     folder: Path
     report: dict[str, Any]
@@ -230,19 +254,24 @@ class Explanation:
         return {"folder": str(self.folder), "sheet": str(self.folder / SHEET), "fresh": self.fresh} | self.report
 
 
-def run(project: Project, wish: ExplainRequest, progress: Progress = lambda stage, done, total: None) -> Explanation:
-    """Ask about each image, or find that it is done."""
-    index, model = Index(project), store.find(project, wish.model)
-    asked = questions(index, model, wish)
-    if not asked:
-        where = f"view '{wish.view}'" if wish.view else "test"
-        raise CurateError(f"no image in {where} to explain. Label some, or name another view: --view")
-    key = key_of([[(one.item.id, one.item.label.digest, one.asked, one.why) for one in asked], STEP])[:16]
+def run(project: Project, request: ExplainRequest, progress: Progress = lambda stage, done, total: None) -> Explanation:
+    """Compute the heat of each chosen image and class, unless that is done already."""
+    index, model = Index(project), store.find(project, request.model)
+    requests = heat_requests(index, model, request)
+    if not requests:
+        where = f"view '{request.view}'" if request.view else "test"
+        raise CurateError(f"no image in {where} to explain. Label some, or choose another view: --view")
+    key = key_of(
+        [
+            [(wanted.item.id, wanted.item.label.digest, wanted.class_name, wanted.reason) for wanted in requests],
+            STEP,
+        ]
+    )[:16]
     folder = project.work / "explanations" / model.key / key
     with files.writer_lock(project.work / "explanations", "curate explain"):
         fresh = not (folder / REPORT).is_file()
         if fresh:
-            _write(folder, project, load_predictor(project, model.key, wish.device), asked, wish, progress)
+            _write(folder, project, load_predictor(project, model.key, request.device), requests, request, progress)
     return Explanation(folder, json.loads((folder / REPORT).read_text(encoding="utf-8")), fresh)
 
 
@@ -250,24 +279,24 @@ def _write(
     folder: Path,
     project: Project,
     predictor: Predictor,
-    asked: Sequence[HeatRequest],
-    wish: ExplainRequest,
+    requests: Sequence[HeatRequest],
+    request: ExplainRequest,
     progress: Progress,
 ) -> None:
     answers, cells, failed = [], [], dict[str, str]()
-    for one in asked:
+    for wanted in requests:
         try:
-            pixels = read(one.item.id, one.item.path, project.config.limits.max_pixels)
+            pixels = read(wanted.item.id, wanted.item.path, project.config.limits.max_pixels)
         except LabelProblem as problem:
-            failed[one.item.id] = f"{one.item.path}: {problem}"
+            failed[wanted.item.id] = f"{wanted.item.path}: {problem}"
             continue
-        answer, found, mask = explained(predictor, one, pixels)
+        answer, heat_map, mask = explain_image(predictor, wanted, pixels)
         answers.append(answer)
-        cells.append(drawn(pixels, found, mask, answer))
-        progress("explain", 1, len(asked))
+        cells.append(draw_cell(pixels, heat_map, mask, answer))
+        progress("explain", 1, len(requests))
     if not cells:
         raise CurateError(f"no image could be read; the first: {next(iter(failed.values()))}")
-    report = {"model": predictor.key, "view": wish.view, "images": answers, "classes": summed(answers)}
+    report = {"model": predictor.key, "view": request.view, "images": answers, "classes": class_means(answers)}
     files.remove(folder)
     with files.written_aside(folder) as aside:
         aside.mkdir()
@@ -275,36 +304,42 @@ def _write(
         files.write_json(aside / REPORT, report | {"failed": failed, "step": STEP})
 
 
-def explained(predictor: Predictor, one: HeatRequest, pixels: Pixels) -> tuple[dict[str, Any], Heat, NDArray[np.uint8]]:
-    """What is said of an image, the heat for the class, and where the class is."""
+def explain_image(
+    predictor: Predictor, wanted: HeatRequest, pixels: Pixels
+) -> tuple[dict[str, Any], Heat, NDArray[np.uint8]]:
+    """Return the answer about an image, the heat of the class, and the class's labelled mask."""
     image = with_channels(pixels, predictor.recipe.input.channels)
-    seen = predictor.predict_image(pixels)
-    asked = one.asked or predictor.classes[int(np.argmax(seen.probability))]
-    drawn_on = any(defect.label == asked for defect in one.item.label.defects)
-    mask = masks_of(one.item, (asked,))[0]
-    found = heat(predictor, image, asked, mask)
-    answer: dict[str, Any] = {"id": one.item.id, "path": str(one.item.path), "group": one.item.group or one.item.id}
-    answer |= {"asked": asked, "why": one.why or "likeliest"}
-    answer["probability"] = round(float(seen.probability[predictor.classes.index(asked)]), 6)
-    return answer | (on_mask(found, mask) if drawn_on else {}), found, mask
+    prediction = predictor.predict_image(pixels)
+    class_name = wanted.class_name or predictor.classes[int(np.argmax(prediction.probability))]
+    drawn_on = any(defect.label == class_name for defect in wanted.item.label.defects)
+    mask = masks_of(wanted.item, (class_name,))[0]
+    heat_map = heat(predictor, image, class_name, mask)
+    answer: dict[str, Any] = {
+        "id": wanted.item.id,
+        "path": str(wanted.item.path),
+        "group": wanted.item.group or wanted.item.id,
+    }
+    answer |= {"asked": class_name, "why": wanted.reason or "likeliest"}
+    answer["probability"] = round(float(prediction.probability[predictor.classes.index(class_name)]), 6)
+    return answer | (heat_on_mask(heat_map, mask) if drawn_on else {}), heat_map, mask
 
 
 # --- the sheet ------------------------------------------------------------------------------------------------------
 
 
-def drawn(pixels: Pixels, found: Heat, mask: NDArray[np.uint8], answer: dict[str, Any]) -> Pixels:
-    """A cell: the picture with the mask's outline, the same with heat; beneath, what was asked. BGR."""
+def draw_cell(pixels: Pixels, heat: Heat, mask: NDArray[np.uint8], answer: dict[str, Any]) -> Pixels:
+    """Draw a cell (BGR): the image with the mask's outline, the same with heat, and a caption below."""
     plain = cv2.cvtColor(with_channels(pixels, 3), cv2.COLOR_RGB2BGR)
     high, wide = plain.shape[:2]
     strip = wide > 2 * high
     share = WIDE / wide if strip else min(SIDE / wide, SIDE / high)
     size = (max(1, round(wide * share)), max(1, round(high * share)))
-    plain, warm = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (plain, found.clip(0, 1)))
+    plain, warm = (cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (plain, heat.clip(0, 1)))
     edges, _ = cv2.findContours(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), 0, cv2.CHAIN_APPROX_NONE)
     opaque = 0.65 * warm[..., None] ** 0.5
     heated = np.uint8(plain * (1 - opaque) + cv2.applyColorMap(np.uint8(255 * warm), cv2.COLORMAP_INFERNO) * opaque)
-    for one in (plain, heated):
-        cv2.drawContours(one, edges, -1, (120, 220, 0), 1)
+    for picture in (plain, heated):
+        cv2.drawContours(picture, edges, -1, (120, 220, 0), 1)
     pair = np.vstack([plain, heated]) if strip else np.hstack([plain, heated])
     room = np.full((len(pair), WIDE, 3), 255, np.uint8)
     room[:, : pair.shape[1]] = pair
@@ -316,7 +351,7 @@ def _caption(answer: dict[str, Any]) -> Pixels:
     if answer.get("share") is not None:
         lines[0] += f", heat on it {100 * answer['share']:.0f} % (area {100 * answer['area']:.1f} %)"
     elif "share" in answer:
-        lines[0] += ", no heat: nothing speaks for it"
+        lines[0] += ", no heat supports this class"
     strip = np.full((2 * LINE, WIDE, 3), 255, np.uint8)
     for row, text in enumerate(lines):
         plain = text.encode("ascii", "replace").decode()
@@ -327,7 +362,7 @@ def _caption(answer: dict[str, Any]) -> Pixels:
 
 
 def sheet(cells: Sequence[Pixels]) -> Pixels:
-    """The cells in rows, on white."""
+    """Arrange the cells in rows on a white page."""
     rows = [cells[at : at + COLUMNS] for at in range(0, len(cells), COLUMNS)]
     wide = GAP + min(COLUMNS, len(cells)) * (WIDE + GAP)
     page = np.full((GAP + sum(max(len(c) for c in row) + GAP for row in rows), wide, 3), 255, np.uint8)

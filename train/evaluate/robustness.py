@@ -1,9 +1,8 @@
-"""`curate robustness`: what a model loses when light, lens or air change, with intervals.
+"""`curate robustness`: how much a model loses under other light, a blurred lens or haze, with intervals.
 
-Every image of the split is looked at as it is and in five changes of five severities, once each; what was seen lies in
-`work/robustness/<model>/seen-<key>.lance`, so that a run that was killed goes on. The same steel changes in the same
-way each time. `train/evaluate/leave_out.py` asks the harder question: does a model cope with an exposure that it never
-learnt?
+Every image of the split is predicted unchanged and under five kinds of change with five severities each; the results
+are in `work/robustness/<model>/seen-<key>.lance`, so that a run that was killed continues. An image changes in the same
+way each time. The harder test is `train/evaluate/leave_out.py`: an exposure that the model was not trained on.
 """
 
 from __future__ import annotations
@@ -32,10 +31,15 @@ from train.data.augment import Rng, add_glare, add_haze, to_uint8
 from train.data.dataset import masks_of
 from train.data.pixels import Pixels, read, with_channels
 from train.evaluate import intervals, per_image
-from train.evaluate import metrics as figures
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import BootstrapDraws, BootstrapMetric
-from train.evaluate.metrics import EvaluatedImages
+from train.evaluate.metrics import (
+    EvaluatedImages,
+    MetricsByName,
+    decision_metrics,
+    image_dice,
+    overall_decision_metrics,
+)
 from train.evaluate.per_image import ModelEvaluator
 from train.evaluate.run import EvaluateRequest, EvaluationPlan
 from train.predict.predictor import components, load_predictor
@@ -45,122 +49,125 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "glare": (40, 80, 120, 160, 200),  # grey levels of the reflection
     "blur": (0.7, 1.2, 2.0, 3.0, 4.5),  # pixels, Gaussian
     "noise": (4, 8, 14, 22, 32),  # grey levels, Gaussian
-    "haze": (0.15, 0.3, 0.45, 0.6, 0.75),  # of the contrast, where it is thickest
+    "haze": (0.15, 0.3, 0.45, 0.6, 0.75),  # share of the contrast that is lost where the haze is thickest
 }
-CLEAN = ("clean", 0)
-CONDITIONS = (CLEAN, *((name, severity) for name, levels in LEVELS.items() for severity in range(1, len(levels) + 1)))
-STEP = 1  # raise it when the same model and labels give other figures than before
-CHUNK = 16  # images to an append
-MANIFEST, FIGURES = "manifest.json", "figures.json"
+UNCHANGED = ("clean", 0)
+CONDITIONS = (
+    UNCHANGED,
+    *((name, severity) for name, levels in LEVELS.items() for severity in range(1, len(levels) + 1)),
+)
+STEP = 1  # raise it when the same model and labels give other metrics than before
+CHUNK = 16  # images written at once
+MANIFEST, METRICS_FILE = "manifest.json", "figures.json"
 Bools = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 
-# --- one image, changed ---------------------------------------------------------------------------------------------
+# --- changes to an image --------------------------------------------------------------------------------------------
 
 
-def changed(image: Pixels, name: str, severity: int, id: str) -> Pixels:
-    """Image (H, W, C) under a change; where on it, and which way, follows from its id alone."""
-    if (name, severity) == CLEAN:
+def apply_change(image: Pixels, name: str, severity: int, id: str) -> Pixels:
+    """Return the image (H, W, C) under a change, whose place and direction depend on the image's id alone."""
+    if (name, severity) == UNCHANGED:
         return image
     seed = hashlib.sha256(f"{name} {id}".encode()).digest()
     return CHANGES[name](image, LEVELS[name][severity - 1], np.random.default_rng(list(seed)))
 
 
-def _exposed(image: Pixels, stops: float, rng: Rng) -> Pixels:
+def _change_exposure(image: Pixels, stops: float, rng: Rng) -> Pixels:
     return to_uint8(image * 2.0 ** (stops if rng.random() < 0.5 else -stops))
 
 
-def _blurred(image: Pixels, sigma: float, rng: Rng) -> Pixels:
+def _blur(image: Pixels, sigma: float, rng: Rng) -> Pixels:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma)).reshape(image.shape)
 
 
-def _noisy(image: Pixels, sigma: float, rng: Rng) -> Pixels:
+def _add_noise(image: Pixels, sigma: float, rng: Rng) -> Pixels:
     return to_uint8(image + rng.normal(0, sigma, image.shape[:2])[..., None])
 
 
 CHANGES: dict[str, Callable[[Pixels, float, Rng], Pixels]] = {
-    "exposure": _exposed,
+    "exposure": _change_exposure,
     "glare": add_glare,
-    "blur": _blurred,
-    "noise": _noisy,
+    "blur": _blur,
+    "noise": _add_noise,
     "haze": add_haze,
 }
 
 
-# --- what a model says of it ----------------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------------------------
 
 
-def answer(judge: ModelEvaluator, item: Item, image: Pixels) -> tuple[Bools, Counts]:
-    """Which classes it sees, and pixels found, false and missed (C, 3): all that the figures here are made of."""
-    predictor, classes = judge.predictor, judge.classes
-    if not judge.segments:
+def evaluate_image(evaluator: ModelEvaluator, item: Item, image: Pixels) -> tuple[Bools, Counts]:
+    """Return the classes that the model decides on (C,), and the pixels found, false and missed (C, 3)."""
+    predictor, classes = evaluator.predictor, evaluator.classes
+    if not evaluator.segments:
         named = {name for name, _ in predictor.predict_image(image).classes}
         return np.array([name in named for name in classes], bool), np.zeros((len(classes), 3), np.int64)
-    p, limits = judge.ordered(predictor.probabilities(image)), predictor.recipe.predict
-    truth, mine = masks_of(item, classes), np.zeros((len(classes), item.height, item.width), np.uint8)
+    p, limits = evaluator.in_class_order(predictor.probabilities(image)), predictor.recipe.predict
+    truth, predicted = masks_of(item, classes), np.zeros((len(classes), item.height, item.width), np.uint8)
     for row, name in enumerate(classes):
         for defect, _ in components(name, p[row], limits.threshold, limits.min_area):
-            mine[row] |= mask_of(defect, item.width, item.height)
-    both = zip(truth.astype(bool), mine.astype(bool), strict=True)
+            predicted[row] |= mask_of(defect, item.width, item.height)
+    both = zip(truth.astype(bool), predicted.astype(bool), strict=True)
     counts = [[(t & m).sum(), (~t & m).sum(), (t & ~m).sum()] for t, m in both]
-    return np.asarray(mine.any(axis=(1, 2)), bool), np.array(counts, np.int64)
+    return np.asarray(predicted.any(axis=(1, 2)), bool), np.array(counts, np.int64)
 
 
-def pixels_of(judge: ModelEvaluator, item: Item) -> Pixels:
-    pixels = read(item.id, item.path, judge.max_pixels)
+def read_pixels(evaluator: ModelEvaluator, item: Item) -> Pixels:
+    pixels = read(item.id, item.path, evaluator.max_pixels)
     if pixels.shape[:2] != (item.height, item.width):
-        raise LabelProblem(f"is {pixels.shape[1]}x{pixels.shape[0]}, the index says {item.width}x{item.height}")
-    return with_channels(pixels, judge.predictor.recipe.input.channels)
+        raise LabelProblem(f"is {pixels.shape[1]}x{pixels.shape[0]}, in the index {item.width}x{item.height}")
+    return with_channels(pixels, evaluator.predictor.recipe.input.channels)
 
 
-def _row(judge: ModelEvaluator, item: Item) -> dict[str, Any]:
-    """An image under all conditions."""
-    image = pixels_of(judge, item)
-    found = [answer(judge, item, changed(image, *condition, item.id)) for condition in CONDITIONS]
-    decided, counts = (np.ravel([one[part] for one in found]) for part in (0, 1))
+def _row(evaluator: ModelEvaluator, item: Item) -> dict[str, Any]:
+    """Return the table row of an image under all conditions."""
+    image = read_pixels(evaluator, item)
+    answers = [evaluate_image(evaluator, item, apply_change(image, *condition, item.id)) for condition in CONDITIONS]
+    decided, counts = (np.ravel([answer[part] for answer in answers]) for part in (0, 1))
     return {"id": item.id, "label": item.label.digest, "decided": decided.astype(np.uint8), "counts": counts}
 
 
-def _rows(judge: ModelEvaluator, items: Sequence[Item], failed: dict[str, str]) -> Iterator[dict[str, Any] | None]:
+def _rows(evaluator: ModelEvaluator, items: Sequence[Item], failed: dict[str, str]) -> Iterator[dict[str, Any] | None]:
     for item in items:
         try:
-            yield _row(judge, item)
+            yield _row(evaluator, item)
         except LabelProblem as problem:
             failed[item.id] = f"{item.path}: {problem}"
             yield None
 
 
-def table_of(exam: EvaluationPlan) -> Table:
-    """What this model has said of changed images; made if it is not there."""
-    count = len(CONDITIONS) * len(exam.classes)
+def open_table(plan: EvaluationPlan) -> Table:
+    """Open the table of this model's results on changed images; create it where it does not exist."""
+    count = len(CONDITIONS) * len(plan.classes)
     columns = {"label": "string", "decided": f"uint8[{count}]", "counts": f"int64[{3 * count}]"}
-    path = home(exam.project, exam.model.key) / f"seen-{key_of([exam.classes, LEVELS, STEP])}.lance"
+    path = model_folder(plan.project, plan.model.key) / f"seen-{key_of([plan.classes, LEVELS, STEP])}.lance"
     return Table(path) if Table.exists(path) else Table.create(path, columns)
 
 
-def ask(judge: ModelEvaluator, table: Table, items: Sequence[Item], progress: Progress) -> dict[str, str]:
-    """Fill the table with what is missing; returns the images that cannot be read, with the reason."""
-    done = per_image.known(table, items)
-    todo, failed = [one for one in items if one.id not in done], dict[str, str]()
-    for part in chunks(_rows(judge, todo, failed), CHUNK):
+def evaluate_missing(
+    evaluator: ModelEvaluator, table: Table, items: Sequence[Item], progress: Progress
+) -> dict[str, str]:
+    """Evaluate the images that the table lacks; returns the images that cannot be read, with the reason."""
+    done = per_image.up_to_date(table, items)
+    todo, failed = [item for item in items if item.id not in done], dict[str, str]()
+    for part in chunks(_rows(evaluator, todo, failed), CHUNK):
         if rows := [row for row in part if row]:
             columns = {name: [row[name] for row in rows] for name in table.columns}
             table.append({name: v if isinstance(v[0], str) else np.stack(v) for name, v in columns.items()})
-        progress(f"{len(CONDITIONS)} looks at each", len(part), len(todo))
+        progress(f"evaluate under {len(CONDITIONS)} conditions", len(part), len(todo))
     table.finish(newest=False)
     return failed
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-
-ByName = dict[str, BootstrapMetric]
+# --- metrics --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ConditionResults:
-    """Of n images under every condition: `decided` (conditions, n, C), `counts` (conditions, n, C, 3)."""
+    """Results on n images under every condition: `decided` (conditions, n, C), `counts` (conditions, n, C, 3)."""
 
     classes: tuple[str, ...]
     groups: tuple[str, ...]
@@ -169,81 +176,85 @@ class ConditionResults:
     counts: Counts | None
 
 
-def gathered(table: Table, items: Sequence[Item], classes: Sequence[str], segments: bool) -> ConditionResults:
-    found = table.read([one.id for one in items], ["decided", "counts"])
+def condition_results(table: Table, items: Sequence[Item], classes: Sequence[str], segments: bool) -> ConditionResults:
+    columns = table.read([item.id for item in items], ["decided", "counts"])
     shape = (len(items), len(CONDITIONS), len(classes))
-    decided = found["decided"].reshape(shape).astype(bool).swapaxes(0, 1)
-    counts = found["counts"].reshape(*shape, 3).astype(np.int64).swapaxes(0, 1)
-    present = np.array([[name in one.label.present for name in classes] for one in items], bool)
-    groups = tuple(one.group or one.id for one in items)
+    decided = columns["decided"].reshape(shape).astype(bool).swapaxes(0, 1)
+    counts = columns["counts"].reshape(*shape, 3).astype(np.int64).swapaxes(0, 1)
+    present = np.array([[name in item.label.present for name in classes] for item in items], bool)
+    groups = tuple(item.group or item.id for item in items)
     return ConditionResults(tuple(classes), groups, present, decided, counts if segments else None)
 
 
-def measures(found: ConditionResults, row: int, draws: BootstrapDraws) -> dict[str, ByName]:
-    """Under one condition: `all`, and each class. `score`: Dice where the class is, else F1."""
-    decided, truth = found.decided[row], found.present
+def condition_metrics(results: ConditionResults, row: int, draws: BootstrapDraws) -> dict[str, MetricsByName]:
+    """Return the metrics under one condition, of `all` and of each class. `score`: Dice of segmenters, else F1."""
+    decided, truth = results.decided[row], results.present
     by_class = {}
-    for place, name in enumerate(found.classes):
-        one = figures.decision(truth[:, place], decided[:, place], draws)
-        by_class[name] = {"score": one["f1"], "recall": one["recall"]}
-    judged = EvaluatedImages(found.classes, found.groups, found.groups, truth, decided.astype(float), decided)
-    whole = figures.decisions(judged, decided, draws)
+    for place, name in enumerate(results.classes):
+        metrics = decision_metrics(truth[:, place], decided[:, place], draws)
+        by_class[name] = {"score": metrics["f1"], "recall": metrics["recall"]}
+    evaluated = EvaluatedImages(results.classes, results.groups, results.groups, truth, decided.astype(float), decided)
+    whole = overall_decision_metrics(evaluated, decided, draws)
     overall = {"score": whole["macro_f1"], "clean_false_alarms": whole["clean_false_alarms"]}
-    if found.counts is not None:
-        dice = figures.dices(found.counts[row])
+    if results.counts is not None:
+        dice = image_dice(results.counts[row])
         overall["score"] = draws.share(np.where(truth, dice, 0.0).sum(1), truth.sum(1))
-        for place, name in enumerate(found.classes):
+        for place, name in enumerate(results.classes):
             own = truth[:, place]
             by_class[name]["score"] = draws.share(np.where(own, dice[:, place], 0.0), own)
-    overall["recall"] = intervals.mean([one["recall"] for one in by_class.values()])
+    overall["recall"] = intervals.mean([metrics["recall"] for metrics in by_class.values()])
     return {"all": overall} | by_class
 
 
-def described(found: ConditionResults) -> dict[str, Any]:
-    """Clean, every change at every severity, the worst of each, and what that costs: all as plain values."""
-    draws = BootstrapDraws.of(found.groups)
-    each = {condition: measures(found, row, draws) for row, condition in enumerate(CONDITIONS)}
+def summarise(results: ConditionResults) -> dict[str, Any]:
+    """Return the metrics of unchanged images, of every change and severity, and of the worst, as JSON values."""
+    draws = BootstrapDraws.of(results.groups)
+    each = {condition: condition_metrics(results, row, draws) for row, condition in enumerate(CONDITIONS)}
     changes = {name: [each[name, row + 1] for row in range(len(levels))] for name, levels in LEVELS.items()}
-    everything = [one for rows in changes.values() for one in rows]
-    names = [condition for condition in CONDITIONS if condition != CLEAN]
+    everything = [metrics for rows in changes.values() for metrics in rows]
+    names = [condition for condition in CONDITIONS if condition != UNCHANGED]
     return {
-        "score": "F1" if found.counts is None else "Dice",
-        "images": len(found.groups),
+        "score": "F1" if results.counts is None else "Dice",
+        "images": len(results.groups),
         "groups": int(draws.weights.shape[1]),
-        "clean": _figures(each[CLEAN]),
-        "changes": {name: [_figures(one) for one in rows] for name, rows in changes.items()},
+        "clean": _estimates(each[UNCHANGED]),
+        "changes": {name: [_estimates(metrics) for metrics in rows] for name, rows in changes.items()},
         "worst_of": {
-            name: worst(each[CLEAN], rows, [(name, row + 1) for row in range(len(rows))])
+            name: worst_condition(each[UNCHANGED], rows, [(name, row + 1) for row in range(len(rows))])
             for name, rows in changes.items()
         },
-        "worst": worst(each[CLEAN], everything, names),
+        "worst": worst_condition(each[UNCHANGED], everything, names),
     }
 
 
-def _figures(found: Mapping[str, ByName]) -> dict[str, Any]:
+def _estimates(by_class: Mapping[str, MetricsByName]) -> dict[str, Any]:
     return {
-        who: {name: intervals.figure(one).to_json() for name, one in by_name.items()} for who, by_name in found.items()
+        who: {name: intervals.estimate(metric).to_json() for name, metric in by_name.items()}
+        for who, by_name in by_class.items()
     }
 
 
-def worst(
-    clean: Mapping[str, ByName], rows: Sequence[Mapping[str, ByName]], names: Sequence[tuple[str, int]]
+def worst_condition(
+    clean: Mapping[str, MetricsByName], rows: Sequence[Mapping[str, MetricsByName]], names: Sequence[tuple[str, int]]
 ) -> dict[str, Any]:
-    """The lowest of several conditions, in every draw anew: choosing the worst is part of what is uncertain."""
-    found: dict[str, Any] = {}
+    """Return the lowest of several conditions, chosen in every draw anew: that choice adds to the uncertainty."""
+    result: dict[str, Any] = {}
     for who, by_name in clean.items():
-        found[who] = {}
+        result[who] = {}
         for name in ("score", "recall"):
-            table = np.stack([one[who][name].values for one in rows])
+            table = np.stack([metrics[who][name].values for metrics in rows])
             known = np.asarray(np.isfinite(table).all(axis=0), bool)
             lowest = np.where(known, table.min(axis=0), np.nan)
-            before, about = by_name[name], (by_name[name].n, by_name[name].groups)
-            entry = {"worst": BootstrapMetric(lowest, *about), "drop": BootstrapMetric(before.values - lowest, *about)}
+            before, support = by_name[name], (by_name[name].n, by_name[name].groups)
+            entry = {
+                "worst": BootstrapMetric(lowest, *support),
+                "drop": BootstrapMetric(before.values - lowest, *support),
+            }
             place = int(table[:, 0].argmin()) if known[0] else None
             where = {} if place is None else {"change": names[place][0], "severity": names[place][1]}
-            figure, drop = intervals.figure(entry["worst"]), intervals.difference(entry["drop"])
-            found[who][name] = where | {"worst": figure.to_json(), "drop": drop.to_json()}
-    return found
+            lowest_estimate, drop = intervals.estimate(entry["worst"]), intervals.difference(entry["drop"])
+            result[who][name] = where | {"worst": lowest_estimate.to_json(), "drop": drop.to_json()}
+    return result
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -251,69 +262,69 @@ def worst(
 
 @dataclass
 class Robustness:
-    """A finished one; `fresh` is false where it was there already."""
+    """A finished robustness test; `fresh` is false where it had been finished before."""
 
     folder: Path
     manifest: dict[str, Any]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     fresh: bool = False
 
     def to_json(self) -> dict[str, Any]:
         about = {name: self.manifest[name] for name in ("model", "split", "notes")}
-        return about | {"folder": str(self.folder), "fresh": self.fresh} | self.figures
+        return about | {"folder": str(self.folder), "fresh": self.fresh} | self.metrics
 
 
-def home(project: Project, model: str) -> Path:
+def model_folder(project: Project, model: str) -> Path:
     return project.work / "robustness" / model
 
 
-def run(project: Project, wish: EvaluateRequest, progress: Progress = lambda stage, done, total: None) -> Robustness:
-    """Look at every image of the split under every change, or find that it is done."""
-    exam = evaluating.prepared(Index(project), wish)
-    folder = home(project, exam.model.key) / f"{exam.split}-{_key(exam)}"
+def run(project: Project, request: EvaluateRequest, progress: Progress = lambda stage, done, total: None) -> Robustness:
+    """Evaluate every image of the split under every change, unless that is done already."""
+    plan = evaluating.make_plan(Index(project), request)
+    folder = model_folder(project, plan.model.key) / f"{plan.split}-{_key(plan)}"
     with files.writer_lock(project.work / "robustness", "curate robustness"):
         if not (folder / MANIFEST).is_file():
             files.remove(folder)
-            _write(folder, exam, wish, progress)
-            return opened(folder, fresh=True)
-    return opened(folder)
+            _write(folder, plan, request, progress)
+            return read_result(folder, fresh=True)
+    return read_result(folder)
 
 
-def _key(exam: EvaluationPlan) -> str:
-    rows = sorted((one.id, one.label.digest, one.group) for one in exam.items)
-    return key_of([rows, exam.classes, LEVELS, STEP])[:16]
+def _key(plan: EvaluationPlan) -> str:
+    rows = sorted((item.id, item.label.digest, item.group) for item in plan.items)
+    return key_of([rows, plan.classes, LEVELS, STEP])[:16]
 
 
-def opened(folder: Path, fresh: bool = False) -> Robustness:
-    manifest, found = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MANIFEST, FIGURES))
-    return Robustness(folder, manifest, found, fresh)
+def read_result(folder: Path, fresh: bool = False) -> Robustness:
+    manifest, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MANIFEST, METRICS_FILE))
+    return Robustness(folder, manifest, metrics, fresh)
 
 
-def judge_of(exam: EvaluationPlan, device: str) -> ModelEvaluator:
-    predictor = load_predictor(exam.project, exam.model.key, device)
-    return ModelEvaluator(predictor, exam.classes, exam.project.config.limits.max_pixels)
+def load_evaluator(plan: EvaluationPlan, device: str) -> ModelEvaluator:
+    predictor = load_predictor(plan.project, plan.model.key, device)
+    return ModelEvaluator(predictor, plan.classes, plan.project.config.limits.max_pixels)
 
 
-def _write(folder: Path, exam: EvaluationPlan, wish: EvaluateRequest, progress: Progress) -> None:
+def _write(folder: Path, plan: EvaluationPlan, request: EvaluateRequest, progress: Progress) -> None:
     begun = time.perf_counter()
-    judge, table = judge_of(exam, wish.device), table_of(exam)
-    failed = ask(judge, table, exam.items, progress)
-    good = [one for one in exam.items if one.id not in failed]
+    evaluator, table = load_evaluator(plan, request.device), open_table(plan)
+    failed = evaluate_missing(evaluator, table, plan.items, progress)
+    good = [item for item in plan.items if item.id not in failed]
     if not good:
-        raise CurateError(f"no image of {exam.split} could be read; the first: {next(iter(failed.values()))}")
-    found = described(gathered(table, good, exam.classes, judge.segments))
-    notes = list(exam.notes)
+        raise CurateError(f"no image of {plan.split} could be read; the first: {next(iter(failed.values()))}")
+    summary = summarise(condition_results(table, good, plan.classes, evaluator.segments))
+    notes = list(plan.notes)
     if failed:
         notes.append(f"{len(failed)} images could not be read; the first: {next(iter(failed.values()))}")
     manifest: dict[str, Any] = {
-        "model": exam.model.key,
-        "split": exam.split,
-        "classes": list(exam.classes),
+        "model": plan.model.key,
+        "split": plan.split,
+        "classes": list(plan.classes),
         "notes": notes,
     }
     manifest |= {"levels": LEVELS, "draws": intervals.DRAWS, "failed": failed, "step": STEP}
     manifest["seconds"] = round(time.perf_counter() - begun, 1)
     with files.written_aside(folder) as aside:
         aside.mkdir()
-        files.write_json(aside / FIGURES, found)
+        files.write_json(aside / METRICS_FILE, summary)
         files.write_json(aside / MANIFEST, manifest)

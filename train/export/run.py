@@ -330,7 +330,7 @@ def _evaluate(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run], pr
     for item in items:
         progress("evaluate", 1, len(items))
         try:
-            outputs = {name: evaluator.look(item) for name, evaluator in evaluators.items()}
+            outputs = {name: evaluator.predict(item) for name, evaluator in evaluators.items()}
         except LabelProblem as problem:
             job.notes.append(f"{item.path} is not evaluated: {problem}")
             continue
@@ -392,7 +392,7 @@ def _accuracy(job: ExportJob, items: Sequence[Item], rows: Sequence[Row]) -> dic
             )
         else:
             counts = np.array([[(truth & decided).sum(), (~truth & decided).sum(), (truth & ~decided).sum()]])
-        accuracy[name] = {"recall": float(decided[truth].mean()), "dice": float(metrics.dices(counts).mean())}
+        accuracy[name] = {"recall": float(decided[truth].mean()), "dice": float(metrics.image_dice(counts).mean())}
     return accuracy
 
 

@@ -1,7 +1,7 @@
-"""What curves say: areas, labels needed, the gap that is closed, ranks, and what chance alone would explain.
+"""Statistics of curves: areas, labels needed, the gap that is closed, ranks, p-values and intervals.
 
 References: sign-flip permutation (Fisher 1935; Phipson and Smyth 2010 for sampled p-values); the bootstrap by both
-seeds and groups (Owen 2007, the pigeonhole bootstrap: errs on the wide side).
+seeds and groups (Owen 2007, the pigeonhole bootstrap, whose intervals are conservative).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAWS = 2000
 EXACT = 16  # differences up to which every pattern of signs is tried
 SAMPLED = 20_000
 CONFIDENCE = 0.95
-OWN = ("labels", "minutes", "seconds", "macro_f1", "map")
+OVERALL = ("labels", "minutes", "seconds", "macro_f1", "map")
 Numbers = NDArray[np.float64]
 
 
@@ -27,30 +27,30 @@ Numbers = NDArray[np.float64]
 
 
 def value(curve: Curve, metric: str, place: int = -1) -> float:
-    """The metric at one of the curve's points: macro_f1, map, labels, minutes, seconds; or by class, as `f1:crack`.
+    """Return a metric at one of the curve's points: macro_f1, map, labels, minutes, seconds; by class as `f1:crack`.
 
-    Without its class that of the rare one; where there is none, the mean over classes.
+    Without a class, that of the rare class; without a rare class, the mean over classes.
     """
     return _at(curve.points[place], metric, curve.setting.rare)
 
 
 def _at(point: CurvePoint, metric: str, rare: str | None) -> float:
-    if metric in OWN:
+    if metric in OVERALL:
         return float(getattr(point, metric))
     key, _, name = metric.partition(":")
     names = [name or rare] if name or rare else list(point.by_class)
-    found = [point.by_class[str(one)].get(key, math.nan) for one in names]
-    known = [one for one in found if math.isfinite(one)]
+    values = [point.by_class[str(name)].get(key, math.nan) for name in names]
+    known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else math.nan
 
 
 def line(curve: Curve, metric: str) -> list[float]:
-    """The metric at every point."""
+    """Return the metric at every point."""
     return [value(curve, metric, place) for place in range(len(curve.points))]
 
 
 def area(curve: Curve, metric: str, across: str = "labels") -> float:
-    """Mean height of the curve over its labels (or minutes)."""
+    """Return the mean height of the curve over its labels (or minutes)."""
     return _area(line(curve, across), line(curve, metric))
 
 
@@ -60,20 +60,20 @@ def _area(xs: Sequence[float], ys: Sequence[float]) -> float:
     return float(np.trapezoid(ys, xs) / (xs[-1] - xs[0]))
 
 
-def full(curve: Curve, metric: str) -> float:
-    """The full-data figure of a test metric."""
+def full_data_value(curve: Curve, metric: str) -> float:
+    """Return the test metric of a learner with all labels."""
     rare = curve.setting.rare
-    by_class = metric not in OWN and ":" not in metric and rare is not None
+    by_class = metric not in OVERALL and ":" not in metric and rare is not None
     return float(curve.full.get(f"{metric}:{rare}" if by_class else metric, math.nan))
 
 
 def labels_to(curve: Curve, share: float, metric: str = "macro_f1", across: str = "labels") -> float:
-    """Labels until the metric first reaches this share of the full-data one, interpolated; inf: not reached."""
-    return crossing(line(curve, across), line(curve, metric), share * full(curve, metric))
+    """Return the labels at which the metric first reaches this share of the full-data value; inf: never."""
+    return crossing(line(curve, across), line(curve, metric), share * full_data_value(curve, metric))
 
 
 def crossing(xs: Sequence[float], ys: Sequence[float], target: float) -> float:
-    """Where the line through these points first is as high as `target`. NaN without one: nothing can be learnt then."""
+    """Return the interpolated x at which y first reaches `target`; inf: never. NaN without a positive target."""
     if not 0 < target < math.inf:
         return math.nan
     for place, (x, y) in enumerate(zip(xs, ys, strict=True)):
@@ -89,25 +89,25 @@ def crossing(xs: Sequence[float], ys: Sequence[float], target: float) -> float:
 
 
 def mean_line(curves: Sequence[Curve], metric: str) -> list[float]:
-    """The mean over curves at each point; curves that ended early (nothing left to pick) stay where they were."""
+    """Return the mean over curves at each point; curves that ended early keep their last value."""
     longest = max(len(curve.points) for curve in curves)
     lines = [line(curve, metric) for curve in curves]
-    return [_mean([one[min(place, len(one) - 1)] for one in lines]) for place in range(longest)]
+    return [_mean([line[min(place, len(line) - 1)] for line in lines]) for place in range(longest)]
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [one for one in values if math.isfinite(one)]
+    known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else math.nan
 
 
 def mean_labels_to(curves: Sequence[Curve], share: float, metric: str = "macro_f1") -> float:
-    """Of the mean curve: single ones cross early by luck."""
-    target = share * _mean([full(curve, metric) for curve in curves])
+    """Return the labels at which the mean curve reaches the share (single curves cross early by chance)."""
+    target = share * _mean([full_data_value(curve, metric) for curve in curves])
     return crossing(mean_line(curves, "labels"), mean_line(curves, metric), target)
 
 
 def gap_closed(ours: float, randoms: float) -> float:
-    """(ours - random's) / (1 - random's); NaN where random leaves nothing."""
+    """Return (ours - random's) / (1 - random's); NaN where random's is 1."""
     return (ours - randoms) / (1 - randoms) if randoms < 1 else math.nan
 
 
@@ -115,16 +115,16 @@ def ranks(table: Sequence[Sequence[float]]) -> list[float]:
     """Mean rank of each column over rows (1 is best, larger values are better, ties share; NaN ranks last)."""
     values = np.nan_to_num(np.asarray(table, np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     above = (values[:, None, :] > values[:, :, None]).sum(axis=2)
-    alike = (values[:, None, :] == values[:, :, None]).sum(axis=2)
-    return [float(one) for one in (above + (alike + 1) / 2).mean(axis=0)]
+    ties = (values[:, None, :] == values[:, :, None]).sum(axis=2)
+    return [float(rank) for rank in (above + (ties + 1) / 2).mean(axis=0)]
 
 
 # --- chance ---------------------------------------------------------------------------------------------------------
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p of the mean paired difference: of all patterns of signs, or of a seeded sample of them."""
-    known = np.array([one for one in differences if math.isfinite(one)], np.float64)
+    """Return the two-sided p-value of the mean paired difference, over all sign patterns or a seeded sample of them."""
+    known = np.array([difference for difference in differences if math.isfinite(difference)], np.float64)
     if not len(known):
         return math.nan
     if len(known) <= EXACT:
@@ -135,9 +135,9 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def interval(table: NDArray[np.floating]) -> tuple[float, float]:
-    """Of the mean of (seeds, groups) differences, NaN where there is none: both are drawn again."""
+    """Return the interval of the mean of (seeds, groups) differences, by drawing both; NaN marks missing ones."""
     there, random = np.isfinite(table), np.random.default_rng(0)
-    seeds, groups = (_drawn(size, random) for size in table.shape)
+    seeds, groups = (_draw_counts(size, random) for size in table.shape)
     total = np.einsum("ds,sg,dg->d", seeds, np.where(there, table, 0), groups, optimize=True)
     count = np.einsum("ds,sg,dg->d", seeds, there.astype(np.float64), groups, optimize=True)
     means = total[count > 0] / count[count > 0]
@@ -147,37 +147,46 @@ def interval(table: NDArray[np.floating]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _drawn(size: int, random: np.random.Generator) -> Numbers:
-    """How often each of `size` comes in each draw; of one there is nothing to draw."""
+def _draw_counts(size: int, random: np.random.Generator) -> Numbers:
+    """Return how often each of `size` items is drawn in each of `DRAWS` draws."""
     return np.stack([np.bincount(random.integers(size, size=size), minlength=size) for _ in range(DRAWS)]).astype(float)
 
 
-def against(ours: Sequence[Curve], theirs: Sequence[Curve], metric: str, by_area: bool = False) -> dict[str, Any]:
-    """The paired difference (same fold, same seed) at the end, or of areas; of recall also over groups."""
-    pairs = paired(ours, theirs)
-    figure = area if by_area else value
-    differences = [figure(one, metric) - figure(other, metric) for one, other in pairs]
+def paired_difference(
+    ours: Sequence[Curve], baseline: Sequence[Curve], metric: str, by_area: bool = False
+) -> dict[str, Any]:
+    """Return the paired difference (same fold and seed) at the end or of areas; recall is also compared by group."""
+    pairs = pairs_of(ours, baseline)
+    measure = area if by_area else value
+    differences = [measure(our_curve, metric) - measure(other, metric) for our_curve, other in pairs]
     table, units = np.array(differences)[:, None], differences
-    if metric == "group_recall" and not by_area and all(one.pieces and other.pieces for one, other in pairs):
+    if (
+        metric == "group_recall"
+        and not by_area
+        and all(our_curve.pieces and other.pieces for our_curve, other in pairs)
+    ):
         table = by_group(pairs)
         units = [_mean(column) for column in table.T]
     low, high = interval(table) if len(pairs) else (math.nan, math.nan)
-    found = {"mean": _mean(differences), "low": low, "high": high, "p": sign_flip(units)}
-    return found | {"pairs": len(pairs), "units": len(units)}
+    result = {"mean": _mean(differences), "low": low, "high": high, "p": sign_flip(units)}
+    return result | {"pairs": len(pairs), "units": len(units)}
 
 
-def paired(ours: Sequence[Curve], theirs: Sequence[Curve]) -> list[tuple[Curve, Curve]]:
-    by = {(one.setting.fold, one.setting.seed): one for one in theirs}
-    keys = ((one, (one.setting.fold, one.setting.seed)) for one in ours)
-    return [(one, by[key]) for one, key in keys if key in by]
+def pairs_of(ours: Sequence[Curve], baseline: Sequence[Curve]) -> list[tuple[Curve, Curve]]:
+    by = {(curve.setting.fold, curve.setting.seed): curve for curve in baseline}
+    keys = ((curve, (curve.setting.fold, curve.setting.seed)) for curve in ours)
+    return [(curve, by[key]) for curve, key in keys if key in by]
 
 
 def by_group(pairs: Sequence[tuple[Curve, Curve]]) -> Numbers:
-    """(pairs, groups): 1 where only the first found the group, -1 where only the second did; NaN: not to be found."""
+    """Return (pairs, groups): which of the two found the group: 1 the first, -1 the second, 0 both or none.
+
+    NaN: the group was not to be found.
+    """
     names = sorted({name for pair in pairs for name in pair[0].pieces})
     table = np.full((len(pairs), len(names)), np.nan)
-    for row, (one, other) in enumerate(pairs):
+    for row, (our_curve, other) in enumerate(pairs):
         for column, name in enumerate(names):
-            if name in one.pieces and name in other.pieces:
-                table[row, column] = float(one.pieces[name]) - float(other.pieces[name])
+            if name in our_curve.pieces and name in other.pieces:
+                table[row, column] = float(our_curve.pieces[name]) - float(other.pieces[name])
     return table

@@ -1,4 +1,4 @@
-"""From an index and its vectors to a world."""
+"""Build an oracle dataset from a project's index and vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curate.vectors import store as vectors
 from curate.vectors.store import Vectors
 from train.simulate.oracle_dataset import OracleDataset
 
-FEWEST = 30  # labelled images below which nothing can be said
+MIN_IMAGES = 30  # labelled images that a simulation needs
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,32 @@ class _Row:
     present: frozenset[str]
 
 
-def of_project(project: Project, encoder: str | None = None) -> tuple[OracleDataset, list[str]]:
-    """Its labelled images with the newest vectors, and what a person should know of it."""
+def from_project(project: Project, encoder: str | None = None) -> tuple[OracleDataset, list[str]]:
+    """Return the project's labelled images with their newest vectors, and notes for the user."""
     index = Index(project)
-    found, labelled = vectors.open_latest(project.work, encoder), _labelled(index)
-    known = set(found.ids())
+    stored, labelled = vectors.open_latest(project.work, encoder), _labelled(index)
+    known = set(stored.ids())
     ids = sorted(id for id in labelled if id in known)
-    if len(ids) < FEWEST:
+    if len(ids) < MIN_IMAGES:
         lacking = (
-            f", {len(labelled) - len(ids)} of them without vectors ({found.remedy})" if len(ids) < len(labelled) else ""
+            f", {len(labelled) - len(ids)} of them without vectors ({stored.remedy})"
+            if len(ids) < len(labelled)
+            else ""
         )
         raise CurateError(
-            f"{len(labelled)} labelled images{lacking}: a simulation hides labels that are there, and needs {FEWEST} "
+            f"{len(labelled)} labelled images{lacking}: a simulation hides existing labels and needs {MIN_IMAGES} "
             "images. Index a labelled source, or label more"
         )
     notes = (
-        [f"{len(labelled) - len(ids)} labelled images have no vectors. {found.remedy}"]
+        [f"{len(labelled) - len(ids)} labelled images have no vectors. {stored.remedy}"]
         if len(ids) < len(labelled)
         else []
     )
-    return _world(index, found, ids, [labelled[id] for id in ids]), notes
+    return _oracle(index, stored, ids, [labelled[id] for id in ids]), notes
 
 
 def _labelled(index: Index) -> dict[str, _Row]:
-    """What people or a source have labelled; synthetic images are nothing to be found."""
+    """Return the labelled images, without synthetic ones."""
     rows = index.rows("group", "stratum", "status", "source", "missing", *PRESENT)
     return {
         id: _Row(group or id, stratum or "", frozenset(regions or ()) | frozenset(whole or ()))
@@ -59,15 +61,15 @@ def _labelled(index: Index) -> dict[str, _Row]:
     }
 
 
-def _world(index: Index, found: Vectors, ids: Sequence[str], rows: Sequence[_Row]) -> OracleDataset:
+def _oracle(index: Index, stored: Vectors, ids: Sequence[str], rows: Sequence[_Row]) -> OracleDataset:
     names = [name for name in index.project.active_classes if any(name in row.present for row in rows)]
     if not names:
         raise CurateError(f"none of the {len(ids)} labelled images shows a defect: there is nothing to find")
-    matrix = found.whole(ids)
+    matrix = stored.whole(ids)
     if not np.isfinite(matrix).all():
-        raise CurateError(f"some vectors are no numbers; compute them anew. {found.remedy}")
-    windows, boxes = _tiles(found, ids)
-    labels = {one.id: one.label for one in index.shown(ids)}
+        raise CurateError(f"some vectors contain NaN or infinity; compute them again. {stored.remedy}")
+    windows, boxes = _windows(stored, ids)
+    labels = {sample.id: sample.label for sample in index.shown(ids)}
     return OracleDataset(
         name=index.project.name,
         ids=tuple(ids),
@@ -82,9 +84,9 @@ def _world(index: Index, found: Vectors, ids: Sequence[str], rows: Sequence[_Row
     )
 
 
-def _tiles(found: Vectors, ids: Sequence[str]) -> tuple[Windows | None, NDArray[np.int32]]:
-    """All tiles of these images, those of one image side by side; as coarse as they lie on disk."""
-    place, parts = {id: row for row, id in enumerate(ids)}, list(found.tiles(ids))
+def _windows(stored: Vectors, ids: Sequence[str]) -> tuple[Windows | None, NDArray[np.int32]]:
+    """Return all tiles of these images, sorted by image, in the precision of the store, and their boxes."""
+    place, parts = {id: row for row, id in enumerate(ids)}, list(stored.tiles(ids))
     if not parts:
         return None, np.zeros((0, 4), np.int32)
     rows = np.array([place[id] for part in parts for id in part.ids], np.int64)
@@ -99,20 +101,20 @@ def _tiles(found: Vectors, ids: Sequence[str]) -> tuple[Windows | None, NDArray[
 def _marks(
     labels: Sequence[Label], windows: Windows | None, boxes: NDArray[np.int32], names: Sequence[str]
 ) -> Iterator[tuple[int, int, int]]:
-    """For each defect the tile that holds most of it; -1, the whole image, where no tile holds any."""
+    """Yield row, class and window of each defect: the tile with most of it, or -1 (the whole image) without one."""
     if windows is None:
         return
     for row, label in enumerate(labels):
         begin, end = np.searchsorted(windows.rows, [row, row + 1])
         for defect in label.defects:
             if defect.label in names:
-                held = _held(boxes[begin:end], Box(*defect.box))
+                held = _overlap_areas(boxes[begin:end], Box(*defect.box))
                 best = begin + int(held.argmax()) if held.max(initial=0) > 0 else -1
                 yield row, names.index(defect.label), best
 
 
-def _held(boxes: NDArray[np.int32], box: Box) -> NDArray[np.float64]:
-    """The area of the box that each tile holds."""
+def _overlap_areas(boxes: NDArray[np.int32], box: Box) -> NDArray[np.float64]:
+    """Return the area of the box that each tile covers."""
     wide = np.minimum(boxes[:, 0] + boxes[:, 2], box.x + box.w) - np.maximum(boxes[:, 0], box.x)
     high = np.minimum(boxes[:, 1] + boxes[:, 3], box.y + box.h) - np.maximum(boxes[:, 1], box.y)
     return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0), np.float64)

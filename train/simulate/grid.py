@@ -1,4 +1,4 @@
-"""Many plays: each cached by its key, resumable after a kill, several at a time."""
+"""Many runs: each cached by its key, resumable after a kill, several at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curate import files, workers
 from curate.errors import CurateError
 from curate.hashing import key_of
 from train.simulate.learners import probe
-from train.simulate.one_run import Curve, CurvePoint, Picker, RunSettings, Teacher, play
+from train.simulate.one_run import Curve, CurvePoint, LearnerFactory, Picker, RunSettings, simulate
 from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save
 
 CODE = (
@@ -26,143 +26,161 @@ CODE = (
     *(f"train/simulate/{name}.py" for name in ("test_scores", "learners", "one_run", "oracle_dataset")),
 )
 Progress = Callable[[str, int, int], None]
-Pickers = Callable[[RunSettings], Picker | None]
-"""Which picker plays a setting; None: ours. A function of a module (processes find it by its name)."""
-Teachers = Callable[[RunSettings], Teacher]
+PickerFor = Callable[[RunSettings], Picker | None]
+"""Returns the picker for a setting, or None for our own strategies; a module's function, so that it can be pickled."""
+LearnerFactoryFor = Callable[[RunSettings], LearnerFactory]
 
 
-def ours(setting: RunSettings) -> None:
-    """No peers."""
+def no_pickers(setting: RunSettings) -> None:
+    """Use our own strategies alone."""
 
 
-def linear(setting: RunSettings) -> Teacher:
+def probe_for_all(setting: RunSettings) -> LearnerFactory:
     return probe
 
 
 @dataclass(frozen=True)
 class _RunJob:
-    """All that a process needs to know."""
+    """A run, as it is sent to a worker process."""
 
-    world: Path
+    oracle_folder: Path
     setting: RunSettings
     target: Path
-    pickers: Pickers
-    teachers: Teachers
+    picker_for: PickerFor
+    factory_for: LearnerFactoryFor
 
 
-def play_all(
-    plays: Sequence[tuple[OracleDataset, RunSettings]],
+def run_all(
+    runs: Sequence[tuple[OracleDataset, RunSettings]],
     folder: Path,
     jobs: int = 1,
-    pickers: Pickers = ours,
-    teachers: Teachers = linear,
+    picker_for: PickerFor = no_pickers,
+    factory_for: LearnerFactoryFor = probe_for_all,
     progress: Progress = lambda stage, done, total: None,
 ) -> list[Curve]:
-    """A curve for each, in order; those that lie in `folder` already are read, a change of code makes them anew.
+    """Simulate the runs that `folder` does not hold yet; a change of code makes all of them anew.
 
-    A picker's CurateError ends its own curve alone (`failed`), and is tried again next time. Killed, it goes on.
+    Args:
+        runs: oracle datasets and settings.
+        folder: the cache, from which an earlier call, also a killed one, continues.
+        jobs: number of processes.
+        picker_for: returns the picker of a setting.
+        factory_for: returns the learner factory of a setting.
+        progress: called with stage, runs done and runs in all.
+
+    Returns:
+        A curve for each run, in order. A picker's CurateError ends its own curve alone (`failed`); such runs are tried
+        again in the next call.
     """
-    homes = {id(world): _home(world, folder) for world, _ in plays}
-    made = [_RunJob(homes[id(world)], setting, folder, pickers, teachers) for world, setting in plays]
-    places = {_file(one): one for one in made}
-    todo = [one for file, one in places.items() if not file.is_file()]
-    progress("playing", len(places) - len(todo), len(places))
-    failed = _parallel(todo, jobs, progress, len(places)) if jobs > 1 else _serial(todo, progress, len(places))
-    return [failed.get(_file(one)) or _read(_file(one), one.setting) for one in made]
+    oracle_folders = {id(oracle): _oracle_folder(oracle, folder) for oracle, _ in runs}
+    run_jobs = [
+        _RunJob(oracle_folders[id(oracle)], setting, folder, picker_for, factory_for) for oracle, setting in runs
+    ]
+    job_of = {_curve_file(job): job for job in run_jobs}
+    todo = [job for file, job in job_of.items() if not file.is_file()]
+    progress("simulate", len(job_of) - len(todo), len(job_of))
+    fresh = _parallel(todo, jobs, progress, len(job_of)) if jobs > 1 else _serial(todo, progress, len(job_of))
+    return [fresh.get(_curve_file(job)) or _read_curve(_curve_file(job), job.setting) for job in run_jobs]
 
 
-def _home(world: OracleDataset, folder: Path) -> Path:
-    home = folder / "worlds" / fingerprint(world)
+def _oracle_folder(oracle: OracleDataset, folder: Path) -> Path:
+    home = folder / "worlds" / fingerprint(oracle)
     if not home.is_dir():
-        save(world, home)
+        save(oracle, home)
     return home
 
 
-def _file(one: _RunJob) -> Path:
-    asked = asdict(one.setting) | {"options": dict(one.setting.options)}
-    return one.target / "curves" / f"{key_of([one.world.name, asked, code()])}.json"
+def _curve_file(job: _RunJob) -> Path:
+    settings = asdict(job.setting) | {"options": dict(job.setting.options)}
+    return job.target / "curves" / f"{key_of([job.oracle_folder.name, settings, code_digest()])}.json"
 
 
 @cache
-def code() -> str:
-    """Of all that a curve depends on: a strategy that was changed is played again."""
-    house, digest = Path(__file__).resolve().parents[2], hashlib.blake2b(digest_size=12)
+def code_digest() -> str:
+    """Return a hash of the code that a curve depends on: after a change of it, runs are simulated again."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.blake2b(digest_size=12)
     for place in CODE:
-        for file in sorted((house / place).rglob("*.py")) if (house / place).is_dir() else [house / place]:
+        for file in sorted((root / place).rglob("*.py")) if (root / place).is_dir() else [root / place]:
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def _serial(todo: Sequence[_RunJob], progress: Progress, total: int) -> dict[Path, Curve]:
-    found = {}
-    for one in todo:
-        found[_file(one)] = _played(one)
-        progress("playing", 1, total)
-    return found
+    curves = {}
+    for job in todo:
+        curves[_curve_file(job)] = _run_job(job)
+        progress("simulate", 1, total)
+    return curves
 
 
 def _parallel(todo: Sequence[_RunJob], jobs: int, progress: Progress, total: int) -> dict[Path, Curve]:
-    found = {}
+    curves = {}
     with workers.pool(min(jobs, max(1, len(todo)))) as pool:
-        futures = {pool.submit(_played, one): _file(one) for one in todo}
+        futures = {pool.submit(_run_job, job): _curve_file(job) for job in todo}
         try:
             for future in as_completed(futures):
-                found[futures[future]] = future.result()
-                progress("playing", 1, total)
+                curves[futures[future]] = future.result()
+                progress("simulate", 1, total)
         except BrokenProcessPool:
             raise CurateError(
-                "a process of the simulation was killed, perhaps for its memory. Run it again with fewer --jobs: what "
-                "was played is kept"
+                "a process of the simulation was killed, perhaps for lack of memory. Run it again with fewer --jobs: "
+                "finished runs are kept"
             ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return curves
 
 
-def _played(one: _RunJob) -> Curve:
-    """One curve; one thread, since sums depend on how they are split."""
-    import sklearn.linear_model  # noqa: F401 - its import must not count as the time of who first needs it
+def _run_job(job: _RunJob) -> Curve:
+    """Simulate one run, with one thread: floating-point sums depend on how threads split them."""
+    import sklearn.linear_model  # noqa: F401 - imported now, so that no strategy's time includes it
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     def remember(key: Any, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-        file = one.target / "full" / f"{key_of([one.world.name, code(), key])}.json"
+        file = job.target / "full" / f"{key_of([job.oracle_folder.name, code_digest(), key])}.json"
         if not file.is_file():
-            files.write_json(file, plain(compute()))
+            files.write_json(file, without_nan(compute()))
         return {name: _number(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
 
     try:
         with threadpool_limits(1):
-            curve = play(_opened(one.world), one.setting, one.pickers(one.setting), one.teachers(one.setting), remember)
+            curve = simulate(
+                _load_oracle(job.oracle_folder),
+                job.setting,
+                job.picker_for(job.setting),
+                job.factory_for(job.setting),
+                remember,
+            )
     except CurateError as error:
-        return Curve(_opened(one.world).name, one.setting, (), {}, failed=str(error))
-    about = asdict(curve) | {"setting": asdict(one.setting) | {"options": dict(one.setting.options)}}
-    files.write_json(_file(one), plain(about))
+        return Curve(_load_oracle(job.oracle_folder).name, job.setting, (), {}, failed=str(error))
+    about = asdict(curve) | {"setting": asdict(job.setting) | {"options": dict(job.setting.options)}}
+    files.write_json(_curve_file(job), without_nan(about))
     return curve
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path) -> OracleDataset:
+def _load_oracle(folder: Path) -> OracleDataset:
     return load(folder)
 
 
-def _read(file: Path, setting: RunSettings) -> Curve:
+def _read_curve(file: Path, setting: RunSettings) -> Curve:
     known = json.loads(file.read_text(encoding="utf-8"))
-    points = tuple(CurvePoint(**{name: _numbers(value) for name, value in one.items()}) for one in known["points"])
-    return Curve(known["world"], setting, points, _numbers(known["full"]), known["pieces"], tuple(known["notes"]))
+    points = tuple(CurvePoint(**{name: _with_nan(value) for name, value in point.items()}) for point in known["points"])
+    return Curve(known["world"], setting, points, _with_nan(known["full"]), known["pieces"], tuple(known["notes"]))
 
 
-def plain(value: Any) -> Any:
-    """JSON knows no NaN."""
+def without_nan(value: Any) -> Any:
+    """Return the value with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(value: Any) -> Any:
-    return {name: _numbers(one) for name, one in value.items()} if isinstance(value, Mapping) else _number(value)
+def _with_nan(value: Any) -> Any:
+    return {name: _with_nan(item) for name, item in value.items()} if isinstance(value, Mapping) else _number(value)
 
 
 def _number(value: Any) -> Any:

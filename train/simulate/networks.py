@@ -1,4 +1,4 @@
-"""Segmenters and classifiers as learners: trained anew each round, by the same loop as `curate train`."""
+"""Segmenters and classifiers as learners: trained anew each round, by the training loop of `curate train`."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from train.simulate.oracle_dataset import OracleDataset
 
 @dataclass(frozen=True)
 class NetworkLearner:
-    """A teacher (see `play`) for a world whose rows are these items. All epochs count: there is no val."""
+    """A learner factory for an oracle dataset whose rows are these items. There is no val: all epochs are trained."""
 
     items: tuple[Item, ...]
     recipe: Recipe
     max_pixels: int
     device: str = "cpu"
 
-    def __call__(self, world: OracleDataset) -> Learner:
-        asked = np.flatnonzero(~world.spare)
-        return lambda rows: self._learnt(world, rows, asked)
+    def __call__(self, oracle: OracleDataset) -> Learner:
+        rows_to_predict = np.flatnonzero(~oracle.spare)
+        return lambda rows: self._learn(oracle, rows, rows_to_predict)
 
-    def _learnt(self, world: OracleDataset, rows: Rows, asked: Rows) -> LearnerOutput | None:
-        data = self._data(world, rows)
+    def _learn(self, oracle: OracleDataset, rows: Rows, rows_to_predict: Rows) -> LearnerOutput | None:
+        data = self._training_data(oracle, rows)
         if not data.classes or len(data.outputs) + (not data.single) < 2:
             return None
         resolved = self.recipe.model_copy(update={"input": resolved_input(self.recipe, data.train)})
-        return self._spoken(world, self._trained(data, resolved), data, resolved, asked)
+        return self._predict(oracle, self._train(data, resolved), data, resolved, rows_to_predict)
 
-    def _data(self, world: OracleDataset, rows: Rows) -> TrainingData:
+    def _training_data(self, oracle: OracleDataset, rows: Rows) -> TrainingData:
         items = [replace(self.items[row], split="train") for row in rows.tolist()]
         if self.recipe.task == "segmentation":
-            items = [one for one in items if not one.label.present - {defect.label for defect in one.label.defects}]
-        shown = [one.label.present.intersection(world.classes) for one in items]
-        classes = tuple(name for name in world.classes if any(name in one for one in shown))
-        single = self.recipe.task == "classification" and world.single
+            items = [item for item in items if not item.label.present - {defect.label for defect in item.label.defects}]
+        shown = [item.label.present.intersection(oracle.classes) for item in items]
+        classes = tuple(name for name in oracle.classes if any(name in names for names in shown))
+        single = self.recipe.task == "classification" and oracle.single
         return TrainingData(self.recipe.task, classes, tuple(items), (), single, not all(shown))
 
-    def _trained(self, data: TrainingData, resolved: Recipe) -> Any:
+    def _train(self, data: TrainingData, resolved: Recipe) -> Any:
         from train import checkpoint
         from train.fit import loop
         from train.fit import run as training
@@ -68,21 +68,21 @@ class NetworkLearner:
             checkpoint.load_into(model, Path(folder) / loop.BEST)
         return model.eval()
 
-    def _spoken(
-        self, world: OracleDataset, model: Any, data: TrainingData, resolved: Recipe, asked: Rows
+    def _predict(
+        self, oracle: OracleDataset, model: Any, data: TrainingData, resolved: Recipe, rows_to_predict: Rows
     ) -> LearnerOutput:
-        """Of what may be asked for and of test; rows that subsampling removed stay unknown."""
+        """Predict the pool's and test's rows; spare rows stay 0."""
         from train.data.pixels import read
         from train.predict.predictor import Predictor
 
         predictor = Predictor("simulation", data.classes, resolved, data.single, model, self.device)
-        likely = np.zeros(world.present.shape, np.float32)
-        shows, unsure = np.zeros(world.present.shape, bool), np.zeros(len(world), np.float32)
-        columns = [world.number(name) for name in data.classes]
-        for row in asked.tolist():
+        likely = np.zeros(oracle.present.shape, np.float32)
+        shows, unsure = np.zeros(oracle.present.shape, bool), np.zeros(len(oracle), np.float32)
+        columns = [oracle.number(name) for name in data.classes]
+        for row in rows_to_predict.tolist():
             item = self.items[row]
             seen = predictor.predict_image(read(item.id, item.path, self.max_pixels))
             likely[row, columns], unsure[row] = seen.probability, seen.uncertainty
             named = {defect.label for defect, _ in seen.defects} | {name for name, _ in seen.classes}
-            shows[row] = [name in named for name in world.classes]
+            shows[row] = [name in named for name in oracle.classes]
         return LearnerOutput(likely, shows, unsure)

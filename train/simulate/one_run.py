@@ -1,4 +1,4 @@
-"""One simulated life of a labelling project: select, reveal, train, evaluate, repeat. Pure: a world in, a curve out."""
+"""One simulated labelling project: from an oracle dataset to a curve, in rounds of selection and training."""
 
 from __future__ import annotations
 
@@ -23,46 +23,50 @@ from curate.select.whitening import whitening_of
 from curate.strategies import CATALOGUE
 from curate.vectors import nearest
 from train.simulate.learners import Learner, probe
-from train.simulate.oracle_dataset import OracleDataset, folded, imbalanced
-from train.simulate.test_scores import judged
+from train.simulate.oracle_dataset import OracleDataset, with_long_tail, with_test_fold
+from train.simulate.test_scores import score_on_test
 
-NOTHING, EXEMPLARS = "none", "exemplars"
-LOOK, REGION = 10.0, 20.0  # simulated seconds: an image, and each defect on it that is outlined
+NO_LABELS, EXEMPLARS = "none", "exemplars"
+SECONDS_PER_IMAGE, SECONDS_PER_REGION = (
+    10.0,
+    20.0,
+)  # simulated seconds for an image, and for each defect outlined on it
 CHUNK = 65536
-IN_MEMORY = 1 << 30  # bytes of tile vectors that are kept in single precision; more are made anew at each pass
-NONE = np.zeros(0, np.int64)
+IN_MEMORY = 1 << 30  # bytes of tile vectors that are kept in single precision; more are converted at each pass
+NO_ROWS = np.zeros(0, np.int64)
 Picker = Callable[[Pool, int, np.random.Generator], Sequence[Pick] | Rows]
-"""Asked like a strategy: at most so many of the pool's open rows, best first, as picks or as row numbers."""
-Teacher = Callable[[OracleDataset], Learner]
+"""Called like a strategy; returns at most so many of the pool's open rows, best first, as picks or row numbers."""
+LearnerFactory = Callable[[OracleDataset], Learner]
 Remember = Callable[[Any, Callable[[], dict[str, float]]], dict[str, float]]
+"""Returns the scores that are cached under a key, or computes them."""
 
 
 class NotYet(CurateError):
-    """A picker that cannot choose before more is known: this round is chosen by `nearest`, else at random."""
+    """Raised by a picker that needs more labels first: `nearest`, or random, chooses this round instead."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What is played, but for the world.
+    """Settings of one run on an oracle dataset.
 
     Args:
-        strategy: one of ours, or any name that the `pickers` of `play_all` know. options: ours only.
-        start: `none`; a number as `3`: so many labelled images a class (and clean ones); or `exemplars` of `rare`.
-        rare: the class whose recall counts first; exemplars and subsampling are of this class.
-        exemplars: how many, one a group; their groups leave pool and test.
-        budget: a round's: images (`40`), a share of the pool (`2%`), or simulated time (`30m`).
+        strategy: a strategy's name, or a name that the `picker_for` of `run_all` knows. options: of our strategies.
+        start: `none`; a number such as `3`: labelled images for each class and for clean; or `exemplars` of `rare`.
+        rare: the class whose recall is the main metric; exemplars and subsampling are of this class.
+        exemplars: number of exemplars, one from each group; their groups are in neither pool nor test.
+        budget: of a round: images (`40`), a share of the pool (`2%`), or simulated time (`30m`).
         wanted: as `curate select --classes`; empty: all.
-        learner: a name for the teacher; `probe` is the linear one.
-        rules: whether the shared layer works (one image a group before a second, near-duplicates put away).
-        feed: whether the learner's probabilities reach the next round's pool, as `curate predict` brings them.
-        audit_teaches: whether audit picks are learnt from (they always count as labels).
-        imbalance, tail: see `world.imbalanced`; 1: as it is.
-        fold: which of `folds` grouped folds is the test; None: the world's own test, or none.
+        learner: the learner's name; `probe` is the linear one.
+        rules: apply the shared selection rules (one image a group before a second, no near-duplicates).
+        feed: pass the learner's probabilities to the next round's pool, as `curate predict` does.
+        audit_teaches: train on audit picks too (they always count as labels).
+        imbalance, tail: see `oracle_dataset.with_long_tail`; 1: unchanged.
+        fold: which of `folds` grouped folds is the test; None: the dataset's own test, or none.
     """
 
     strategy: str = "random"
     options: Mapping[str, Any] = field(default_factory=dict)
-    start: str = NOTHING
+    start: str = NO_LABELS
     rare: str | None = None
     exemplars: int = 5
     rounds: int = 5
@@ -80,13 +84,13 @@ class RunSettings:
 
     @property
     def label(self) -> str:
-        """What a table's row is called."""
+        """Name of the row in tables."""
         return self.strategy if self.rules else f"{self.strategy} (plain)"
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What is known after a round; 0 is the start. `labels` are those that were asked for, exemplars not counted.
+    """The metrics after a round; round 0 is the start. `labels`: number of labels bought, without exemplars.
 
     By class: `group_recall`, `image_recall`, `groups`, `images` (found, outside the groups known at the start), and on
     the test `f1`, `ap`. NaN: there is nothing to measure.
@@ -103,10 +107,11 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """`full`: macro_f1, map and f1:CLASS, ap:CLASS of a learner that had all of the pool's labels.
+    """The points of one run. The fields' names are the keys of its JSON file.
 
-    `pieces`: the groups of the rare class that were to be found, and whether they were. `failed`: why there is no curve
-    (a peer that could not choose, or ran out of time).
+    `world`: name of the oracle dataset. `full`: macro_f1, map, f1:CLASS and ap:CLASS of a learner with all of the
+    pool's labels. `pieces`: the groups of the rare class that were to be found, and whether they were. `failed`: the
+    reason why there is no curve (a picker that could not choose, or ran out of time).
     """
 
     world: str
@@ -118,73 +123,86 @@ class Curve:
     failed: str | None = None
 
 
-def play(
-    world: OracleDataset,
+def simulate(
+    oracle: OracleDataset,
     setting: RunSettings,
     picker: Picker | None = None,
-    teacher: Teacher = probe,
+    learner_factory: LearnerFactory = probe,
     remember: Remember = lambda key, compute: compute(),
 ) -> Curve:
-    """The same world and setting give the same curve (but for the seconds). Without a picker our strategy chooses."""
+    """Simulate one labelling project. The same arguments give the same curve, except for the seconds.
+
+    Args:
+        oracle: the labelled data set whose labels are hidden.
+        setting: strategy, start, budget and seed.
+        picker: chooses instead of the setting's strategy.
+        learner_factory: makes the learner that is trained on the labels of each round.
+        remember: caches the scores of a learner with all labels.
+
+    Returns:
+        The metrics after each round.
+    """
     if picker is None:
         CATALOGUE.check(setting.strategy, setting.options)
-    table = prepared(world, setting)
-    desk = _RunState(table, setting, teacher(table.world), picker)
+    start = prepare(oracle, setting)
+    state = _RunState(start, setting, learner_factory(start.oracle), picker)
     for turn in range(1, setting.rounds + 1):
-        desk.play_round(turn)
-    every = table.world.pooled
-    every[table.given] = True
-    key = [setting.learner, every.nonzero()[0].tolist(), table.world.test.nonzero()[0].tolist()]
-    full = remember(key, lambda: desk.figures(every))
-    return Curve(world.name, setting, tuple(desk.points), full, desk.pieces(), tuple(desk.notes))
+        state.run_round(turn)
+    learnable = start.oracle.pooled
+    learnable[start.given] = True
+    key = [setting.learner, learnable.nonzero()[0].tolist(), start.oracle.test.nonzero()[0].tolist()]
+    full = remember(key, lambda: state.full_data_scores(learnable))
+    return Curve(oracle.name, setting, tuple(state.points), full, state.groups_to_find(), tuple(state.notes))
 
 
 # --- the start ------------------------------------------------------------------------------------------------------
 
 
 class RunStart(NamedTuple):
-    """The world as it is played: `given` rows are exemplars that everybody has, `first` are labelled at the start."""
+    """The oracle dataset of a run; `given` rows are exemplars, `first` rows are labelled at the start."""
 
-    world: OracleDataset
+    oracle: OracleDataset
     given: Rows
     first: Rows
 
 
-def prepared(world: OracleDataset, setting: RunSettings) -> RunStart:
-    """Fold, long tail and exemplars, in this order. Raises CurateError where the world is too small for it."""
-    _check(world, setting)
+def prepare(oracle: OracleDataset, setting: RunSettings) -> RunStart:
+    """Apply fold, long tail and exemplars, in this order; raises CurateError where the dataset is too small."""
+    _check(oracle, setting)
     if setting.fold is not None:
-        world = folded(world, setting.folds, setting.fold)
+        oracle = with_test_fold(oracle, setting.folds, setting.fold)
     if setting.imbalance > 1:
-        world = imbalanced(world, setting.imbalance, setting.rare, setting.seed, setting.tail)
+        oracle = with_long_tail(oracle, setting.imbalance, setting.rare, setting.seed, setting.tail)
     if setting.start == EXEMPLARS:
-        given = _exemplars(world, setting)
-        gone = np.isin(world.groups, world.groups[given])
-        return RunStart(replace(world, spare=world.spare | gone, test=world.test & ~gone), given, NONE)
-    each = 0 if setting.start == NOTHING else int(setting.start)
-    return RunStart(world, NONE, _each(world, each, np.random.default_rng([setting.seed, 3])))
+        given = _exemplars(oracle, setting)
+        gone = np.isin(oracle.groups, oracle.groups[given])
+        return RunStart(replace(oracle, spare=oracle.spare | gone, test=oracle.test & ~gone), given, NO_ROWS)
+    each = 0 if setting.start == NO_LABELS else int(setting.start)
+    return RunStart(oracle, NO_ROWS, _random_start(oracle, each, np.random.default_rng([setting.seed, 3])))
 
 
-def _check(world: OracleDataset, setting: RunSettings) -> None:
-    if setting.start not in (NOTHING, EXEMPLARS) and not re.fullmatch(r"[1-9][0-9]{0,3}", setting.start):
-        raise CurateError(f"start '{setting.start}'; allowed: {NOTHING}, {EXEMPLARS}, or a number of images a class")
+def _check(oracle: OracleDataset, setting: RunSettings) -> None:
+    if setting.start not in (NO_LABELS, EXEMPLARS) and not re.fullmatch(r"[1-9][0-9]{0,3}", setting.start):
+        raise CurateError(
+            f"start '{setting.start}'; allowed: {NO_LABELS}, {EXEMPLARS}, or a number of images for each class"
+        )
     for name in (*setting.wanted, *([setting.rare] if setting.rare is not None else [])):
-        world.number(name)
+        oracle.number(name)
     if setting.start == EXEMPLARS and setting.rare is None:
-        raise CurateError(f"start '{EXEMPLARS}' needs the class they show: --rare {' or '.join(world.classes)}")
-    images_or_seconds(setting.budget, len(world))
+        raise CurateError(f"start '{EXEMPLARS}' needs a class: --rare {' or '.join(oracle.classes)}")
+    parse_round_budget(setting.budget, len(oracle))
     if setting.rounds < 1 or setting.exemplars < 1:
         raise CurateError(f"{setting.rounds} rounds, {setting.exemplars} exemplars; allowed: 1 or more of each")
 
 
-def _exemplars(world: OracleDataset, setting: RunSettings) -> Rows:
-    """One a group; of what subsampling removed as far as that goes, else of the pool."""
+def _exemplars(oracle: OracleDataset, setting: RunSettings) -> Rows:
+    """Draw exemplars from different groups, from the spare rows first, then from the pool."""
     rng, name = np.random.default_rng([setting.seed, 2]), str(setting.rare)
-    rows: Rows = rng.permutation(np.flatnonzero(world.present[:, world.number(name)] & ~world.test))
-    _, places = np.unique(world.groups[rows], return_index=True)
-    firsts: Rows = rows[rng.permutation(places)]  # large groups are no likelier: what is left would be the small ones
-    given = firsts[np.argsort(~world.spare[firsts], kind="stable")][: setting.exemplars]
-    left = world.present[:, world.number(name)] & world.pooled & ~np.isin(world.groups, world.groups[given])
+    rows: Rows = rng.permutation(np.flatnonzero(oracle.present[:, oracle.number(name)] & ~oracle.test))
+    _, places = np.unique(oracle.groups[rows], return_index=True)
+    firsts: Rows = rows[rng.permutation(places)]  # each group is equally likely, large or small
+    given = firsts[np.argsort(~oracle.spare[firsts], kind="stable")][: setting.exemplars]
+    left = oracle.present[:, oracle.number(name)] & oracle.pooled & ~np.isin(oracle.groups, oracle.groups[given])
     if not left.any():
         raise CurateError(
             f"class {name} comes from {len(firsts)} groups of the pool: {setting.exemplars} exemplars leave nothing to "
@@ -193,16 +211,16 @@ def _exemplars(world: OracleDataset, setting: RunSettings) -> Rows:
     return np.sort(given)
 
 
-def _each(world: OracleDataset, count: int, rng: np.random.Generator) -> Rows:
-    """So many random images of the pool for each class, and as many clean ones."""
-    clean = ~world.present.any(axis=1, keepdims=True)
-    shelves = (np.flatnonzero(shown & world.pooled) for shown in np.hstack([world.present, clean]).T)
-    first: Rows = np.unique(np.concatenate([rng.permutation(rows)[:count] for rows in shelves]))
+def _random_start(oracle: OracleDataset, count: int, rng: np.random.Generator) -> Rows:
+    """Draw `count` random images of the pool for each class, and as many clean ones."""
+    clean = ~oracle.present.any(axis=1, keepdims=True)
+    candidates = (np.flatnonzero(shown & oracle.pooled) for shown in np.hstack([oracle.present, clean]).T)
+    first: Rows = np.unique(np.concatenate([rng.permutation(rows)[:count] for rows in candidates]))
     return first
 
 
-def images_or_seconds(text: str, pool: int) -> int | TimeBudget:
-    """A round's budget: `40`, `2%` of the pool, `30m`."""
+def parse_round_budget(text: str, pool: int) -> int | TimeBudget:
+    """Parse a round's budget: `40`, `2%` of the pool, or `30m`."""
     share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?|100)\s*%", text.strip())
     if share and float(share[1]) > 0:
         return max(1, round(pool * float(share[1]) / 100))
@@ -210,7 +228,7 @@ def images_or_seconds(text: str, pool: int) -> int | TimeBudget:
         budget = cost.parse_budget(text)
     except CurateError:
         raise CurateError(
-            f"budget '{text}'; allowed: images (40), a share of the pool (2%), or time (30m), above 0, a round"
+            f"budget '{text}'; allowed for a round: images (40), a share of the pool (2%), or time (30m), above 0"
         ) from None
     return budget if isinstance(budget, TimeBudget) else budget.count
 
@@ -219,26 +237,26 @@ def images_or_seconds(text: str, pool: int) -> int | TimeBudget:
 
 
 class _RunState:
-    """What is known so far, and what became of it. `rows` are those of the world that a pool may show at all."""
+    """The state of a run: known labels and results so far. `rows`: the dataset's rows that pools may contain."""
 
-    def __init__(self, table: RunStart, setting: RunSettings, learner: Learner, picker: Picker | None) -> None:
-        world, self.setting, self.learner, self.picker = table.world, setting, learner, picker
-        self.world, self.given = world, table.given
-        self.known, self.untaught = np.zeros(len(world), bool), np.zeros(len(world), bool)
-        self.known[np.concatenate([table.given, table.first])] = True
-        self.sought = _sought(world, self.known)
-        self.rows = np.flatnonzero(world.pooled | self.known)
-        self.budget = images_or_seconds(setting.budget, int((world.pooled & ~self.known).sum()))
-        self.vectors = np.asarray(world.vectors[self.rows])
-        self.windows = _Windows(world, self.rows, self.vectors) if world.windows is not None else None
+    def __init__(self, start: RunStart, setting: RunSettings, learner: Learner, picker: Picker | None) -> None:
+        oracle, self.setting, self.learner, self.picker = start.oracle, setting, learner, picker
+        self.oracle, self.given = oracle, start.given
+        self.known, self.untaught = np.zeros(len(oracle), bool), np.zeros(len(oracle), bool)
+        self.known[np.concatenate([start.given, start.first])] = True
+        self.to_find = _rows_to_find(oracle, self.known)
+        self.rows = np.flatnonzero(oracle.pooled | self.known)
+        self.budget = parse_round_budget(setting.budget, int((oracle.pooled & ~self.known).sum()))
+        self.vectors = np.asarray(oracle.vectors[self.rows])
+        self.windows = _Windows(oracle, self.rows, self.vectors) if oracle.windows is not None else None
         self.rules = SelectionRules(near=nearest.cosine_at(self.vectors, NEAR)) if setting.rules else BARE
-        self.minutes = world.regions * REGION / 60 + LOOK / 60
+        self.minutes = oracle.regions * SECONDS_PER_REGION / 60 + SECONDS_PER_IMAGE / 60
         self.notes: dict[str, None] = {}
         self.lasting: dict[str, Any] = {}
         self.points: list[CurvePoint] = []
         self._learn(0, 0.0)
 
-    def play_round(self, turn: int) -> None:
+    def run_round(self, turn: int) -> None:
         pool = self.pool(turn)
         if not pool.candidates.any():
             return
@@ -255,50 +273,50 @@ class _RunState:
         self._learn(turn, took)
 
     def _learn(self, turn: int, seconds: float) -> None:
-        self.said = self.learner(np.flatnonzero(self.known & ~self.untaught))
+        self.output = self.learner(np.flatnonzero(self.known & ~self.untaught))
         bought = self.known.copy()
         bought[self.given] = False
-        on_test = judged(self.world, self.said)
+        on_test = score_on_test(self.oracle, self.output)
         classes = {
-            name: _found(self.world, bought, self.sought[number], number) | on_test.by_class.get(name, {})
-            for number, name in enumerate(self.world.classes)
+            name: _recall(self.oracle, bought, self.to_find[number], number) | on_test.by_class.get(name, {})
+            for number, name in enumerate(self.oracle.classes)
         }
         minutes = float(self.minutes[bought].sum())
         self.points.append(
             CurvePoint(turn, int(bought.sum()), minutes, seconds, on_test.macro_f1, on_test.map, classes)
         )
 
-    def figures(self, every: Mask) -> dict[str, float]:
-        """What a learner can reach that had all labels."""
-        if not self.world.test.any():
+    def full_data_scores(self, learnable: Mask) -> dict[str, float]:
+        """Return the test scores of a learner that is trained on all labels."""
+        if not self.oracle.test.any():
             return {}
-        best = judged(self.world, self.learner(np.flatnonzero(every)))
-        by_class = {f"{key}:{name}": value for name, one in best.by_class.items() for key, value in one.items()}
+        best = score_on_test(self.oracle, self.learner(np.flatnonzero(learnable)))
+        by_class = {f"{key}:{name}": value for name, scores in best.by_class.items() for key, value in scores.items()}
         return {"macro_f1": best.macro_f1, "map": best.map} | by_class
 
-    def pieces(self) -> dict[str, bool]:
+    def groups_to_find(self) -> dict[str, bool]:
         if self.setting.rare is None:
             return {}
-        sought = self.sought[self.world.number(self.setting.rare)]
-        every, found = (np.unique(self.world.groups[rows]) for rows in (sought, sought & self.known))
-        return {str(group): bool(hit) for group, hit in zip(every, np.isin(every, found), strict=True)}
+        sought = self.to_find[self.oracle.number(self.setting.rare)]
+        groups, found_groups = (np.unique(self.oracle.groups[rows]) for rows in (sought, sought & self.known))
+        return {str(group): bool(hit) for group, hit in zip(groups, np.isin(groups, found_groups), strict=True)}
 
-    # --- what a strategy sees, and what it says ---
+    # --- pool and picks ---
 
     def pool(self, turn: int) -> Pool:
-        """Labels of hidden rows are not in it, nor is anything of test and of what subsampling removed."""
-        world, rows, known = self.world, self.rows, self.known[self.rows]
-        scores = self.said.scores() if self.said and self.setting.feed else world.scores
+        """Return the round's pool, without hidden labels and without test and spare rows."""
+        oracle, rows, known = self.oracle, self.rows, self.known[self.rows]
+        scores = self.output.scores() if self.output and self.setting.feed else oracle.scores
         pool = Pool(
-            ids=tuple(world.ids[row] for row in rows),
+            ids=tuple(oracle.ids[row] for row in rows),
             vectors=self.vectors,
             candidates=~known,
             labelled=known,
-            present=world.present[rows] & known[:, None],
-            classes=world.classes,
-            groups=np.unique(world.groups[rows], return_inverse=True)[1].astype(np.int64),
-            strata=world.strata[rows],
-            stratum_names=tuple(str(number) for number in range(int(world.strata.max(initial=0)) + 1)),
+            present=oracle.present[rows] & known[:, None],
+            classes=oracle.classes,
+            groups=np.unique(oracle.groups[rows], return_inverse=True)[1].astype(np.int64),
+            strata=oracle.strata[rows],
+            stratum_names=tuple(str(number) for number in range(int(oracle.strata.max(initial=0)) + 1)),
             scores={name: np.asarray(values[rows]) for name, values in scores.items()},
             windows=self.windows,
             held_out=known & self.untaught[rows],
@@ -306,16 +324,24 @@ class _RunState:
             turn=turn,
             lasting=self.lasting,
         )
-        return replace(pool, exemplars=_shown(world, pool, rows), memo={})  # what was remembered knew no exemplars
+        return replace(
+            pool, exemplars=_pool_exemplars(oracle, pool, rows), memo={}
+        )  # the old memo was computed without exemplars
 
     def _picks(self, pool: Pool) -> Picks:
         setting, most = self.setting, int(pool.candidates.sum())
-        asked = min(most, int(self.budget.seconds / LOOK) if isinstance(self.budget, TimeBudget) else self.budget) or 1
+        count = (
+            min(
+                most,
+                int(self.budget.seconds / SECONDS_PER_IMAGE) if isinstance(self.budget, TimeBudget) else self.budget,
+            )
+            or 1
+        )
         try:
             if self.picker is None:
-                return self._ours(pool, setting.strategy, asked, setting.options)
+                return self._ours(pool, setting.strategy, count, setting.options)
             select = _as_strategy(self.picker)
-            return selection.layered(pool, select, asked, setting.seed, self.rules).picks
+            return selection.layered(pool, select, count, setting.seed, self.rules).picks
         except NotYet as error:
             reason = str(error)
         except CurateError as error:
@@ -324,44 +350,44 @@ class _RunState:
             reason = str(error)
         instead = "nearest" if len(pool.exemplars) else "random"
         self.notes[f"round {pool.turn} was chosen by {instead}: {reason}"] = None
-        return self._ours(pool, instead, asked, {})
+        return self._ours(pool, instead, count, {})
 
-    def _ours(self, pool: Pool, strategy: str, asked: int, options: Mapping[str, Any]) -> Picks:
-        return selection.choose(pool, strategy, asked, self.setting.seed, self.rules, options).picks
+    def _ours(self, pool: Pool, strategy: str, count: int, options: Mapping[str, Any]) -> Picks:
+        return selection.choose(pool, strategy, count, self.setting.seed, self.rules, options).picks
 
 
 def _as_strategy(picker: Picker) -> selection.Select:
-    """Row numbers become picks."""
+    """Wrap a picker as a strategy: row numbers become picks."""
 
     def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
-        found = picker(pool, budget, rng)
-        if len(found) and not isinstance(found[0], Pick):
-            return tuple(Pick(pool.ids[int(row)], "picker", 0.0, "") for row in found)  # type: ignore[arg-type]
-        return tuple(found)  # type: ignore[arg-type]
+        picks = picker(pool, budget, rng)
+        if len(picks) and not isinstance(picks[0], Pick):
+            return tuple(Pick(pool.ids[int(row)], "picker", 0.0, "") for row in picks)  # type: ignore[arg-type]
+        return tuple(picks)  # type: ignore[arg-type]
 
     return select
 
 
-# --- what is found --------------------------------------------------------------------------------------------------
+# --- recall ---------------------------------------------------------------------------------------------------------
 
 
-def _sought(world: OracleDataset, known: Mask) -> NDArray[np.bool_]:
-    """(C, n): images of a class in groups of which no image of that class was known at the start."""
-    every = []
-    for shown in world.present.T:
-        mine = shown & world.pooled & ~np.isin(world.groups, world.groups[shown & known])
-        every.append(mine)
-    return np.array(every, bool).reshape(len(world.classes), len(world))
+def _rows_to_find(oracle: OracleDataset, known: Mask) -> NDArray[np.bool_]:
+    """Return (C, n): images of a class in groups of which no image of that class is known at the start."""
+    sought = []
+    for shown in oracle.present.T:
+        rows = shown & oracle.pooled & ~np.isin(oracle.groups, oracle.groups[shown & known])
+        sought.append(rows)
+    return np.array(sought, bool).reshape(len(oracle.classes), len(oracle))
 
 
-def _found(world: OracleDataset, bought: Mask, sought: Mask, number: int) -> dict[str, float]:
-    """Ten exposures of one tile are one group."""
+def _recall(oracle: OracleDataset, bought: Mask, sought: Mask, number: int) -> dict[str, float]:
+    """Return the recall of one class by group (ten exposures of one tile are one group) and by image."""
     images = sought & bought
-    groups, every = (len(np.unique(world.groups[rows])) for rows in (images, sought))
+    found_groups, sought_groups = (len(np.unique(oracle.groups[rows])) for rows in (images, sought))
     return {
-        "group_recall": groups / every if every else np.nan,
-        "image_recall": float(images.sum() / sought.sum()) if every else np.nan,
-        "groups": float(groups),
+        "group_recall": found_groups / sought_groups if sought_groups else np.nan,
+        "image_recall": float(images.sum() / sought.sum()) if sought_groups else np.nan,
+        "groups": float(found_groups),
         "images": float(images.sum()),
     }
 
@@ -370,12 +396,12 @@ def _found(world: OracleDataset, bought: Mask, sought: Mask, number: int) -> dic
 
 
 class _Windows:
-    """Streams a pool's windows: whole images first, then the tiles of its rows alone."""
+    """Yields a pool's windows: whole images first, then the tiles of its rows."""
 
-    def __init__(self, world: OracleDataset, rows: Rows, vectors: Floats) -> None:
-        assert world.windows is not None
-        self.whole, self.tiles = vectors, world.windows
-        self.place = np.full(len(world), -1, np.int64)
+    def __init__(self, oracle: OracleDataset, rows: Rows, vectors: Floats) -> None:
+        assert oracle.windows is not None
+        self.whole, self.tiles = vectors, oracle.windows
+        self.place = np.full(len(oracle), -1, np.int64)
         self.place[rows] = np.arange(len(rows))
         self.kept: list[Windows] | None = None
 
@@ -391,41 +417,43 @@ class _Windows:
         for start in range(0, len(self.tiles.rows), CHUNK):
             part = slice(start, start + CHUNK)
             rows = self.place[self.tiles.rows[part]]
-            mine = rows >= 0
-            if mine.any():
-                vectors = np.asarray(self.tiles.vectors[part][mine], np.float32)
-                yield Windows(rows[mine], np.asarray(self.tiles.tiles[part][mine]), vectors)
+            inside = rows >= 0
+            if inside.any():
+                vectors = np.asarray(self.tiles.vectors[part][inside], np.float32)
+                yield Windows(rows[inside], np.asarray(self.tiles.tiles[part][inside]), vectors)
 
 
-def _shown(world: OracleDataset, pool: Pool, rows: Rows) -> Exemplars:
-    """As `curate select` finds them: the known images of the scarcest classes, each by the tile that shows most."""
+def _pool_exemplars(oracle: OracleDataset, pool: Pool, rows: Rows) -> Exemplars:
+    """Return exemplars as `curate select` does: known images of the scarcest classes, each by its marked tile."""
     names = pool.wanted or pool.scarce_classes()
-    made = []
-    for id, row in _known(pool, names, rows):
+    exemplars = []
+    for id, row in _labelled_rows(pool, names, rows):
         for name in names:
-            if world.present[row, world.number(name)]:
-                made += [(id, tile, vector, name) for tile, vector in _marked(world, pool, row, world.number(name))]
-    if not made:
+            if oracle.present[row, oracle.number(name)]:
+                exemplars += [
+                    (id, tile, vector, name) for tile, vector in _marked_windows(oracle, pool, row, oracle.number(name))
+                ]
+    if not exemplars:
         return NO_EXEMPLARS
-    ids, tiles, vectors, shown = zip(*made, strict=True)
+    ids, tiles, vectors, shown = zip(*exemplars, strict=True)
     return Exemplars(tuple(ids), np.array(tiles, np.int16), np.stack(vectors).astype(np.float32), tuple(shown))
 
 
-def _known(pool: Pool, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, int]]:
+def _labelled_rows(pool: Pool, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, int]]:
     ids = build_pool._labelled(pool, names)
     return zip(ids, rows[pool.rows_of(ids)].tolist(), strict=True)
 
 
-def _marked(world: OracleDataset, pool: Pool, row: int, number: int) -> list[tuple[int, Floats]]:
-    """The marked windows; without a mark the image's most unusual one."""
-    whole = (WHOLE, world.vectors[row])
-    if world.windows is None:
+def _marked_windows(oracle: OracleDataset, pool: Pool, row: int, number: int) -> list[tuple[int, Floats]]:
+    """Return the marked windows of a class in an image; without a mark the image's most unusual window."""
+    whole = (WHOLE, oracle.vectors[row])
+    if oracle.windows is None:
         return [whole]
-    marks = world.marks[(world.marks[:, 0] == row) & (world.marks[:, 1] == number), 2].tolist()
-    _, tiles, vectors = world.windows
+    marks = oracle.marks[(oracle.marks[:, 0] == row) & (oracle.marks[:, 1] == number), 2].tolist()
+    _, tiles, vectors = oracle.windows
     if marks:
         return [(int(tiles[place]), vectors[place]) if place >= 0 else whole for place in marks]
-    mine = np.flatnonzero(world.windows.rows == row)
-    every = np.vstack([vectors[mine], world.vectors[row]]).astype(np.float32)
-    best = int(np.argmax(whitening_of(pool).lengths(every)))
-    return [(int(tiles[mine[best]]), vectors[mine[best]]) if best < len(mine) else whole]
+    places = np.flatnonzero(oracle.windows.rows == row)
+    vectors_here = np.vstack([vectors[places], oracle.vectors[row]]).astype(np.float32)
+    best = int(np.argmax(whitening_of(pool).lengths(vectors_here)))
+    return [(int(tiles[places[best]]), vectors[places[best]]) if best < len(places) else whole]

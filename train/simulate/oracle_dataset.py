@@ -1,4 +1,4 @@
-"""A labelled data set as plain arrays, whose labels a simulation hides; its folds, its long tails, its way to disk."""
+"""A labelled data set as arrays, whose labels a simulation hides: folds, long tails, loading and saving."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def _empty() -> Any:
 
 @dataclass(frozen=True)
 class OracleDataset:
-    """All rows are labelled; who plays decides what is known of that. What is left empty is filled in.
+    """A data set with a label for every row; a run hides the labels. Optional arrays that are left empty get defaults.
 
     Args:
-        name: what the page calls it.
+        name: its name on the report.
         ids: sorted, unique.
         vectors: (n, d), unit length, of whole images.
         classes: the columns of `present` (n, C); a row of False is a clean image.
-        groups: (n,) the physical piece. strata: (n,) where it comes from.
-        test: (n,) never offered and never learnt from; what learners are judged by. All False: judged by recall alone.
-        spare: (n,) neither in the pool nor in test: what subsampling removed. Exemplars are drawn from here first.
-        weight: (n,) of a test row, where the test holds more of a class than the pool's prior would bring.
-        regions: (n,) defects on the image, for simulated minutes; left out: one a class.
-        windows: tiles of the images (not the whole images, which are `vectors`); rows are of this world.
-        marks: (m, 3) of row, class number and place in `windows`: the tile that holds most of that defect there.
-        scores: of a model from elsewhere, as `Pool.scores`; the learner's own take their place from the first fit on.
+        groups: (n,) the physical piece. strata: (n,) its origin.
+        test: (n,) evaluates the learners; never in the pool, never trained on. All False: recall is the only metric.
+        spare: (n,) neither in the pool nor in test: removed by subsampling. Exemplars are drawn from these rows first.
+        weight: (n,) of test rows, where the test has more of a class than the pool's prior.
+        regions: (n,) number of defects on the image, for simulated minutes; default: one for each class.
+        windows: tiles of the images (whole images are in `vectors`); `rows` are rows of this data set.
+        marks: (m, 3) of row, class number and index in `windows` of the tile that contains most of that defect.
+        scores: of an external model, as `Pool.scores`; the learner's own replace them from its first fit on.
     """
 
     name: str
@@ -69,21 +69,21 @@ class OracleDataset:
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, values)
         if list(self.ids) != sorted(set(self.ids)):
-            raise ValueError(f"the ids of world {self.name} are not sorted and unique")
+            raise ValueError(f"the ids of oracle dataset {self.name} are not sorted and unique")
         if wrong := [name for name in ARRAYS[:-1] if len(getattr(self, name)) != len(self)]:
-            raise ValueError(f"{', '.join(wrong)} of world {self.name} have not {len(self)} rows")
+            raise ValueError(f"{', '.join(wrong)} of oracle dataset {self.name} do not have {len(self)} rows")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def pooled(self) -> Mask:
-        """The rows that labels may be asked for."""
+        """Rows whose labels can be bought."""
         return np.asarray(~self.test & ~self.spare)
 
     @property
     def single(self) -> bool:
-        """Whether no image shows two classes."""
+        """True where no image shows two classes."""
         return bool((self.present.sum(axis=1) <= 1).all())
 
     def number(self, name: str) -> int:
@@ -92,86 +92,97 @@ class OracleDataset:
         return self.classes.index(name)
 
 
-def folded(world: OracleDataset, folds: int, fold: int) -> OracleDataset:
-    """With one of `folds` grouped folds as its test: groups are dealt out class by class, the rarest first."""
+def with_test_fold(oracle: OracleDataset, folds: int, fold: int) -> OracleDataset:
+    """Return the dataset with one of `folds` grouped folds as its test; groups are dealt by class, the rarest first."""
     if not 0 <= fold < folds:
         raise CurateError(f"fold {fold} of {folds} does not exist; allowed: 0 to {folds - 1}")
-    dealt = splits.folds(_gathered(world), folds, 1, 0)
-    mine = np.array([dealt[str(group)][0] == fold for group in world.groups.tolist()], bool)
-    return replace(world, test=mine & ~world.spare)
+    dealt = splits.folds(_groups(oracle), folds, 1, 0)
+    in_fold = np.array([dealt[str(group)][0] == fold for group in oracle.groups.tolist()], bool)
+    return replace(oracle, test=in_fold & ~oracle.spare)
 
 
-def _gathered(world: OracleDataset) -> list[splits.Group]:
-    names, rows = np.unique(world.groups, return_inverse=True)
-    counts = np.zeros((len(names), len(world.classes)), np.int64)
-    np.add.at(counts, rows, world.present)
+def _groups(oracle: OracleDataset) -> list[splits.Group]:
+    names, rows = np.unique(oracle.groups, return_inverse=True)
+    counts = np.zeros((len(names), len(oracle.classes)), np.int64)
+    np.add.at(counts, rows, oracle.present)
     sizes = np.bincount(rows)
-    shown = [{world.classes[place]: int(one[place]) for place in np.flatnonzero(one)} for one in counts]
-    return [splits.Group(str(name), int(size), one) for name, size, one in zip(names, sizes, shown, strict=True)]
+    shown = [{oracle.classes[place]: int(row[place]) for place in np.flatnonzero(row)} for row in counts]
+    return [
+        splits.Group(str(name), int(size), classes) for name, size, classes in zip(names, sizes, shown, strict=True)
+    ]
 
 
 # --- long tails -----------------------------------------------------------------------------------------------------
 
 
-def imbalanced(world: OracleDataset, ratio: float, rare: str | None, seed: int = 0, tail: str = "one") -> OracleDataset:
-    """With a long tail: whole groups of `rare` (tail `one`), or of all classes exponentially with `rare` last (`all`),
-    become spare, until the largest class outnumbers the rarest by `ratio`. Test rows stay, weighted to that prior.
+def with_long_tail(
+    oracle: OracleDataset, ratio: float, rare: str | None, seed: int = 0, tail: str = "one"
+) -> OracleDataset:
+    """Return the dataset with a long tail: whole groups become spare until the largest class has `ratio` times the
+    images of the rarest. Test rows stay, weighted to the new prior.
+
+    Args:
+        oracle: the data set.
+        ratio: images of the largest class for each of the rarest.
+        rare: the rarest class.
+        seed: of the groups that are removed.
+        tail: `one`: `rare` alone is subsampled; `all`: all classes, exponentially, with `rare` last.
     """
     if tail not in TAILS:
         raise unknown("tail", tail, TAILS)
     if ratio < 1 or rare is None:
-        raise CurateError(f"imbalance {ratio:g} needs a class to be the rare one, and 1 or more; for example 30")
-    rng, spare = np.random.default_rng([seed, 1]), world.spare.copy()
-    most = int(world.present[world.pooled].sum(axis=0).max())
-    for name, images in _targets(world, most, ratio, rare, tail).items():
-        spare |= _removed(world, world.present[:, world.number(name)] & ~world.test & ~spare, images, rng)
-    before, after = (world.present[~world.test & ~gone].sum(axis=0) for gone in (world.spare, spare))
-    kept = np.where(world.present, np.divide(after, np.maximum(before, 1)), 1).min(axis=1, initial=1)
-    weight = np.where(world.test, world.weight * kept, world.weight).astype(np.float32)
-    return replace(world, spare=spare, weight=weight)
+        raise CurateError(f"imbalance {ratio:g} needs --rare CLASS, and must be 1 or more; for example 30")
+    rng, spare = np.random.default_rng([seed, 1]), oracle.spare.copy()
+    most = int(oracle.present[oracle.pooled].sum(axis=0).max())
+    for name, images in _target_counts(oracle, most, ratio, rare, tail).items():
+        spare |= _rows_to_remove(oracle, oracle.present[:, oracle.number(name)] & ~oracle.test & ~spare, images, rng)
+    before, after = (oracle.present[~oracle.test & ~gone].sum(axis=0) for gone in (oracle.spare, spare))
+    kept = np.where(oracle.present, np.divide(after, np.maximum(before, 1)), 1).min(axis=1, initial=1)
+    weight = np.where(oracle.test, oracle.weight * kept, oracle.weight).astype(np.float32)
+    return replace(oracle, spare=spare, weight=weight)
 
 
-def _targets(world: OracleDataset, most: int, ratio: float, rare: str, tail: str) -> dict[str, float]:
-    """How many images of each class may stay."""
-    at = world.number(rare)
+def _target_counts(oracle: OracleDataset, most: int, ratio: float, rare: str, tail: str) -> dict[str, float]:
+    """Return the number of images that each class keeps."""
+    at = oracle.number(rare)
     if tail == "one":
         return {rare: most / ratio}
-    order = [*world.classes[at + 1 :], *world.classes[: at + 1]]
+    order = [*oracle.classes[at + 1 :], *oracle.classes[: at + 1]]
     return {name: most * ratio ** (-place / max(1, len(order) - 1)) for place, name in enumerate(order)}
 
 
-def _removed(world: OracleDataset, rows: Mask, images: float, rng: np.random.Generator) -> Mask:
-    """The groups (of these rows) that must go, so that about so many images stay; one group always does."""
-    names, sizes = np.unique(world.groups[rows], return_counts=True)
+def _rows_to_remove(oracle: OracleDataset, rows: Mask, images: float, rng: np.random.Generator) -> Mask:
+    """Return the rows of the groups to remove so that about `images` of `rows` stay; at least one group stays."""
+    names, sizes = np.unique(oracle.groups[rows], return_counts=True)
     order = rng.permutation(len(names))
     gone = np.cumsum(sizes[order]) > max(images, 1)
     gone[:1] = False
-    return np.asarray(np.isin(world.groups, names[order[gone]]) & ~world.test)
+    return np.asarray(np.isin(oracle.groups, names[order[gone]]) & ~oracle.test)
 
 
-# --- to disk and back -----------------------------------------------------------------------------------------------
+# --- load and save --------------------------------------------------------------------------------------------------
 
 
-def fingerprint(world: OracleDataset) -> str:
-    """Changes with anything in it."""
-    digest = hashlib.blake2b(json.dumps(_about(world), sort_keys=True).encode(), digest_size=12)
-    for name, values in sorted(_arrays(world).items()):
+def fingerprint(oracle: OracleDataset) -> str:
+    """Return a hash of the whole content."""
+    digest = hashlib.blake2b(json.dumps(_about(oracle), sort_keys=True).encode(), digest_size=12)
+    for name, values in sorted(_arrays(oracle).items()):
         digest.update(f"{name} {values.dtype} {values.shape} ".encode())
         digest.update(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()
 
 
-def save(world: OracleDataset, folder: Path) -> None:
-    """Plain arrays in a new folder, whole or not at all."""
+def save(oracle: OracleDataset, folder: Path) -> None:
+    """Write the arrays to a new folder, all of them or none."""
     with files.written_aside(folder) as aside:
         aside.mkdir()
-        for name, values in _arrays(world).items():
+        for name, values in _arrays(oracle).items():
             np.save(aside / f"{name}.npy", values, allow_pickle=False)
-        files.write_json(aside / ABOUT, _about(world) | {"ids": world.ids})
+        files.write_json(aside / ABOUT, _about(oracle) | {"ids": oracle.ids})
 
 
 def load(folder: Path) -> OracleDataset:
-    """The arrays stay on disk until they are looked at: several processes share one copy."""
+    """Load with memory-mapped arrays, which several processes share."""
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     read = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
     windows = Windows(*(read[f"tile-{name}"] for name in TILES)) if f"tile-{TILES[0]}" in read else None
@@ -187,14 +198,14 @@ def load(folder: Path) -> OracleDataset:
     )
 
 
-def _about(world: OracleDataset) -> dict[str, Any]:
-    ids = hashlib.blake2b("\0".join(world.ids).encode(), digest_size=12).hexdigest()
-    return {"name": world.name, "classes": world.classes, "scores": sorted(world.scores), "digest": ids}
+def _about(oracle: OracleDataset) -> dict[str, Any]:
+    ids = hashlib.blake2b("\0".join(oracle.ids).encode(), digest_size=12).hexdigest()
+    return {"name": oracle.name, "classes": oracle.classes, "scores": sorted(oracle.scores), "digest": ids}
 
 
-def _arrays(world: OracleDataset) -> dict[str, NDArray[Any]]:
-    found = {name: getattr(world, name) for name in ARRAYS}
-    found |= {f"score-{name}": values for name, values in world.scores.items()}
-    if world.windows is not None:
-        found |= {f"tile-{name}": values for name, values in zip(TILES, world.windows, strict=True)}
-    return found
+def _arrays(oracle: OracleDataset) -> dict[str, NDArray[Any]]:
+    arrays = {name: getattr(oracle, name) for name in ARRAYS}
+    arrays |= {f"score-{name}": values for name, values in oracle.scores.items()}
+    if oracle.windows is not None:
+        arrays |= {f"tile-{name}": values for name, values in zip(TILES, oracle.windows, strict=True)}
+    return arrays

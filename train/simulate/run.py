@@ -1,8 +1,8 @@
 """`curate simulate`: would this strategy have beaten random on the user's own labelled data?
 
-The labels are hidden and bought back, round by round (`train/simulate/one_run.py`). Each play is cached in
-`work/simulations/plays`, so that a killed run goes on where it was and further strategies cost only themselves; the
-result lies in `work/simulations/<key>/`: simulation.json, curves.parquet, report.html.
+The labels are hidden and bought back, round by round (`train/simulate/one_run.py`). Each run is cached in
+`work/simulations/plays`, so that a killed simulation continues and a further strategy adds only its own runs; the
+result is in `work/simulations/<key>/`: simulation.json, curves.parquet, report.html.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from curate.project import Project
 from curate.strategies import CATALOGUE
 from train import recipe
 from train.simulate import grid
-from train.simulate.from_index import of_project
+from train.simulate.from_index import from_project
 from train.simulate.html_report import page
-from train.simulate.one_run import Curve, RunSettings, Teacher, prepared
+from train.simulate.one_run import Curve, LearnerFactory, RunSettings, prepare
 from train.simulate.oracle_dataset import OracleDataset, fingerprint
-from train.simulate.summary import YARDSTICK, summary
+from train.simulate.summary import BASELINE, summary
 
-STEP = 1  # raise it when the same curves make another page than before
+STEP = 1  # raise it when the same curves give another result than before
 RESULT, CURVES, REPORT = "simulation.json", "curves.parquet", "report.html"
 LEARNERS = {"probe": "", "classifier": "classification", "segmenter": "segmentation"}
 Progress = Callable[[str, int, int], None]
@@ -36,9 +36,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class SimulateRequest:
-    """What the user asks for. `setting`: all that strategies, seeds and folds have in common."""
+    """Options of `curate simulate`. `setting`: what the runs of all strategies, seeds and folds have in common."""
 
-    strategies: tuple[str, ...] = ("portfolio", YARDSTICK)
+    strategies: tuple[str, ...] = ("portfolio", BASELINE)
     setting: RunSettings = field(default_factory=RunSettings)
     seeds: int = 6
     jobs: int = 1
@@ -49,121 +49,142 @@ class SimulateRequest:
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """What came of it; `fresh` is false where nothing had to be played."""
+    """A finished simulation; `fresh` is false where it had been finished before."""
 
     folder: Path
-    found: dict[str, Any]
+    result: dict[str, Any]
     fresh: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {"key": self.folder.name, "folder": str(self.folder), "fresh": self.fresh} | self.found
+        return {"key": self.folder.name, "folder": str(self.folder), "fresh": self.fresh} | self.result
 
 
 def run(
-    project: Project, wish: SimulateRequest, progress: Progress = lambda stage, done, total: None
+    project: Project, request: SimulateRequest, progress: Progress = lambda stage, done, total: None
 ) -> SimulateResult:
-    """Play what has not been played yet, and write the result."""
-    world, notes = of_project(project, wish.encoder)
-    settings = settings_of(world, wish)
+    """Simulate the runs that are not cached yet, and write the result.
+
+    Args:
+        project: the project whose labelled images are used.
+        request: strategies, setting, seeds and jobs.
+        progress: called with stage, runs done and runs in all.
+
+    Returns:
+        The result, with its folder.
+    """
+    oracle, notes = from_project(project, request.encoder)
+    settings = settings_of(oracle, request)
     home = project.work / "simulations"
-    teachers, jobs, mark = _teachers(project, world, wish)
-    about = [fingerprint(world), [asdict(one) for one in settings], grid.code(), wish.overrides, STEP]
+    factory_for, jobs, mark = _learner_factories(project, oracle, request)
+    about = [
+        fingerprint(oracle),
+        [asdict(setting) for setting in settings],
+        grid.code_digest(),
+        request.overrides,
+        STEP,
+    ]
     key, kept = key_of([*about, mark] if mark else about), home / "plays" / mark
     with files.writer_lock(home, "curate simulate"):
-        if found := _stored(home / key):
-            return SimulateResult(home / key, found, fresh=False)
-        plays = [(world, one) for one in settings]
-        curves = grid.play_all(plays, kept, jobs, grid.ours, teachers, progress)
-        found = summary(curves, next(one.label for one in settings if one.strategy == YARDSTICK))
-        found = _write(home / key, world, curves, found | {"notes": [*notes, *found["notes"]]})
-        files.remove(kept / "worlds")  # a copy of vectors and labels, made again when it is needed
-    return SimulateResult(home / key, found, fresh=True)
+        if result := _read_complete(home / key):
+            return SimulateResult(home / key, result, fresh=False)
+        runs = [(oracle, setting) for setting in settings]
+        curves = grid.run_all(runs, kept, jobs, grid.no_pickers, factory_for, progress)
+        result = summary(curves, next(setting.label for setting in settings if setting.strategy == BASELINE))
+        result = _write(home / key, oracle, curves, result | {"notes": [*notes, *result["notes"]]})
+        files.remove(kept / "worlds")  # copies of vectors and labels, which are made again when needed
+    return SimulateResult(home / key, result, fresh=True)
 
 
-# --- what is played -------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------------------------
 
 
-def settings_of(world: OracleDataset, wish: SimulateRequest) -> list[RunSettings]:
-    """A play a strategy and seed; seeds take turns with the folds. Raises CurateError where one cannot be played."""
-    names = list(dict.fromkeys((*wish.strategies, YARDSTICK)))
+def settings_of(oracle: OracleDataset, request: SimulateRequest) -> list[RunSettings]:
+    """Return a setting for each strategy and seed, with folds in turn; raises CurateError where one is impossible."""
+    names = list(dict.fromkeys((*request.strategies, BASELINE)))
     for name in names:
         CATALOGUE.load(name)
-    _check(world, wish)
-    base = replace(wish.setting, learner=_mark(wish))
-    every = [replace(base, seed=seed, fold=seed % base.folds) for seed in range(wish.seeds)]
-    for one in every:
-        prepared(world, one)
-    return [replace(one, strategy=name) for name in names for one in every]
+    _check(oracle, request)
+    base = replace(request.setting, learner=_learner_name(request))
+    repeats = [replace(base, seed=seed, fold=seed % base.folds) for seed in range(request.seeds)]
+    for setting in repeats:
+        prepare(oracle, setting)
+    return [replace(setting, strategy=name) for name in names for setting in repeats]
 
 
-def _check(world: OracleDataset, wish: SimulateRequest) -> None:
-    groups, rare = len(set(world.groups.tolist())), wish.setting.rare
-    if wish.setting.learner not in LEARNERS:
-        raise unknown("learner", wish.setting.learner, LEARNERS)
-    if wish.overrides and wish.setting.learner == "probe":
+def _check(oracle: OracleDataset, request: SimulateRequest) -> None:
+    groups, rare = len(set(oracle.groups.tolist())), request.setting.rare
+    if request.setting.learner not in LEARNERS:
+        raise unknown("learner", request.setting.learner, LEARNERS)
+    if request.overrides and request.setting.learner == "probe":
         raise CurateError(
-            "--set changes a recipe, and the learner probe has none; give --learner classifier or segmenter"
+            "--set changes a recipe, and the learner probe has none; add --learner classifier or --learner segmenter"
         )
-    if not 2 <= wish.setting.folds <= groups:
-        raise CurateError(f"{wish.setting.folds} folds of {groups} groups; allowed: 2 to the number of groups")
-    if rare is not None and len(set(world.groups[world.present[:, world.number(rare)]].tolist())) < 2:
-        raise CurateError(f"class {rare} comes from one group alone: nothing would be left to find. Label more of it")
+    if not 2 <= request.setting.folds <= groups:
+        raise CurateError(f"{request.setting.folds} folds of {groups} groups; allowed: 2 to the number of groups")
+    if rare is not None and len(set(oracle.groups[oracle.present[:, oracle.number(rare)]].tolist())) < 2:
+        raise CurateError(f"class {rare} is in one group only: nothing would be left to find. Label more of it")
 
 
-def _mark(wish: SimulateRequest) -> str:
-    """Another recipe is another learner."""
-    return " ".join([wish.setting.learner, *wish.overrides])
+def _learner_name(request: SimulateRequest) -> str:
+    """Return the learner's name with its recipe's overrides: another recipe is another learner."""
+    return " ".join([request.setting.learner, *request.overrides])
 
 
-def _teachers(project: Project, world: OracleDataset, wish: SimulateRequest) -> tuple[grid.Teachers, int, str]:
-    """And how many play at a time: networks use all cores, or the GPU. Last, a key of all that a network depends on
-    beside the world, which knows nothing of outlines, recipes and first weights."""
-    task = LEARNERS[wish.setting.learner]
+def _learner_factories(
+    project: Project, oracle: OracleDataset, request: SimulateRequest
+) -> tuple[grid.LearnerFactoryFor, int, str]:
+    """Return the learner factories, the number of parallel runs (networks: one), and a cache key.
+
+    The key covers what a network depends on and the oracle dataset lacks: outlines, recipe and first weights.
+    """
+    task = LEARNERS[request.setting.learner]
     if not task:
-        return grid.linear, wish.jobs, ""
+        return grid.probe_for_all, request.jobs, ""
     from curate.devices import device_of
     from train.fit import pretrained
     from train.fit import run as training
     from train.simulate.networks import NetworkLearner
 
-    items = tuple(Index(project).items(list(world.ids)))
-    known = recipe.load(recipe.DEFAULTS[task], wish.overrides)
-    made = NetworkLearner(items, known, project.config.limits.max_pixels, device_of(wish.device))
+    items = tuple(Index(project).items(list(oracle.ids)))
+    network_recipe = recipe.load(recipe.DEFAULTS[task], request.overrides)
+    learner = NetworkLearner(items, network_recipe, project.config.limits.max_pixels, device_of(request.device))
 
-    def teachers(setting: RunSettings) -> Teacher:
-        return made
+    def teachers(setting: RunSettings) -> LearnerFactory:
+        return learner
 
-    outlines = [(one.id, one.label.digest) for one in items]
-    mark = key_of([outlines, known.model_dump(mode="json"), pretrained.mark_of(known.model), training.STEP])
+    outlines = [(item.id, item.label.digest) for item in items]
+    mark = key_of(
+        [outlines, network_recipe.model_dump(mode="json"), pretrained.mark_of(network_recipe.model), training.STEP]
+    )
     return teachers, 1, mark
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------------------
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
-    """A result of which no play failed: those that did are tried again."""
+def _read_complete(folder: Path) -> dict[str, Any] | None:
+    """Read a result without failed runs; failed runs are tried again."""
     if not (folder / RESULT).is_file():
         return None
-    found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    return None if any(row.get("failed") for one in found["sections"] for row in one["rows"]) else found
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return None if any(row.get("failed") for section in result["sections"] for row in section["rows"]) else result
 
 
-def _write(folder: Path, world: OracleDataset, curves: Sequence[Curve], found: dict[str, Any]) -> dict[str, Any]:
-    """The result comes last: a folder with it is whole."""
-    about = f"{len(world)} labelled images of {len(set(world.groups.tolist()))} groups, {label_log.now()}"
-    plain: dict[str, Any] = grid.plain(found | {"about": about, "images": len(world)})
+def _write(folder: Path, oracle: OracleDataset, curves: Sequence[Curve], result: dict[str, Any]) -> dict[str, Any]:
+    """Write the folder, its result last: a folder with a result is complete."""
+    about = f"{len(oracle)} labelled images of {len(set(oracle.groups.tolist()))} groups, {label_log.now()}"
+    plain: dict[str, Any] = grid.without_nan(result | {"about": about, "images": len(oracle)})
     with files.written_aside(folder) as aside:
         aside.mkdir()
         table(curves, aside / CURVES)
-        files.write_text(aside / REPORT, page(f"{world.name}: labels hidden and bought back", f"{about}.", found))
+        files.write_text(aside / REPORT, page(f"{oracle.name}: labels hidden and bought back", f"{about}.", result))
         files.write_json(aside / RESULT, plain)
         files.remove(folder)
     return plain
 
 
 def table(curves: Sequence[Curve], file: Path) -> None:
-    """One line a figure: setting, point, metric, class (empty: of all), value."""
+    """Write one row a value: setting, point, metric, class (empty: over all), value."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -172,11 +193,17 @@ def table(curves: Sequence[Curve], file: Path) -> None:
 
 
 def _rows(curve: Curve) -> list[dict[str, Any]]:
-    asked = {name: value for name, value in asdict(curve.setting).items() if name not in ("options", "wanted")}
-    found = []
+    settings = {name: value for name, value in asdict(curve.setting).items() if name not in ("options", "wanted")}
+    rows = []
     for point in curve.points:
-        here = {"world": curve.world, **asked, "round": point.round, "labels": point.labels, "minutes": point.minutes}
+        here = {
+            "world": curve.world,
+            **settings,
+            "round": point.round,
+            "labels": point.labels,
+            "minutes": point.minutes,
+        }
         values = {("", name): getattr(point, name) for name in ("seconds", "macro_f1", "map")}
-        values |= {(name, key): value for name, one in point.by_class.items() for key, value in one.items()}
-        found += [here | {"class": name, "metric": key, "value": float(one)} for (name, key), one in values.items()]
-    return found
+        values |= {(name, key): value for name, metrics in point.by_class.items() for key, value in metrics.items()}
+        rows += [here | {"class": name, "metric": key, "value": float(value)} for (name, key), value in values.items()]
+    return rows

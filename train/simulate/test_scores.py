@@ -1,4 +1,4 @@
-"""What a learner is worth on the test: F1 and average precision of each class, at the prior of the pool."""
+"""Test scores of a learner: F1 and average precision of each class, at the prior of the pool."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from train.simulate.oracle_dataset import OracleDataset
 
 
 class TestScores(NamedTuple):
-    """Means over the classes that the test shows; NaN without a test."""
+    """Scores by class, and their means over the classes that the test shows; NaN without a test."""
 
     macro_f1: float
     map: float
     by_class: dict[str, dict[str, float]]
 
 
-def judged(world: OracleDataset, said: LearnerOutput | None) -> TestScores:
-    """Who says nothing finds nothing."""
-    test = np.flatnonzero(world.test)
-    shown, weight = world.present[test], world.weight[test].astype(np.float64)
+def score_on_test(oracle: OracleDataset, output: LearnerOutput | None) -> TestScores:
+    """Score a learner's output on the test rows; no output counts as no class found."""
+    test = np.flatnonzero(oracle.test)
+    shown, weight = oracle.present[test], oracle.weight[test].astype(np.float64)
     by_class = {}
-    for number, name in enumerate(world.classes):
+    for number, name in enumerate(oracle.classes):
         truth = shown[:, number]
         if truth.any():
-            says = said.shows[test, number] if said else np.zeros(len(test), bool)
-            likely = said.probability[test, number] if said else np.zeros(len(test))
+            says = output.shows[test, number] if output else np.zeros(len(test), bool)
+            likely = output.probability[test, number] if output else np.zeros(len(test))
             by_class[name] = {"f1": f1(says, truth, weight), "ap": average_precision(likely, truth, weight)}
     if not by_class:
         return TestScores(np.nan, np.nan, {})
-    f1s, aps = ([one[key] for one in by_class.values()] for key in ("f1", "ap"))
+    f1s, aps = ([scores[key] for scores in by_class.values()] for key in ("f1", "ap"))
     return TestScores(float(np.mean(f1s)), float(np.mean(aps)), by_class)
 
 
@@ -42,7 +42,7 @@ def f1(says: NDArray[np.bool_], truth: NDArray[np.bool_], weight: NDArray[np.flo
 
 
 def average_precision(likely: NDArray[np.floating], truth: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:
-    """Precision at each recall, equal scores together."""
+    """Return the mean precision over recall; equal scores are one step."""
     order = np.argsort(-likely, kind="stable")
     hits, seen = np.cumsum(weight[order] * truth[order]), np.cumsum(weight[order])
     last = np.flatnonzero(np.append(np.diff(likely[order]) != 0, True))

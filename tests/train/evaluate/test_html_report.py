@@ -33,26 +33,32 @@ COLORS = {"crack": "#e6194b", "hole": "#3cb44b", "scale": "#4363d8"}
 def model(epochs: int = 6) -> StoredModel:
     rows = [{"epoch": n, "train_loss": 1 / (n + 1), "val_loss": 1.2 / (n + 1)} for n in range(epochs)]
     recipe = {"model": {"architecture": "Unet", "encoder": "resnet18"}}
-    made = {"key": "b" * 24, "recipe": recipe, "data": {"train": 70}, "history": rows, "best": rows[-1] if rows else {}}
-    return StoredModel(Path("model"), made)
+    manifest = {
+        "key": "b" * 24,
+        "recipe": recipe,
+        "data": {"train": 70},
+        "history": rows,
+        "best": rows[-1] if rows else {},
+    }
+    return StoredModel(Path("model"), manifest)
 
 
 def evaluation(
-    judged: EvaluatedImages, notes: tuple[str, ...] = (), targets: dict[str, float] | None = None
+    evaluated: EvaluatedImages, notes: tuple[str, ...] = (), targets: dict[str, float] | None = None
 ) -> Evaluation:
-    values = json.loads(json.dumps(evaluating.described(judged, judged, targets or {})))
-    made = {"project": "plant", "split": "test", "task": "segmentation", "notes": list(notes), "draws": 1000}
-    return Evaluation(Path("work"), made | {"model": "b" * 24, "made": "2026-01-01T00:00:00Z"}, values)
+    values = json.loads(json.dumps(evaluating.summarise(evaluated, evaluated, targets or {})))
+    manifest = {"project": "plant", "split": "test", "task": "segmentation", "notes": list(notes), "draws": 1000}
+    return Evaluation(Path("work"), manifest | {"model": "b" * 24, "made": "2026-01-01T00:00:00Z"}, values)
 
 
 def shots(count: int = 5, aspect: float = 1.0) -> list[MistakePicture]:
-    image = html_report._uri(np.full((60, round(60 * aspect), 3), 128, np.uint8))
-    return [MistakePicture(image, aspect, "missed crack; sure to 93%", f"{number}.png") for number in range(count)]
+    image = html_report._data_uri(np.full((60, round(60 * aspect), 3), 128, np.uint8))
+    return [MistakePicture(image, aspect, "missed crack; confidence 93%", f"{number}.png") for number in range(count)]
 
 
-def everything(judged: EvaluatedImages | None = None, target: str = "crack") -> str:
-    about = evaluation(judged or with_regions(with_pixels(drawn(60))), ("a word of caution",), {target: 0.9})
-    return html_report.page(about.figures, about.manifest, model(), shots(), COLORS)
+def everything(evaluated: EvaluatedImages | None = None, target: str = "crack") -> str:
+    about = evaluation(evaluated or with_regions(with_pixels(drawn(60))), ("a word of caution",), {target: 0.9})
+    return html_report.page(about.metrics, about.manifest, model(), shots(), COLORS)
 
 
 class _Whole(HTMLParser):
@@ -78,64 +84,64 @@ class _Whole(HTMLParser):
 
 
 def parsed(page: str) -> _Whole:
-    found = _Whole()
-    found.feed(page)
-    assert found.open == []
-    return found
+    parser = _Whole()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
 
 
 @pytest.mark.parametrize("single", [False, True])
 def test_the_page_is_whole_and_fetches_nothing(single: bool) -> None:
-    judged = drawn(60, single=single)
-    page = everything(judged if single else None)
-    found = parsed(page)
-    assert found.sources
-    assert all(source.startswith("data:image/jpeg;base64,") for source in found.sources)
+    evaluated = drawn(60, single=single)
+    page = everything(evaluated if single else None)
+    whole = parsed(page)
+    assert whole.sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in whole.sources)
     assert "http" not in page.replace("data:", "")
-    assert "script" not in found.seen
-    for title in ("Images, by class", "Operating points", "What is taken for what", "Training", "Worst mistakes"):
+    assert "script" not in whole.seen
+    for title in ("Images, by class", "Operating points", "Confusion matrix", "Training", "Worst mistakes"):
         assert title in page
     assert ("Pixels and boxes, by class" in page) is not single
 
 
 def test_the_numbers_are_those_of_the_evaluation() -> None:
-    judged = with_regions(with_pixels(drawn(60)))
-    found = evaluation(judged).figures
-    page = everything(judged)
+    evaluated = with_regions(with_pixels(drawn(60)))
+    metrics = evaluation(evaluated).metrics
+    page = everything(evaluated)
     for name in html_report.TITLES:
-        if name in found["overall"]:
-            one = found["overall"][name]
-            assert f"<b>{one['value']:.3f}</b>" in page, name
-            assert f"{one['low']:.3f} to {one['high']:.3f}" in page, name
+        if name in metrics["overall"]:
+            estimate = metrics["overall"][name]
+            assert f"<b>{estimate['value']:.3f}</b>" in page, name
+            assert f"{estimate['low']:.3f} to {estimate['high']:.3f}" in page, name
     counts = re.findall(r'<td style="background[^>]*>(\d+)</td>', page)
-    assert [int(count) for count in counts] == np.ravel(found["confusion"]["counts"]).tolist()
+    assert [int(count) for count in counts] == np.ravel(metrics["confusion"]["counts"]).tolist()
 
 
 def test_any_name_is_only_a_name() -> None:
-    judged = with_regions(with_pixels(drawn(60)))
-    renamed = EvaluatedImages(**{**vars(judged), "classes": (HOSTILE, *NAMES[1:])})
+    evaluated = with_regions(with_pixels(drawn(60)))
+    renamed = EvaluatedImages(**{**vars(evaluated), "classes": (HOSTILE, *NAMES[1:])})
     about = evaluation(renamed, (HOSTILE,), {HOSTILE: 0.9})
     about.manifest["project"] = HOSTILE
     pictures = [MistakePicture(shots(1)[0].image, 1.0, HOSTILE, HOSTILE)]
-    page = html_report.page(about.figures, about.manifest, model(), pictures, {HOSTILE: '"><b>'})
+    page = html_report.page(about.metrics, about.manifest, model(), pictures, {HOSTILE: '"><b>'})
     assert "<script" not in page
     assert '"><b>' not in page
     parsed(page)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
-    judged = with_regions(with_pixels(drawn(60)))
-    empty = judged.present & [False, True, True]
-    page = everything_of(EvaluatedImages(**{**vars(judged), "present": empty}), [])
+    evaluated = with_regions(with_pixels(drawn(60)))
+    empty = evaluated.present & [False, True, True]
+    page = everything_of(EvaluatedImages(**{**vars(evaluated), "present": empty}), [])
     assert "nothing to measure" in page
     assert "nan" not in page.lower().replace("nance", "")
     few = with_regions(with_pixels(drawn(6)))
     assert "too few to say" in everything_of(few, [])
 
 
-def everything_of(judged: EvaluatedImages, of: list[MistakePicture]) -> str:
-    about = evaluation(judged)
-    page = html_report.page(about.figures, about.manifest, model(0 if not of else 3), of, COLORS)
+def everything_of(evaluated: EvaluatedImages, of: list[MistakePicture]) -> str:
+    about = evaluation(evaluated)
+    page = html_report.page(about.metrics, about.manifest, model(0 if not of else 3), of, COLORS)
     parsed(page)
     return page
 
@@ -145,13 +151,13 @@ def test_a_picture_shows_both_outlines(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     masks = np.zeros((2, 64, 128), np.uint8)
     masks[0, 10:30, 20:60], masks[1, 35:55, 70:110] = 1, 1
-    truth, said = (defect_from_mask("crack", mask) for mask in masks)
+    truth, predicted = (defect_from_mask("crack", mask) for mask in masks)
     assert truth is not None
-    assert said is not None
+    assert predicted is not None
     item = Item("0" * 64, tmp_path / "a.png", 128, 64, Label("labelled", (truth,)), "test")
     row = {"eval_missed": ["crack"], "eval_false_alarm": [], "eval_dice": 0.0, "eval_confidence": 0.9}
-    shot = html_report._shot(pixels, item, [said], row)
-    assert shot.title == "missed crack; Dice 0.00; sure to 90%"
+    shot = html_report._picture(pixels, item, [predicted], row)
+    assert shot.title == "missed crack; Dice 0.00; confidence 90%"
     coded = np.frombuffer(base64.b64decode(shot.image.split(",")[1]), np.uint8)
     image = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
     assert image.shape == (128, 256, 3)
@@ -167,8 +173,8 @@ LONG = ("inclusion of mould powder, upper side", "inclusion of mould powder, low
 
 
 def test_no_name_is_cut() -> None:
-    judged = with_regions(with_pixels(drawn(60)))
-    page = everything(EvaluatedImages(**{**vars(judged), "classes": LONG}), LONG[0])
+    evaluated = with_regions(with_pixels(drawn(60)))
+    page = everything(EvaluatedImages(**{**vars(evaluated), "classes": LONG}), LONG[0])
     for name in LONG[:2]:
         assert page.count(f">{name}</text>") == 1  # beside its bars
     assert "…" not in page
@@ -182,8 +188,8 @@ def test_in_a_browser_nothing_sticks_out(tmp_path: Path, width: int) -> None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
-    file, judged = tmp_path / "report.html", with_regions(with_pixels(drawn(60)))
-    file.write_text(everything(EvaluatedImages(**{**vars(judged), "classes": LONG}), LONG[0]), encoding="utf-8")
+    file, evaluated = tmp_path / "report.html", with_regions(with_pixels(drawn(60)))
+    file.write_text(everything(EvaluatedImages(**{**vars(evaluated), "classes": LONG}), LONG[0]), encoding="utf-8")
     asked: list[str] = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=FLAGS.split())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from train.evaluate import intervals
-from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, figure
+from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, estimate
 
 
 def test_sums_are_those_of_the_images_that_were_drawn() -> None:
@@ -38,7 +38,7 @@ def test_the_order_of_images_does_not_matter(order: list[int]) -> None:
 
 
 def test_the_spread_is_the_one_that_theory_gives() -> None:
-    """Of the mean of equal groups: the bootstrap's variance is the plain one with n instead of n - 1."""
+    """With the mean of equal groups the bootstrap's variance is the plain one with n instead of n - 1."""
     random = np.random.default_rng(1)
     by_group = random.random(200)
     groups = [f"{number}" for number in range(200) for _ in range(3)]
@@ -46,9 +46,9 @@ def test_the_spread_is_the_one_that_theory_gives() -> None:
     measure = BootstrapDraws.of(groups, draws=4000).share(values, np.ones(600))
     assert np.isclose(measure.values[0], by_group.mean())
     assert np.isclose(measure.values[1:].std(), by_group.std() / math.sqrt(200), rtol=0.05)
-    found = figure(measure)
+    interval = estimate(measure)
     half = stats.t.ppf(0.975, 199) * by_group.std(ddof=1) / math.sqrt(200)
-    assert np.allclose([found.low, found.high], [by_group.mean() - half, by_group.mean() + half], atol=0.006)
+    assert np.allclose([interval.low, interval.high], [by_group.mean() - half, by_group.mean() + half], atol=0.006)
 
 
 @pytest.mark.parametrize("groups", [6, 15, 40])
@@ -63,9 +63,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(groups: int) -> None:
         hits = [random.random(size) < rate for rate, size in zip(rates, sizes, strict=True)]
         names = [f"{row}" for row, size in enumerate(sizes) for _ in range(size)]
         values = np.concatenate(hits).astype(float)
-        found = figure(BootstrapDraws.of(names, draws=300, seed=seed).share(values, np.ones(len(values))))
-        held += found.low <= 0.8 <= found.high
-        low, high = intervals.exact(values.mean(), len(values))
+        interval = estimate(BootstrapDraws.of(names, draws=300, seed=seed).share(values, np.ones(len(values))))
+        held += interval.low <= 0.8 <= interval.high
+        low, high = intervals.clopper_pearson(values.mean(), len(values))
         naive += low <= 0.8 <= high
     assert held / rounds >= 0.92  # 95 %, less three standard errors of 300 rounds
     assert naive / rounds < 0.85
@@ -73,46 +73,46 @@ def test_intervals_hold_the_truth_as_often_as_they_say(groups: int) -> None:
 
 def test_few_groups_are_as_wide_as_so_many_throws_of_a_coin() -> None:
     measure = BootstrapDraws.of(["a", "a", "b", "c"]).share(np.array([1, 1, 1, 0]), np.ones(4))
-    found = figure(measure)
+    interval = estimate(measure)
     low, high = stats.binomtest(1, 2).proportion_ci(0.95, "exact")
-    assert found.groups == 3
-    assert found.few
-    assert found.silent  # nearly anything is possible
-    assert found.low <= low + 0.1
-    assert high - found.high < 0.1
+    assert interval.groups == 3
+    assert interval.few
+    assert interval.silent  # nearly anything is possible
+    assert interval.low <= low + 0.1
+    assert high - interval.high < 0.1
 
 
 def test_a_share_of_one_is_not_certain() -> None:
     groups = [f"{number}" for number in range(27)]
-    found = figure(BootstrapDraws.of(groups).share(np.ones(27), np.ones(27)))
-    assert found.high == 1
-    assert np.isclose(found.low, stats.binomtest(27, 27).proportion_ci(0.95, "exact")[0])
+    interval = estimate(BootstrapDraws.of(groups).share(np.ones(27), np.ones(27)))
+    assert interval.high == 1
+    assert np.isclose(interval.low, stats.binomtest(27, 27).proportion_ci(0.95, "exact")[0])
 
 
 @given(st.floats(0, 1), st.integers(1, 400))
 def test_exact_is_clopper_and_pearson(share: float, n: int) -> None:
     hits = round(share * n)
     expected = stats.binomtest(hits, n).proportion_ci(0.95, "exact")
-    assert np.allclose(intervals.exact(hits / n, n), expected, atol=1e-7)
+    assert np.allclose(intervals.clopper_pearson(hits / n, n), expected, atol=1e-7)
 
 
 def test_nothing_to_measure_stays_nothing() -> None:
-    found = figure(BootstrapDraws.of(["a", "b"]).share(np.zeros(2), np.zeros(2)))
-    assert math.isnan(found.value)
-    assert found.silent
-    assert found.to_json()["value"] is None
+    interval = estimate(BootstrapDraws.of(["a", "b"]).share(np.zeros(2), np.zeros(2)))
+    assert math.isnan(interval.value)
+    assert interval.silent
+    assert interval.to_json()["value"] is None
 
 
 def test_a_mean_is_as_wide_as_what_is_wide_in_it() -> None:
     """A class of one group must not hide behind others of many."""
     many = BootstrapMetric(np.concatenate([[0.8], np.random.default_rng(0).normal(0.8, 0.01, 1000)]), 500, 200)
     lone = BootstrapMetric(np.full(1001, 0.5), 3, 1)
-    found = figure(intervals.mean([many, lone]))
-    assert np.isclose(found.value, 0.65, atol=1e-9)
-    alone = figure(lone)
-    assert found.groups == 1
-    assert found.low <= 0.65 - (0.5 - alone.low) / 2
-    assert figure(intervals.mean([many, many])).high < 0.85
+    interval = estimate(intervals.mean([many, lone]))
+    assert np.isclose(interval.value, 0.65, atol=1e-9)
+    alone = estimate(lone)
+    assert interval.groups == 1
+    assert interval.low <= 0.65 - (0.5 - alone.low) / 2
+    assert estimate(intervals.mean([many, many])).high < 0.85
 
 
 def test_a_mean_leaves_out_what_cannot_be_measured() -> None:

@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 
 from train.evaluate import metrics
 from train.evaluate.intervals import BootstrapDraws
-from train.evaluate.metrics import EvaluatedImages, Pixels, Regions
+from train.evaluate.metrics import EvaluatedImages, PixelCounts, RegionMatches
 
 NAMES = ("crack", "hole", "scale")
 
@@ -40,76 +40,80 @@ def drawn(n: int = 60, seed: int = 0, single: bool = False, classes: int = 3) ->
 
 
 def values(
-    judged: EvaluatedImages, draws: BootstrapDraws | None = None
+    evaluated: EvaluatedImages, draws: BootstrapDraws | None = None
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    overall, by_class = metrics.measures(judged, draws or judged.draws())
-    first = {name: float(one.values[0]) for name, one in overall.items()}
-    return first, {key: {name: float(one.values[0]) for name, one in found.items()} for key, found in by_class.items()}
+    overall, by_class = metrics.compute(evaluated, draws or evaluated.draws())
+    first = {name: float(metric.values[0]) for name, metric in overall.items()}
+    return first, {
+        key: {name: float(metric.values[0]) for name, metric in by_name.items()} for key, by_name in by_class.items()
+    }
 
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_decisions_and_rankings_are_scikit_learn_s(single: bool, seed: int) -> None:
-    judged = drawn(single=single, seed=seed)
-    overall, by_class = values(judged)
-    truth, said = judged.present, judged.decided
-    for place, name in enumerate(judged.classes):
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(truth[:, place], said[:, place], average="binary")
+    evaluated = drawn(single=single, seed=seed)
+    overall, by_class = values(evaluated)
+    truth, decided = evaluated.present, evaluated.decided
+    for place, name in enumerate(evaluated.classes):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            truth[:, place], decided[:, place], average="binary"
+        )
         ours = by_class[name]
         assert np.allclose([ours["precision"], ours["recall"], ours["f1"]], [precision, recall, f1])
-        assert np.isclose(ours["auroc"], sk.roc_auc_score(truth[:, place], judged.p[:, place]))
-        assert np.isclose(ours["ap"], sk.average_precision_score(truth[:, place], judged.p[:, place]))
-    assert np.isclose(overall["macro_f1"], sk.f1_score(truth, said, average="macro"))
-    assert np.isclose(overall["micro_f1"], sk.f1_score(truth, said, average="micro"))
-    assert np.isclose(overall["accuracy" if single else "exact_match"], sk.accuracy_score(truth, said))
-    assert np.isclose(overall["auroc"], sk.roc_auc_score(truth, judged.p, average="macro"))
-    assert np.isclose(overall["ap"], sk.average_precision_score(truth, judged.p, average="macro"))
+        assert np.isclose(ours["auroc"], sk.roc_auc_score(truth[:, place], evaluated.p[:, place]))
+        assert np.isclose(ours["ap"], sk.average_precision_score(truth[:, place], evaluated.p[:, place]))
+    assert np.isclose(overall["macro_f1"], sk.f1_score(truth, decided, average="macro"))
+    assert np.isclose(overall["micro_f1"], sk.f1_score(truth, decided, average="micro"))
+    assert np.isclose(overall["accuracy" if single else "exact_match"], sk.accuracy_score(truth, decided))
+    assert np.isclose(overall["auroc"], sk.roc_auc_score(truth, evaluated.p, average="macro"))
+    assert np.isclose(overall["ap"], sk.average_precision_score(truth, evaluated.p, average="macro"))
 
 
 def test_each_draw_is_the_figure_of_the_images_it_took() -> None:
-    """What the bootstrap computes from sums is what one gets by taking the images again and measuring anew."""
-    judged = with_regions(with_pixels(drawn(40, seed=5), seed=5), seed=5)
-    draws = BootstrapDraws.of(judged.groups, draws=12, seed=1)
-    overall, by_class = metrics.measures(judged, draws)
+    """Metrics from bootstrap sums equal those of the drawn images measured anew."""
+    evaluated = with_regions(with_pixels(drawn(40, seed=5), seed=5), seed=5)
+    draws = BootstrapDraws.of(evaluated.groups, draws=12, seed=1)
+    overall, by_class = metrics.compute(evaluated, draws)
     for draw in (3, 11):
         rows = np.repeat(np.arange(40), draws.weights[draw][draws.group].astype(int))
-        again, classes = values(repeated(judged, rows))
-        for name, one in overall.items():
-            assert np.isclose(one.values[draw], again[name], equal_nan=True), name
-        for key, found in by_class.items():
-            for name, one in found.items():
-                assert np.isclose(one.values[draw], classes[key][name], equal_nan=True), (key, name)
+        again, classes = values(repeated(evaluated, rows))
+        for name, metric in overall.items():
+            assert np.isclose(metric.values[draw], again[name], equal_nan=True), name
+        for key, by_name in by_class.items():
+            for name, metric in by_name.items():
+                assert np.isclose(metric.values[draw], classes[key][name], equal_nan=True), (key, name)
 
 
-def repeated(judged: EvaluatedImages, rows: np.ndarray[Any, Any]) -> EvaluatedImages:
+def repeated(evaluated: EvaluatedImages, rows: np.ndarray[Any, Any]) -> EvaluatedImages:
     """The images, some of them several times."""
-    parts = [judged.taken(np.array([row])) for row in rows]
+    parts = [evaluated.take(np.array([row])) for row in rows]
     regions = [part.regions for part in parts]
-    numbers = {name: [vars(one)[name] for one in regions] for name in vars(regions[0])}
-    for name in ("row", "found_row"):
-        numbers[name] = [one + place for place, one in enumerate(numbers[name])]
+    numbers = {name: [vars(values)[name] for values in regions] for name in vars(regions[0])}
+    for name in ("row", "predicted_row"):
+        numbers[name] = [number + place for place, number in enumerate(numbers[name])]
     return EvaluatedImages(
-        judged.classes,
+        evaluated.classes,
         tuple(f"{place}" for place in range(len(rows))),
         tuple(f"{place}" for place in range(len(rows))),
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("present", "p", "decided")),
-        pixels=judged.taken(rows).pixels,
-        regions=Regions(**{name: np.concatenate(one) for name, one in numbers.items()}),
+        pixels=evaluated.take(rows).pixels,
+        regions=RegionMatches(**{name: np.concatenate(values) for name, values in numbers.items()}),
     )
 
 
 def test_equals_are_one_step() -> None:
     truth = np.array([1, 0, 1, 0, 1], bool)
-    auroc, ap = metrics.ranked(np.full(5, 0.3), truth, BootstrapDraws.of(list("abcde")))
+    auroc, ap = metrics.ranking_metrics(np.full(5, 0.3), truth, BootstrapDraws.of(list("abcde")))
     assert auroc.values[0] == 0.5
     assert np.isclose(ap.values[0], 0.6)
 
 
 def test_a_class_that_nothing_shows_is_nothing() -> None:
-    judged = drawn()
-    present = judged.present.copy()
+    evaluated = drawn()
+    present = evaluated.present.copy()
     present[:, 0] = False
-    overall, by_class = values(EvaluatedImages(**{**vars(judged), "present": present}))
+    overall, by_class = values(EvaluatedImages(**{**vars(evaluated), "present": present}))
     crack = by_class["crack"]
     assert all(math.isnan(crack[name]) for name in ("recall", "f1", "ap", "auroc"))
     assert np.isclose(overall["macro_f1"], np.mean([by_class[name]["f1"] for name in NAMES[1:]]))
@@ -119,17 +123,17 @@ def test_a_class_that_nothing_shows_is_nothing() -> None:
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def with_pixels(judged: EvaluatedImages, seed: int = 0, size: int = 24) -> EvaluatedImages:
-    maps = [map_of(judged.present[row], seed * 1000 + row, size) for row in range(len(judged.ids))]
+def with_pixels(evaluated: EvaluatedImages, seed: int = 0, size: int = 24) -> EvaluatedImages:
+    maps = [map_of(evaluated.present[row], seed * 1000 + row, size) for row in range(len(evaluated.ids))]
     counts, histogram, largest = [], [], []
     for p, truth in maps:
-        said = p > 0.5
-        counts.append([[(t & s).sum(), (~t & s).sum(), (t & ~s).sum()] for t, s in zip(truth, said, strict=True)])
+        decided = p > 0.5
+        counts.append([[(t & s).sum(), (~t & s).sum(), (t & ~s).sum()] for t, s in zip(truth, decided, strict=True)])
         pairs = list(zip(p, truth.astype(np.uint8), strict=True))
-        histogram.append([metrics.histogram(one, mask) for one, mask in pairs])
-        largest.append([metrics.largest_regions(one) for one in p])
-    pixels = Pixels(*(np.array(one, np.int64) for one in (counts, histogram, largest)))
-    return EvaluatedImages(**{**vars(judged), "pixels": pixels})
+        histogram.append([metrics.histogram(pair, mask) for pair, mask in pairs])
+        largest.append([metrics.largest_regions(plane) for plane in p])
+    pixels = PixelCounts(*(np.array(values, np.int64) for values in (counts, histogram, largest)))
+    return EvaluatedImages(**{**vars(evaluated), "pixels": pixels})
 
 
 def map_of(shows: np.ndarray[Any, Any], seed: int, size: int = 24) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -144,17 +148,17 @@ def map_of(shows: np.ndarray[Any, Any], seed: int, size: int = 24) -> tuple[np.n
 
 
 def test_pixels_are_those_of_brute_force() -> None:
-    judged = with_pixels(drawn(30))
-    maps = [map_of(judged.present[row], row) for row in range(30)]
-    overall, by_class = values(judged)
+    evaluated = with_pixels(drawn(30))
+    maps = [map_of(evaluated.present[row], row) for row in range(30)]
+    overall, by_class = values(evaluated)
     every: list[float] = []
     dices: list[float] = []
-    for place, name in enumerate(judged.classes):
-        p, truth = (np.stack([one[which][place] for one in maps]) for which in (0, 1))
-        said = p > 0.5
-        assert np.isclose(by_class[name]["iou"], sk.jaccard_score(truth.ravel(), said.ravel()))
-        dice = [sk.f1_score(t.ravel(), s.ravel(), zero_division=1.0) for t, s in zip(truth, said, strict=True)]
-        shown = judged.present[:, place]
+    for place, name in enumerate(evaluated.classes):
+        p, truth = (np.stack([plane[which][place] for plane in maps]) for which in (0, 1))
+        decided = p > 0.5
+        assert np.isclose(by_class[name]["iou"], sk.jaccard_score(truth.ravel(), decided.ravel()))
+        dice = [sk.f1_score(t.ravel(), s.ravel(), zero_division=1.0) for t, s in zip(truth, decided, strict=True)]
+        shown = evaluated.present[:, place]
         assert np.isclose(by_class[name]["dice"], np.array(dice)[shown].mean())
         every += dice
         dices += np.array(dice)[shown].tolist()
@@ -165,32 +169,35 @@ def test_pixels_are_those_of_brute_force() -> None:
 
 
 def test_an_empty_submission_gets_the_share_of_empty_pairs() -> None:
-    judged = with_pixels(drawn(30))
-    found = metrics.empty_submission(judged, judged.draws())["kaggle_dice"]
+    evaluated = with_pixels(drawn(30))
+    metric = metrics.empty_submission(evaluated, evaluated.draws())["kaggle_dice"]
     silent = EvaluatedImages(
-        **{**vars(judged), "pixels": Pixels(*(np.zeros_like(one) for one in vars(judged.pixels).values()))}
+        **{
+            **vars(evaluated),
+            "pixels": PixelCounts(*(np.zeros_like(values) for values in vars(evaluated.pixels).values())),
+        }
     )
-    missed = judged.present[..., None] * np.array([0, 0, 64])
-    counts = Pixels(missed, silent.pixels.histogram, silent.pixels.largest)
-    overall, _ = metrics.measures(EvaluatedImages(**{**vars(judged), "pixels": counts}), judged.draws())
-    assert np.allclose(found.values, overall["kaggle_dice"].values)
-    assert np.isclose(found.values[0], 1 - judged.present.mean())
+    missed = evaluated.present[..., None] * np.array([0, 0, 64])
+    counts = PixelCounts(missed, silent.pixels.histogram, silent.pixels.largest)
+    overall, _ = metrics.compute(EvaluatedImages(**{**vars(evaluated), "pixels": counts}), evaluated.draws())
+    assert np.allclose(metric.values, overall["kaggle_dice"].values)
+    assert np.isclose(metric.values[0], 1 - evaluated.present.mean())
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_largest_region_is_scipy_s(seed: int) -> None:
     p, _ = map_of(np.array([True]), seed, 40)
-    for threshold, found in zip(metrics.THRESHOLDS, metrics.largest_regions(p[0]), strict=True):
+    for threshold, area in zip(metrics.THRESHOLDS, metrics.largest_regions(p[0]), strict=True):
         labels, _ = ndimage.label(p[0] > threshold, np.ones((3, 3)))
-        assert found == max(np.bincount(labels.ravel(), minlength=2)[1:], default=0), threshold
+        assert area == max(np.bincount(labels.ravel(), minlength=2)[1:], default=0), threshold
 
 
 def test_histograms_count_every_pixel_once() -> None:
     p = np.array([[0, 1, 0.5, np.float32(1e-7), 0.999999]], np.float32)
-    found = metrics.histogram(p, np.array([[0, 1, 0, 1, 0]], np.uint8))
-    assert found.sum(axis=1).tolist() == [3, 2]
-    assert found[0, 0] == found[1, 0] == 1  # 0, and what is nearly 0
-    assert found[1, -1] == found[0, -2:].sum() == 1
+    histogram = metrics.histogram(p, np.array([[0, 1, 0, 1, 0]], np.uint8))
+    assert histogram.sum(axis=1).tolist() == [3, 2]
+    assert histogram[0, 0] == histogram[1, 0] == 1  # 0, and what is nearly 0
+    assert histogram[1, -1] == histogram[0, -2:].sum() == 1
 
 
 # --- boxes ----------------------------------------------------------------------------------------------------------
@@ -209,22 +216,26 @@ def scene(seed: int, images: int) -> list[tuple[int, int, Any, Any, Any]]:
             labelled = boxes(random, int(random.integers(0, 4)))
             near = labelled + random.integers(-2, 3, labelled.shape)
             near[:, 2:] = np.maximum(near[:, 2:], 1)
-            found = np.concatenate([near[random.random(len(near)) < 0.8], boxes(random, int(random.integers(0, 2)))])
-            rows.append((image, kind, labelled, found, random.permutation(100)[: len(found)] / 100))
+            predicted = np.concatenate(
+                [near[random.random(len(near)) < 0.8], boxes(random, int(random.integers(0, 2)))]
+            )
+            rows.append((image, kind, labelled, predicted, random.permutation(100)[: len(predicted)] / 100))
     return rows
 
 
-def with_regions(judged: EvaluatedImages, seed: int = 0) -> EvaluatedImages:
-    labelled, found = [], []
-    for image, kind, truth, said, score in scene(seed, len(judged.ids)):
-        right = metrics.matched(said, score, truth)
+def with_regions(evaluated: EvaluatedImages, seed: int = 0) -> EvaluatedImages:
+    labelled, predicted = [], []
+    for image, kind, truth, predicted_boxes, score in scene(seed, len(evaluated.ids)):
+        right = metrics.match_boxes(predicted_boxes, score, truth)
         labelled += [(image, kind, w * h, kind != 1) for _, _, w, h in truth]
-        found += [(image, kind, sure, *row) for sure, row in zip(score, right, strict=True)]
+        predicted += [(image, kind, sure, *row) for sure, row in zip(score, right, strict=True)]
     row, of, area, hit = np.array(labelled, float).T
-    theirs = np.array(found, float)
-    ints = [one.astype(np.int64) for one in (row, of, theirs[:, 0], theirs[:, 1])]
-    regions = Regions(ints[0], ints[1], area, hit > 0, ints[2], ints[3], theirs[:, 2], theirs[:, 3:] > 0)
-    return EvaluatedImages(**{**vars(judged), "regions": regions})
+    predicted_table = np.array(predicted, float)
+    ints = [column.astype(np.int64) for column in (row, of, predicted_table[:, 0], predicted_table[:, 1])]
+    regions = RegionMatches(
+        ints[0], ints[1], area, hit > 0, ints[2], ints[3], predicted_table[:, 2], predicted_table[:, 3:] > 0
+    )
+    return EvaluatedImages(**{**vars(evaluated), "regions": regions})
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -233,20 +244,22 @@ def test_boxes_are_judged_as_coco_does(seed: int) -> None:
     from pycocotools.cocoeval import COCOeval
 
     rows = scene(seed, 30)
-    truth, said = [], []
-    for image, kind, labelled, found, score in rows:
+    truth, predictions = [], []
+    for image, kind, labelled, predicted, score in rows:
         for box in labelled:
             truth.append({"image_id": image + 1, "category_id": kind + 1, "bbox": box.tolist(), "iscrowd": 0})
             truth[-1] |= {"id": len(truth), "area": float(box[2] * box[3])}
-        for box, sure in zip(found, score, strict=True):
-            said.append({"image_id": image + 1, "category_id": kind + 1, "bbox": box.tolist(), "score": float(sure)})
+        for box, sure in zip(predicted, score, strict=True):
+            predictions.append(
+                {"image_id": image + 1, "category_id": kind + 1, "bbox": box.tolist(), "score": float(sure)}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         coco = pycocotools.COCO()
         images = [{"id": image + 1, "width": 64, "height": 64} for image in range(30)]
         names = [{"id": kind + 1, "name": NAMES[kind]} for kind in range(3)]
         coco.dataset = {"images": images, "annotations": truth, "categories": names}
         coco.createIndex()
-        judge = COCOeval(coco, coco.loadRes(said), "bbox")
+        judge = COCOeval(coco, coco.loadRes(predictions), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -263,21 +276,21 @@ def test_boxes_are_judged_as_coco_does(seed: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_no_labelled_box_is_chosen_twice(seed: int) -> None:
     random = np.random.default_rng(seed)
-    found, labelled = boxes(random, int(random.integers(0, 9))), boxes(random, int(random.integers(0, 5)))
-    right = metrics.matched(found, random.random(len(found)), labelled)
+    predicted, labelled = boxes(random, int(random.integers(0, 9))), boxes(random, int(random.integers(0, 5)))
+    right = metrics.match_boxes(predicted, random.random(len(predicted)), labelled)
     assert (right.sum(axis=0) <= len(labelled)).all()
 
 
 def test_regions_by_size() -> None:
-    one = np.array([0, 0, 1, 1])
+    kinds = np.array([0, 0, 1, 1])
     area = np.array([1023.0, 1024, 9215, 9216])
     hit, nobody = np.array([True, False, True, True]), np.zeros((0, 10), bool)
-    regions = Regions(one, one * 0, area, hit, one[:0], one[:0], area[:0], nobody)
-    judged = EvaluatedImages(
+    regions = RegionMatches(kinds, kinds * 0, area, hit, kinds[:0], kinds[:0], area[:0], nobody)
+    evaluated = EvaluatedImages(
         ("crack",), ("a", "b"), ("a", "b"), np.ones((2, 1), bool), np.ones((2, 1)), np.ones((2, 1), bool)
     )
-    _, found = values(EvaluatedImages(**{**vars(judged), "regions": regions}))
-    sizes = [found["crack"][f"region_recall{size}"] for size in ("", "_small", "_medium", "_large")]
+    _, by_name = values(EvaluatedImages(**{**vars(evaluated), "regions": regions}))
+    sizes = [by_name["crack"][f"region_recall{size}"] for size in ("", "_small", "_medium", "_large")]
     assert sizes == [0.75, 1.0, 0.5, 1.0]
 
 
@@ -285,30 +298,32 @@ def test_regions_by_size() -> None:
 
 
 def test_the_majority_s_baseline() -> None:
-    judged = drawn(50, single=True)
-    said, found = metrics.majority(judged, judged.draws())
-    counts = [*judged.present.sum(axis=0), judged.clean.sum()]
-    assert found["accuracy"].values[0] == max(counts) / 50
-    assert said == [[*NAMES, ""][int(np.argmax(counts))]] or not said
+    evaluated = drawn(50, single=True)
+    names, by_name = metrics.majority_baseline(evaluated, evaluated.draws())
+    counts = [*evaluated.present.sum(axis=0), evaluated.clean.sum()]
+    assert by_name["accuracy"].values[0] == max(counts) / 50
+    assert names == [[*NAMES, ""][int(np.argmax(counts))]] or not names
     plain = drawn(50)
-    said, found = metrics.majority(plain, plain.draws())
-    assert said == []  # each class is rare
-    assert np.isclose(found["exact_match"].values[0], plain.clean.mean())
-    assert found["macro_f1"].values[0] == 0
+    names, by_name = metrics.majority_baseline(plain, plain.draws())
+    assert names == []  # each class is rare
+    assert np.isclose(by_name["exact_match"].values[0], plain.clean.mean())
+    assert by_name["macro_f1"].values[0] == 0
 
 
 def test_confusion_is_scikit_learn_s() -> None:
-    judged = drawn(50, single=True)
-    truth, said = (np.column_stack([one, ~one.any(axis=1)]).argmax(axis=1) for one in (judged.present, judged.decided))
-    _, _, table = metrics.confusion(judged)
-    assert (table == sk.confusion_matrix(truth, said, labels=range(4))).all()
+    evaluated = drawn(50, single=True)
+    truth, predicted = (
+        np.column_stack([table, ~table.any(axis=1)]).argmax(axis=1) for table in (evaluated.present, evaluated.decided)
+    )
+    _, _, table = metrics.confusion(evaluated)
+    assert (table == sk.confusion_matrix(truth, predicted, labels=range(4))).all()
 
 
 def test_confusion_of_several_classes() -> None:
     present = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]], bool)
     decided = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]], bool)
-    judged = EvaluatedImages(NAMES, tuple("abcd"), tuple("abcd"), present, decided.astype(float), decided)
-    _, columns, table = metrics.confusion(judged)
+    evaluated = EvaluatedImages(NAMES, tuple("abcd"), tuple("abcd"), present, decided.astype(float), decided)
+    _, columns, table = metrics.confusion(evaluated)
     assert columns == [*NAMES, "nothing"]
     # a: the hole is missed, and nothing else is said instead; b: the crack is taken for scale; d: a false alarm
     assert table.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1]]
@@ -338,22 +353,24 @@ def test_the_temperature_is_found_again(single: bool) -> None:
     else:
         p = 1 / (1 + np.exp(-random.normal(size=(n, 3)) * 1.5))
         present = random.random((n, 3)) < p
-    judged = EvaluatedImages(NAMES, tuple(map(str, range(n))), tuple(map(str, range(n))), present, p, p > 0.5, single)
-    sure = EvaluatedImages(**{**vars(judged), "p": metrics.tempered(p, 1 / 3, single)})
-    assert np.isclose(metrics.fitted_temperature(sure), 3, rtol=0.1)
-    assert np.isclose(metrics.fitted_temperature(judged), 1, rtol=0.1)
+    evaluated = EvaluatedImages(
+        NAMES, tuple(map(str, range(n))), tuple(map(str, range(n))), present, p, p > 0.5, single
+    )
+    sure = EvaluatedImages(**{**vars(evaluated), "p": metrics.apply_temperature(p, 1 / 3, single)})
+    assert np.isclose(metrics.fit_temperature(sure), 3, rtol=0.1)
+    assert np.isclose(metrics.fit_temperature(evaluated), 1, rtol=0.1)
     kept = (sure.p > 1e-5).all(axis=1) & (sure.p.sum(axis=1) < 1 - 1e-5 if single else (sure.p < 1 - 1e-5).all(axis=1))
     assert kept.mean() > 0.5
-    assert np.allclose(metrics.tempered(sure.p, 3, single)[kept], p[kept], atol=1e-3)
-    cooled = metrics.tempered(sure.p, 3, single)[kept]
+    assert np.allclose(metrics.apply_temperature(sure.p, 3, single)[kept], p[kept], atol=1e-3)
+    cooled = metrics.apply_temperature(sure.p, 3, single)[kept]
     assert (cooled.argmax(axis=1) == sure.p[kept].argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 1.0])
 def test_a_classifier_s_point_reaches_its_target_and_no_higher_threshold_does(target: float) -> None:
-    judged = drawn(80, seed=2)
-    point = metrics.fitted_point(judged, 0, target)
-    truth, p = judged.present[:, 0], judged.p[:, 0]
+    evaluated = drawn(80, seed=2)
+    point = metrics.fit_operating_point(evaluated, 0, target)
+    truth, p = evaluated.present[:, 0], evaluated.p[:, 0]
     assert (p[truth] >= point.threshold).mean() >= target
     higher = np.unique(p[p > point.threshold])
     assert not len(higher) or (p[truth] >= higher[0]).mean() < target
@@ -361,34 +378,34 @@ def test_a_classifier_s_point_reaches_its_target_and_no_higher_threshold_does(ta
 
 @pytest.mark.parametrize("target", [0.6, 1.0])
 def test_a_segmenter_s_point_is_the_cheapest_of_all(target: float) -> None:
-    judged = with_pixels(drawn(40, seed=3), seed=3)
-    point = metrics.fitted_point(judged, 1, target)
-    truth = judged.present[:, 1]
-    decided = point.decided(judged, 1)
+    evaluated = with_pixels(drawn(40, seed=3), seed=3)
+    point = metrics.fit_operating_point(evaluated, 1, target)
+    truth = evaluated.present[:, 1]
+    decided = point.decide(evaluated, 1)
     assert point.reached
     assert decided[truth].mean() >= target
     prices = []
     for row in range(len(metrics.THRESHOLDS)):
         for area in metrics.AREAS:
-            yes = judged.pixels.largest[:, 1, row] >= area
+            yes = evaluated.pixels.largest[:, 1, row] >= area
             if yes[truth].mean() >= target:
                 prices.append(yes[~truth].sum())
     assert decided[~truth].sum() == min(prices)
 
 
 def test_a_point_that_cannot_be_reached_says_so() -> None:
-    judged = with_pixels(drawn(20, seed=4))
-    blind = Pixels(judged.pixels.counts, judged.pixels.histogram, np.zeros_like(judged.pixels.largest))
-    point = metrics.fitted_point(EvaluatedImages(**{**vars(judged), "pixels": blind}), 0, 0.9)
+    evaluated = with_pixels(drawn(20, seed=4))
+    blind = PixelCounts(evaluated.pixels.counts, evaluated.pixels.histogram, np.zeros_like(evaluated.pixels.largest))
+    point = metrics.fit_operating_point(EvaluatedImages(**{**vars(evaluated), "pixels": blind}), 0, 0.9)
     assert not point.reached
 
 
 def test_curves_end_where_the_averages_say() -> None:
-    judged = drawn(60)
-    curve = metrics.pr_curve(judged.p[:, 0], judged.present[:, 0])
-    precision, recall, thresholds = sk.precision_recall_curve(judged.present[:, 0], judged.p[:, 0])
-    theirs = {round(t, 6): (r, q) for r, q, t in zip(recall, precision, thresholds, strict=False)}
+    evaluated = drawn(60)
+    curve = metrics.pr_curve(evaluated.p[:, 0], evaluated.present[:, 0])
+    precision, recall, thresholds = sk.precision_recall_curve(evaluated.present[:, 0], evaluated.p[:, 0])
+    expected = {round(t, 6): (r, q) for r, q, t in zip(recall, precision, thresholds, strict=False)}
     for r, q, t in curve:
-        assert np.allclose(theirs[round(t, 6)], (r, q))
+        assert np.allclose(expected[round(t, 6)], (r, q))
     assert curve[-1][0] == 1
     assert metrics.pr_curve(np.zeros(0), np.zeros(0, bool)) == []

@@ -45,8 +45,8 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
     """60 pieces in two views each; every eleventh label is wrong. Two segmenters and a classifier."""
     folder = tmp_path_factory.mktemp("evaluating")
     root = folder / "steel"
-    for made in (root / "images", *(root / "masks" / name for name in CLASSES)):
-        made.mkdir(parents=True)
+    for directory in (root / "images", *(root / "masks" / name for name in CLASSES)):
+        directory.mkdir(parents=True)
     for number in range(120):
         image, masks = drawn(number)
         file = root / "images" / f"{number // 2:03d}_{number % 2}.png"
@@ -68,28 +68,28 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
 
 def models(project: Project) -> dict[str, str]:
     """The better segmenter, the worse one, the classifier."""
-    found = {
-        len(one.manifest["history"]): one.key
-        for one in store.all_models(project)
-        if one.manifest["task"] == "segmentation"
+    by_epochs = {
+        len(model.manifest["history"]): model.key
+        for model in store.all_models(project)
+        if model.manifest["task"] == "segmentation"
     }
-    whole = next(one.key for one in store.all_models(project) if one.manifest["task"] == "classification")
-    return {"good": found[4], "poor": found[1], "whole": whole}
+    whole = next(model.key for model in store.all_models(project) if model.manifest["task"] == "classification")
+    return {"good": by_epochs[4], "poor": by_epochs[1], "whole": whole}
 
 
 @pytest.fixture(scope="module")
-def found(plant: Project) -> Evaluation:
+def evaluation(plant: Project) -> Evaluation:
     return evaluating.run(plant, EvaluateRequest(models(plant)["good"], targets={"crack": 0.9}, device="cpu"))
 
 
 def items(project: Project, split: str = "test") -> list[Item]:
     index = Index(project)
-    return sorted(index.items([id for id, where in index.rows("split") if where == split]), key=lambda one: one.id)
+    return sorted(index.items([id for id, where in index.rows("split") if where == split]), key=lambda item: item.id)
 
 
-def test_figures_are_those_that_are_counted_anew(plant: Project, found: Evaluation) -> None:
-    predictor = load_predictor(plant, found.model, "cpu")
-    counts, shown, said = np.zeros((2, 3)), [], []
+def test_figures_are_those_that_are_counted_anew(plant: Project, evaluation: Evaluation) -> None:
+    predictor = load_predictor(plant, evaluation.model, "cpu")
+    counts, shown, decided_rows = np.zeros((2, 3)), [], []
     for item in items(plant):
         seen = predictor.predict_image(pixels.read(item.id, item.path, 10**9))
         truth = dataset.masks_of(item, CLASSES).astype(bool)
@@ -101,21 +101,21 @@ def test_figures_are_those_that_are_counted_anew(plant: Project, found: Evaluati
         for c in range(2):
             counts[c] += [(truth[c] & mine[c]).sum(), (~truth[c] & mine[c]).sum(), (truth[c] & ~mine[c]).sum()]
         shown.append([name in item.label.present for name in CLASSES])
-        said.append([any(defect.label == name for defect, _ in seen.defects) for name in CLASSES])
-    truth, decided = np.array(shown), np.array(said)
+        decided_rows.append([any(defect.label == name for defect, _ in seen.defects) for name in CLASSES])
+    truth, decided = np.array(shown), np.array(decided_rows)
     for c, name in enumerate(CLASSES):
-        ours = found.figures["classes"][name]
+        ours = evaluation.metrics["classes"][name]
         assert np.isclose(ours["iou"]["value"], counts[c, 0] / counts[c].sum(), atol=1e-6)
         assert np.isclose(ours["recall"]["value"], decided[truth[:, c], c].mean(), atol=1e-6)
         assert np.isclose(ours["false_alarms"]["value"], decided[~truth[:, c], c].mean(), atol=1e-6)
-        assert ours["recall"]["n"] == found.figures["support"][name]["images"] == truth[:, c].sum()
-    assert found.figures["images"] == len(truth)
+        assert ours["recall"]["n"] == evaluation.metrics["support"][name]["images"] == truth[:, c].sum()
+    assert evaluation.metrics["images"] == len(truth)
     assert np.isclose(
-        found.figures["overall"]["exact_match"]["value"], (truth == decided).all(axis=1).mean(), atol=1e-6
+        evaluation.metrics["overall"]["exact_match"]["value"], (truth == decided).all(axis=1).mean(), atol=1e-6
     )
 
 
-def test_every_figure_lies_in_its_interval(plant: Project, found: Evaluation) -> None:
+def test_every_figure_lies_in_its_interval(plant: Project, evaluation: Evaluation) -> None:
     def walk(value: Any) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
             yield value
@@ -123,20 +123,20 @@ def test_every_figure_lies_in_its_interval(plant: Project, found: Evaluation) ->
             for inner in value.values():
                 yield from walk(inner)
 
-    every = list(walk(found.to_json()))
+    every = list(walk(evaluation.to_json()))
     assert len(every) > 60
-    for one in every:
-        assert {"n", "groups", "few", "silent"} <= one.keys()
-        assert one["value"] is None or 0 <= one["low"] <= one["value"] <= one["high"] <= 1
-    json.dumps(found.to_json(), allow_nan=False)
+    for estimate in every:
+        assert {"n", "groups", "few", "silent"} <= estimate.keys()
+        assert estimate["value"] is None or 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+    json.dumps(evaluation.to_json(), allow_nan=False)
 
 
-def test_everything_is_kept(plant: Project, found: Evaluation) -> None:
-    assert sorted(file.name for file in found.folder.iterdir()) == [
+def test_everything_is_kept(plant: Project, evaluation: Evaluation) -> None:
+    assert sorted(file.name for file in evaluation.folder.iterdir()) == [
         *("figures.json", "manifest.json", "per_image.parquet", "report.html")
     ]
-    assert found.folder.parent == plant.work / "evaluations" / found.model
-    rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
+    assert evaluation.folder.parent == plant.work / "evaluations" / evaluation.model
+    rows = pyarrow.parquet.read_table(evaluation.folder / "per_image.parquet").to_pylist()
     assert [row["id"] for row in rows] == [item.id for item in items(plant)]
     for row, item in zip(rows, items(plant), strict=True):
         assert set(row["present"]) == item.label.present
@@ -144,35 +144,35 @@ def test_everything_is_kept(plant: Project, found: Evaluation) -> None:
         assert (row["confidence"] is None) == (row["present"] == row["decided"])
 
 
-def test_an_operating_point_is_fitted_on_val_alone(plant: Project, found: Evaluation) -> None:
-    point = found.figures["operating"]["crack"]
+def test_an_operating_point_is_fitted_on_val_alone(plant: Project, evaluation: Evaluation) -> None:
+    point = evaluation.metrics["operating"]["crack"]
     assert point["reached"] == (point["val"]["recall"]["value"] >= 0.9)
-    assert found.manifest["targets"] == {"crack": 0.9}
-    table = judging.table_of(plant, store.find(plant, found.model), CLASSES)
+    assert evaluation.manifest["targets"] == {"crack": 0.9}
+    table = judging.open_table(plant, store.find(plant, evaluation.model), CLASSES)
     largest = {}
     for split in ("val", "test"):
         of = items(plant, split)
-        values = table.read([one.id for one in of], ["largest"])["largest"].reshape(len(of), 2, -1)
-        level = int(np.argmin(np.abs(np.array(evaluating.figures.THRESHOLDS) - point["threshold"])))
-        truth = np.array(["crack" in one.label.present for one in of])
+        values = table.read([item.id for item in of], ["largest"])["largest"].reshape(len(of), 2, -1)
+        level = int(np.argmin(np.abs(np.array(evaluating.metrics.THRESHOLDS) - point["threshold"])))
+        truth = np.array(["crack" in item.label.present for item in of])
         largest[split] = (values[:, 0, level] >= point["min_area"])[truth].mean()
     assert np.isclose(point["val"]["recall"]["value"], largest["val"], atol=1e-6)
     assert np.isclose(point["split"]["recall"]["value"], largest["test"], atol=1e-6)
 
 
-def test_the_same_model_and_labels_are_done_already(plant: Project, found: Evaluation) -> None:
-    before = {file: file.stat().st_mtime_ns for file in found.folder.iterdir()}
-    again = evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
+def test_the_same_model_and_labels_are_done_already(plant: Project, evaluation: Evaluation) -> None:
+    before = {file: file.stat().st_mtime_ns for file in evaluation.folder.iterdir()}
+    again = evaluating.run(plant, EvaluateRequest(evaluation.model, targets={"crack": 0.9}, device="cpu"))
     assert not again.fresh
-    assert again.figures == found.figures
-    assert {file: file.stat().st_mtime_ns for file in found.folder.iterdir()} == before
-    asked = evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.5}, device="cpu"))
+    assert again.metrics == evaluation.metrics
+    assert {file: file.stat().st_mtime_ns for file in evaluation.folder.iterdir()} == before
+    asked = evaluating.run(plant, EvaluateRequest(evaluation.model, targets={"crack": 0.5}, device="cpu"))
     assert asked.fresh
-    assert asked.figures["overall"] == found.figures["overall"]  # nothing was looked at anew
+    assert asked.metrics["overall"] == evaluation.metrics["overall"]  # nothing was looked at anew
 
 
-def test_a_corrected_label_costs_one_image(plant: Project, found: Evaluation) -> None:
-    table = judging.table_of(plant, store.find(plant, found.model), CLASSES)
+def test_a_corrected_label_costs_one_image(plant: Project, evaluation: Evaluation) -> None:
+    table = judging.open_table(plant, store.find(plant, evaluation.model), CLASSES)
     before = len(table)
     index = Index(plant)
     id = next(item.id for item in items(plant) if item.label.defects)
@@ -180,15 +180,15 @@ def test_a_corrected_label_costs_one_image(plant: Project, found: Evaluation) ->
     kept = sample["defects"].copy()
     sample["defects"] = index.fo.Detections()
     sample.save()
-    corrected = evaluating.run(plant, EvaluateRequest(found.model, device="cpu"))
+    corrected = evaluating.run(plant, EvaluateRequest(evaluation.model, device="cpu"))
     assert corrected.fresh
-    assert corrected.figures["support"]["clean"]["images"] == found.figures["support"]["clean"]["images"] + 1
+    assert corrected.metrics["support"]["clean"]["images"] == evaluation.metrics["support"]["clean"]["images"] + 1
     assert len(Table(table.path)) == before + 1
     sample["defects"] = kept
     sample.save()
     assert (
-        evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu")).figures
-        == found.figures
+        evaluating.run(plant, EvaluateRequest(evaluation.model, targets={"crack": 0.9}, device="cpu")).metrics
+        == evaluation.metrics
     )
     assert len(Table(table.path)) == before + 2
 
@@ -197,7 +197,7 @@ def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.Mon
     key = models(plant)["poor"]
     monkeypatch.setattr(judging, "CHUNK", 8)
     looked: list[str] = []
-    look = judging.ModelEvaluator.look
+    look = judging.ModelEvaluator.predict
 
     def counting(self: judging.ModelEvaluator, item: Item) -> Any:
         looked.append(item.id)
@@ -206,7 +206,7 @@ def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.Mon
     def killed(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging.ModelEvaluator, "look", counting)
+    monkeypatch.setattr(judging.ModelEvaluator, "predict", counting)
     with pytest.raises(KeyboardInterrupt):
         evaluating.run(plant, EvaluateRequest(key, device="cpu"), killed)
     assert not list((plant.work / "evaluations" / key).glob("test-*"))
@@ -224,10 +224,10 @@ def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.Mon
 def test_the_app_shows_the_mistakes(plant: Project) -> None:
     keys = models(plant)
     evaluating.run(plant, EvaluateRequest(keys["poor"], device="cpu"))
-    found = evaluating.run(plant, EvaluateRequest(keys["good"], device="cpu"))
+    evaluation = evaluating.run(plant, EvaluateRequest(keys["good"], device="cpu"))
     app_views.arrange(plant)
     index = Index(plant)
-    rows = pyarrow.parquet.read_table(found.folder / "per_image.parquet").to_pylist()
+    rows = pyarrow.parquet.read_table(evaluation.folder / "per_image.parquet").to_pylist()
     fields = {id: values for id, *values in index.rows(*app_views.MISTAKES, *app_views.CHANGED)}
     before = {row["id"]: row for row in pyarrow.parquet.read_table(per_image(plant, keys["poor"])).to_pylist()}
     for row in rows:
@@ -240,11 +240,11 @@ def test_the_app_shows_the_mistakes(plant: Project) -> None:
         assert set(broken or []) == {*row["missed"], *row["false_alarm"]} - wrong_before
     elsewhere = {id for id, split in index.rows("split") if split != "test"}
     assert not any(fields[id][0] or fields[id][2] for id in elsewhere)
-    scores_group = next(one for one in index.dataset.app_config.sidebar_groups if one.name == "scores")
+    scores_group = next(group for group in index.dataset.app_config.sidebar_groups if group.name == "scores")
     assert {"eval_missed", "eval_false_alarm", "mistakenness"} <= set(scores_group.paths)
     views = set(index.dataset.list_saved_views())
     assert {app_views.CONFIDENT, "label suspects"} <= views
-    assert index.dataset.get_run_info("evaluation_test").config.model == found.model
+    assert index.dataset.get_run_info("evaluation_test").config.model == evaluation.model
     surest = index.dataset.load_saved_view(app_views.CONFIDENT).values("eval_confidence")
     assert surest == sorted(surest, reverse=True)
     assert len(surest) <= 20
@@ -255,17 +255,17 @@ def per_image(project: Project, key: str) -> Path:
     return next((project.work / "evaluations" / key).glob("test-*")) / "per_image.parquet"
 
 
-def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, found: Evaluation) -> None:
-    evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
-    predicting.run(plant, found.model, everything=True, device="cpu")
-    evaluating.run(plant, EvaluateRequest(found.model, targets={"crack": 0.9}, device="cpu"))
+def test_label_suspects_are_wrong_labels_and_can_be_pushed(plant: Project, evaluation: Evaluation) -> None:
+    evaluating.run(plant, EvaluateRequest(evaluation.model, targets={"crack": 0.9}, device="cpu"))
+    predicting.run(plant, evaluation.model, everything=True, device="cpu")
+    evaluating.run(plant, EvaluateRequest(evaluation.model, targets={"crack": 0.9}, device="cpu"))
     app_views.arrange(plant)
     index = Index(plant)
     view = index.dataset.load_saved_view("label suspects")
     shown = dict(zip(view.values("content_id"), view.values("mistakenness"), strict=True))
     assert set(view.values("split")) == {"train", "val", "test"}  # train's, too, after predict --all
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
-    table = Table(plant.work / "scores" / f"model-{found.model}.lance")
+    table = Table(plant.work / "scores" / f"model-{evaluation.model}.lance")
     labels = {item.id: item.label.present for split in ("train", "val", "test") for item in items(plant, split)}
     for id, value in shown.items():
         p = table.read([id], ["probability"])["probability"]
@@ -282,7 +282,7 @@ def _number(path: str) -> int:
     return 2 * int(piece) + int(view)
 
 
-def test_predictions_of_the_split_are_shown(plant: Project, found: Evaluation) -> None:
+def test_predictions_of_the_split_are_shown(plant: Project, evaluation: Evaluation) -> None:
     evaluating.run(plant, EvaluateRequest(models(plant)["whole"], device="cpu"))
     index = Index(plant)
     by = dict(index.rows("predicted_by"))
@@ -294,45 +294,43 @@ def test_predictions_of_the_split_are_shown(plant: Project, found: Evaluation) -
 
 def test_a_classifier(plant: Project) -> None:
     done = evaluating.run(plant, EvaluateRequest(models(plant)["whole"], device="cpu"))
-    assert "iou" not in done.figures["classes"]["crack"]
-    assert done.figures["baselines"]["majority"]["exact_match"]["value"] > 0
+    assert "iou" not in done.metrics["classes"]["crack"]
+    assert done.metrics["baselines"]["majority"]["exact_match"]["value"] > 0
     predictor = load_predictor(plant, done.model, "cpu")
     of = items(plant)
-    p = [predictor.predict_image(pixels.read(one.id, one.path, 10**9)).probability for one in of]
+    p = [predictor.predict_image(pixels.read(item.id, item.path, 10**9)).probability for item in of]
     rows = pyarrow.parquet.read_table(done.folder / "per_image.parquet").to_pylist()
     assert np.allclose([row["p"] for row in rows], p, atol=1e-5)
 
 
-def test_val_is_said_to_flatter(plant: Project, found: Evaluation) -> None:
-    done = evaluating.run(plant, EvaluateRequest(found.model, "val", device="cpu"))
-    assert done.figures["images"] == len(items(plant, "val"))
-    assert any("flatter" in note for note in done.manifest["notes"])
+def test_val_metrics_are_noted_as_too_good(plant: Project, evaluation: Evaluation) -> None:
+    done = evaluating.run(plant, EvaluateRequest(evaluation.model, "val", device="cpu"))
+    assert done.metrics["images"] == len(items(plant, "val"))
+    assert any("too good" in note for note in done.manifest["notes"])
     assert done.folder.name.startswith("val-")
 
 
-def test_few_groups_are_pointed_out(plant: Project, found: Evaluation) -> None:
-    few = [name for name in CLASSES if found.figures["support"][name]["groups"] < 10]
+def test_few_groups_are_pointed_out(plant: Project, evaluation: Evaluation) -> None:
+    few = [name for name in CLASSES if evaluation.metrics["support"][name]["groups"] < 10]
     assert few
-    notes = [note for note in found.manifest["notes"] if "fewer than 10 groups" in note]
+    notes = [note for note in evaluation.manifest["notes"] if "fewer than 10 groups" in note]
     assert few[0] in notes[0]
     assert notes[0].endswith("curate evaluate --folds 5")
-    assert all(found.figures["classes"][name]["recall"]["few"] for name in few)
+    assert all(evaluation.metrics["classes"][name]["recall"]["few"] for name in few)
 
 
-def test_comparing_two_models(plant: Project, found: Evaluation) -> None:
+def test_comparing_two_models(plant: Project, evaluation: Evaluation) -> None:
     keys = models(plant)
     there = compare.run(plant, keys["poor"], keys["good"], CPU)
     back = compare.run(plant, keys["good"], keys["poor"], CPU)
-    assert there.images == found.figures["images"]
+    assert there.images == evaluation.metrics["images"]
     assert there.fixed == back.broken
-    for name, one in there.overall.items():
+    for name, difference in there.overall.items():
         other = back.overall[name]
-        assert np.isclose(one.value, -other.value, equal_nan=True), name
-        assert np.allclose([one.low, one.high], [-other.high, -other.low], equal_nan=True), name
-    mine, theirs = (
-        evaluating.run(plant, EvaluateRequest(keys[name], device="cpu")).figures for name in ("good", "poor")
-    )
-    expected = mine["classes"]["crack"]["dice"]["value"] - theirs["classes"]["crack"]["dice"]["value"]
+        assert np.isclose(difference.value, -other.value, equal_nan=True), name
+        assert np.allclose([difference.low, difference.high], [-other.high, -other.low], equal_nan=True), name
+    mine, poor = (evaluating.run(plant, EvaluateRequest(keys[name], device="cpu")).metrics for name in ("good", "poor"))
+    expected = mine["classes"]["crack"]["dice"]["value"] - poor["classes"]["crack"]["dice"]["value"]
     assert np.isclose(there.classes["crack"]["dice"].value, expected, atol=1e-5)
     with pytest.raises(CurateError, match="are the same model"):
         compare.run(plant, keys["good"], keys["good"][:10], CPU)
@@ -349,7 +347,7 @@ def test_no_model(make: Callable[..., Project], library: Path) -> None:
 
 
 def test_train_is_no_test(plant: Project) -> None:
-    with pytest.raises(CurateError, match=r"unknown split 'train'.*allowed: test, val.*by heart"):
+    with pytest.raises(CurateError, match=r"unknown split 'train'.*allowed: test, val.*memorised train"):
         evaluating.run(plant, EvaluateRequest(split="train"))
 
 
@@ -367,14 +365,14 @@ def test_targets_that_cannot_be(plant: Project, targets: dict[str, float], messa
 
 
 @pytest.fixture
-def changed(plant: Project, found: Evaluation) -> Iterator[Callable[..., str]]:
+def changed(plant: Project, evaluation: Evaluation) -> Iterator[Callable[..., str]]:
     """Changes the good model's manifest, for one test; returns its key."""
-    file = store.find(plant, found.model).folder / store.MANIFEST
+    file = store.find(plant, evaluation.model).folder / store.MANIFEST
     before = file.read_text()
 
     def change(**values: Any) -> str:
         file.write_text(json.dumps(json.loads(before) | values))
-        return found.model
+        return evaluation.model
 
     yield change
     file.write_text(before)
@@ -382,21 +380,21 @@ def changed(plant: Project, found: Evaluation) -> Iterator[Callable[..., str]]:
 
 def test_a_model_that_has_learnt_the_test_is_refused(plant: Project, changed: Callable[..., str]) -> None:
     mine, others = items(plant), items(plant, "train")
-    key = changed(images={"train": [one.id for one in others[:5]], "val": []})
+    key = changed(images={"train": [item.id for item in others[:5]], "val": []})
     evaluating.run(plant, EvaluateRequest(key, device="cpu"))
     key = changed(images={"train": [others[0].id, mine[0].id], "val": [mine[-1].id]})
-    with pytest.raises(CurateError, match=r"has learnt from .* images of test.*--allow-leak") as error:
+    with pytest.raises(CurateError, match=r"was trained on .* images of test.*--allow-leak") as error:
         evaluating.run(plant, EvaluateRequest(key, device="cpu"))
     assert mine[0].path.name in str(error.value)
-    notes = evaluating.prepared(Index(plant), EvaluateRequest(key, allow_leak=True)).notes
-    assert any("flatter" in note for note in notes)
+    notes = evaluating.make_plan(Index(plant), EvaluateRequest(key, allow_leak=True)).notes
+    assert any("too good" in note for note in notes)
     assert any("1 images of test were val" in note for note in notes)
-    groups = [one for one in mine if one.group == mine[0].group]
-    assert any(f"learnt from {len(groups)} of" in note for note in notes)  # the other view of the same piece, too
+    groups = [item for item in mine if item.group == mine[0].group]
+    assert any(f"trained on {len(groups)} of" in note for note in notes)  # the other view of the same piece, too
 
 
 def test_a_model_from_before_says_so(plant: Project, changed: Callable[..., str]) -> None:
-    notes = evaluating.prepared(Index(plant), EvaluateRequest(changed(images=None))).notes
+    notes = evaluating.make_plan(Index(plant), EvaluateRequest(changed(images=None))).notes
     assert any("cannot be ruled out" in note for note in notes)
 
 
@@ -406,52 +404,52 @@ def test_a_model_of_other_classes_is_refused(plant: Project, changed: Callable[.
         evaluating.run(plant, EvaluateRequest(key, device="cpu"))
 
 
-def test_a_class_that_the_model_does_not_know_is_missed(plant: Project, found: Evaluation) -> None:
+def test_a_class_that_the_model_does_not_know_is_missed(plant: Project, evaluation: Evaluation) -> None:
     classes = [{"name": name} for name in ("scale", *CLASSES)]
     more = load(plant.folder, {"classes": classes})
-    done = evaluating.run(more, EvaluateRequest(found.model, device="cpu"))
+    done = evaluating.run(more, EvaluateRequest(evaluation.model, device="cpu"))
     assert any("no labelled image of test shows scale" in note for note in done.manifest["notes"])
-    assert done.figures["classes"]["scale"]["recall"]["value"] is None
-    assert done.figures["classes"]["crack"] == found.figures["classes"]["crack"]
-    assert done.figures["overall"]["macro_f1"]["value"] == found.figures["overall"]["macro_f1"]["value"]
+    assert done.metrics["classes"]["scale"]["recall"]["value"] is None
+    assert done.metrics["classes"]["crack"] == evaluation.metrics["classes"]["crack"]
+    assert done.metrics["overall"]["macro_f1"]["value"] == evaluation.metrics["overall"]["macro_f1"]["value"]
 
 
-def test_nothing_labelled_in_the_split(plant: Project, found: Evaluation) -> None:
+def test_nothing_labelled_in_the_split(plant: Project, evaluation: Evaluation) -> None:
     index = Index(plant)
     test = [item.id for item in items(plant)]
     index.set({"status": dict.fromkeys(test, "unlabelled")})
     with pytest.raises(CurateError, match="no labelled image in test"):
-        evaluating.run(plant, EvaluateRequest(found.model, device="cpu"))
+        evaluating.run(plant, EvaluateRequest(evaluation.model, device="cpu"))
     index.set({"status": dict.fromkeys(test, "labelled")})
 
 
-def test_a_file_that_is_gone_is_counted_and_named(plant: Project, found: Evaluation) -> None:
+def test_a_file_that_is_gone_is_counted_and_named(plant: Project, evaluation: Evaluation) -> None:
     victim = items(plant)[0]
     content = victim.path.read_bytes()
-    table = Path(judging.table_of(plant, store.find(plant, models(plant)["whole"]), CLASSES).path)
+    table = Path(judging.open_table(plant, store.find(plant, models(plant)["whole"]), CLASSES).path)
     table.rename(table.with_name("aside"))
     victim.path.write_bytes(b"no image")
     done = evaluating.run(plant, EvaluateRequest(models(plant)["whole"], targets={"hole": 0.5}, device="cpu"))
     victim.path.write_bytes(content)
-    assert done.figures["images"] == len(items(plant)) - 1
+    assert done.metrics["images"] == len(items(plant)) - 1
     assert any("could not be read" in note and victim.path.name in note for note in done.manifest["notes"])
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def test_the_commands(plant: Project, found: Evaluation) -> None:
+def test_the_commands(plant: Project, evaluation: Evaluation) -> None:
     run = CliRunner()
     arguments = ["-p", str(plant.folder), "--device", "cpu"]
     shown = run.invoke(
-        cli.app, ["evaluate", *arguments, "--model", found.model, "--target-recall", "crack=0.9", "--json"]
+        cli.app, ["evaluate", *arguments, "--model", evaluation.model, "--target-recall", "crack=0.9", "--json"]
     )
     assert shown.exit_code == 0, shown.output
     value = json.loads(shown.stdout)
-    assert value["model"] == found.model
+    assert value["model"] == evaluation.model
     assert value["fresh"] is False
     assert value["classes"]["crack"]["recall"]["low"] <= value["classes"]["crack"]["recall"]["value"]
-    plain = run.invoke(cli.app, ["evaluate", *arguments, "--model", found.model, "--target-recall", "crack=0.9"])
+    plain = run.invoke(cli.app, ["evaluate", *arguments, "--model", evaluation.model, "--target-recall", "crack=0.9"])
     assert "nothing to do" in plain.output
     assert "macro F1" in plain.output
     keys = models(plant)

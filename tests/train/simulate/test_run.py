@@ -27,29 +27,29 @@ from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fix
 from tests.train.conftest import item, tiny
 from train.simulate import curve_stats, grid
 from train.simulate import run as simulating
-from train.simulate.from_index import of_project
+from train.simulate.from_index import from_project
 from train.simulate.html_report import page
-from train.simulate.learners import fitted, probe
+from train.simulate.learners import fit_weights, probe
 from train.simulate.networks import NetworkLearner
 from train.simulate.one_run import (
     Curve,
     CurvePoint,
+    LearnerFactory,
     NotYet,
     Picker,
     RunSettings,
-    Teacher,
-    images_or_seconds,
-    play,
-    prepared,
+    parse_round_budget,
+    prepare,
+    simulate,
 )
-from train.simulate.oracle_dataset import OracleDataset, fingerprint, folded, imbalanced, load, save
+from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save, with_long_tail, with_test_fold
 from train.simulate.summary import BETTER, FEW, WORSE, summary
 from train.simulate.test_scores import average_precision, f1
 
 FIRST = RunSettings(start="exemplars", rare="c", exemplars=3, rounds=2, budget="6%", fold=0, folds=4)
 
 
-def world(n: int = 240, seed: int = 0, noise: float = 0.8) -> OracleDataset:
+def tiny_oracle(n: int = 240, seed: int = 0, noise: float = 0.8) -> OracleDataset:
     """Two images a group and two tiles an image, the second of which is like the image; `c` is rare, half are clean."""
     rng = np.random.default_rng(seed)
     kind = np.repeat(rng.permutation([0] * 25 + [1] * 20 + [2] * 10 + [3] * 65), 2)[:n]
@@ -89,27 +89,27 @@ class Watcher:
 
 
 def timeless(curve: Curve) -> Curve:
-    return replace(curve, points=tuple(replace(one, seconds=0.0) for one in curve.points))
+    return replace(curve, points=tuple(replace(point, seconds=0.0) for point in curve.points))
 
 
 # --- worlds ---------------------------------------------------------------------------------------------------------
 
 
 def test_folds_keep_groups_whole_and_give_every_class_its_share() -> None:
-    whole = world()
-    tests = np.stack([folded(whole, 4, fold).test for fold in range(4)])
+    whole = tiny_oracle()
+    tests = np.stack([with_test_fold(whole, 4, fold).test for fold in range(4)])
     assert (tests.sum(axis=0) == 1).all()
     for mine in tests:
         assert not set(whole.groups[mine]) & set(whole.groups[~mine])
         assert (whole.present[mine].sum(axis=0) >= [10, 8, 4]).all()
     with pytest.raises(CurateError, match="fold 4 of 4 does not exist"):
-        folded(whole, 4, 4)
+        with_test_fold(whole, 4, 4)
 
 
 @pytest.mark.parametrize(("tail", "expected"), [("one", [40, 32, 4]), ("all", [40, 12, 4])])
 def test_a_long_tail_takes_whole_groups_and_weighs_the_test(tail: str, expected: list[int]) -> None:
-    before = folded(world(), 5, 0)
-    after = imbalanced(before, 10, "c", seed=3, tail=tail)
+    before = with_test_fold(tiny_oracle(), 5, 0)
+    after = with_long_tail(before, 10, "c", seed=3, tail=tail)
     counts = after.present[after.pooled].sum(axis=0)
     assert (np.abs(counts - expected) <= 2).all()
     assert not set(after.groups[after.spare]) & set(after.groups[~after.spare])
@@ -121,28 +121,28 @@ def test_a_long_tail_takes_whole_groups_and_weighs_the_test(tail: str, expected:
 
 
 def test_to_disk_and_back_it_is_the_same_world(tmp_path: Path) -> None:
-    whole = replace(folded(world(), 4, 1), scores={"uncertainty": np.arange(240, dtype=np.float32)})
+    whole = replace(with_test_fold(tiny_oracle(), 4, 1), scores={"uncertainty": np.arange(240, dtype=np.float32)})
     save(whole, tmp_path / "w")
     again = load(tmp_path / "w")
     assert fingerprint(again) == fingerprint(whole)
-    assert timeless(play(again, FIRST)) == timeless(play(whole, FIRST))
-    others = [replace(whole, name="b"), replace(whole, groups=whole.groups + 1), world(seed=1)]
-    assert len({fingerprint(one) for one in (whole, *others)}) == 4
+    assert timeless(simulate(again, FIRST)) == timeless(simulate(whole, FIRST))
+    others = [replace(whole, name="b"), replace(whole, groups=whole.groups + 1), tiny_oracle(seed=1)]
+    assert len({fingerprint(oracle) for oracle in (whole, *others)}) == 4
 
 
 # --- what is known, and what is not ---------------------------------------------------------------------------------
 
 
 def test_who_peeks_sees_nothing() -> None:
-    whole, watcher = world(), Watcher()
-    play(whole, FIRST, watcher)
-    table, known = prepared(whole, FIRST), set()
+    whole, watcher = tiny_oracle(), Watcher()
+    simulate(whole, FIRST, watcher)
+    table, known = prepare(whole, FIRST), set()
     assert watcher.pools
     for pool in watcher.pools:
         rows = np.array([int(id) for id in pool.ids])
         assert not pool.present[~pool.labelled].any()
         assert (pool.present[pool.labelled] == whole.present[rows[pool.labelled]]).all()
-        assert not (table.world.test[rows] | (table.world.spare[rows] & ~np.isin(rows, table.given))).any()
+        assert not (table.oracle.test[rows] | (table.oracle.spare[rows] & ~np.isin(rows, table.given))).any()
         shown = np.concatenate([part.rows for part in pool.all_windows()])
         assert set(shown.tolist()) == set(range(len(pool)))
         for part in pool.all_windows():
@@ -155,85 +155,85 @@ def test_who_peeks_sees_nothing() -> None:
 
 @pytest.mark.parametrize("strategy", ["portfolio", "rare", "nearest", "typiclust"])
 def test_labels_that_are_hidden_change_no_pick(strategy: str) -> None:
-    whole, taken = world(), []
+    whole, taken = tiny_oracle(), []
     hidden = np.ones(len(whole), bool)
-    hidden[prepared(whole, replace(FIRST, fold=None)).given] = False
+    hidden[prepare(whole, replace(FIRST, fold=None)).given] = False
     other = whole.present.copy()
     other[hidden] = whole.present[hidden][:, [1, 0, 2]]  # exemplars and their groups stay what they are
-    for one in (whole, replace(whole, present=other)):
-        curve = play(one, replace(FIRST, strategy=strategy, fold=None, rounds=1))
+    for dataset in (whole, replace(whole, present=other)):
+        curve = simulate(dataset, replace(FIRST, strategy=strategy, fold=None, rounds=1))
         taken.append([curve.points[-1].by_class[name]["images"] for name in "abc"])
     assert taken[0] == [taken[1][1], taken[1][0], taken[1][2]]
     assert sum(taken[0]) > 0
 
 
 def test_exemplars_are_apart_and_their_groups_are_gone() -> None:
-    whole = imbalanced(world(), 5, "c", seed=1)
-    table = prepared(replace(whole, windows=None), FIRST)
+    whole = with_long_tail(tiny_oracle(), 5, "c", seed=1)
+    table = prepare(replace(whole, windows=None), FIRST)
     assert len(set(whole.groups[table.given])) == 3
     assert whole.spare[table.given].all()  # what subsampling removed comes first
     assert whole.present[table.given, 2].all()
-    pooled = prepared(world(), FIRST)
-    near = np.isin(world().groups, world().groups[pooled.given])
+    pooled = prepare(tiny_oracle(), FIRST)
+    near = np.isin(tiny_oracle().groups, tiny_oracle().groups[pooled.given])
     assert near.sum() == 6
-    assert not (pooled.world.test | pooled.world.pooled)[near].any()
+    assert not (pooled.oracle.test | pooled.oracle.pooled)[near].any()
     watcher = Watcher()
-    play(world(), FIRST, watcher)
+    simulate(tiny_oracle(), FIRST, watcher)
     shown = watcher.pools[0].exemplars
     assert shown.classes == ("c",) * 3
     assert (shown.tiles == 1).all()  # the marked tile, not the image
-    assert np.allclose(shown.vectors, world().vectors[[int(id) for id in shown.ids]])
+    assert np.allclose(shown.vectors, tiny_oracle().vectors[[int(id) for id in shown.ids]])
 
 
 def test_a_large_piece_is_no_likelier_an_exemplar() -> None:
     groups = np.array([0] * 20 + list(range(1, 10)))
     ids, vectors = tuple(f"{row:03d}" for row in range(29)), unit(np.random.default_rng(0).normal(size=(29, 4)))
     whole = OracleDataset("uneven", ids, vectors, ("c",), np.ones((29, 1), bool), groups)
-    given = [prepared(whole, replace(FIRST, fold=None, seed=seed)).given for seed in range(200)]
+    given = [prepare(whole, replace(FIRST, fold=None, seed=seed)).given for seed in range(200)]
     assert 0.2 < np.mean([0 in groups[rows] for rows in given]) < 0.4  # 0.3 by chance; by images it would be 0.9
 
 
 def test_a_start_with_labels_counts_them_and_without_any_nothing_is_known() -> None:
-    given = play(world(), replace(FIRST, start="2", rounds=1))
+    given = simulate(tiny_oracle(), replace(FIRST, start="2", rounds=1))
     assert given.points[0].labels == 8  # of three classes and of clean
     assert given.points[0].macro_f1 > 0
-    nothing = play(world(), replace(FIRST, start="none", rounds=1))
+    nothing = simulate(tiny_oracle(), replace(FIRST, start="none", rounds=1))
     assert (nothing.points[0].labels, nothing.points[0].macro_f1) == (0, 0.0)
 
 
 def test_what_cannot_be_played_says_so() -> None:
     for change, text in (
         ({"start": "some"}, "start 'some'; allowed: none, exemplars"),
-        ({"rare": None}, "needs the class they show"),
+        ({"rare": None}, "needs a class: --rare"),
         ({"rare": "d"}, "unknown class 'd'"),
         ({"exemplars": 99}, "leave nothing to find"),
-        ({"budget": "0%"}, "budget '0%'; allowed: images"),
+        ({"budget": "0%"}, "budget '0%'; allowed for a round: images"),
         ({"strategy": "porfolio"}, "did you mean 'portfolio'"),
         ({"options": {"wings": 2}}, "wings"),
         ({"rounds": 0}, "allowed: 1 or more"),
         ({"imbalance": 5.0, "tail": "two"}, "unknown tail 'two'"),
     ):
         with pytest.raises(CurateError, match=text):
-            play(world(), replace(FIRST, **change))
+            simulate(tiny_oracle(), replace(FIRST, **change))
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------
 
 
 def test_recall_is_counted_by_pieces_as_by_hand() -> None:
-    whole, watcher = world(), Watcher()
-    curve = play(whole, replace(FIRST, rules=False), watcher)
-    table = prepared(whole, FIRST)
+    whole, watcher = tiny_oracle(), Watcher()
+    curve = simulate(whole, replace(FIRST, rules=False), watcher)
+    table = prepare(whole, FIRST)
     took = {int(id) for id in watcher.took}
     for number, name in enumerate(whole.classes):
-        there = {row for row in range(len(whole)) if whole.present[row, number] and table.world.pooled[row]}
+        there = {row for row in range(len(whole)) if whole.present[row, number] and table.oracle.pooled[row]}
         groups = {int(whole.groups[row]) for row in there}
-        found = {int(whole.groups[row]) for row in there & took}
+        found_groups = {int(whole.groups[row]) for row in there & took}
         last = curve.points[-1].by_class[name]
-        assert (last["groups"], last["images"]) == (len(found), len(there & took))
-        assert last["group_recall"] == pytest.approx(len(found) / len(groups))
+        assert (last["groups"], last["images"]) == (len(found_groups), len(there & took))
+        assert last["group_recall"] == pytest.approx(len(found_groups) / len(groups))
         assert last["image_recall"] == pytest.approx(len(there & took) / len(there))
-    assert curve.points[-1].labels == len(took) == 2 * round(0.06 * table.world.pooled.sum())
+    assert curve.points[-1].labels == len(took) == 2 * round(0.06 * table.oracle.pooled.sum())
     assert curve.points[-1].minutes == pytest.approx(sum(10 + 20 * whole.present[row].sum() for row in took) / 60)
     assert {int(name) for name, hit in curve.pieces.items() if hit} == {
         int(whole.groups[row]) for row in took if whole.present[row, 2]
@@ -241,15 +241,18 @@ def test_recall_is_counted_by_pieces_as_by_hand() -> None:
 
 
 def test_the_same_again_gives_the_same_curve_and_another_seed_another() -> None:
-    one = replace(FIRST, strategy="portfolio")
-    assert timeless(play(world(), one)) == timeless(play(world(), one))
-    assert timeless(play(world(), one)).points != timeless(play(world(), replace(one, seed=1))).points
+    setting = replace(FIRST, strategy="portfolio")
+    assert timeless(simulate(tiny_oracle(), setting)) == timeless(simulate(tiny_oracle(), setting))
+    assert (
+        timeless(simulate(tiny_oracle(), setting)).points
+        != timeless(simulate(tiny_oracle(), replace(setting, seed=1))).points
+    )
 
 
 def test_the_layer_works_for_a_peer_as_it_does_for_ours() -> None:
     for rules, groups in ((True, 24), (False, 12)):
         watcher = Watcher()
-        play(world(), replace(FIRST, start="none", rules=rules, fold=None, budget="12", rounds=3), watcher)
+        simulate(tiny_oracle(), replace(FIRST, start="none", rules=rules, fold=None, budget="12", rounds=3), watcher)
         last = watcher.pools[-1]
         assert (last.turn, last.labelled.sum()) == (3, 24)
         assert len(np.unique(last.groups[last.labelled])) == groups
@@ -261,25 +264,27 @@ def test_who_cannot_choose_yet_is_chosen_for() -> None:
             raise NotYet("no label yet")
         return pool.open[:budget]
 
-    cold = play(world(), replace(FIRST, start="none"), shy)
+    cold = simulate(tiny_oracle(), replace(FIRST, start="none"), shy)
     assert cold.notes == ("round 1 was chosen by random: no label yet",)
-    assert play(world(), replace(FIRST, strategy="probe")).notes[0].startswith("round 1 was chosen by nearest")
+    assert (
+        simulate(tiny_oracle(), replace(FIRST, strategy="probe")).notes[0].startswith("round 1 was chosen by nearest")
+    )
 
 
 def test_audit_picks_count_as_labels_whether_they_teach_or_not() -> None:
     audit = replace(FIRST, strategy="audit")
-    one, other = play(world(), audit), play(world(), replace(audit, audit_teaches=False))
-    assert [point.labels for point in one.points] == [point.labels for point in other.points]
-    assert one.points[-1].macro_f1 > 0
-    assert other.points[-1].macro_f1 == 0
+    taught, untaught = simulate(tiny_oracle(), audit), simulate(tiny_oracle(), replace(audit, audit_teaches=False))
+    assert [point.labels for point in taught.points] == [point.labels for point in untaught.points]
+    assert taught.points[-1].macro_f1 > 0
+    assert untaught.points[-1].macro_f1 == 0
 
 
 def test_budgets() -> None:
-    assert images_or_seconds("40", 1000) == 40
-    assert images_or_seconds("2%", 1000) == 20
-    assert images_or_seconds("0.01%", 1000) == 1
-    assert images_or_seconds("30m", 1000) == TimeBudget(1800.0)
-    timed = play(world(), replace(FIRST, budget="4m"))
+    assert parse_round_budget("40", 1000) == 40
+    assert parse_round_budget("2%", 1000) == 20
+    assert parse_round_budget("0.01%", 1000) == 1
+    assert parse_round_budget("30m", 1000) == TimeBudget(1800.0)
+    timed = simulate(tiny_oracle(), replace(FIRST, budget="4m"))
     spent = np.diff([point.minutes for point in timed.points])
     assert ((spent > 3) & (spent <= 4)).all()
 
@@ -296,28 +301,30 @@ def test_the_probe_is_scikit_learns_balanced_regression(n: int, single: bool) ->
     kind = rng.integers(3, size=n)
     points = (rng.normal(size=(3, 60))[kind] + 2 * rng.normal(size=(n, 60))).astype(np.float32)
     shown = np.eye(3, dtype=bool)[kind]
-    found = points @ fitted(points, shown, single)[:-1]
+    logits = points @ fit_weights(points, shown, single)[:-1]
     if single:
         plain = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=5000).fit(points, kind)
         wanted = points @ plain.coef_.T
-        found, wanted = (values - values.mean(axis=1, keepdims=True) for values in (found, wanted))
+        logits, wanted = (values - values.mean(axis=1, keepdims=True) for values in (logits, wanted))
     else:
         fits = [
             LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=5000).fit(points, y) for y in shown.T
         ]
-        wanted = np.stack([points @ one.coef_[0] for one in fits], axis=1)
-    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+        wanted = np.stack([points @ fit.coef_[0] for fit in fits], axis=1)
+    assert np.abs(logits - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
 def test_the_probe_says_nothing_before_there_are_two_kinds() -> None:
-    learn = probe(world())
-    rows = np.flatnonzero(world().present[:, 2])
+    learn = probe(tiny_oracle())
+    rows = np.flatnonzero(tiny_oracle().present[:, 2])
     assert learn(rows) is None
-    said = learn(np.arange(100))
-    assert said is not None
-    assert (said.shows.sum(axis=1) <= 1).all()
-    assert said.probability.shape == (240, 3)
-    both = replace(world(), present=world().present[:, [0, 0, 2]])  # what shows the first shows the second, too
+    output = learn(np.arange(100))
+    assert output is not None
+    assert (output.shows.sum(axis=1) <= 1).all()
+    assert output.probability.shape == (240, 3)
+    both = replace(
+        tiny_oracle(), present=tiny_oracle().present[:, [0, 0, 2]]
+    )  # what shows the first shows the second, too
     assert not both.single
     more = probe(both)(np.arange(200))
     assert more is not None
@@ -339,26 +346,28 @@ def test_f1_and_average_precision_are_scikit_learns() -> None:
 
 
 def test_a_network_learns_from_what_was_bought_alone(tmp_path: Path) -> None:
-    items = tuple(sorted((item(tmp_path, number) for number in range(12)), key=lambda one: one.id))
-    present = np.array([[name in one.label.present for name in ("crack", "hole")] for one in items])
+    items = tuple(sorted((item(tmp_path, number) for number in range(12)), key=lambda sample: sample.id))
+    present = np.array([[name in sample.label.present for name in ("crack", "hole")] for sample in items])
     spare = np.arange(12) == 11
     vectors = unit(np.random.default_rng(0).normal(size=(12, 4)))
-    ids = tuple(one.id for one in items)
+    ids = tuple(sample.id for sample in items)
     whole = OracleDataset("steel", ids, vectors, ("crack", "hole"), present, np.arange(12), spare=spare)
     learn = NetworkLearner(items, tiny("epochs=1", "steps=2"), 10**8)(whole)
-    said = learn(np.arange(6))
-    assert said is not None
-    assert said.probability[:11].min() > 0
-    assert (said.probability[11] == 0).all()
+    output = learn(np.arange(6))
+    assert output is not None
+    assert output.probability[:11].min() > 0
+    assert (output.probability[11] == 0).all()
     again = learn(np.arange(6))
     assert again is not None
-    assert np.allclose(said.probability, again.probability, atol=1e-5)
+    assert np.allclose(output.probability, again.probability, atol=1e-5)
     assert learn(np.zeros(0, np.int64)) is None
-    named = tuple(replace(one, label=Label("labelled", classes=("crack",))) for one in items)
-    assert NetworkLearner(named, tiny("epochs=1", "steps=2"), 10**8)(whole)(np.arange(6)) is None  # nobody said where
+    without_regions = tuple(replace(sample, label=Label("labelled", classes=("crack",))) for sample in items)
+    assert (
+        NetworkLearner(without_regions, tiny("epochs=1", "steps=2"), 10**8)(whole)(np.arange(6)) is None
+    )  # nobody said where
 
 
-# --- many plays -----------------------------------------------------------------------------------------------------
+# --- many runs ------------------------------------------------------------------------------------------------------
 
 
 def settings(*names: str, seeds: int = 2) -> list[RunSettings]:
@@ -366,25 +375,25 @@ def settings(*names: str, seeds: int = 2) -> list[RunSettings]:
 
 
 def test_what_was_played_is_kept_and_a_killed_run_goes_on(tmp_path: Path) -> None:
-    plays = [(world(), one) for one in settings("random", "nearest")]
+    runs = [(tiny_oracle(), setting) for setting in settings("random", "nearest")]
     seen: list[int] = []
-    first = grid.play_all(plays, tmp_path, progress=lambda stage, done, total: seen.append(done))
+    first = grid.run_all(runs, tmp_path, progress=lambda stage, done, total: seen.append(done))
     assert sum(seen) == 4
     written = sorted((tmp_path / "curves").iterdir())
     assert len(written) == 4
     written[0].unlink()
     stamps = {file: file.stat().st_mtime_ns for file in written[1:]}
-    again = grid.play_all(plays, tmp_path)
-    assert [timeless(one) for one in again] == [timeless(one) for one in first]
+    again = grid.run_all(runs, tmp_path)
+    assert [timeless(curve_) for curve_ in again] == [timeless(curve_) for curve_ in first]
     assert {file: file.stat().st_mtime_ns for file in written[1:]} == stamps
     assert written[0].is_file()
     assert len(list((tmp_path / "full").iterdir())) == 2  # what all labels are worth is learnt once a seed
 
 
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
-    plays = [(world(), one) for one in settings("random", "rare")]
-    alone, beside = (grid.play_all(plays, tmp_path / str(jobs), jobs) for jobs in (1, 2))
-    assert str([timeless(one) for one in alone]) == str([timeless(one) for one in beside])
+    runs = [(tiny_oracle(), setting) for setting in settings("random", "rare")]
+    alone, beside = (grid.run_all(runs, tmp_path / str(jobs), jobs) for jobs in (1, 2))
+    assert str([timeless(curve_) for curve_ in alone]) == str([timeless(curve_) for curve_ in beside])
 
 
 def test_a_peer_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
@@ -394,13 +403,13 @@ def test_a_peer_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
 
         return out_of_time if setting.strategy == "peer" else None
 
-    plays = [(world(), one) for one in settings("random", "peer")]
-    found = grid.play_all(plays, tmp_path, pickers=lazy)
-    assert [one.failed for one in found] == [None, None, "out of time", "out of time"]
-    rows = summary(found)["sections"][0]["rows"]
+    runs = [(tiny_oracle(), setting) for setting in settings("random", "peer")]
+    curves = grid.run_all(runs, tmp_path, picker_for=lazy)
+    assert [curve_.failed for curve_ in curves] == [None, None, "out of time", "out of time"]
+    rows = summary(curves)["sections"][0]["rows"]
     assert rows[1]["plays"] == 0
-    assert rows[1]["failed"] == "2 of 2 plays: out of time"
-    assert "2 of 2 plays: out of time" in page("t", "", summary(found))
+    assert rows[1]["failed"] == "2 of 2 runs: out of time"
+    assert "2 of 2 runs: out of time" in page("t", "", summary(curves))
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -420,19 +429,19 @@ def curve(values: Sequence[float], seed: int = 0, name: str = "random", full: fl
         )
         for number, value in enumerate(values)
     )
-    found = {str(group): group < pieces for group in range(10)}
-    return Curve("w", replace(FIRST, strategy=name, seed=seed, fold=None), points, {"macro_f1": full}, found)
+    pieces_found = {str(group): group < pieces for group in range(10)}
+    return Curve("w", replace(FIRST, strategy=name, seed=seed, fold=None), points, {"macro_f1": full}, pieces_found)
 
 
 def test_areas_and_labels_needed_are_interpolated() -> None:
-    one = curve([0.0, 0.4, 0.8, 0.6])
-    assert curve_stats.area(one, "macro_f1") == pytest.approx((0.2 + 0.6 + 0.7) / 3)
+    line = curve([0.0, 0.4, 0.8, 0.6])
+    assert curve_stats.area(line, "macro_f1") == pytest.approx((0.2 + 0.6 + 0.7) / 3)
     for target in np.linspace(0.01, 0.8, 17):
         fine = np.linspace(0, 30, 30001)
         wanted = fine[np.argmax(np.interp(fine, [0, 10, 20, 30], [0, 0.4, 0.8, 0.6]) >= target)]
-        assert curve_stats.labels_to(one, target) == pytest.approx(wanted, abs=0.002)
-    assert curve_stats.labels_to(one, 0.9) == math.inf
-    assert math.isnan(curve_stats.labels_to(replace(one, full={}), 0.9))
+        assert curve_stats.labels_to(line, target) == pytest.approx(wanted, abs=0.002)
+    assert curve_stats.labels_to(line, 0.9) == math.inf
+    assert math.isnan(curve_stats.labels_to(replace(line, full={}), 0.9))
     assert curve_stats.mean_labels_to([curve([0, 0.9]), curve([0, 0.5])], 0.7) == pytest.approx(10)
     assert curve_stats.gap_closed(0.85, 0.4) == pytest.approx(0.75)
     assert math.isnan(curve_stats.gap_closed(1.0, 1.0))
@@ -471,29 +480,29 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
 def test_the_verdict_says_what_is_sure_and_no_more() -> None:
     base = [curve([0, 0.2, 0.3], seed, pieces=3) for seed in range(8)]
     good = [curve([0, 0.8, 0.9], seed, "good", pieces=9) for seed in range(8)]
-    found = summary(base + good)
-    row = found["sections"][0]["rows"][1]
+    result = summary(base + good)
+    row = result["sections"][0]["rows"][1]
     assert row["gap_closed"] == pytest.approx(0.6 / 0.7)
     assert row["against"]["group_recall"]["says"] == BETTER
     assert row["against"]["group_recall"]["mean"] == pytest.approx(0.6)
-    assert found["verdict"][0].startswith("good: better. It finds 90% of the pieces with c, random 30%")
-    swapped = summary(base + good, yardstick="good")
+    assert result["verdict"][0].startswith("good: better. It finds 90% of the pieces with c, random 30%")
+    swapped = summary(base + good, baseline="good")
     assert swapped["sections"][0]["rows"][0]["against"]["group_recall"]["says"] == WORSE
-    few = summary([replace(one, pieces={}) for one in (*base[:3], *good[:3])])
+    few = summary([replace(curve_, pieces={}) for curve_ in (*base[:3], *good[:3])])
     assert few["sections"][0]["rows"][1]["against"]["group_recall"]["says"] == FEW
 
 
 def test_several_settings_are_ranked_and_names_cannot_break_the_page() -> None:
     curves = [
-        replace(one, world=name)
+        replace(curve_, world=name)
         for name in ("<b>x</b>", "y")
         for seed in range(3)
-        for one in (curve([0, 0.3], seed), curve([0, 0.6], seed, "<i>"))
+        for curve_ in (curve([0, 0.3], seed), curve([0, 0.6], seed, "<i>"))
     ]
-    found = summary(curves)
-    assert [row["rank_group_recall"] for row in found["overall"]] == [2.0, 1.0]
-    assert found["overall"][1]["gap_closed"] == pytest.approx(0.3 / 0.7)
-    text = page("a < b", "about", found)
+    result = summary(curves)
+    assert [row["rank_group_recall"] for row in result["overall"]] == [2.0, 1.0]
+    assert result["overall"][1]["gap_closed"] == pytest.approx(0.3 / 0.7)
+    text = page("a < b", "about", result)
     assert "<b>x" not in text
     assert "<i>" not in text
     assert "http" not in text
@@ -524,66 +533,66 @@ def steel(make: Make, tmp_path: Path) -> Project:
     return project
 
 
-PLAY = ("simulate", "--strategies", "rare", "--rare", "crack", "--budget", "10%", "--rounds", "2", "--seeds", "2")
+SIMULATE = ("simulate", "--strategies", "rare", "--rare", "crack", "--budget", "10%", "--rounds", "2", "--seeds", "2")
 
 
 def test_simulate_as_people_and_scripts_meet_it(run: Run, steel: Project) -> None:  # noqa: F811
     project = ("--project", str(steel.folder))
-    assert "Run: curate embed" in failed(run(*PLAY, *project))
+    assert "Run: curate embed" in failed(run(*SIMULATE, *project))
     embedding.run(steel, "texture", {})
-    found = ok(run(*PLAY, *project, "--start", "exemplars", "--exemplars", "2", "--json"))
-    assert found["fresh"] is True
-    rows = found["sections"][0]["rows"]
+    result = ok(run(*SIMULATE, *project, "--start", "exemplars", "--exemplars", "2", "--json"))
+    assert result["fresh"] is True
+    rows = result["sections"][0]["rows"]
     assert [row["strategy"] for row in rows] == ["rare", "random"]
     assert rows[0]["labels"][-1] == rows[1]["labels"][-1] > 0
-    assert found["verdict"]
-    folder = Path(found["folder"])
+    assert result["verdict"]
+    folder = Path(result["folder"])
     lines = pyarrow.parquet.read_table(folder / "curves.parquet").to_pylist()
     assert {line["metric"] for line in lines} >= {"macro_f1", "group_recall", "image_recall", "seconds", "f1"}
     last = [
-        one["value"]
-        for one in lines
-        if one["round"] == 2 and one["metric"] == "group_recall" and one["class"] == "crack"
+        row["value"]
+        for row in lines
+        if row["round"] == 2 and row["metric"] == "group_recall" and row["class"] == "crack"
     ]
     mean = np.mean([row["group_recall"] for row in rows])
     assert np.mean(last) == pytest.approx(mean)
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
-    assert json.loads((folder / "simulation.json").read_text(encoding="utf-8"))["verdict"] == found["verdict"]
-    again = ok(run(*PLAY, *project, "--start", "exemplars", "--exemplars", "2", "--json"))
-    assert again == found | {"fresh": False}
-    code, out, err = run(*PLAY, *project, "--start", "exemplars", "--exemplars", "2")
+    assert json.loads((folder / "simulation.json").read_text(encoding="utf-8"))["verdict"] == result["verdict"]
+    again = ok(run(*SIMULATE, *project, "--start", "exemplars", "--exemplars", "2", "--json"))
+    assert again == result | {"fresh": False}
+    code, out, err = run(*SIMULATE, *project, "--start", "exemplars", "--exemplars", "2")
     assert not code, err
     assert "nothing to do" in out
     assert "pieces found" in out
 
 
 def test_what_failed_is_tried_again(steel: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(setting: RunSettings) -> Teacher:
+    def full(setting: RunSettings) -> LearnerFactory:
         raise CurateError("out of memory")
 
     embedding.run(steel, "texture", {})
-    wish = simulating.SimulateRequest(("rare",), RunSettings(rare="crack", budget="10%", rounds=1), seeds=1)
+    request = simulating.SimulateRequest(("rare",), RunSettings(rare="crack", budget="10%", rounds=1), seeds=1)
     with monkeypatch.context() as patched:
-        patched.setattr(simulating, "_teachers", lambda *given: (full, 1, ""))
-        failed_ = simulating.run(steel, wish)
-    assert [row["failed"] for row in failed_.found["sections"][0]["rows"]] == ["1 of 1 plays: out of memory"] * 2
-    again = simulating.run(steel, wish)
+        patched.setattr(simulating, "_learner_factories", lambda *given: (full, 1, ""))
+        failed_ = simulating.run(steel, request)
+    assert [row["failed"] for row in failed_.result["sections"][0]["rows"]] == ["1 of 1 runs: out of memory"] * 2
+    again = simulating.run(steel, request)
     assert (again.folder, again.fresh) == (failed_.folder, True)
-    assert [row["plays"] for row in again.found["sections"][0]["rows"]] == [1, 1]
-    assert not simulating.run(steel, wish).fresh
+    assert [row["plays"] for row in again.result["sections"][0]["rows"]] == [1, 1]
+    assert not simulating.run(steel, request).fresh
 
 
 def test_a_network_is_played_again_on_other_outlines_or_by_another_recipe(steel: Project, tmp_path: Path) -> None:
     embedding.run(steel, "texture", {})
-    (before, _), sets = of_project(steel), ("model.weights=none",)
-    wish = simulating.SimulateRequest(setting=RunSettings(learner="segmenter"), overrides=sets, device="cpu")
-    mark = simulating._teachers(steel, before, wish)[2]
-    assert simulating._teachers(steel, before, wish)[2] == mark
-    assert simulating._teachers(steel, before, replace(wish, overrides=(*sets, "epochs=1")))[2] != mark
+    (before, _), sets = from_project(steel), ("model.weights=none",)
+    request = simulating.SimulateRequest(setting=RunSettings(learner="segmenter"), overrides=sets, device="cpu")
+    key = simulating._learner_factories(steel, before, request)[2]
+    assert simulating._learner_factories(steel, before, request)[2] == key
+    assert simulating._learner_factories(steel, before, replace(request, overrides=(*sets, "epochs=1")))[2] != key
     mask = tmp_path / "steel" / "masks" / "crack" / "piece00_0.png"
     Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
     sync.run(steel)
-    assert simulating._teachers(steel, before, wish)[2] != mark
+    assert simulating._learner_factories(steel, before, request)[2] != key
 
 
 def test_what_is_wrong_is_one_line(run: Run, steel: Project) -> None:  # noqa: F811
@@ -593,24 +602,24 @@ def test_what_is_wrong_is_one_line(run: Run, steel: Project) -> None:  # noqa: F
         (("--rare", "rust"), "unknown class 'rust'"),
         (("--learner", "oracle"), "unknown learner 'oracle'; allowed: classifier, probe, segmenter"),
         (("--folds", "50"), "50 folds of 20 groups"),
-        (("--budget", "much"), "budget 'much'; allowed: images"),
+        (("--budget", "much"), "budget 'much'; allowed for a round: images"),
         (("--start", "exemplars", "--exemplars", "9"), "leave nothing to find"),
         (("--set", "epochs=1"), "--set changes a recipe"),
     ):
-        assert text in failed(run(*PLAY, "--project", str(steel.folder), *more))
+        assert text in failed(run(*SIMULATE, "--project", str(steel.folder), *more))
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "heading"),
     [
         ("exemplars", "Tiles, 5 exemplars of crack, 3 rounds of 2%"),
         ("2", "Tiles, 2 images a class, for crack, 3 rounds of 2%"),
         ("none", "Tiles, from nothing, for crack, 3 rounds of 2%"),
     ],
 )
-def test_a_heading_says_what_was_known_at_first(start: str, said: str) -> None:
-    from train.simulate.html_report import named
+def test_a_heading_says_what_was_known_at_first(start: str, heading: str) -> None:
+    from train.simulate.html_report import section_title
 
     setting = {"start": start, "rare": "crack", "exemplars": 5, "rounds": 3, "budget": "2%", "imbalance": 1.0}
-    assert named({"world": "Tiles", "setting": setting}) == said
-    assert named({"world": "Tiles", "setting": setting | {"rare": None, "start": "2"}}).count(",") == 2
+    assert section_title({"world": "Tiles", "setting": setting}) == heading
+    assert section_title({"world": "Tiles", "setting": setting | {"rare": None, "start": "2"}}).count(",") == 2
