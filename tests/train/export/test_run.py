@@ -274,7 +274,7 @@ def test_accuracy_is_that_of_the_figures() -> None:
     accuracy = exporting._accuracy(job, chosen, [{"decided": row} for row in decided])
     draws = BootstrapDraws.of([str(row) for row in range(40)])
     for place, name in enumerate(CLASSES):
-        expected = metrics.decision(truth[:, place], decided[:, place], draws)
+        expected = metrics.decision_metrics(truth[:, place], decided[:, place], draws)
         assert accuracy[name]["recall"] == pytest.approx(expected["recall"].values[0])
         assert accuracy[name]["dice"] == pytest.approx(expected["f1"].values[0])
 
