@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from curate import files
-from curate.embed._base import Encoder, prepare_image, whole
+from curate.embed._base import Encoder, prepare_image, whole_image
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
@@ -218,7 +218,7 @@ def _encoded(encoder: Encoder, crops: Iterable[tuple[Pixels, Mask]]) -> Floats:
         grey = with_channels(crop, 1)[..., 0]
         how = cv2.INTER_AREA if max(grey.shape) > SIDE else cv2.INTER_LINEAR
         square = np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=how), np.uint8)
-        arrays += prepare_image(encoder, square, whole(square))
+        arrays += prepare_image(encoder, square, whole_image(square))
     features = encoder.encode(arrays) if arrays else np.zeros((0, encoder.dim))
     return np.asarray(features, np.float64)
 

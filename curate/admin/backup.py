@@ -1,11 +1,10 @@
 """`curate backup` and `curate restore`: config, labels, splits, rounds, models' manifests and the index in one file.
 
-Images stay where they are; the archive knows them by content id and by `source:path`. Every member carries its
-checksum, and nothing is put in place before all of them hold.
+Images are not copied; the archive refers to them by content id and by `source:path`. Every member has its checksum,
+and nothing is put in place before all checksums are verified.
 
-An archive may come from anywhere. Only members that its manifest names and that `backup` would write are unpacked, as
-plain files and within bounds; the folders outside the project that it names are shown, and used only where a person
-agrees.
+An archive is untrusted. Only members that its manifest names and that `backup` would write are unpacked, as plain files
+of bounded size; the folders outside the project that it names are shown, and used only where the user agrees.
 """
 
 from __future__ import annotations
@@ -47,19 +46,19 @@ KEPT = (
     *("*.json", "*.csv", "files.sqlite"),
 )
 
-# Bounds of what an archive may unpack to. 10,000 small images take 14 MB, packed to a tenth.
+# Bounds of the unpacked size. A project of 10,000 small images takes 14 MB, compressed to a tenth.
 MEMBERS = 500_000
 MANIFEST_BYTES = 1 << 26
 HEADER_BYTES = 1 << 20  # of one member
 ALWAYS = 1 << 26  # bytes that any archive may unpack to
-RATIO = 100  # times its own size that any archive may unpack to; --trust lifts both
+RATIO = 100  # times its own size that any archive may unpack to; --trust removes both bounds
 CLASSES = ("_cls", "cls", "ftype", "subfield", "embedded_doc_type")  # keys whose value FiftyOne imports as a class
 MEDIA = ("mask_path", "map_path")  # fields of labels that name a file, which the App shows
 CONTENT_ID = re.compile(r"[0-9a-f]{64}")
 
 
-class Manifest(BaseModel):
-    """What an archive says of itself. It may come from anywhere: its project's name must be a plain one."""
+class BackupManifest(BaseModel):
+    """Manifest of an archive. It is untrusted: the project's name may hold only letters, digits, `.`, `_` and `-`."""
 
     project: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     made: str
@@ -72,7 +71,7 @@ class Manifest(BaseModel):
 
 
 def backup(project: Project, file: Path) -> dict[str, Any]:
-    """Write the archive aside, then into place."""
+    """Write a project's archive beside `file`, then move it into place; return its counts."""
     if file.exists():
         raise CurateError(f"{file} exists already; give a new name, so that no older backup is lost")
     scratch = project.work / f".backup.{os.getpid()}.part"
@@ -92,7 +91,7 @@ def backup(project: Project, file: Path) -> dict[str, Any]:
 
 
 def _remove_left_over(work: Path, file: Path) -> None:
-    """Remove what killed backups left: their scratch folders, and parts of this archive that nobody writes now."""
+    """Remove left-overs of killed backups: scratch folders, and parts of this archive that no process writes now."""
     for path in work.glob(".backup.*.part"):
         if path.name != f".backup.{os.getpid()}.part":
             files.remove(path)
@@ -126,8 +125,8 @@ def _members(project: Project, scratch: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(scratch).as_posix(), path
 
 
-def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> Manifest:
-    return Manifest(
+def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> BackupManifest:
+    return BackupManifest(
         project=project.name,
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         tool=__version__,
@@ -139,10 +138,12 @@ def _manifest(project: Project, samples: int, members: Mapping[str, Path]) -> Ma
     )
 
 
-def _pack(target: Path, members: Mapping[str, Path], manifest: Manifest, scratch: Path) -> None:
+def _pack(target: Path, members: Mapping[str, Path], manifest: BackupManifest, scratch: Path) -> None:
     files.write_json(scratch / MANIFEST, manifest.model_dump())
     with target.open("wb") as handle, tarfile.open(fileobj=handle, mode="w:gz", compresslevel=3) as tar:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is written: another backup must not remove it
+        fcntl.flock(
+            handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # while it is written, so that another backup does not remove it
         for name, path in {MANIFEST: scratch / MANIFEST, **members}.items():
             tar.add(path, name, recursive=False)
 
@@ -157,8 +158,8 @@ def _checksum(path: Path) -> str:
 Ask = Callable[[Sequence[str]], bool]
 
 
-class Folder(NamedTuple):
-    """A folder that the archive's config names: the source, `images` or `labels`, where, and whether --data gave it."""
+class SourceFolder(NamedTuple):
+    """A folder that the archive's config names: its source, `images` or `labels`, its path, whether --data set it."""
 
     source: str
     what: str
@@ -172,15 +173,18 @@ class Folder(NamedTuple):
 def restore(
     file: Path, to: Path | None, data: Mapping[str, str], force: bool, trust: bool = False, ask: Ask | None = None
 ) -> dict[str, Any]:
-    """Unpack aside, check every sum, load the index, and only then put the project in place.
+    """Unpack aside, verify every checksum, load the index, and only then put the project in place.
 
     Args:
         file: the archive.
-        to: the project's folder; by default one of the archive's name among the projects here.
-        data: source -> folder in which its images lie on this machine.
-        force: set aside the state of a project that is there.
-        trust: take the folders that the archive names, and any size of it, without asking.
-        ask: shows the folders and files outside the project that the archive names; whether a person agrees.
+        to: the project's folder; by default one with the archive's name in the projects folder.
+        data: source -> folder of its images on this machine.
+        force: move the state of an existing project aside.
+        trust: accept the folders that the archive names, and any size, without asking.
+        ask: called with the folders and files outside the project that the archive names; returns the user's consent.
+
+    Returns:
+        The project's folder, the number of images, the names under which old state was kept, and unreachable sources.
     """
     if not file.is_file():
         raise CurateError(f"no archive at {file}")
@@ -198,7 +202,7 @@ def restore(
         _check_state(file, aside, manifest.files)
         project = Project(folder, load(aside).config)
         with _loaded_index(file, aside, folder, manifest.samples) as (fo, dataset):
-            named = [str(one) for one in folders if not (one.given or one.path.is_relative_to(folder))]
+            named = [str(place) for place in folders if not (place.given or place.path.is_relative_to(folder))]
             named += _settle(file, dataset, project) + _shared(fo, project)
             if named and not trust and not (ask and ask(named)):
                 raise CurateError(
@@ -210,12 +214,12 @@ def restore(
         state.record(Project(aside, project.config), dataset=project.dataset_name, folder=str(folder))
         files.remove(aside / INDEX)
         set_aside = _put_in_place(aside, folder)
-    away = [one.source for one in folders if one.what == "images" and not one.path.is_dir()]
+    away = [place.source for place in folders if place.what == "images" and not place.path.is_dir()]
     return {"project": str(folder), "samples": count, "set_aside": set_aside, "unreachable": away}
 
 
 def _shared(fo: Any, project: Project) -> list[str]:
-    """What else the config names that is not the project's own."""
+    """Other resources outside the project that the config names."""
     named = []
     if project.config.labelstudio.images == "url":
         named.append(f"Label Studio: images at {project.config.labelstudio.url}")
@@ -230,7 +234,7 @@ def _some(named: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _alone(aside: Path, folder: Path) -> Iterator[None]:
-    """The empty folder in which a restore unpacks. It is locked itself, so that there is one restore at a time."""
+    """Make the empty folder in which a restore unpacks. It is locked, so that there is one restore at a time."""
     busy = f"another restore to {folder} is under way or has just ended. Wait for it to end, then look at {folder}"
     aside.mkdir(parents=True, exist_ok=True)
     handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -251,7 +255,7 @@ def _alone(aside: Path, folder: Path) -> Iterator[None]:
 
 
 def _empty(aside: Path) -> None:
-    """Remove what a killed restore left, its database server too."""
+    """Remove left-overs of a killed restore, including its database server."""
     database.stop(aside / "work" / "db")
     for path in aside.iterdir():
         files.remove(path)
@@ -265,9 +269,10 @@ def _may_replace(folder: Path, force: bool) -> None:
 
 
 def _put_in_place(aside: Path, folder: Path) -> list[str]:
-    """What stood there before (config and work, never the data beside them) stays under another name.
+    """Move the project into place; return the names under which the old config and work folder are kept.
 
-    The config goes first and comes last: a folder that a kill leaves half-way is no project, and no command harms it.
+    The config is moved away first and into place last: after a kill in between the folder is no project, so that no
+    command works on it.
     """
     if not folder.exists():
         os.replace(aside, folder)
@@ -283,18 +288,18 @@ def _put_in_place(aside: Path, folder: Path) -> list[str]:
 
 
 def _free(name: str, taken: Collection[str]) -> str:
-    """The name with the time, or with a later one where that is taken."""
+    """The name with the current time, or with a later one where that is taken."""
     moment = int(time.time())
     while f"{name}-{moment}" in taken:
         moment += 1
     return f"{name}-{moment}"
 
 
-# --- unpacking: nothing that the archive says is believed before it is checked ---------------------------------------
+# --- unpacking: the archive is untrusted --------------------------------------------------------------------------
 
 
 class _Metered:
-    """The unpacked bytes of an archive, no more of them than were allowed."""
+    """A stream of the archive's unpacked bytes that raises where more are read than allowed."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream, self.allowed = stream, HEADER_BYTES
@@ -303,13 +308,13 @@ class _Metered:
         block = self._stream.read(size)
         self.allowed -= len(block)
         if self.allowed < 0:
-            raise ValueError("a member's header is longer than any")
+            raise ValueError("a member's header is longer than a header can be")
         return block
 
 
 @contextlib.contextmanager
 def _opened(file: Path, what: str) -> Iterator[tuple[tarfile.TarFile, _Metered]]:
-    """The archive as a stream; whatever is wrong with it is one line, which says `what`."""
+    """Open the archive as a stream; every error becomes one line that contains `what`."""
     try:
         with gzip.open(file) as packed:
             metered = _Metered(packed)
@@ -320,14 +325,14 @@ def _opened(file: Path, what: str) -> Iterator[tuple[tarfile.TarFile, _Metered]]
         raise CurateError(f"{file} {what}: {printable(why)}") from None
 
 
-def _read_manifest(file: Path) -> Manifest:
+def _read_manifest(file: Path) -> BackupManifest:
     with _opened(file, "cannot be read as a backup") as (tar, metered):
         member = tar.next()
         if member is None or member.name != MANIFEST or not _is_plain_file(member) or member.size > MANIFEST_BYTES:
             raise ValueError("it is no archive of curate backup")
         metered.allowed += member.size
         handle = tar.extractfile(member)
-        manifest = Manifest.model_validate_json(handle.read() if handle else b"")
+        manifest = BackupManifest.model_validate_json(handle.read() if handle else b"")
         if len(manifest.files) > MEMBERS:
             raise ValueError(f"its manifest names {len(manifest.files):,} files; allowed: {MEMBERS:,}")
         for name in manifest.files:
@@ -341,14 +346,14 @@ def _is_plain_file(member: tarfile.TarInfo) -> bool:
     return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse() and member.size >= 0
 
 
-def _unpack(file: Path, aside: Path, manifest: Manifest, trust: bool) -> None:
+def _unpack(file: Path, aside: Path, manifest: BackupManifest, trust: bool) -> None:
     """Write the members that the manifest names, as plain files, each with its checksum."""
     left = max(ALWAYS, RATIO * file.stat().st_size)
     waiting = dict(manifest.files)
     with _opened(file, "is damaged") as (tar, metered):
         tar.next()  # the manifest
         while member := tar.next():
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all in memory
             if member.name not in waiting or not _is_plain_file(member):
                 raise ValueError(f"its member {member.name} is no file that its manifest names")
             left -= member.size
@@ -366,7 +371,7 @@ def _unpack(file: Path, aside: Path, manifest: Manifest, trust: bool) -> None:
 
 
 def _written(content: IO[bytes] | None, path: Path) -> str:
-    """Write the file; its checksum."""
+    """Write the file; return its checksum."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -386,8 +391,10 @@ def _config(file: Path, aside: Path) -> Any:
         raise CurateError(f"{file}: {str(error).replace(f'{aside}/', '')}") from None
 
 
-def _point_to(file: Path, aside: Path, folder: Path, data: Mapping[str, str], manifest: Manifest) -> list[Folder]:
-    """Images may lie elsewhere on this machine: write into the config where, and return all folders that it names."""
+def _point_to(
+    file: Path, aside: Path, folder: Path, data: Mapping[str, str], manifest: BackupManifest
+) -> list[SourceFolder]:
+    """Write the folders of this machine into the config; return all folders that it names."""
     project = Project(folder, _config(file, aside))
     sources = [source.name for source in project.config.sources]
     for name in data:
@@ -396,33 +403,39 @@ def _point_to(file: Path, aside: Path, folder: Path, data: Mapping[str, str], ma
     document: Any = tomlkit.parse((aside / FILE).read_text(encoding="utf-8"))
     folders = []
     for source, entry in zip(project.config.sources, document["sources"], strict=True):
-        for what, key, here, known in (
+        for what, key, configured, stored in (
             ("images", "data", project.root(source), manifest.roots),
             ("labels", "labels", project.labels(source), manifest.labels),
         ):
-            if here is None:
+            if configured is None:
                 continue
             given = data.get(source.name) if key == "data" else None
-            path = Path(given) if given else here if here.exists() else Path(known.get(source.name) or here)
+            path = (
+                Path(given)
+                if given
+                else configured
+                if configured.exists()
+                else Path(stored.get(source.name) or configured)
+            )
             path = Path(os.path.abspath(path))
-            if path != here:
+            if path != configured:
                 entry[key] = str(path)
-            folders.append(Folder(source.name, what, path.resolve(), bool(given)))
+            folders.append(SourceFolder(source.name, what, path.resolve(), bool(given)))
     files.write_text(aside / FILE, tomlkit.dumps(document))
     return folders
 
 
 def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
-    """The state can be read, holds nothing that no backup holds, and its table of files leads nowhere else."""
+    """Check that the state is readable, holds only files of a backup, and has only paths inside in its file table."""
     project = load(aside)
     try:
         state.require(project)
         LabelLog(project.work / "labels").close()
-        strange = set(members) - {name for name, _ in _members(project, aside)}
+        unexpected = set(members) - {name for name, _ in _members(project, aside)}
     except CurateError as error:
         raise CurateError(f"{file} is damaged: {str(error).replace(f'{aside}/', '').split('; restore')[0]}") from None
-    if strange:
-        raise CurateError(f"{file} is damaged: it holds {min(strange)}, which no backup holds")
+    if unexpected:
+        raise CurateError(f"{file} is damaged: it holds {min(unexpected)}, which no backup holds")
     table = project.work / "files.sqlite"
     if not table.is_file():
         return
@@ -442,18 +455,18 @@ def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _loaded_index(file: Path, aside: Path, folder: Path, samples: int) -> Iterator[tuple[Any, Any]]:
-    """FiftyOne and the archive's dataset, under a name of its own; removed again where the block does not end well."""
+    """FiftyOne and the archive's dataset, loaded under a temporary name; removed where the block raises."""
     _check_classes(file, aside / INDEX)
     fo = database.connect(aside / "work")
     name = f"{folder.name}-{uuid.uuid4().hex}"
     try:
         dataset = _imported(fo, file, aside / INDEX, name)
-        found = int(dataset.count("id"))
-        if found != samples:
-            raise CurateError(f"{file} promises {samples} images, {found} came back; nothing was changed")
+        count = int(dataset.count("id"))
+        if count != samples:
+            raise CurateError(f"{file} should hold {samples} images, {count} were read; nothing was changed")
         yield fo, dataset
     except BaseException:
-        with contextlib.suppress(Exception):  # the database may be what was lost
+        with contextlib.suppress(Exception):  # the database itself may be lost
             fo.delete_dataset(name)
         raise
     finally:
@@ -467,7 +480,7 @@ def _imported(fo: Any, file: Path, folder: Path, name: str) -> Any:
         return fo.Dataset.from_dir(folder, fo.types.FiftyOneDataset, name=name)
     except ConnectionFailure:
         raise
-    except Exception as error:  # FiftyOne checks nothing of what it reads
+    except Exception as error:  # FiftyOne does not validate its input
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0].replace(f"{folder.parent}/", "")[:200]
@@ -477,7 +490,7 @@ def _imported(fo: Any, file: Path, folder: Path, name: str) -> Any:
 
 
 def _check_classes(file: Path, folder: Path) -> None:
-    """FiftyOne imports the classes that fields, saved views and runs name: none may be anything but its own."""
+    """Refuse classes other than FiftyOne's: it imports those that fields, saved views and runs name."""
     for path in sorted(folder.rglob("*.json")):
         if path.name == "samples.json":
             continue
@@ -501,13 +514,13 @@ def _classes_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _classes_in(inner)
-    elif isinstance(value, str) and "_cls" in value:  # a saved view's stages are JSON inside of it
+    elif isinstance(value, str) and "_cls" in value:  # a saved view's stages are JSON in a string
         with contextlib.suppress(ValueError):
             yield from _classes_in(json.loads(value))
 
 
 def _settle(file: Path, dataset: Any, project: Project) -> list[str]:
-    """Let every image of ours point to its file on this machine; the other files that the samples name are returned."""
+    """Set the path of every image to its file on this machine; return the other files that the samples name."""
     images = dataset._sample_collection
     known = {SYNTHETIC, *(source.name for source in project.config.sources)}
     outside: list[str] = []
@@ -515,7 +528,7 @@ def _settle(file: Path, dataset: Any, project: Project) -> list[str]:
         places = {}
         for document in chunk:
             id, paths = document.get("content_id"), document.get("paths")
-            if id is None:  # added by hand, none of ours
+            if id is None:  # added by hand, not by curate
                 outside.append(f"an image at {document.get('filepath')}")
             elif not (isinstance(id, str) and CONTENT_ID.fullmatch(id) and isinstance(paths, list) and paths):
                 raise CurateError(f"{file} is damaged: its index holds an image without a content id and paths")
@@ -537,7 +550,7 @@ def _place(file: Path, project: Project, known: Collection[str], reference: Any)
         raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}': {error}") from None
     if escapes(f"{source}/{path}"):
         raise CurateError(f"{file} is damaged: its index holds an image at '{printable(reference)}'")
-    return str(project.folder / source / path)  # of a source that the config no longer has: nothing is there
+    return str(project.folder / source / path)  # of a source that is no longer in the config: no file is there
 
 
 def _media_in(value: Any) -> Iterator[str]:
@@ -553,6 +566,6 @@ def _media_in(value: Any) -> Iterator[str]:
 
 
 def _give_name(fo: Any, dataset: Any, name: str) -> None:
-    if fo.dataset_exists(name):  # a shared server that knows this project: keep what it holds
+    if fo.dataset_exists(name):  # a shared server with this project's dataset: keep it
         fo.load_dataset(name).name = _free(f"{name}-before", fo.list_datasets())
     dataset.name, dataset.persistent = name, True

@@ -1,4 +1,4 @@
-"""`curate doctor`: what is there, what is not, and what to do about it."""
+"""`curate doctor`: check what is installed and configured, and name remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ State = Literal["ok", "absent", "missing"]
 
 
 class DoctorCheck(NamedTuple):
-    """`absent` is optional and not there; `missing` is needed."""
+    """Result of one check: `absent` parts are optional, `missing` ones are needed."""
 
     what: str
     state: State
@@ -26,6 +26,7 @@ class DoctorCheck(NamedTuple):
 
 
 def run(wanted: str | None) -> list[DoctorCheck]:
+    """Run all checks, for the project of this name, path or the current folder."""
     folder = _folder(wanted)
     checks: tuple[Callable[[], DoctorCheck], ...] = (
         lambda: _project(wanted, folder),
@@ -49,9 +50,9 @@ def _folder(wanted: str | None) -> Path | None:
 
 def _project(wanted: str | None, folder: Path | None) -> DoctorCheck:
     try:
-        made = project.load(project.find(wanted))
+        loaded = project.load(project.find(wanted))
         return DoctorCheck(
-            "project", "ok", f"{made.name}: {len(made.config.sources)} sources, {len(made.class_names)} classes"
+            "project", "ok", f"{loaded.name}: {len(loaded.config.sources)} sources, {len(loaded.class_names)} classes"
         )
     except CurateError as error:
         state: State = "missing" if wanted or folder else "absent"
@@ -80,7 +81,7 @@ def _server(uri: str) -> DoctorCheck:
         with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
             version = client.server_info()["version"]
         return DoctorCheck("database", "ok", f"MongoDB {version} at {shown}")
-    except (PyMongoError, ValueError) as error:  # the latter of what is no URI
+    except (PyMongoError, ValueError) as error:  # ValueError: the text is no URI
         text = type(error).__name__
         return DoctorCheck(
             "database", "missing", f"no answer from {shown} ({text})", f"correct or unset {database.URI}"

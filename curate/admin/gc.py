@@ -1,6 +1,6 @@
-"""`curate gc`: what later results have superseded. Labels, splits, pushed rounds and the database never are.
+"""`curate gc`: removal of superseded results. Labels, splits, pushed rounds and the database are never removed.
 
-Nor is anything of a room in which a command is at work.
+Nor is anything in a folder that a running command has locked.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from curate import files, tables
 from curate.errors import CurateError
 from curate.project import Project
 
-MADE = ("evaluations", "robustness", "explanations", "exports")  # of models, in folders that bear their keys
-FINISHED = ("manifest.json", "report.json", "result-*.json")  # one of these a finished result has
-ABOUT = ("targets", "view")  # what it says of itself, by which results of one name differ
+# Results of models, in folders named after the models' keys.
+OF_MODELS = ("evaluations", "robustness", "explanations", "exports")
+FINISHED = ("manifest.json", "report.json", "result-*.json")  # a finished result has one of these
+ABOUT = ("targets", "view")  # keys of the manifest by which results of one name differ
 
 
 class Superseded(NamedTuple):
@@ -29,26 +30,33 @@ class Superseded(NamedTuple):
 
 
 def find(project: Project) -> list[Superseded]:
-    """Everything that can go, with the reason; the caller lists it before anything is removed."""
+    """Everything that can be removed, with the reason; the caller lists it first."""
     work = project.work
     models = dict(_models(work))
-    rest = (_trainings(work), _of_models(work, models), _results(work), _trials(work), _synthesis(work), _worlds(work))
-    found = dict(_parts(work)) | dict(_tables(work)) | dict(_rounds(work)) | models
-    found |= {path: why for some in rest for path, why in some}
-    whole = {path: why for path, why in found.items() if not found.keys() & set(path.parents)}
-    return [Superseded(path, _size(path), why) for path, why in whole.items() if not _busy(work, path)]
+    rest = (
+        _trainings(work),
+        _of_removed_models(work, models),
+        _results(work),
+        _trials(work),
+        _synthesis(work),
+        _oracle_datasets(work),
+    )
+    reasons = dict(_parts(work)) | dict(_tables(work)) | dict(_rounds(work)) | models
+    reasons |= {path: why for part in rest for path, why in part}
+    whole = {path: why for path, why in reasons.items() if not reasons.keys() & set(path.parents)}
+    return [Superseded(path, _size(path), why) for path, why in whole.items() if not _is_busy(work, path)]
 
 
-def remove(project: Project, found: Sequence[Superseded]) -> list[Superseded]:
-    """What went: somebody may have begun to work where it lies since it was found."""
-    gone = [item for item in found if not _busy(project.work, item.path)]
+def remove(project: Project, superseded: Sequence[Superseded]) -> list[Superseded]:
+    """Remove superseded results; return those removed, without any that a command works on by now."""
+    gone = [item for item in superseded if not _is_busy(project.work, item.path)]
     for item in gone:
         files.remove(item.path)
     return gone
 
 
 def _parts(work: Path) -> Iterator[tuple[Path, str]]:
-    """What a killed command left beside its target."""
+    """Files and folders that a killed command left beside its target."""
     for path in sorted(work.rglob(".*.part")):
         if "db" not in path.relative_to(work).parts[:1]:
             yield path, "left by a killed command"
@@ -63,12 +71,12 @@ def _tables(work: Path) -> Iterator[tuple[Path, str]]:
         for paths in by_name.values():
             *older, newest = sorted(paths, key=lambda p: p.stat().st_mtime_ns)
             for path in older:
-                if tables.size(path) <= tables.size(newest):  # one that was just begun supersedes nothing
+                if tables.size(path) <= tables.size(newest):  # a newer one that is incomplete supersedes nothing
                     yield path, f"superseded {folder}"
 
 
 def _rounds(work: Path) -> Iterator[tuple[Path, str]]:
-    """Rounds that nobody has worked on (`pushed`, `touched` in their round.json), save the newest."""
+    """Rounds that were neither pushed nor touched (see their round.json), except the newest."""
     folders = sorted(p for p in (work / "rounds").glob("*") if p.is_dir() and not p.name.startswith("."))
     for path in folders[:-1]:
         manifest = path / "round.json"
@@ -77,7 +85,7 @@ def _rounds(work: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _models(work: Path) -> Iterator[tuple[Path, str]]:
-    """Models that no alias and no round names, save the newest."""
+    """Models that no alias and no round names, except the newest."""
     folders = (p for p in (work / "models").glob("*") if p.is_dir() and not p.name.startswith("."))
     models = sorted(folders, key=lambda p: p.stat().st_mtime_ns)
     named = _mentioned(work)
@@ -87,26 +95,26 @@ def _models(work: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _trainings(work: Path) -> Iterator[tuple[Path, str]]:
-    """Half-trained models, from before the newest finished one; a later one may yet be gone on with."""
+    """Unfinished trainings older than the newest finished model; a later one may still be resumed."""
     finished = [path.stat().st_mtime_ns for path in (work / "models").glob("[!.]*") if path.is_dir()]
     for path in sorted((work / "models").glob(".*.training")):
-        if path.stat().st_mtime_ns < max(finished, default=0) <= time.time_ns():  # else the clock went back since
+        if path.stat().st_mtime_ns < max(finished, default=0) <= time.time_ns():  # else the clock was set back
             yield path, "training that was given up: another was finished since"
 
 
-def _of_models(work: Path, going: Collection[Path]) -> Iterator[tuple[Path, str]]:
-    """What was made of models that are gone, or go now."""
-    for made in MADE:
-        for path in sorted((work / made).glob("[!.]*")):
+def _of_removed_models(work: Path, removed: Collection[Path]) -> Iterator[tuple[Path, str]]:
+    """Results of models that are removed, or are being removed now."""
+    for kind in OF_MODELS:
+        for path in sorted((work / kind).glob("[!.]*")):
             model = work / "models" / path.name
-            if path.is_dir() and (model in going or not model.is_dir()):
-                yield path, f"{made} of a model that is gone"
+            if path.is_dir() and (model in removed or not model.is_dir()):
+                yield path, f"{kind} of a model that is gone"
 
 
 def _results(work: Path) -> Iterator[tuple[Path, str]]:
-    """Of each model's results of one kind the newest finished one stays; what is not finished supersedes nothing."""
+    """A model's results of one kind that are older than the newest finished one."""
     by_kind: dict[object, list[Path]] = {}
-    for path in (path for made in MADE for path in (work / made).glob("[!.]*/[!.]*")):
+    for path in (path for kind in OF_MODELS for path in (work / kind).glob("[!.]*/[!.]*")):
         if path.is_dir() and path.suffix != ".lance":
             by_kind.setdefault(_kind(path), []).append(path)
     for paths in by_kind.values():
@@ -115,15 +123,15 @@ def _results(work: Path) -> Iterator[tuple[Path, str]]:
         for path in sorted(paths):
             if path.stat().st_mtime_ns < newest:
                 yield path, f"superseded {path.relative_to(work).parts[0]}"
-        for path in (left for one in finished for left in sorted(one.glob(".*.training"))):
+        for path in (left for result in finished for left in sorted(result.glob(".*.training"))):
             yield path, "left by a killed command"
 
 
 def _kind(folder: Path) -> object:
-    """`test-<key>`, `folds-5-<key>`: the name without its key, and what the result says that it is about."""
+    """Kind of a result: its name (`test-<key>`, `folds-5-<key>`) without the key, and its manifest's subject."""
     about = []
     for file in (folder / name for name in FINISHED[:2] if (folder / name).is_file()):
-        with contextlib.suppress(CurateError):  # a damaged one is like no other, and stays
+        with contextlib.suppress(CurateError):  # a damaged one is of its own kind, and is kept
             about = [json.dumps(_read(file).get(name), sort_keys=True) for name in ABOUT]
     return (folder.parent, folder.name.rpartition("-")[0], *about)
 
@@ -133,16 +141,16 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _trials(work: Path) -> Iterator[tuple[Path, str]]:
-    """Half-trained trials of all searches but the newest; what the searches found is small, and stays."""
-    found = (path for path in (work / "tune").glob("[!.]*") if path.is_dir())
-    studies = sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    """Unfinished trials of all searches but the newest; the searches' results are small and are kept."""
+    folders = (path for path in (work / "tune").glob("[!.]*") if path.is_dir())
+    studies = sorted(folders, key=lambda path: path.stat().st_mtime_ns)
     for study in studies[:-1]:
         for path in sorted(study.glob(".*.training")):
             yield path, "trial that was given up: another search was begun since"
 
 
 def _synthesis(work: Path) -> Iterator[tuple[Path, str]]:
-    """Half-made batches and half-fitted synthesisers, from before the newest finished one."""
+    """Unfinished batches and synthesisers, older than the newest finished one."""
     for home, what in ((work / "synth", "batch"), (work / "synth" / "models", "synthesiser")):
         finished = [path.stat().st_mtime_ns for path in home.glob("[!.]*") if (path / "manifest.json").is_file()]
         for path in (*sorted(home.glob(".*.making")), *sorted(home.glob(".*.fitting"))):
@@ -150,19 +158,19 @@ def _synthesis(work: Path) -> Iterator[tuple[Path, str]]:
                 yield path, f"{what} that was given up: another was finished since"
 
 
-def _worlds(work: Path) -> Iterator[tuple[Path, str]]:
-    """Copies of vectors and labels that a simulation plays with; what was played is small, and stays."""
+def _oracle_datasets(work: Path) -> Iterator[tuple[Path, str]]:
+    """Oracle datasets (copies of vectors and labels) of killed simulations; the runs' results are kept."""
     for path in sorted((work / "simulations" / "plays").glob("**/worlds")):
         yield path, "left by a killed simulation"
 
 
-def _busy(work: Path, path: Path) -> bool:
-    """Whether a command holds the lock of the path's room, or of the study in it."""
-    rooms = [room for room in path.parents if work in room.parents]
-    return any(_held(room / ".lock") for room in rooms)
+def _is_busy(work: Path, path: Path) -> bool:
+    """True where a command holds the lock of a folder above the path."""
+    folders = [folder for folder in path.parents if work in folder.parents]
+    return any(_is_locked(folder / ".lock") for folder in folders)
 
 
-def _held(lock: Path) -> bool:
+def _is_locked(lock: Path) -> bool:
     if not lock.is_file():
         return False
     with lock.open("rb") as handle:
@@ -174,7 +182,7 @@ def _held(lock: Path) -> bool:
 
 
 def _mentioned(work: Path) -> set[str]:
-    """Every text in the registry and in the rounds' manifests, and every part of those that are paths."""
+    """All strings in the registry and in the rounds' manifests, and all parts of those that are paths."""
     names: set[str] = set()
     for file in [*(work / "models").glob("*.json"), *(work / "rounds").glob("*/*.json")]:
         names |= {part for text in _texts(_read(file)) for part in (text, *text.split("/"))}
@@ -185,7 +193,9 @@ def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        raise CurateError(f"{file} is damaged: what it names cannot be told; restore it (curate restore)") from None
+        raise CurateError(
+            f"{file} is damaged, so the results that it names are unknown; restore it (curate restore)"
+        ) from None
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""How production images lie in their folders: a guess at template, stratum and group, for a person to check.
+"""Layout of production images in their folders: a guess at template, stratum and group, for the user to check.
 
-Pure: from relative paths to a `Layout`. A part of the path (a folder, or a piece of the file's name between
-underscores) is known by its values: `line1`, `cam0`, `shift_B`, `2024-05-01`, `coil123`. Nothing is guessed from a
-part that could mean anything.
+Pure: turns relative paths into a `Layout`. A part of the path (a folder, or a piece of the file's name between
+underscores) is recognised by its values: `line1`, `cam0`, `shift_B`, `2024-05-01`, `coil123`. Nothing is guessed from
+an ambiguous part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-# What a part of a path is, by how its values begin; the field's name in the template is the key.
+# Fields of a template, by the beginning of their values.
 PLACES = {
     "plant": r"plant|works?|site|werk",
     "line": r"line|linie|l(?=\d)",
@@ -34,15 +34,15 @@ PIECES = {
 }
 REST = r"$|[-_. ]?\d|[-_. ]\w|[A-Z]"  # after the word: `line`, `line2`, `line-north`, `shiftB`; not `samples`
 DATE = re.compile(r"(19|20)\d\d([-_.]?\d\d){0,2}(T?\d+)?|\d\d[-.]\d\d([-.](\d\d)?\d\d)?")
-COUNTER = r"([^/]+)[_-]\d+\.\w+$"  # one coil's images, numbered: its name is what stands before the number
+COUNTER = r"([^/]+)[_-]\d+\.\w+$"  # numbered images of one coil: its name comes before the number
 MOST = 0.9  # of the files that a guess has to fit
-MOST_PLACES = 50  # different values, above which a folder is no place that quotas could be set on
-LARGEST = 0.5  # of the files in one group, above which it is none: no split could be drawn
+MOST_PLACES = 50  # different values; with more a folder is no stratum
+LARGEST = 0.5  # of the files in one group; with more it is no group: splits could not be drawn
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A source's `template`, `stratum` and `group`, as in project.toml; None where nothing can be told."""
+    """A source's `template`, `stratum` and `group`, as in project.toml; None where there is no guess."""
 
     template: str | None = None
     stratum: str | None = None
@@ -50,11 +50,11 @@ class Layout:
 
 
 def guess(paths: Sequence[str]) -> Layout:
-    """What the paths of most files say; the rest of them is left without stratum or group."""
+    """Guess the layout of most files; the others get no stratum or group."""
     usual = _usual(paths)
     folders, tokens = usual
     fitting = [path for path in paths if _shape(path) == usual]
-    if not paths or len(fitting) < MOST * len(paths):  # the names differ: the folders may still be alike
+    if not paths or len(fitting) < MOST * len(paths):  # the names differ: use the folders only
         tokens = 1
         folders = Counter(path.count("/") for path in paths).most_common(1)[0][0] if paths else 0
         fitting = [path for path in paths if path.count("/") == folders]
@@ -78,7 +78,7 @@ def _usual(paths: Sequence[str]) -> tuple[int, int]:
 
 
 def _shape(path: str) -> tuple[int, int]:
-    """How many folders, and in how many pieces underscores part the file's name."""
+    """Number of folders, and of pieces of the file's name between underscores."""
     return path.count("/"), PurePosixPath(path).name.count("_") + 1
 
 
@@ -88,19 +88,19 @@ def _parts(path: str, tokens: int) -> list[str]:
 
 
 def _role(values: Sequence[str]) -> str | None:
-    """The field that this part of the path is, by its values; None where it could be anything."""
+    """The field of this part of the path, by its values; None where it is ambiguous."""
     counts = Counter(values)
     if all(DATE.fullmatch(value) for value in counts):
         return "date"
     for name, pattern in (PLACES | PIECES).items():
         if all(re.match(f"(?i:{pattern})({REST})", value) for value in counts):
-            fits = _apart(counts) if name in PIECES else len(counts) <= MOST_PLACES
+            fits = _can_be_split(counts) if name in PIECES else len(counts) <= MOST_PLACES
             return name if fits else None
     return None
 
 
-def _apart(pieces: Counter[str]) -> bool:
-    """Whether splits could be drawn between the pieces."""
+def _can_be_split(pieces: Counter[str]) -> bool:
+    """True where no piece holds too many of the files for splits between pieces."""
     return max(pieces.values(), default=0) <= LARGEST * pieces.total()
 
 
@@ -116,8 +116,8 @@ def _piece(roles: Sequence[str | None], folders: int) -> str | None:
 
 
 def _numbered(paths: Sequence[str]) -> str | None:
-    """Names that are numbered within a piece (`A17_0001.jpg`, `A17_0002.jpg`): what stands before the number."""
+    """Pattern of names that are numbered within a piece (`A17_0001.jpg`, `A17_0002.jpg`)."""
     names = [match.group(1) for path in paths if (match := re.search(COUNTER, path))]
     counts = Counter(name for name in names if not DATE.fullmatch(name))
     fits = counts.total() >= max(2, MOST * len(paths)) and counts.total() >= 2 * len(counts)
-    return COUNTER if fits and _apart(counts) else None
+    return COUNTER if fits and _can_be_split(counts) else None

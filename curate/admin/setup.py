@@ -1,4 +1,4 @@
-"""`curate init` and `curate demo`: a commented project.toml that a person can go on from."""
+"""`curate init` and `curate demo`: write a commented project.toml as a starting point."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedImage:
     """An image's path with the stratum and group that the config gives it; None where it gives none."""
 
     path: str
@@ -36,22 +36,22 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A project that can be made. `guessed`: the keys of its source that nobody gave."""
+class ProjectPlan:
+    """A project that can be created. `guessed`: the keys of its source that were guessed."""
 
     folder: Path
     source: dict[str, Any]
     classes: list[str]
     guessed: tuple[str, ...] = ()
-    placed: tuple[Placed, ...] = ()
+    placed: tuple[PlacedImage, ...] = ()
 
-    def examples(self, most: int) -> list[Placed]:
-        """One image of each stratum (of each group, where there are no strata), those that have none first."""
+    def examples(self, most: int) -> list[PlacedImage]:
+        """One image of each stratum (of each group, where there are no strata), those without any first."""
         key = "stratum" if self.source["template"] else "group"
-        first: dict[str | None, Placed] = {}
-        for one in self.placed:
-            first.setdefault(getattr(one, key), one)
-        return sorted(first.values(), key=lambda one: getattr(one, key) is not None)[:most]
+        first: dict[str | None, PlacedImage] = {}
+        for image in self.placed:
+            first.setdefault(getattr(image, key), image)
+        return sorted(first.values(), key=lambda image: getattr(image, key) is not None)[:most]
 
 
 def init(
@@ -64,11 +64,12 @@ def init(
     options: Sequence[str] = (),
     layout: Layout = NOT_GIVEN,
 ) -> Project:
-    """Write a new project's config; its classes are those that the label files name."""
+    """Write a new project's config, with the classes of the label files; see `plan`."""
     return make(plan(name, format, data, labels, fully_labelled, kind, options, layout))
 
 
-def make(planned: Plan) -> Project:
+def make(planned: ProjectPlan) -> Project:
+    """Write the config of a planned project."""
     return write(planned.folder, [planned.source], planned.classes)
 
 
@@ -81,27 +82,39 @@ def plan(
     kind: str | None = None,
     options: Sequence[str] = (),
     layout: Layout = NOT_GIVEN,
-) -> Plan:
-    """A new project, checked and not yet written.
+) -> ProjectPlan:
+    """Plan a new project: check it, but do not write it.
 
-    What `layout` leaves open is guessed from the paths of production images; an empty text means none.
+    Args:
+        name: the project's name, or the path of its folder.
+        format: the format of the images and labels.
+        data: the folder of the images.
+        labels: the label file or folder, where it is not at its usual place.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        kind: `public` or `production`; by default `production` for plain images.
+        options: the format's options, as KEY=VALUE.
+        layout: template, stratum and group; None is guessed from the paths of production images, an empty text means
+            that there is none.
+
+    Returns:
+        The plan, which `make` writes.
     """
     folder = _new_folder(name)
     source: dict[str, Any] = {"format": format, "data": data, "fully_labelled": fully_labelled}
     source["kind"] = kind or ("production" if format in PRODUCTION_FORMATS else "public")
     source |= {"labels": labels, "options": formats.CATALOGUE.parse(format, options)} | asdict(layout)
     _check(source)
-    root, given = data.resolve(), labels.resolve() if labels else None
-    found = formats.read(format, root, given, fully_labelled, source["options"])  # checks options and root
+    root, label_path = data.resolve(), labels.resolve() if labels else None
+    records = formats.read(format, root, label_path, fully_labelled, source["options"])  # checks options and root
     if format not in PRODUCTION_FORMATS:
         _check_layout(source)
-        classes = formats.discover_classes(format, root, given, fully_labelled, source["options"])
-        return Plan(folder, source, classes, placed=_placed(source, found if layout != NOT_GIVEN else ()))
-    images = list(found)
+        classes = formats.discover_classes(format, root, label_path, fully_labelled, source["options"])
+        return ProjectPlan(folder, source, classes, placed=_placed(source, records if layout != NOT_GIVEN else ()))
+    images = list(records)
     guessed = _guessed([image.path for image in images], source)
     source |= guessed
     _check_layout(source)
-    return Plan(folder, source, [], tuple(guessed), _placed(source, images))
+    return ProjectPlan(folder, source, [], tuple(guessed), _placed(source, images))
 
 
 def _check_layout(source: Mapping[str, Any]) -> None:
@@ -109,13 +122,13 @@ def _check_layout(source: Mapping[str, Any]) -> None:
 
 
 def _guessed(paths: Sequence[str], source: Mapping[str, Any]) -> dict[str, str]:
-    """What was not given. The fields of a stratum are its template's: with another template it is not guessed."""
-    found = guess(paths)
-    open_ = [name for name in LAYOUT if source[name] is None and (name != "stratum" or source["template"] is None)]
-    return {name: value for name in open_ if (value := getattr(found, name))}
+    """Guesses of what was not given. A stratum uses its template's fields: with a given template it is not guessed."""
+    layout = guess(paths)
+    missing = [name for name in LAYOUT if source[name] is None and (name != "stratum" or source["template"] is None)]
+    return {name: value for name in missing if (value := getattr(layout, name))}
 
 
-def _placed(source: Mapping[str, Any], found: Iterable[Record | Reject]) -> tuple[Placed, ...]:
+def _placed(source: Mapping[str, Any], records: Iterable[Record | Reject]) -> tuple[PlacedImage, ...]:
     rules = SourceRules(
         root=source["data"],
         limits=LimitsConfig(),
@@ -126,9 +139,11 @@ def _placed(source: Mapping[str, Any], found: Iterable[Record | Reject]) -> tupl
         group=re.compile(source["group"]) if source["group"] else None,
     )
     return tuple(
-        Placed(one.path, one.stratum or stratum_of(one.path, rules), one.group or group_of(one.path, rules))
-        for one in found
-        if isinstance(one, Record)
+        PlacedImage(
+            record.path, record.stratum or stratum_of(record.path, rules), record.group or group_of(record.path, rules)
+        )
+        for record in records
+        if isinstance(record, Record)
     )
 
 
@@ -156,15 +171,16 @@ def demo(
 
 
 def write(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Project:
+    """Write a project.toml and load it; leave nothing where that fails."""
     text = _text(folder, sources, classes)
-    made_here = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         files.write_text(folder / FILE, text)
         return load(folder)
     except BaseException:
         (folder / FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            for path in made_here:
+            for path in new_folders:
                 path.rmdir()
         raise
 
@@ -199,7 +215,7 @@ def _text(folder: Path, sources: Sequence[Mapping[str, Any]], classes: Sequence[
 
 
 def _head(name: str) -> str:
-    return f"# {name}: what curate knows of this project. Paths are relative to this file's folder.\n"
+    return f"# {name}: the config of a curate project. Paths are relative to this file's folder.\n"
 
 
 def _source(folder: Path, source: Mapping[str, Any]) -> str:
@@ -276,7 +292,7 @@ def _classes(classes: Sequence[str]) -> str:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Relative where project and data lie in one tree, so that the whole can be moved; absolute elsewhere."""
+    """A relative path where project and data are in one tree, so that both can be moved; else an absolute one."""
     absolute = path.resolve()
     tree = folder.parent.parent
     return os.path.relpath(absolute, folder) if absolute.is_relative_to(tree) else str(absolute)

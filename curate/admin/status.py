@@ -1,4 +1,4 @@
-"""`curate status`: what the index holds, and what to run next."""
+"""`curate status`: the contents of the index, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def summarise(project: Project) -> dict[str, Any]:
     """Numbers of images, as `curate status --json` prints them."""
     index = Index(project)
     members = index.members().values()
-    seen = build_pool.index_images(index)
+    images = build_pool.index_images(index)
     summary = {
         "project": project.name,
         "samples": index.count(),
@@ -37,12 +37,12 @@ def summarise(project: Project) -> dict[str, Any]:
         "embedded": bool(tables.listed(project.work / "vectors")),
         "round": _waiting(project),
     }
-    steps = next_steps(_facts(project, index, seen, summary))
+    steps = next_steps(_facts(project, index, images, summary))
     return summary | {"next": [{"command": step.command, "why": step.why} for step in steps]}
 
 
 def _counts(values: Any, order: tuple[str, ...] = ()) -> dict[str, int]:
-    """In the order of the noun; images without a split count as `none`."""
+    """Count values, in the given order; images without a split count as `none`."""
     counts = Counter(value or "none" for value in values)
     known = [name for name in order if name in counts]
     return {name: counts[name] for name in [*known, *sorted(counts.keys() - set(known))]}
@@ -52,7 +52,7 @@ def _by_class(project: Project, members: Any) -> dict[str, int]:
     counts = Counter(name for member in members for name in member.classes)
     clean = sum(member.status == "labelled" and not member.classes for member in members)
     names = [*project.class_names, *sorted(counts.keys() - set(project.class_names))]
-    # A class may bear the name itself; it is not what we call clean.
+    # A class may have the name `clean`; it is not the count of clean images.
     return {name: counts[name] for name in names} | {"(clean)" if "clean" in names else "clean": clean}
 
 
@@ -63,7 +63,7 @@ def _files(index: Index) -> dict[str, int]:
 
 
 def _waiting(project: Project) -> str | None:
-    """The newest round, while nobody has begun to work on it."""
+    """The name of the newest round, while it is neither pushed nor touched."""
     newest = rounds.latest(project.work)
     return newest.name if newest and not newest.touched else None
 
@@ -72,26 +72,26 @@ def _waiting(project: Project) -> str | None:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the next step depends on; counts are of images.
+class StatusFacts:
+    """Facts that the next step depends on; counts are of images.
 
     Args:
-        project: how `--project` names it.
-        images: in the index.
-        conflicts: exact copies with different labels, undecided.
-        classes: that are looked for.
-        queued: in the annotators' queue.
-        without_vectors: that selection cannot see yet.
+        project: the project's name for `--project`.
+        images: images in the index.
+        conflicts: exact copies with different labels, not resolved.
+        classes: active classes.
+        queued: images in the annotators' queue.
+        without_vectors: images without vectors, which cannot be selected.
         round: the newest round, while it is not pushed; `picks` are its images.
-        server: whether a Label Studio was set up, here or in the environment.
-        pickable: that `select` may choose from.
-        learnable: labelled, in the train split.
-        judgeable: labelled, in the test split.
-        pulled: whether annotators have labelled anything yet.
-        model: whether there is one; the rest is about the newest.
-        unlearnt: labelled since it was trained.
-        evaluated, promoted: whether that was done with it.
-        unpredicted: that `select` may choose from, and of which it has said nothing yet.
+        server: a Label Studio is set up, here or in the environment.
+        pickable: images that `select` may choose from.
+        trainable: labelled images of the train split.
+        testable: labelled images of the test split.
+        pulled: annotators have labelled images.
+        model: there is a model; the rest is about the newest one.
+        new_labels: images of the train split that were labelled since it was trained.
+        evaluated, promoted: it was evaluated, promoted.
+        unpredicted: images that `select` may choose from and that it has not predicted.
     """
 
     project: str
@@ -104,11 +104,11 @@ class Facts:
     picks: int = 0
     server: bool = True
     pickable: int = 0
-    learnable: int = 0
-    judgeable: int = 0
+    trainable: int = 0
+    testable: int = 0
     pulled: bool = False
     model: bool = False
-    unlearnt: int = 0
+    new_labels: int = 0
     evaluated: bool = False
     promoted: bool = False
     unpredicted: int = 0
@@ -122,12 +122,12 @@ class Step:
     why: str
 
 
-def next_steps(facts: Facts) -> tuple[Step, ...]:
+def next_steps(facts: StatusFacts) -> tuple[Step, ...]:
     """The command that helps most now; a second one where there is a choice."""
     return tuple(replace(step, command=f"{step.command} --project {facts.project}") for step in _steps(facts))
 
 
-def _steps(facts: Facts) -> tuple[Step, ...]:
+def _steps(facts: StatusFacts) -> tuple[Step, ...]:
     if not facts.images:
         return (Step("curate index", "no image is indexed yet"),)
     if facts.conflicts:
@@ -136,7 +136,7 @@ def _steps(facts: Facts) -> tuple[Step, ...]:
         return (Step("curate classes add NAME", "no class yet: annotators would have nothing to mark"),)
     if facts.queued:
         return (Step("curate pull", f"{_images(facts.queued)} in the annotators' queue: fetch what is labelled"),)
-    if facts.without_vectors:  # some may be beyond reading, for good: so the step after it is told as well
+    if facts.without_vectors:  # some may be unreadable for good: so the step after it is shown as well
         embed = Step("curate embed", f"{_images(facts.without_vectors)} without vectors, which select needs")
         return (embed, *_steps(replace(facts, without_vectors=0))[: facts.without_vectors < facts.images])
     if facts.round and facts.server:
@@ -145,28 +145,30 @@ def _steps(facts: Facts) -> tuple[Step, ...]:
         return (Step("curate labelstudio up", f"{facts.round} waits: annotators label it there, after curate push"),)
     learning = _learning(facts)
     if not facts.pickable:
-        return learning or (Step("curate app", "all is labelled and learnt: look at it, or index new images"),)
-    choosing = Step("curate select --budget 500", f"{_images(facts.pickable)} that nobody has labelled")
-    # A library that came with labels is enough to choose by; what annotators labelled should first teach a model.
+        return learning or (
+            Step("curate app", "all images are labelled and learnt from: look at them, or index new ones"),
+        )
+    choosing = Step("curate select --budget 500", f"{_images(facts.pickable)} without a label")
+    # Labels of an imported library are enough for a first round; labels of annotators are first learnt from.
     first_round = not facts.model and not facts.pulled
     return (choosing, *learning[:1]) if first_round else (*learning[:1], choosing)
 
 
-def _learning(facts: Facts) -> tuple[Step, ...]:
-    """From labels to a model that is used."""
-    if not facts.learnable:
+def _learning(facts: StatusFacts) -> tuple[Step, ...]:
+    """Steps from labels to a model in use."""
+    if not facts.trainable:
         return ()
     if not facts.model:
         simulate = Step("curate simulate", "whether selection would beat random on these labels")
-        return (Step("curate train", f"{_images(facts.learnable)} labelled, and no model yet"), simulate)
-    if facts.unlearnt:
-        return (Step("curate train", f"{_images(facts.unlearnt)} labelled since the newest model was trained"),)
-    if facts.judgeable and not facts.evaluated:
+        return (Step("curate train", f"{_images(facts.trainable)} labelled, and no model yet"), simulate)
+    if facts.new_labels:
+        return (Step("curate train", f"{_images(facts.new_labels)} labelled since the newest model was trained"),)
+    if facts.testable and not facts.evaluated:
         return (Step("curate evaluate --model candidate", "the newest model has not been evaluated yet"),)
-    if facts.judgeable and not facts.promoted:
+    if facts.testable and not facts.promoted:
         return (Step("curate models promote", "the newest model is evaluated, but not the one in use"),)
     if facts.unpredicted:
-        why = f"{_images(facts.unpredicted)} that the newest model has not seen yet: select goes by what it says"
+        why = f"{_images(facts.unpredicted)} without predictions of the newest model, which select uses"
         return (Step("curate predict --model candidate", why),)
     return ()
 
@@ -176,49 +178,49 @@ def _images(count: int) -> str:
 
 
 def _facts(
-    project: Project, index: Index, seen: Mapping[str, build_pool.PoolImage], summary: Mapping[str, Any]
-) -> Facts:
+    project: Project, index: Index, images: Mapping[str, build_pool.PoolImage], summary: Mapping[str, Any]
+) -> StatusFacts:
     vectors, newest = tables.latest(project.work / "vectors"), rounds.latest(project.work)
-    known = set(Vectors(vectors).ids()) if vectors else set()
-    real = {id: one for id, one in seen.items() if one.source != "synthetic" and not one.missing}
-    labelled = Counter(one.split for one in real.values() if one.status == "labelled")
-    pickable = {id for id, one in real.items() if one.ineligible is None}
-    return Facts(
+    with_vectors = set(Vectors(vectors).ids()) if vectors else set()
+    real = {id: image for id, image in images.items() if image.source != "synthetic" and not image.missing}
+    labelled = Counter(image.split for image in real.values() if image.status == "labelled")
+    pickable = {id for id, image in real.items() if image.ineligible is None}
+    return StatusFacts(
         project=project.name,
         images=summary["samples"],
         conflicts=summary["conflicts"],
         classes=len(project.active_classes),
         queued=summary["by_status"].get("queued", 0),
-        without_vectors=len(real.keys() - known),
+        without_vectors=len(real.keys() - with_vectors),
         round=summary["round"],
         picks=len(newest.picks()) if newest and summary["round"] else 0,
         server=bool(os.environ.get("LABEL_STUDIO_URL")) or (project.work / "labelstudio").is_dir(),
         pickable=len(pickable),
-        learnable=labelled["train"],
-        judgeable=labelled["test"],
+        trainable=labelled["train"],
+        testable=labelled["test"],
         pulled="label-studio" in index.tally("label_origin"),
         **_about_model(project.work, index, set(real), pickable),
     )
 
 
 def _about_model(work: Path, index: Index, real: set[str], pickable: set[str]) -> dict[str, Any]:
-    """What became of the newest model, by the files that training leaves; nothing where there is none."""
+    """Facts about the newest model, by the files that training writes; empty where there is none."""
     key = _named(work, "candidate")
     manifest = _read(work / "models" / str(key) / "manifest.json")
     if not key or not manifest:
         return {}
-    made, scores = str(manifest.get("made", "")), work / "scores" / f"model-{key}.lance"
+    trained_at, scores = str(manifest.get("made", "")), work / "scores" / f"model-{key}.lance"
     rows = index.rows("status", "split", "labelled_at")
-    told = set(tables.Table(scores).ids()) if tables.Table.exists(scores) else set()
+    predicted = set(tables.Table(scores).ids()) if tables.Table.exists(scores) else set()
     return {
         "model": True,
-        "unlearnt": sum(
-            id in real and (status, split) == ("labelled", "train") and str(at or "") > made
+        "new_labels": sum(
+            id in real and (status, split) == ("labelled", "train") and str(at or "") > trained_at
             for id, status, split, at in rows
         ),
         "evaluated": any((work / "evaluations" / key).glob("[!.]*/manifest.json")),
         "promoted": _named(work, "production") == key,
-        "unpredicted": len(pickable - told),
+        "unpredicted": len(pickable - predicted),
     }
 
 
@@ -227,9 +229,9 @@ def _named(work: Path, alias: str) -> str | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The file's object; empty where it is missing or damaged, which `curate models` tells of."""
+    """The file's object; empty where it is missing or damaged, which `curate models` reports."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

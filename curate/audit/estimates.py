@@ -1,8 +1,8 @@
-"""Unbiased figures about all images from audit picks: what a share is, and between what bounds it lies.
+"""Unbiased estimates about all images from audit picks: shares, and their confidence intervals.
 
 Audit picks are simple random samples within strata, so each has a known inclusion probability `pi`. Images that a model
-picked have none, and figures from them are biased; leave them out here. An audit pick that nobody labelled must be left
-out too: within its stratum the others then stand for it.
+picked have none, and estimates from them are biased; leave them out here. Leave out an audit pick without a label, too:
+the others of its stratum then represent it.
 
 References: Särndal, Swensson and Wretman 1992 (estimators, linearised variances); Korn and Graubard 1998 (intervals).
 """
@@ -25,7 +25,7 @@ Sizes = Mapping[str, float] | None
 
 
 class Interval(NamedTuple):
-    """A share (or count) with its confidence bounds. `n` picks say as much as `effective_n` drawn evenly from all."""
+    """A share (or count) with its confidence bounds. `n` picks are worth `effective_n` uniformly drawn ones."""
 
     estimate: float
     low: float
@@ -68,7 +68,7 @@ def prevalence(
 ) -> Interval:
     """The share of images with y = 1. `sizes` are the strata's image counts; without them they follow from pi.
 
-    A stratum in `sizes` without a pick may be all clean or all defective: the interval is widened by it.
+    A stratum in `sizes` without a pick may be all clean or all defective: the interval is widened accordingly.
     """
     values, chances = _checked(y, pi)
     sample = _Sample.of(chances, strata, sizes)
@@ -88,10 +88,10 @@ def ratio(
     sizes: Sizes = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """Among images with denominator = 1 the share with numerator = 1 too.
+    """The share of images with numerator = 1 among those with denominator = 1.
 
     Recall: denominator = truly defective, numerator = flagged by the model. False-alarm rate: denominator = clean.
-    The variance is Taylor-linearised: the denominator's size is an estimate too.
+    The variance is Taylor-linearised, since the denominator's size is an estimate, too.
     """
     inside, chances = _checked(denominator, pi)
     hits, _ = _checked(numerator, pi)
@@ -133,7 +133,7 @@ class _Sample:
         """For each stratum the ratio f / -log(1 - f), which is 0 at f = 1.
 
         A sample of n without replacement misses a rare defect as often as n / ratio draws with replacement. The usual
-        correction 1 - f is too good to be true where a defect shows in a handful of images.
+        correction 1 - f is too optimistic where only a few images show a defect.
         """
         f = self.fraction
         inner = np.clip(f, 1e-12, 1 - 1e-12)
@@ -160,7 +160,7 @@ def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float) -> 
 
 
 def _variance(z: Floats, sample: _Sample) -> float:
-    """Stratified variance of a sum of linearised values; a lone pick is held against the overall mean, 0."""
+    """Stratified variance of a sum of linearised values; a single pick is compared with the overall mean, 0."""
     n = sample.drawn
     mean = np.bincount(sample.stratum, z, len(n)) / n
     centre = np.where(n > 1, mean, 0)[sample.stratum]
@@ -169,9 +169,9 @@ def _variance(z: Floats, sample: _Sample) -> float:
 
 
 def _even(inside: Floats, sample: _Sample) -> float:
-    """Kish's effective sample size: how many picks an even draw would need if all strata were alike.
+    """Kish's effective sample size: the picks that a uniform draw would need if all strata were alike.
 
-    It bounds what the observed variance claims, which is 0 in each stratum where nothing was found.
+    It is an upper bound where the observed variance is too low: it is 0 in each stratum without a defect.
     """
     weight = sample.weight * inside
     uneven = float((weight**2 * sample.thinning()[sample.stratum]).sum())
@@ -179,7 +179,7 @@ def _even(inside: Floats, sample: _Sample) -> float:
 
 
 def _worth(share: float, variance: float, whole: float, degrees: float) -> float:
-    """Korn and Graubard's effective sample size, less for the few degrees of freedom that the variance has."""
+    """Korn and Graubard's effective sample size, reduced for the variance's few degrees of freedom."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     if not 0 < share < 1 or variance <= 0:
@@ -189,10 +189,10 @@ def _worth(share: float, variance: float, whole: float, degrees: float) -> float
 
 
 def _degrees(inside: Floats, sample: _Sample) -> tuple[float, float]:
-    """Degrees of freedom of a plain and of the stratified sample, over the strata that hold any of `inside`."""
+    """Degrees of freedom of an unstratified and of the stratified sample, over the strata that hold any of `inside`."""
     drawn = sample.drawn[np.unique(sample.stratum[inside > 0])]
-    lone = bool((drawn == 1).any())
-    return float(drawn.sum() - 1), float(drawn.sum() - (drawn > 1).sum() - lone)
+    single = bool((drawn == 1).any())
+    return float(drawn.sum() - 1), float(drawn.sum() - (drawn > 1).sum() - single)
 
 
 def _clopper_pearson(share: float, n: float, confidence: float) -> tuple[float, float]:
@@ -212,7 +212,7 @@ def _widened(share: Interval, unseen: float) -> Interval:
 
 
 def _within(share: Interval, low: float, high: float) -> Interval:
-    """The interval cut to what is possible, given all that is known."""
+    """The interval cut to these bounds."""
     estimate = min(max(share.estimate, low), high)
     return share._replace(
         estimate=estimate, low=min(max(share.low, low), estimate), high=max(min(share.high, high), estimate)
@@ -243,9 +243,9 @@ def combined(
 ) -> Interval:
     """The share of defective images in the whole population, from audits of what was unlabelled in each round.
 
-    Labelled images count themselves, however they were picked. Given the past each round's figure is unbiased, so
-    their errors do not correlate, and weights that look at no label keep the mean unbiased. `labelled` and `defective`
-    are today's counts, after the last round; they bound the answer, which lifts an estimate that falls below them.
+    Labelled images are counted, however they were picked. Given the past each round's estimate is unbiased, so that
+    their errors do not correlate, and weights that depend on no label keep the mean unbiased. `labelled` and
+    `defective` are today's counts, after the last round; they bound the result, and may raise the estimate.
     """
     if not rounds:
         return NOTHING
@@ -264,21 +264,21 @@ def _population(rounds: Sequence[AuditDraw]) -> float:
     totals = sorted({r.labelled + r.unlabelled for r in rounds})
     if len(totals) > 1:
         raise CurateError(
-            f"the rounds speak of different populations (of {', '.join(f'{t:g}' for t in totals)} images); combine"
-            " only rounds of the same one: images that came later are a population of their own"
+            f"the rounds are about different populations (of {', '.join(f'{t:g}' for t in totals)} images); combine"
+            " only rounds of the same one: images that came later are another population"
         )
     return totals[0]
 
 
 def _bounds(last: AuditDraw, population: float, labelled: int | None, defective: int | None) -> tuple[float, float]:
-    """What labelled images alone say of the share; without today's counts those at the last audit's end."""
+    """Bounds of the share from labelled images alone; without today's counts from those at the last audit's end."""
     known = last.labelled + np.size(last.y) if labelled is None else labelled
     positive = last.defective + float(np.sum(last.y)) if defective is None else defective
     return positive / population, 1 - (known - positive) / population
 
 
 class _Part(NamedTuple):
-    """One round's figure for what was unlabelled at the first round."""
+    """One round's estimate for the images that were unlabelled at the first round."""
 
     share: float
     variance: float
@@ -288,12 +288,12 @@ class _Part(NamedTuple):
     unseen: float
 
 
-def _part(this: AuditDraw, first: AuditDraw) -> _Part:
-    values, chances = _checked(this.y, this.pi)
-    sample, ones = _Sample.of(chances, this.strata, this.sizes), np.ones_like(values)
-    weight, scale = sample.weight / sample.total, this.unlabelled / first.unlabelled
+def _part(draw: AuditDraw, first: AuditDraw) -> _Part:
+    values, chances = _checked(draw.y, draw.pi)
+    sample, ones = _Sample.of(chances, draw.strata, draw.sizes), np.ones_like(values)
+    weight, scale = sample.weight / sample.total, draw.unlabelled / first.unlabelled
     mean = float(weight @ values)
-    share = (this.defective - first.defective) / first.unlabelled + scale * mean
+    share = (draw.defective - first.defective) / first.unlabelled + scale * mean
     variance = scale**2 * _variance(weight * (values - mean), sample)
     degrees = _degrees(ones, sample)[1]
     return _Part(
@@ -302,7 +302,7 @@ def _part(this: AuditDraw, first: AuditDraw) -> _Part:
 
 
 def _pooled(parts: Sequence[_Part], confidence: float) -> Interval:
-    """Mean of the rounds' figures, each weighted by how much an even draw of its size tells."""
+    """Mean of the rounds' estimates, each weighted by its Kish effective sample size."""
     shares, variances, evens, sizes, degrees, unseen = np.array(parts).T
     weight = np.isinf(evens) / np.isinf(evens).sum() if np.isinf(evens).any() else evens / evens.sum()
     share, variance = float(weight @ shares), float(weight**2 @ variances)

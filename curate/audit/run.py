@@ -1,7 +1,8 @@
-"""`curate audit` and `curate stop-check`: what audit picks say of all images, and what that says about going on.
+"""`curate audit` and `curate stop-check`: estimates about all images from audit picks, and advice on going on.
 
-`read` gathers rounds and labels; all that follows is pure: `survey` for the figures, `check` for the advice. A round's
-population is what could be picked when it was drawn; its audit picks stand for that, with known chances.
+`read` gathers rounds and labels; the rest is pure: `survey` gives the estimates, `check` the advice. A round's
+population is the images that could be picked when it was drawn; its audit picks represent these, with known
+probabilities.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from curate.index.rounds import Round
 from curate.labels.log import Segments
 from curate.project import Project
 
-FEWEST = 5  # images below which a share says nothing
-SILENT = 0.9  # nor does an interval as wide as this
-BIASED = 0.1  # the share of audit picks without a label from which on the figures may be off
+FEWEST = 5  # images below which a share is not meaningful
+SILENT = 0.9  # width from which on an interval is not meaningful
+BIASED = 0.1  # the share of audit picks without a label from which on estimates may be biased
 UNREACHED = 0.05  # the most of a population that a later audit may have been unable to draw
 FEW_POSITIVES = 5  # predicted images of a class below which its kappa is mostly chance
-NOT_LOGGED = "9999"  # when a label was made that is not in the log yet: after every round
+NOT_LOGGED = "9999"  # the time of a label that is not in the log yet: after every round
 OUT_OF_REACH = "(out of reach)"
 LEFT_OUT = {
     "waiting": "not labelled yet",
@@ -45,7 +46,7 @@ LEFT_OUT = {
 
 
 class ImageHistory(NamedTuple):
-    """An image that is labelled, or that a round picked. `at`: when it first got a label, in an import or else."""
+    """An image that is labelled, or that a round picked. `at`: the time of its first label."""
 
     status: str
     present: frozenset[str] = frozenset()
@@ -56,7 +57,7 @@ class ImageHistory(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditRound:
-    """A round as far as it matters here. `classes`: those that its predictions know; None where nobody noted them."""
+    """A round's manifest and picks. `classes`: those that its predictions know; None where none were stored."""
 
     manifest: Mapping[str, Any]
     picks: Sequence[Mapping[str, Any]]
@@ -73,45 +74,46 @@ class AuditRound:
 
 @dataclass(frozen=True)
 class AuditFacts:
-    """All that the figures rest on. `arrivals`: when images came into the index, but for those that came labelled."""
+    """The input of all estimates. `arrivals`: the times at which unlabelled images came into the index."""
 
     draws: Sequence[AuditRound]
-    known: Mapping[str, ImageHistory]
+    images: Mapping[str, ImageHistory]
     arrivals: Collection[str] = ()
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- rounds and labels ------------------------------------------------------------------------------------------------
 
 
 def read(project: Project) -> AuditFacts:
+    """Read a project's rounds and labels."""
     rounds.find(project.work, None)
     index, renames = Index(project), _renames(project.work)
-    draws = [_draw(one, renames) for one in rounds.every(project.work)]
+    draws = [_draw(round_, renames) for round_ in rounds.every(project.work)]
     picked = {row["id"] for draw in draws for row in draw.picks}
     first, classes = _first_labels(project.work), frozenset(project.class_names)
-    known, arrivals, seen = {}, set(), _seen(project.work)
+    images, arrivals, first_seen = {}, set(), _seen(project.work)
     fields = ("status", "source", "label_origin", "created_at", *PRESENT)
     for id, status, source, origin, created, regions, whole in index.rows(*fields):
-        present, came = (
+        present, created_at = (
             frozenset(regions or ()) | frozenset(whole or ()),
-            min(_moment(created), seen.get(id, NOT_LOGGED)),
+            min(_moment(created), first_seen.get(id, NOT_LOGGED)),
         )
         now = _status(status, present, classes)
         if now == "labelled" or id in picked:
-            at, said_by = first.get(id, (NOT_LOGGED, ""))
-            known[id] = ImageHistory(now, present, came, at, said_by == "import")
+            at, label_origin = first.get(id, (NOT_LOGGED, ""))
+            images[id] = ImageHistory(now, present, created_at, at, label_origin == "import")
         if source != "synthetic" and origin != "import":
-            arrivals.add(came)
-    return AuditFacts(draws, known, arrivals)
+            arrivals.add(created_at)
+    return AuditFacts(draws, images, arrivals)
 
 
 def _seen(work: Path) -> dict[str, str]:
-    """The first draw that each image was there for: an index that was made anew does not know."""
-    return {id: one.manifest["made_at"] for one in reversed(rounds.every(work)) for id in one.predicted()[0]}
+    """The time of the first round that each image was there for: a rebuilt index does not know it."""
+    return {id: round_.manifest["made_at"] for round_ in reversed(rounds.every(work)) for id in round_.predicted()[0]}
 
 
 def _status(status: str | None, present: frozenset[str], classes: frozenset[str]) -> str:
-    """As it will be once the App's edits are in the log: whoever draws a region has labelled the image."""
+    """The status that the image will have once the App's edits are logged: one with a region is labelled."""
     if status in ("skipped", "disputed"):
         return status
     if present - classes:
@@ -120,7 +122,7 @@ def _status(status: str | None, present: frozenset[str], classes: frozenset[str]
 
 
 def _moment(created: datetime | None) -> str:
-    """In the form of `labels.now`, so that the two can be compared."""
+    """The time in the form of `labels.log.now`, so that the two can be compared."""
     if created is None:
         return ""
     plain = created.astimezone(UTC) if created.tzinfo else created
@@ -128,8 +130,7 @@ def _moment(created: datetime | None) -> str:
 
 
 def _first_labels(work: Path) -> dict[str, tuple[str, str]]:
-    """When each image was first labelled, and by what. The index knows the last time only: a later correction would
-    look as if the image had been unlabelled until then."""
+    """Time and origin of each image's first label, from the log: the index knows only the last correction."""
     first: dict[str, tuple[str, str]] = {}
     for line in Segments(work / "labels").lines_with(b'"status":"labelled"'):
         first.setdefault(line["id"], (line["at"], line["origin"]))
@@ -141,15 +142,15 @@ def _renames(work: Path) -> list[tuple[str, dict[str, str]]]:
     return [(line["at"], line["names"]) for line in lines]
 
 
-def _draw(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> AuditRound:
-    """A round keeps the class names of its day; labels bear those of today."""
-    today = _today(one, renames)
-    picks = [row | {"predicted": _renamed(row["predicted"], today)} for row in one.picks()]
-    return AuditRound(one.manifest, picks, _classes(one, today))
+def _draw(round_: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> AuditRound:
+    """A round with the class names of today in place of those of its day."""
+    today = _today(round_, renames)
+    picks = [row | {"predicted": _renamed(row["predicted"], today)} for row in round_.picks()]
+    return AuditRound(round_.manifest, picks, _classes(round_, today))
 
 
-def _today(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Callable[[str], str]:
-    later = [names for at, names in renames if at >= str(one.manifest.get("made_at", ""))]
+def _today(round_: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Callable[[str], str]:
+    later = [names for at, names in renames if at >= str(round_.manifest.get("made_at", ""))]
 
     def name(old: str) -> str:
         for names in later:
@@ -163,9 +164,9 @@ def _renamed(names: Iterable[str] | None, today: Callable[[str], str]) -> list[s
     return None if names is None else sorted({today(name) for name in names})
 
 
-def _classes(one: Round, today: Callable[[str], str]) -> frozenset[str] | None:
-    """The classes that the round's predictions knew; None where it kept none."""
-    _, _, names = one.predicted()
+def _classes(round_: Round, today: Callable[[str], str]) -> frozenset[str] | None:
+    """The classes that the round's predictions know; None where it stored none."""
+    _, _, names = round_.predicted()
     return frozenset(map(today, names)) or None
 
 
@@ -174,7 +175,7 @@ def _classes(one: Round, today: Callable[[str], str]) -> frozenset[str] | None:
 
 @dataclass(frozen=True)
 class AuditSample:
-    """One round's audit: the labelled picks, why others are left out, and what was labelled of its population since."""
+    """One round's audit: its labelled picks, why others are left out, and the labels of its population since."""
 
     draw: AuditRound
     rows: Sequence[Mapping[str, Any]]
@@ -210,7 +211,7 @@ class AuditSample:
         return np.array([_shows(row["predicted"], name) for row in self.rows], np.float64)
 
     def predicted(self, name: str | None) -> AuditSample | None:
-        """The picks of which something was predicted; None where the predictions do not know the class."""
+        """The picks with a prediction; None where the predictions do not know the class."""
         known = self.draw.classes is None or name is None or name in self.draw.classes
         if not self.draw.manifest.get("predicted_by") or not known:
             return None
@@ -220,20 +221,20 @@ class AuditSample:
 
 
 def _shows(names: Collection[str], name: str | None) -> bool:
-    """Whether the class is there; with None, any defect."""
+    """True where the class is among the names; with None, any class."""
     return bool(names) if name is None else name in names
 
 
 def samples(facts: AuditFacts, every: bool = False) -> list[AuditSample]:
-    """The rounds with an audit, the first one first; with `every`, also those drawn at random as a whole."""
+    """The rounds with an audit, oldest first; with `every`, also those drawn at random as a whole."""
     drawn = [(draw, *_drawn(draw, every)) for draw in facts.draws]
     return [_sample(facts, draw, rows, sizes) for draw, rows, sizes in drawn if rows]
 
 
 def _drawn(draw: AuditRound, every: bool) -> tuple[list[Mapping[str, Any]], dict[str, float]]:
-    """The picks that stand for the population, and how many images each stratum has.
+    """The picks that represent the population, and the number of images in each stratum.
 
-    Where a round has an audit, chances of its other picks speak of what the audit and the other slots left over.
+    Where a round has an audit, the propensities of its other picks refer to the images that its slots left over.
     """
     sizes: dict[str, float] = dict(draw.manifest.get("strata") or {})
     audit = [row for row in draw.picks if row["slot"] == AUDIT and row["propensity"]]
@@ -241,7 +242,7 @@ def _drawn(draw: AuditRound, every: bool) -> tuple[list[Mapping[str, Any]], dict
         return audit, sizes or _by_chance([{**row, "chance": row["stratum"] or ""} for row in audit])
     if not every or not all(row["propensity"] for row in draw.picks):
         return [], {}
-    # Images of equal chance were drawn from one urn, whatever stratum they belong to.
+    # Images of equal propensity form one stratum of the draw, whatever stratum they belong to.
     rows = [{**row, "chance": f"chance {row['propensity']:.9g}"} for row in draw.picks]
     urns = _by_chance(rows)
     never = sum(sizes.values()) - sum(urns.values())
@@ -258,32 +259,32 @@ def _by_chance(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _sample(
     facts: AuditFacts, draw: AuditRound, rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]
 ) -> AuditSample:
-    states = [facts.known.get(row["id"], ImageHistory("gone")).status for row in rows]
+    states = [facts.images.get(row["id"], ImageHistory("gone")).status for row in rows]
     kept = [row for row, status in zip(rows, states, strict=True) if status == "labelled"]
     left_out = Counter(status for status in states if status != "labelled")
-    present = [facts.known[row["id"]].present for row in kept]
+    present = [facts.images[row["id"]].present for row in kept]
     return AuditSample(draw, kept, present, sizes, left_out, list(_since(facts, draw)))
 
 
 def _since(facts: AuditFacts, draw: AuditRound) -> Iterator[frozenset[str]]:
-    """What those images show that were unlabelled at the draw, could be picked, and are labelled now."""
+    """Classes of each image that was unlabelled at the draw, could be picked, and is labelled now."""
     own = {row["id"] for row in draw.picks}
     later = {row["id"] for other in facts.draws if other.number > draw.number for row in other.picks}
     earlier = {row["id"] for other in facts.draws if other.number < draw.number for row in other.picks}
-    for id, one in facts.known.items():
-        there = one.created <= draw.at
-        # What an earlier round picked waited in the queue, or was labelled in the App and logged late; what came
-        # labelled was never in a population. Where that errs, more defects seem to be left, not fewer.
-        fresh = one.at >= draw.at and not one.imported and id not in earlier
-        if one.status == "labelled" and (id in own or (there and (id in later or fresh))):
-            yield one.present
+    for id, image in facts.images.items():
+        there = image.created <= draw.at
+        # An image of an earlier round was queued, or was labelled in the App and logged late; one that was imported
+        # with a label was never in a population. Where that is wrong, more defects seem to be left, not fewer.
+        fresh = image.at >= draw.at and not image.imported and id not in earlier
+        if image.status == "labelled" and (id in own or (there and (id in later or fresh))):
+            yield image.present
 
 
 # --- several rounds ---------------------------------------------------------------------------------------------------
 
 
 def together(answered: Sequence[AuditSample], arrivals: Collection[str]) -> list[AuditSample]:
-    """The newest audits that speak of one population: as many as do, at least the last one."""
+    """The newest audits that are about one population: as many as possible, at least the last one."""
     for start in range(len(answered)):
         if _fit(answered[start:], arrivals):
             return list(answered[start:])
@@ -292,40 +293,42 @@ def together(answered: Sequence[AuditSample], arrivals: Collection[str]) -> list
 
 def _fit(group: Sequence[AuditSample], arrivals: Collection[str]) -> bool:
     first, last = group[0], group[-1]
-    came = any(first.draw.at < at <= last.draw.at for at in arrivals)
-    missing = (_unreached(first, one) for one in group)
-    return not (came and len(group) > 1) and all(0 <= n <= UNREACHED * first.population for n in missing)
+    has_arrivals = any(first.draw.at < at <= last.draw.at for at in arrivals)
+    missing = (_unreached(first, sample) for sample in group)
+    return not (has_arrivals and len(group) > 1) and all(0 <= n <= UNREACHED * first.population for n in missing)
 
 
-def _unreached(first: AuditSample, one: AuditSample) -> float:
-    """Images of the first audit's population that the other one could not draw, though nobody had labelled them:
-    queued, skipped, or of a group that went to val or test."""
-    return first.population - _before(first, one) - one.population
+def _unreached(first: AuditSample, other: AuditSample) -> float:
+    """Number of unlabelled images of the first audit's population that the other one could not draw: queued, skipped,
+    or of a group that went to val or test."""
+    return first.population - _before(first, other) - other.population
 
 
-def _before(first: AuditSample, one: AuditSample) -> int:
-    """How many images were labelled between the two draws."""
-    return len(first.since) - len(one.since)
+def _before(first: AuditSample, other: AuditSample) -> int:
+    """Number of images that were labelled between the two draws."""
+    return len(first.since) - len(other.since)
 
 
 def prevalence(group: Sequence[AuditSample], name: str | None, confidence: float) -> Interval:
-    """The share of the images, of those unlabelled when the first of these audits was drawn, that show the class."""
+    """The share of images that show the class, among those unlabelled when the first of these audits was drawn."""
     first, parts = group[0], []
-    for one in group:
-        lost = _unreached(first, one)
-        sizes = dict(one.sizes) | ({OUT_OF_REACH: lost} if lost else {})
-        shown = _count(first.since, name) - _count(one.since, name)
-        parts.append(estimates.AuditDraw(one.shows(name), one.pi, sizes, one.strata, _before(first, one), shown))
+    for sample in group:
+        lost = _unreached(first, sample)
+        sizes = dict(sample.sizes) | ({OUT_OF_REACH: lost} if lost else {})
+        shown = _count(first.since, name) - _count(sample.since, name)
+        parts.append(
+            estimates.AuditDraw(sample.shows(name), sample.pi, sizes, sample.strata, _before(first, sample), shown)
+        )
     return estimates.combined(parts, len(first.since), _count(first.since, name), confidence)
 
 
-def _count(found: Sequence[frozenset[str]], name: str | None) -> int:
-    return sum(_shows(present, name) for present in found)
+def _count(images: Sequence[frozenset[str]], name: str | None) -> int:
+    return sum(_shows(present, name) for present in images)
 
 
 def errors(answered: Sequence[AuditSample], name: str | None, confidence: float) -> tuple[Interval, Interval] | None:
-    """Recall and false-alarm rate of what was predicted when the rounds were chosen, pooled; None without that."""
-    parts = [part for one in answered if (part := one.predicted(name)) is not None]
+    """Recall and false-alarm rate of the rounds' own predictions, pooled; None without predictions."""
+    parts = [part for sample in answered if (part := sample.predicted(name)) is not None]
     if not parts:
         return None
     shows, flagged = (np.concatenate([getattr(p, what)(name) for p in parts]) for what in ("shows", "flagged"))
@@ -341,7 +344,7 @@ def errors(answered: Sequence[AuditSample], name: str | None, confidence: float)
 
 @dataclass(frozen=True)
 class ClassEstimates:
-    """What the audit says of one class, or with name None of any defect."""
+    """The estimates for one class, or with name None for any defect."""
 
     name: str | None
     shown: int
@@ -356,7 +359,7 @@ class ClassEstimates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """`curate audit`: the figures, and what a person should know of them."""
+    """`curate audit`: the estimates, and notes for the user."""
 
     confidence: float
     rounds: list[int]
@@ -366,16 +369,16 @@ class AuditReport:
     labelled: int
     left_out: dict[str, int]
     predicted_by: list[str]
-    figures: list[ClassEstimates]
+    estimates: list[ClassEstimates]
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         names = ("confidence", "rounds", "prevalence_rounds", "population", "drawn", "labelled", "left_out")
-        whole = [one.to_json() for one in self.figures if one.name is None]
+        whole = [estimate.to_json() for estimate in self.estimates if estimate.name is None]
         return {
             **{name: getattr(self, name) for name in (*names, "predicted_by")},
             "any": whole[0] if whole else None,
-            "classes": {one.name: one.to_json() for one in self.figures if one.name is not None},
+            "classes": {estimate.name: estimate.to_json() for estimate in self.estimates if estimate.name is not None},
             "notes": self.notes,
         }
 
@@ -383,33 +386,36 @@ class AuditReport:
 def survey(
     facts: AuditFacts, classes: Sequence[str], wanted: Sequence[str] = (), confidence: float = 0.95, every: bool = False
 ) -> AuditReport:
-    """Unbiased figures for each class and any defect, or for the wanted classes alone."""
+    """Estimate prevalence, recall and false alarms for each class and any defect, or for the wanted classes alone."""
     for name in wanted:
         if name not in classes:
             raise unknown("class", name, classes)
     drawn = samples(facts, every)
-    answered = [one for one in drawn if one.rows]
+    answered = [sample for sample in drawn if sample.rows]
     if not answered:
         raise CurateError(_nothing(drawn, facts))
     group = together(answered, facts.arrivals)
     return AuditReport(
         confidence,
-        [one.number for one in answered],
-        [one.number for one in group],
+        [sample.number for sample in answered],
+        [sample.number for sample in group],
         round(group[0].population),
-        sum(one.drawn for one in answered),
-        sum(len(one.rows) for one in answered),
-        dict(sum((one.left_out for one in answered), Counter[str]())),
-        sorted({str(by) for one in answered if (by := one.draw.manifest.get("predicted_by"))}),
-        [_figures(answered, group, name, confidence) for name in (*(wanted or classes), *([] if wanted else [None]))],
+        sum(sample.drawn for sample in answered),
+        sum(len(sample.rows) for sample in answered),
+        dict(sum((sample.left_out for sample in answered), Counter[str]())),
+        sorted({str(by) for sample in answered if (by := sample.draw.manifest.get("predicted_by"))}),
+        [
+            _class_estimates(answered, group, name, confidence)
+            for name in (*(wanted or classes), *([] if wanted else [None]))
+        ],
         [*_notes(drawn), *_about_populations(answered, group), *_about_predictions(answered)],
     )
 
 
-def _figures(
+def _class_estimates(
     answered: Sequence[AuditSample], group: Sequence[AuditSample], name: str | None, confidence: float
 ) -> ClassEstimates:
-    shown = sum(_count(one.present, name) for one in answered)
+    shown = sum(_count(sample.present, name) for sample in answered)
     recall, alarms = errors(answered, name, confidence) or (None, None)
     return ClassEstimates(name, shown, prevalence(group, name, confidence), recall, alarms)
 
@@ -420,70 +426,77 @@ def _nothing(drawn: Sequence[AuditSample], facts: AuditFacts) -> str:
         if any(samples(facts, every=True)):
             remedy = "A round was drawn at random as a whole: curate audit --all takes its picks"
         return f"no round has audit picks. {remedy}"
-    out, last = sum((one.left_out for one in drawn), Counter[str]()), f"round {drawn[-1].number:03d}"
-    return f"no audit pick is labelled: {_listed(out)}. Label them: curate push, or curate app --view '{last}'"
+    left_out, last = sum((sample.left_out for sample in drawn), Counter[str]()), f"round {drawn[-1].number:03d}"
+    return f"no audit pick is labelled: {_listed(left_out)}. Label them: curate push, or curate app --view '{last}'"
 
 
-def speaks(interval: Interval) -> bool:
-    """Whether the interval says anything at all."""
+def is_meaningful(interval: Interval) -> bool:
+    """True where an interval is based on enough picks and is narrow enough to be read."""
     return interval.n >= FEWEST and interval.high - interval.low < SILENT
 
 
 def plain(interval: Interval | None) -> dict[str, float | int | None] | None:
-    """For JSON, which knows neither NaN nor infinity."""
+    """The interval for JSON, which has neither NaN nor infinity."""
     if interval is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
-# --- what a person should know ----------------------------------------------------------------------------------------
+# --- notes for the user ----------------------------------------------------------------------------------------
 
 
 def _notes(drawn: Sequence[AuditSample]) -> list[str]:
-    """Audit picks without a label, and strata without a labelled pick."""
-    notes = [f"{_name(one)} has {one.drawn} audit picks: {_listed(one.left_out)}" for one in drawn if not one.rows]
-    answered = [one for one in drawn if one.rows]
-    out, total = sum((one.left_out for one in answered), Counter[str]()), sum(one.drawn for one in answered)
-    if out:
-        biased = f"; more than {100 * BIASED:g} %: if they differ from the others, the figures are biased"
-        told = biased if out.total() > BIASED * total else ""
-        notes.append(f"{out.total()} of {total} audit picks are left out ({_listed(out)}){told}")
-    return notes + [note for one in answered for note in _about_strata(one)]
+    """Notes about audit picks without a label, and strata without a labelled pick."""
+    notes = [
+        f"{_name(sample)} has {sample.drawn} audit picks: {_listed(sample.left_out)}"
+        for sample in drawn
+        if not sample.rows
+    ]
+    answered = [sample for sample in drawn if sample.rows]
+    left_out, total = (
+        sum((sample.left_out for sample in answered), Counter[str]()),
+        sum(sample.drawn for sample in answered),
+    )
+    if left_out:
+        biased = f"; more than {100 * BIASED:g} %: if they differ from the others, the estimates are biased"
+        warning = biased if left_out.total() > BIASED * total else ""
+        notes.append(f"{left_out.total()} of {total} audit picks are left out ({_listed(left_out)}){warning}")
+    return notes + [note for sample in answered for note in _about_strata(sample)]
 
 
-def _about_strata(one: AuditSample) -> Iterator[str]:
-    seen = set(one.strata)
-    unseen = {name: size for name, size in one.sizes.items() if name not in seen and size}
+def _about_strata(sample: AuditSample) -> Iterator[str]:
+    seen = set(sample.strata)
+    unseen = {name: size for name, size in sample.sizes.items() if name not in seen and size}
     if unseen:
         names = ", ".join(f"{name or '(none)'} ({size:g})" for name, size in unseen.items())
         allows = "the interval of prevalence allows for all or none of them"
-        yield f"{_name(one)}: no labelled audit pick among the images of {names}; {allows}"
+        yield f"{_name(sample)}: no labelled audit pick among the images of {names}; {allows}"
 
 
 def _about_populations(answered: Sequence[AuditSample], group: Sequence[AuditSample]) -> Iterator[str]:
     if others := answered[: -len(group)]:
-        names = ", ".join(_name(one) for one in others)
+        names = ", ".join(_name(sample) for sample in others)
         rest = f"from {_name(group[0])} {'on' if len(group) > 1 else 'alone'}"
         yield f"{names}: drawn from another population (images came, went or were held out since); prevalence is {rest}"
-    if lost := max(_unreached(group[0], one) for one in group):
+    if lost := max(_unreached(group[0], sample) for sample in group):
         share = f"{lost:g} images ({100 * lost / group[0].population:.1f} %)"
         why = "could not be drawn by a later audit (queued, skipped, held out)"
         yield f"{share} {why}; the interval of prevalence allows for that"
 
 
 def _about_predictions(answered: Sequence[AuditSample]) -> Iterator[str]:
-    known = [one for one in answered if one.predicted(None) is not None]
+    known = [sample for sample in answered if sample.predicted(None) is not None]
     if len(known) > 1:
-        names = ", ".join(_name(one) for one in known)
-        yield f"recall and false alarms are pooled over {names}: each pick is held against its round's predictions"
+        names = ", ".join(_name(sample) for sample in known)
+        yield f"recall and false alarms are pooled over {names}: each pick is compared with its round's predictions"
 
 
-def _name(one: AuditSample) -> str:
-    return f"round {one.number:03d}"
+def _name(sample: AuditSample) -> str:
+    return f"round {sample.number:03d}"
 
 
-def _listed(out: Counter[str]) -> str:
-    return ", ".join(f"{count} {LEFT_OUT.get(state, state)}" for state, count in out.most_common())
+def _listed(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {LEFT_OUT.get(state, state)}" for state, count in left_out.most_common())
 
 
 # --- curate stop-check ------------------------------------------------------------------------------------------------
@@ -491,7 +504,7 @@ def _listed(out: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class StopCheck:
-    """`curate stop-check`: the advice and what it rests on."""
+    """`curate stop-check`: the advice and its basis."""
 
     advice: Advice
     round: int | None
@@ -514,9 +527,9 @@ class StopCheck:
 def check(
     facts: AuditFacts, kappas: Sequence[float] = (), acceptable: float = ACCEPTABLE, confidence: float = 0.95
 ) -> StopCheck:
-    """Whether another round is worth it, by the newest audit. `kappas` come from `settling`."""
+    """Advise whether another round is worth it, by the newest audit. `kappas` come from `settling`."""
     drawn = samples(facts)
-    answered = [one for one in drawn if one.rows]
+    answered = [sample for sample in drawn if sample.rows]
     newest, unseen = _newest(answered), _unseen(answered, confidence)
     audit = _audit(newest) if newest else Audit()
     advice = stopping.advice(audit, kappas, unseen, acceptable=acceptable, confidence=confidence)
@@ -536,30 +549,34 @@ def check(
 
 
 def _newest(answered: Sequence[AuditSample]) -> AuditSample | None:
-    """The newest audit that is at least half labelled, else the newest: one just begun would hide what was known."""
-    done = [one for one in answered if 2 * len(one.rows) >= one.drawn]
+    """The newest audit that is at least half labelled, else the newest: one just begun holds too little."""
+    done = [sample for sample in answered if 2 * len(sample.rows) >= sample.drawn]
     return next(reversed(done or answered), None)
 
 
-def _audit(one: AuditSample) -> Audit:
-    return Audit(one.shows(None), one.pi, one.strata, one.sizes, len(one.since), _count(one.since, None))
+def _audit(sample: AuditSample) -> Audit:
+    return Audit(
+        sample.shows(None), sample.pi, sample.strata, sample.sizes, len(sample.since), _count(sample.since, None)
+    )
 
 
 def _unseen(answered: Sequence[AuditSample], confidence: float) -> Interval:
-    """How likely the next audit pick shows a class in a group (a coil, a piece) where no audit has seen it."""
+    """Probability that the next audit pick shows a class in a group (a coil, a piece) where no audit has seen it."""
     kinds = Counter(
         (name, row["group"])
-        for one in answered
-        for row, present in zip(one.rows, one.present, strict=True)
+        for sample in answered
+        for row, present in zip(sample.rows, sample.present, strict=True)
         for name in present
     )
-    return stopping.good_turing(list(kinds.values()), sum(len(one.rows) for one in answered), confidence)
+    return stopping.good_turing(list(kinds.values()), sum(len(sample.rows) for sample in answered), confidence)
 
 
-def settling(project: Project, known: Mapping[str, ImageHistory]) -> list[float]:
-    """How far each round's predictions agree with those of the round before, for the last rounds; the oldest first."""
-    renames, done = _renames(project.work), {id for id, one in known.items() if one.status == "labelled"}
-    newest_first = [one for one in reversed(rounds.every(project.work)) if (one.folder / rounds.PREDICTED).is_file()]
+def settling(project: Project, images: Mapping[str, ImageHistory]) -> list[float]:
+    """Agreement (kappa) of the predictions of the last rounds, each with the round before; oldest first."""
+    renames, done = _renames(project.work), {id for id, image in images.items() if image.status == "labelled"}
+    newest_first = [
+        round_ for round_ in reversed(rounds.every(project.work)) if (round_.folder / rounds.PREDICTED).is_file()
+    ]
     kappas = (_agreement(_columns(b, renames), _columns(a, renames), done) for a, b in pairwise(newest_first))
     return list(islice((kappa for kappa in kappas if not math.isnan(kappa)), STEADY_ROUNDS))[::-1]
 
@@ -567,17 +584,17 @@ def settling(project: Project, known: Mapping[str, ImageHistory]) -> list[float]
 Columns = tuple[list[str], dict[str, NDArray[np.float32]]]
 
 
-def _columns(one: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Columns:
-    """Ids, and a column of probabilities for each class of today; of classes that were merged the higher one."""
-    ids, values, names = one.predicted()
-    today, columns = _today(one, renames), dict[str, NDArray[np.float32]]()
+def _columns(round_: Round, renames: Sequence[tuple[str, dict[str, str]]]) -> Columns:
+    """Ids, and a column of probabilities for each class of today; for merged classes the higher one."""
+    ids, values, names = round_.predicted()
+    today, columns = _today(round_, renames), dict[str, NDArray[np.float32]]()
     for name, column in zip(map(today, names), values.T, strict=True):
         columns[name] = np.maximum(columns.get(name, column), column)
     return ids, columns
 
 
 def _agreement(before: Columns, after: Columns, done: Collection[str]) -> float:
-    """The lowest kappa of a class, over images that nobody has labelled: no round may have learnt from them."""
+    """The lowest kappa of a class, over images without a label: no round can have learnt from them."""
     place = {id: row for row, id in enumerate(before[0])}
     pairs = [(place[id], row) for row, id in enumerate(after[0]) if id in place and id not in done]
     names = sorted(before[1].keys() & after[1].keys())
@@ -591,7 +608,7 @@ def _agreement(before: Columns, after: Columns, done: Collection[str]) -> float:
 def _lowest(old: NDArray[np.float32], new: NDArray[np.float32]) -> float:
     change = stopping.prediction_change(old, new)
     if not change.mean_absolute:
-        return math.nan  # nothing was learnt in between: this agreement is no sign of rest
+        return math.nan  # the same model: this agreement does not show that predictions have settled
     positive = ((old >= 0.5) | (new >= 0.5)).sum(axis=0)
     kappas = [k for k, n in zip(change.kappa_by_class, positive.tolist(), strict=True) if n >= FEW_POSITIVES]
     return min(kappas, default=change.kappa)

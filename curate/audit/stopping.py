@@ -1,4 +1,4 @@
-"""Is another labelling round worth it? What audit picks and the predictions' change can say, and what they cannot."""
+"""Advice whether another labelling round is worth it, from audit picks and from the change of predictions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ACCEPTABLE = 0.01  # the share of remaining images that may show a defect
 def good_turing(counts: npt.ArrayLike, draws: int | None = None, confidence: float = 0.95) -> Interval:
     """The probability that the next audit pick shows a species never seen: the share of singletons (Good 1953).
 
-    A species is, for example, a class in a group. `counts` tells in how many audit picks each was seen, `draws` how
-    many picks there were (clean ones too). The upper bound holds for any distribution (after McAllester and Schapire
-    2000, with the constants of McAllester and Ortiz 2003), so it is wide: below some 100 picks it says next to nothing.
+    A species is, for example, a class in a group. `counts` holds the number of audit picks that show each, `draws`
+    the number of picks (clean ones too). The upper bound holds for any distribution (after McAllester and Schapire
+    2000, with the constants of McAllester and Ortiz 2003), so it is wide: below some 100 picks it is of little use.
     """
     seen = np.asarray(counts, dtype=np.int64)
     n = int(seen.sum()) if draws is None else draws
@@ -41,10 +41,10 @@ def good_turing(counts: npt.ArrayLike, draws: int | None = None, confidence: flo
 
 
 class PredictionChange(NamedTuple):
-    """How far predictions moved from one round to the next."""
+    """Change of predictions from one round to the next."""
 
     mean_absolute: float
-    changed: float  # the share of images whose predicted set of classes is another
+    changed: float  # the share of images whose predicted classes are others
     kappa: float  # over all decisions (image, class)
     kappa_by_class: tuple[float, ...]
 
@@ -52,7 +52,7 @@ class PredictionChange(NamedTuple):
 def prediction_change(before: npt.ArrayLike, after: npt.ArrayLike, threshold: float = 0.5) -> PredictionChange:
     """Agreement of two rounds' predictions (n, C) for the same images, which no round may train on.
 
-    Clean images make the decisions of a rare class agree: look at each class's kappa, too.
+    On clean images the decisions for a rare class agree anyway: look at each class's kappa, too.
     """
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if old.shape != new.shape or old.ndim != 2:
@@ -66,9 +66,9 @@ def prediction_change(before: npt.ArrayLike, after: npt.ArrayLike, threshold: fl
 
 
 def _kappa(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Cohen's kappa (1960) of two rows of yes and no; 1 where both say the same of everything."""
-    agreed, yes, also = (float(v.mean()) for v in (a == b, a, b))
-    chance = yes * also + (1 - yes) * (1 - also)
+    """Cohen's kappa (1960) of two rows of decisions; 1 where all are equal."""
+    agreed, yes_a, yes_b = (float(v.mean()) for v in (a == b, a, b))
+    chance = yes_a * yes_b + (1 - yes_a) * (1 - yes_b)
     return 1.0 if agreed == 1 else (agreed - chance) / (1 - chance)
 
 
@@ -85,10 +85,10 @@ def missed(
     found: int | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """How many defective images are still unlabelled, from the last audit.
+    """Number of defective images that are still unlabelled, from the last audit.
 
-    `labelled` images of the audited population have got a label since the draw and `found` of them are defective,
-    audit picks included (by default those alone).
+    `labelled` images of the audited population were labelled since the draw and `found` of them are defective,
+    including audit picks (by default these alone).
     """
     share = prevalence(y, pi, strata, sizes, confidence)
     population = _population(pi, sizes)
@@ -108,7 +108,7 @@ def _clip(count: float, most: float) -> float:
 
 
 def picks_needed(acceptable: float = ACCEPTABLE, confidence: float = 0.95) -> int:
-    """So many audit picks, all clean, show that at most an `acceptable` share of a large pool is defective."""
+    """Number of audit picks that, all clean, show that at most an `acceptable` share of a large pool is defective."""
     return math.ceil(math.log(1 - confidence) / math.log(1 - acceptable))
 
 
@@ -119,7 +119,7 @@ Verdict = Literal["go on", "stop", "too little data"]
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A verdict, and the sentences that lead to it."""
+    """A verdict, and the sentences that explain it."""
 
     verdict: Verdict
     reasons: list[str]
@@ -130,7 +130,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The last round's audit, and what was labelled out of the audited population since."""
+    """The last round's audit, and the labels of the audited population since."""
 
     y: npt.ArrayLike = ()
     pi: npt.ArrayLike = ()
@@ -161,39 +161,42 @@ def advice(
     acceptable: float = ACCEPTABLE,
     confidence: float = 0.95,
 ) -> Advice:
-    """Stop only where the audit shows that little is left and predictions have settled; both must be shown.
+    """Advise to stop only where the audit shows that little is left and predictions have settled.
 
-    `kappas` are the rounds' `prediction_change(...).kappa`, the oldest first. `unseen` (from `good_turing`) is told and
-    does not decide. "At most" and "at least" are one-sided bounds, each at `confidence`.
+    `kappas` are the rounds' `prediction_change(...).kappa`, the oldest first. `unseen` (from `good_turing`) is reported
+    and does not decide. "At most" and "at least" are one-sided bounds, each at `confidence`.
     """
-    left, told = _left(audit, acceptable, confidence)
-    settled, said = _settled(kappas)
+    left, about_audit = _left(audit, acceptable, confidence)
+    settled, about_predictions = _settled(kappas)
     verdict = _verdict(left, settled)
-    return Advice(verdict, [told, said, *_unseen(unseen, confidence)])
+    return Advice(verdict, [about_audit, about_predictions, *_unseen(unseen, confidence)])
 
 
 Left = Literal["nothing", "little", "much", "unclear", "unknown"]
 
 
 def _left(audit: Audit, acceptable: float, confidence: float) -> tuple[Left, str]:
-    """What the audit shows of the remaining images, in a word and in a sentence."""
-    needed, remaining, one = picks_needed(acceptable, confidence), audit.remaining, audit.picks == 1
+    """The audit's result for the remaining images, as a word and as a sentence."""
+    needed, remaining, single = picks_needed(acceptable, confidence), audit.remaining, audit.picks == 1
     if not audit.picks:
         return "unknown", f"No audit pick is labelled yet; {_enough(needed, acceptable)}."
     if not remaining:
         return "nothing", "No unlabelled image remains."
-    who = "1 audit pick" if one else f"{audit.picks:,} audit picks"
+    subject = "1 audit pick" if single else f"{audit.picks:,} audit picks"
     # Two-sided at 1 - 2 (1 - confidence): each bound by itself then holds with `confidence`.
     count = audit.missed(2 * confidence - 1)
     if count.low > acceptable * remaining:
         least = f"at least {_percent(count.low / remaining)} of the remaining images show a defect {_sure(confidence)}"
-        return "much", f"{who} {'shows' if one else 'show'} that {least}; {_percent(acceptable)} would be acceptable."
+        return (
+            "much",
+            f"{subject} {'shows' if single else 'show'} that {least}; {_percent(acceptable)} would be acceptable.",
+        )
     most = f"at most {_percent(count.high / remaining)} of the remaining images show a defect {_sure(confidence)}"
     if count.high <= acceptable * remaining:
-        return "little", f"{who} {'shows' if one else 'show'} enough: {most}."
+        return "little", f"{subject} {'shows' if single else 'show'} enough: {most}."
     if audit.picks < needed:
-        return "unknown", f"{who} {'says' if one else 'say'} little: {most}; {_enough(needed, acceptable)}."
-    return "unclear", f"{who} {'does' if one else 'do'} not rule out that much is left: {most}."
+        return "unknown", f"{subject} {'says' if single else 'say'} little: {most}; {_enough(needed, acceptable)}."
+    return "unclear", f"{subject} {'does' if single else 'do'} not rule out that much is left: {most}."
 
 
 def _enough(needed: int, acceptable: float) -> str:
@@ -209,7 +212,7 @@ def _sure(confidence: float) -> str:
 
 
 def _settled(kappas: Sequence[float]) -> tuple[bool | None, str]:
-    """Whether predictions have settled; None where too few rounds can be compared."""
+    """True where predictions have settled, None where too few rounds can be compared; and a sentence."""
     last = [k for k in kappas if not math.isnan(k)][-STEADY_ROUNDS:]
     listed = ", ".join(f"{math.floor(1000 * k) / 1000:.3f}" for k in last)
     if any(k < KAPPA for k in last):

@@ -50,7 +50,7 @@ def _show(project: Project, report: AuditReport) -> None:
         "recall",
         "false alarms",
     )
-    rows([head, *(_line(project, report, estimates) for estimates in report.figures)], right={1})
+    rows([head, *(_line(project, report, estimates) for estimates in report.estimates)], right={1})
     say()
     say(
         f"share of the {report.population:,} images that could be picked in {_rounds(report.prevalence_rounds[:1])}",
@@ -85,11 +85,11 @@ def _line(project: Project, report: AuditReport, estimates: ClassEstimates) -> t
 
 
 def _share(interval: Interval | None, few: str) -> str:
-    from curate.audit.run import speaks
+    from curate.audit.run import is_meaningful
 
     if interval is None:
         return "no predictions"
-    if not speaks(interval):
+    if not is_meaningful(interval):
         return few
     return f"{_percent(interval.estimate)} % ({_percent(interval.low)} to {_percent(interval.high)} %)"
 
@@ -113,7 +113,7 @@ def stop_check(
 
     opened = open_project(project)
     facts = auditing.read(opened)
-    result = auditing.check(facts, auditing.settling(opened, facts.known), acceptable, confidence)
+    result = auditing.check(facts, auditing.settling(opened, facts.images), acceptable, confidence)
     emit(result.to_json()) if json else _advise(result)
 
 

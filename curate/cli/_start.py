@@ -11,7 +11,7 @@ from rich.text import Text
 from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say, warn
 
 if TYPE_CHECKING:
-    from curate.admin.setup import Plan
+    from curate.admin.setup import ProjectPlan
 
 EXAMPLES = 8  # images that show what template, stratum and group give
 NONE = {
@@ -86,7 +86,7 @@ def init(
     say(f"curate index --project {name}", "next:" if planned.classes else "then:")
 
 
-def _show_layout(planned: Plan) -> None:
+def _show_layout(planned: ProjectPlan) -> None:
     """Template, stratum and group, and what they make of a few images, for a person to check."""
     if not planned.placed:
         return

@@ -1,8 +1,8 @@
-"""The demo plant: a hot-rolled strip world drawn by script and seed, so that everything can be tried without real data.
+"""The demo plant: images of hot-rolled strip, drawn by script and seed, for trying everything without real data.
 
-`plan` decides, without drawing a pixel, which image of which coil shows which defect: quotas are exact, rare kinds are
-spread over coils on purpose. `draw` paints the plan. The public library never shows line B's bottom camera: production
-holds a stratum that no label has seen, as real plants do.
+`plan` decides, without drawing a pixel, which image of which coil shows which defect: quotas are exact, and rare
+classes are spread over coils. `draw` paints the plan. The public library has no image of line B's bottom camera: as in
+real plants, production has a stratum without labels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FAULTS_PER_2000 = {
 }
 STRATA = (("A", "top"), ("A", "bottom"), ("B", "top"), ("B", "bottom"))
 FIRST_DAY, DAYS = date(2024, 3, 4), 28
-OURS = {"library", "plant", "truth.csv", "plant.json"}
+PLANT_FILES = {"library", "plant", "truth.csv", "plant.json"}
 
 Present = list[set[str]]
 Masks = dict[str, dict[str, str]]  # path -> class -> run-lengths
@@ -65,7 +65,7 @@ Masks = dict[str, dict[str, str]]  # path -> class -> run-lengths
 
 @dataclass(frozen=True, slots=True)
 class PlantFault:
-    """A file that is wrong on purpose. Except for `png_in_jpg`, it is an extra file made from `source`."""
+    """A deliberately broken file. Except for `png_in_jpg`, it is an extra file made from `source`."""
 
     kind: str
     path: str
@@ -86,7 +86,7 @@ class PlantPlan:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What was drawn. `images` counts distinct valid images; copies and broken files come on top of them."""
+    """Contents of a drawn plant. `images` counts distinct valid images, without copies and broken files."""
 
     images: int
     seed: int
@@ -104,7 +104,7 @@ class DemoSummary:
 
 
 def plan(images: int = 2000, seed: int = 0) -> PlantPlan:
-    """Which coil, view, stratum and class every image has: the same for the same arguments, exact in its quotas."""
+    """Plan the coil, view, stratum and classes of every image: the same for the same arguments, with exact quotas."""
     _check(images, seed)
     rng = np.random.default_rng([seed, images])
     share = _library_images(images)
@@ -115,7 +115,7 @@ def plan(images: int = 2000, seed: int = 0) -> PlantPlan:
 
 
 def quota(label: str, images: int) -> int:
-    """How many images show the class; never fewer than three, so that library and plant both have it."""
+    """Number of images that show the class; at least three, so that library and plant both have it."""
     return max(3, round(SHARES[label] * images))
 
 
@@ -144,7 +144,7 @@ def _section(images: int, quotas: dict[str, int], rng: Rng) -> list[Present]:
         cursor = 0
         for (label, length), _ in (pair for pair in zip(runs, double, strict=True) if pair[1] is twice):
             cursor = _place(coils, label, length, twice, cursor)
-        # Shuffled in between: second kinds would gather on the coils filled first, the rare ones.
+        # Shuffled in between: otherwise second classes would gather on the coils filled first, the rare ones.
         coils = [coils[i] for i in rng.permutation(len(coils))]
     return coils
 
@@ -158,7 +158,7 @@ def _coil_sizes(images: int, rng: Rng) -> list[int]:
 
 
 def _run_lengths(total: int, rare: bool, rng: Rng) -> list[int]:
-    """Over how many neighbouring views a defect goes on. At least two runs where possible: a split needs them."""
+    """Numbers of neighbouring views that a defect spans. At least two runs where possible: splits need them."""
     longest, lengths = min(3 if rare else 5, -(-total // 2)), []
     while total > 0:
         lengths.append(min(int(rng.integers(1, longest + 1)), total))
@@ -167,11 +167,11 @@ def _run_lengths(total: int, rare: bool, rng: Rng) -> list[int]:
 
 
 def _place(coils: list[Present], label: str, length: int, double: bool, cursor: int) -> int:
-    """Marks a run of views, on the next coil that has room, and returns where to look next."""
-    for wanted in (1, 0) if double else (0, 1):
+    """Mark a run of views, on the next coil that has room; return where to look next."""
+    for shown in (1, 0) if double else (0, 1):
         for step in range(len(coils)):
             views = coils[(cursor + step) % len(coils)]
-            start = _room(views, label, length, wanted)
+            start = _room(views, label, length, shown)
             if start is not None:
                 for view in views[start : start + length]:
                     view.add(label)
@@ -181,11 +181,11 @@ def _place(coils: list[Present], label: str, length: int, double: bool, cursor: 
     return _place(coils, label, length - length // 2, double, _place(coils, label, length // 2, double, cursor))
 
 
-def _room(views: Present, label: str, length: int, wanted: int) -> int | None:
-    """First window whose views show `wanted` classes; none where the coil has the label: runs are whole groups."""
+def _room(views: Present, label: str, length: int, shown: int) -> int | None:
+    """Start of the first run of views with `shown` classes each; None where the coil has the label already."""
     if any(label in view for view in views):
         return None
-    fits = (i for i in range(len(views) - length + 1) if all(len(v) == wanted for v in views[i : i + length]))
+    fits = (i for i in range(len(views) - length + 1) if all(len(v) == shown for v in views[i : i + length]))
     return next(fits, None)
 
 
@@ -211,7 +211,7 @@ def _views(present: Present, first: int, stem: str) -> tuple[View, ...]:
 
 
 def _faults(coils: Sequence[Coil], images: int, rng: Rng) -> tuple[PlantFault, ...]:
-    """Broken files and copies, named as further views of their coil. Rare images are spared: each one counts."""
+    """Broken files and copies, named as further views of their coil. Images of rare classes are left out."""
     common = [(c, v) for c in coils for v in c.views if not set(v.classes) & set(RARE)]
     plant = [pair for pair in common if not pair[0].library]
     library = [(c, v) for c, v in common if c.library and len(v.classes) == 1]
@@ -232,18 +232,18 @@ def _next_path(coil: Coil, taken: Counter[str]) -> str:
     return f"{coil.folder}/{coil.name}_{taken[coil.name]:02d}.jpg"
 
 
-def _summary(wanted: PlantPlan) -> DemoSummary:
-    by_kind = {k: [f for f in wanted.faults if f.kind == k] for k in FAULTS_PER_2000}
+def _summary(planned: PlantPlan) -> DemoSummary:
+    by_kind = {k: [f for f in planned.faults if f.kind == k] for k in FAULTS_PER_2000}
     paths = {kind: tuple(fault.path for fault in faults) for kind, faults in by_kind.items()}
     pairs = {kind: tuple((fault.source, fault.path) for fault in faults) for kind, faults in by_kind.items()}
     return DemoSummary(
-        images=wanted.images,
-        seed=wanted.seed,
-        clean=sum(not view.classes for view in wanted.views),
-        library=sum(len(coil.views) for coil in wanted.coils if coil.library),
-        coils=len(wanted.coils),
-        by_class={c: sum(c in view.classes for view in wanted.views) for c in CLASSES},
-        coils_by_class={c: sum(any(c in v.classes for v in coil.views) for coil in wanted.coils) for c in CLASSES},
+        images=planned.images,
+        seed=planned.seed,
+        clean=sum(not view.classes for view in planned.views),
+        library=sum(len(coil.views) for coil in planned.coils if coil.library),
+        coils=len(planned.coils),
+        by_class={c: sum(c in view.classes for view in planned.views) for c in CLASSES},
+        coils_by_class={c: sum(any(c in v.classes for v in coil.views) for coil in planned.coils) for c in CLASSES},
         truncated=paths["truncated"],
         empty=paths["empty"],
         not_an_image=paths["not_an_image"],
@@ -263,7 +263,7 @@ def draw(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DemoSummary:
-    """Draws the plant under `folder`; at once where the same one is there already.
+    """Draw the plant into `folder`; return at once where the same one is there already.
 
     Args:
         folder: created. Refused where it holds anything but a demo plant.
@@ -272,50 +272,53 @@ def draw(
         workers: processes; by default as many as there are processors, fewer for few images.
         progress: called with the number of images drawn so far.
 
+    Returns:
+        Its contents.
+
     Raises:
-        CurateError: too few images, a negative seed, or a folder that is not ours to replace.
+        CurateError: too few images, a negative seed, or a folder that holds other files.
     """
-    folder, wanted = folder.absolute(), plan(images, seed)
+    folder, planned = folder.absolute(), plan(images, seed)
     files.sweep_parts(folder)
-    if _is_drawn(folder, wanted):
-        return _summary(wanted)
+    if _is_drawn(folder, planned):
+        return _summary(planned)
     _refuse_foreign(folder)
     aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _draw_into(aside, wanted, workers or max(1, min(cores(), images // 100)), progress)
+        _draw_into(aside, planned, workers or max(1, min(cores(), images // 100)), progress)
         _replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return _summary(wanted)
+    return _summary(planned)
 
 
-def _is_drawn(folder: Path, wanted: PlantPlan) -> bool:
-    return _manifest(folder) == _as_manifest(wanted)
+def _is_drawn(folder: Path, planned: PlantPlan) -> bool:
+    return _manifest(folder) == _as_manifest(planned)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "plant.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "plant.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _as_manifest(wanted: PlantPlan) -> dict[str, Any]:
+def _as_manifest(planned: PlantPlan) -> dict[str, Any]:
     # Through JSON and back: tuples become the lists that a stored manifest has.
-    manifest: dict[str, Any] = json.loads(json.dumps({"version": VERSION} | asdict(_summary(wanted))))
+    manifest: dict[str, Any] = json.loads(json.dumps({"version": VERSION} | asdict(_summary(planned))))
     return manifest
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Only an empty folder or nothing but an earlier plant may be replaced."""
+    """Refuse to replace a folder that holds anything but an earlier plant."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise CurateError(f"{folder} is a file; name a folder for the demo plant")
     names = {entry.name for entry in folder.iterdir()}
-    if names and not (names <= OURS and {"version", "seed", "images"} <= _manifest(folder).keys()):
+    if names and not (names <= PLANT_FILES and {"version", "seed", "images"} <= _manifest(folder).keys()):
         raise CurateError(f"{folder} holds files that are not a demo plant; name a new or an empty folder")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise CurateError(f"{folder} is the current folder and cannot be replaced; name a folder inside it")
@@ -329,43 +332,43 @@ def _replace(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _draw_into(folder: Path, wanted: PlantPlan, workers: int, progress: Callable[[int], None] | None) -> None:
-    for sub in sorted({coil.folder for coil in wanted.coils}):
+def _draw_into(folder: Path, planned: PlantPlan, workers: int, progress: Callable[[int], None] | None) -> None:
+    for sub in sorted({coil.folder for coil in planned.coils}):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     masks: Masks = {}
-    with closing(_draw_coils(folder, wanted, workers)) as drawn:
+    with closing(_draw_coils(folder, planned, workers)) as drawn:
         for part in drawn:
             masks.update(part)
             if progress:
                 progress(len(masks))
-    for fault in wanted.faults:
+    for fault in planned.faults:
         _spoil(folder, fault)
-    _write_truth(folder / "truth.csv", wanted, masks)
-    _write_train(folder / "library/train.csv", wanted, masks)
-    (folder / "plant.json").write_text(json.dumps(_as_manifest(wanted), indent=2) + "\n", encoding="utf-8")
+    _write_truth(folder / "truth.csv", planned, masks)
+    _write_train(folder / "library/train.csv", planned, masks)
+    (folder / "plant.json").write_text(json.dumps(_as_manifest(planned), indent=2) + "\n", encoding="utf-8")
 
 
-def _draw_coils(folder: Path, wanted: PlantPlan, workers: int) -> Generator[Masks, None, None]:
-    as_png = frozenset(fault.path for fault in wanted.faults if fault.kind == "png_in_jpg")
-    task = partial(_draw_coil, folder, wanted.seed, as_png)
+def _draw_coils(folder: Path, planned: PlantPlan, workers: int) -> Generator[Masks, None, None]:
+    as_png = frozenset(fault.path for fault in planned.faults if fault.kind == "png_in_jpg")
+    task = partial(_draw_coil, folder, planned.seed, as_png)
     if workers == 1:
-        yield from map(task, wanted.coils)
+        yield from map(task, planned.coils)
         return
     pool = worker_pool(workers)
     try:
-        yield from pool.map(task, wanted.coils, chunksize=4)
+        yield from pool.map(task, planned.coils, chunksize=4)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _draw_coil(folder: Path, seed: int, as_png: frozenset[str], coil: Coil) -> Masks:
-    """Writes a coil's images and returns the run-lengths of each."""
+    """Write a coil's images; return the run-lengths of each."""
     cv2.setNumThreads(1)  # the processes share the cores already
     masks: Masks = {}
-    for view, (pixels, found) in zip(coil.views, paint(coil, seed), strict=True):
+    for view, (pixels, view_masks) in zip(coil.views, paint(coil, seed), strict=True):
         suffix, options = (".png", []) if view.path in as_png else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 92])
         (folder / view.path).write_bytes(cv2.imencode(suffix, pixels, options)[1].tobytes())
-        masks[view.path] = {label: mask_to_kaggle(mask) for label, mask in found.items()}
+        masks[view.path] = {label: mask_to_kaggle(mask) for label, mask in view_masks.items()}
     return masks
 
 
@@ -381,32 +384,32 @@ def _spoil(folder: Path, fault: PlantFault) -> None:
     (folder / fault.path).write_bytes(data)
 
 
-def _write_truth(path: Path, wanted: PlantPlan, masks: Masks) -> None:
-    """What an annotator would draw, for every file that can be opened, copies included; clean images have one row."""
-    copies = _copies(wanted)
+def _write_truth(path: Path, planned: PlantPlan, masks: Masks) -> None:
+    """Write the true masks of every valid file, including copies; a clean image has one row."""
+    copies = _copies(planned)
     rows: list[tuple[str, ...]] = []
-    for coil in wanted.coils:
+    for coil in planned.coils:
         for view in coil.views:
             for name in (view.path, *copies.get(view.path, ())):
-                found = masks[view.path] or {"": ""}
-                rows.extend((name, label, rle, coil.name) for label, rle in found.items())
+                view_masks = masks[view.path] or {"": ""}
+                rows.extend((name, label, rle, coil.name) for label, rle in view_masks.items())
     _write_csv(path, ("image", "class", "rle", "group"), rows)
 
 
-def _copies(wanted: PlantPlan) -> dict[str, list[str]]:
+def _copies(planned: PlantPlan) -> dict[str, list[str]]:
     copies: dict[str, list[str]] = {}
-    for fault in wanted.faults:
+    for fault in planned.faults:
         if fault.kind in ("duplicates", "conflicts"):
             copies.setdefault(fault.source, []).append(fault.path)
     return copies
 
 
-def _write_train(path: Path, wanted: PlantPlan, masks: Masks) -> None:
-    """Kaggle's long form. The copy in a conflict has the same pixels under the next class: one of the two is wrong."""
+def _write_train(path: Path, planned: PlantPlan, masks: Masks) -> None:
+    """Write Kaggle's long form. The copy in a conflict has the same pixels under the next class, to be resolved."""
     rows = []
-    for view in (view for coil in wanted.coils if coil.library for view in coil.views):
+    for view in (view for coil in planned.coils if coil.library for view in coil.views):
         rows += [(Path(view.path).name, str(CLASSES.index(c) + 1), rle) for c, rle in masks[view.path].items()]
-    for fault in (fault for fault in wanted.faults if fault.kind == "conflicts"):
+    for fault in (fault for fault in planned.faults if fault.kind == "conflicts"):
         ((label, rle),) = masks[fault.source].items()
         rows.append((Path(fault.path).name, str((CLASSES.index(label) + 1) % 4 + 1), rle))
     _write_csv(path, ("ImageId", "ClassId", "EncodedPixels"), sorted(rows))

@@ -1,4 +1,4 @@
-"""The steel of the demo plant: paints a coil's views, their defects with exact masks, and marks that are no defects."""
+"""Painting of the demo plant: a coil's views, their defects with exact masks, and marks that are no defects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Coil:
 
 @dataclass(frozen=True, slots=True)
 class LineAppearance:
-    """How a line lights and rolls: grey level, its slope along x and y, darker corners, noise, and the grain."""
+    """Look of a line's images: grey level, its slope along x and y, vignetting, noise, and the grain."""
 
     level: float
     slope: tuple[float, float]
@@ -70,7 +70,7 @@ MARGIN = 32
 
 @dataclass(frozen=True, slots=True)
 class CoilAppearance:
-    """What the views of one coil share. With `flipped` the strip's edge is at the bottom: drawn at the top, turned."""
+    """Look that the views of one coil share. With `flipped` the image is turned: the strip's edge is at the bottom."""
 
     line: LineAppearance
     level: float
@@ -82,7 +82,7 @@ class CoilAppearance:
 
 @dataclass(frozen=True, slots=True)
 class DefectTrait:
-    """What a defect keeps over neighbouring views: where across the strip it runs, how strong, which way it leans."""
+    """Properties of a defect over neighbouring views: its place across the strip, strength, and slant."""
 
     lane: float
     vigour: float
@@ -92,14 +92,14 @@ class DefectTrait:
 
 @dataclass(frozen=True, slots=True)
 class DefectPlace:
-    """Where a defect is painted: the row of the strip's edge in each column, and where the light comes from."""
+    """Surroundings of a defect: the row of the strip's edge in each column, and the direction of the light."""
 
     edge: Image
     light: tuple[float, float]
 
 
 def paint(coil: Coil, seed: int) -> Iterator[tuple[NDArray[np.uint8], dict[str, Mask]]]:
-    """The pixels and masks of a coil's views. Without its classes a view is the same steel, unharmed."""
+    """Paint the pixels and masks of a coil's views. Without its classes a view is the same steel without defects."""
     piece = _piece(coil, np.random.default_rng([seed, 1, coil.index]))
     for n, view in enumerate(coil.views):
         yield _paint_view(piece, coil, view, n, seed)
@@ -115,7 +115,7 @@ def _piece(coil: Coil, rng: Rng) -> CoilAppearance:
 
 
 def _sheet(line: LineAppearance, views: int, rng: Rng) -> Image:
-    """Rolled steel around zero: drawn-out grain in two sizes, lanes along the strip, clouds of scale, roll marks."""
+    """Rolled steel around grey level zero: grain in two sizes, lanes along the strip, clouds of scale, roll marks."""
     shape = (SIZE[1] + MARGIN, SIZE[0] * views)
     grain = _noise(shape, (line.stretch, line.fineness), rng) * rng.uniform(2.5, 5.0)
     grain += _noise(shape, (line.stretch / 8, line.fineness * 0.8), rng) * rng.uniform(2.0, 3.5)
@@ -127,7 +127,7 @@ def _sheet(line: LineAppearance, views: int, rng: Rng) -> Image:
 
 
 def _noise(shape: tuple[int, int], size: tuple[float, float], rng: Rng) -> Image:
-    """Smooth noise of unit strength whose features are `size` (along x, along y) pixels; cheap at any size."""
+    """Smooth noise of unit variance whose features have `size` (x, y) pixels; fast at any size."""
     shrink = [max(1, int(s / 2)) for s in size]
     small = rng.standard_normal((shape[0] // shrink[1] + 4, shape[1] // shrink[0] + 4), dtype=np.float32)
     small = cv2.GaussianBlur(small, (0, 0), sigmaX=size[0] / shrink[0], sigmaY=size[1] / shrink[1])
@@ -136,12 +136,12 @@ def _noise(shape: tuple[int, int], size: tuple[float, float], rng: Rng) -> Image
 
 
 def _cubed(noise: Image) -> Image:
-    """Few but strong features: hairlines that come and go, pits. (`noise**3` takes fifty times as long.)"""
+    """The noise cubed, for few but strong features: hairlines, pits. (`noise**3` takes fifty times as long.)"""
     return noise * noise * noise
 
 
 def _roll_marks(length: int, rng: Rng) -> Image:
-    """A worn roll prints the same faint band once a turn."""
+    """The faint band that a worn roll prints once a turn."""
     period, phase, width = rng.uniform(150, 420), rng.uniform(0, 400), rng.uniform(6, 20)
     strength = rng.uniform(1.0, 4.0) * (rng.random() < 0.4)
     away = (np.arange(length) + phase) % period - period / 2
@@ -151,7 +151,7 @@ def _roll_marks(length: int, rng: Rng) -> Image:
 def _paint_view(
     piece: CoilAppearance, coil: Coil, view: View, number: int, seed: int
 ) -> tuple[NDArray[np.uint8], dict[str, Mask]]:
-    # Steel, marks and noise have their own stream: a view without its defects keeps every other pixel.
+    # Steel, marks and noise have their own random stream: without its defects a view has the same other pixels.
     rng = np.random.default_rng([seed, 2, view.index])
     edge = piece.edge_row + _noise((1, SIZE[0]), (90, 1), rng)[0] * 0.8
     turn = -1 if piece.flipped else 1
@@ -176,7 +176,7 @@ def _cut(piece: CoilAppearance, number: int) -> Image:
 
 
 def _depth(edge: Image) -> Image:
-    """How many pixels each one lies inside the strip."""
+    """Depth in pixels inside the strip, for each pixel."""
     return np.asarray(np.arange(SIZE[1])[:, None] - edge[None], dtype=np.float32)
 
 
@@ -196,7 +196,7 @@ def _lighting(line: LineAppearance, camera: str, rng: Rng) -> Image:
 
 
 def _expose(lit: Image, noise: float, rng: Rng) -> NDArray[np.uint8]:
-    """A slightly soft lens, then a sensor: brighter pixels are noisier."""
+    """Blur as a slightly soft lens does, and add sensor noise: brighter pixels are noisier."""
     soft = cv2.GaussianBlur(lit, (0, 0), 0.5)
     grains = rng.standard_normal(soft.shape, dtype=np.float32) * noise * np.sqrt(np.clip(soft, 1, None) / 120)
     return np.asarray(np.clip(np.rint(soft + grains), 0, 255), dtype=np.uint8)
@@ -206,7 +206,7 @@ def _expose(lit: Image, noise: float, rng: Rng) -> NDArray[np.uint8]:
 
 
 def _harmless(kind: str | None, spot: DefectPlace, rng: Rng) -> Image:
-    """Look-alikes: now and then anywhere, often on a coil that is prone to them."""
+    """Marks that look like defects: now and then on any coil, often on one that is prone to them."""
     if rng.random() < 0.1:
         kind = str(rng.choice(["water", "oil", "roll", "smudge"]))
     elif rng.random() < 0.45:
@@ -224,7 +224,7 @@ def _harmless(kind: str | None, spot: DefectPlace, rng: Rng) -> Image:
 
 
 def _water(rng: Rng) -> Image:
-    """Dried drops: a pale rim around a barely darker disc."""
+    """Dried water drops: a pale rim around a barely darker disc."""
     out, (cx, cy) = _blank(), (rng.uniform(60, 450), rng.uniform(30, 100))
     for _ in range(rng.integers(2, 10)):
         radius = rng.uniform(4, 13)
@@ -241,7 +241,7 @@ def _oil(rng: Rng) -> Image:
 
 
 def _dents_of_roll(rng: Rng) -> Image:
-    """A nick in a roll prints a short pale dash at even distances."""
+    """Short pale dashes at even distances, from a nick in a roll."""
     canvas, step = np.zeros(SHAPE, np.uint8), int(rng.integers(70, 190))
     y, tall = int(rng.integers(20, 100)), int(rng.integers(3, 10))
     for x in range(int(rng.integers(0, step)), SIZE[0], step):
@@ -259,7 +259,7 @@ def _smudge(spot: DefectPlace, rng: Rng) -> Image:
     return out
 
 
-# --- defects: what they add to the surface, and their pixels ------------------------------------------------------
+# --- defects: their change of the surface, and their mask ---------------------------------------------------------
 
 
 def _trait(rng: Rng, edge_row: float) -> DefectTrait:
@@ -269,7 +269,7 @@ def _trait(rng: Rng, edge_row: float) -> DefectTrait:
 
 
 def _defect(label: str, trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
-    """One kind of defect on one view; painted anew in the rare case that next to nothing of it lies on the strip."""
+    """One class of defect on one view; painted anew in the rare case that almost nothing of it lies on the strip."""
     while True:
         delta, mask = PAINTERS[label](trait, spot, rng)
         mask &= _depth(spot.edge) > 0
@@ -278,7 +278,7 @@ def _defect(label: str, trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tupl
 
 
 def _scratches(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
-    """Long and thin, nearly along the strip; now brighter, now fainter."""
+    """Long and thin lines, nearly along the strip, of varying brightness."""
     canvas, edge_row = np.zeros(SHAPE, np.uint8), max(float(spot.edge.mean()), 0)
     for _ in range(rng.integers(1, 5)):
         t = np.linspace(0, 1, 24)
@@ -343,7 +343,7 @@ def _blister(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Ma
 
 
 def _edge_crack(trait: DefectTrait, spot: DefectPlace, rng: Rng) -> tuple[Image, Mask]:
-    """Short, jagged, dark, from the edge inwards, narrowing; one to three close to each other."""
+    """Short, jagged, dark cracks from the edge inwards, narrowing; one to three close to each other."""
     wide, narrow = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
     first = rng.uniform(40, SIZE[0] - 40)
     for _ in range(rng.integers(1, 4)):
@@ -395,7 +395,7 @@ def _anywhere(trait: DefectTrait, rng: Rng) -> tuple[float, float]:
 
 
 def _region(at: tuple[float, float], size: tuple[float, float], rough: tuple[float, float], rng: Rng) -> Image:
-    """An ellipse whose border is torn by coarse and fine noise: 1 inside, 0 outside, soft over a few pixels."""
+    """An ellipse with a border made ragged by coarse and fine noise: 1 inside, 0 outside, soft over a few pixels."""
     noise = 0.45 * np.clip(_noise(SHAPE, rough, rng), -1.6, 1.6) + 0.13 * _noise(SHAPE, (4, 1.6), rng)
     torn = 1 - _radius(*at, *size) + noise
     return np.asarray(np.clip(torn * min(size) / 4, 0, 1), dtype=np.float32)

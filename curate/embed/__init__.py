@@ -19,13 +19,25 @@ names, options, summary = CATALOGUE.names, CATALOGUE.options, CATALOGUE.summary
 
 
 def plain(name: str) -> str:
-    """The encoder's name as its file has it: `torchvision-file` is as good as `torchvision_file`."""
+    """The encoder's file name: `torchvision-file` is accepted for `torchvision_file`."""
     return name.replace("-", "_")
 
 
 def build(name: str, given: Mapping[str, Any] | None = None, **handed: Any) -> Encoder:
-    """The encoder of this name with these options; `handed` is what only the caller can give (see `model`)."""
+    """Build an encoder.
+
+    Args:
+        name: the encoder's name; `-` may stand for `_`.
+        given: its options.
+        handed: further arguments that are no options and only the caller can give (see `model`).
+
+    Returns:
+        The encoder.
+
+    Raises:
+        CurateError: an unknown name or option, or a value that is not allowed.
+    """
     CATALOGUE.load(plain(name))
     CATALOGUE.check(plain(name), dict(given or {}))
-    made: Encoder = CATALOGUE.call(plain(name))(**dict(given or {}), **handed)
-    return made
+    encoder: Encoder = CATALOGUE.call(plain(name))(**dict(given or {}), **handed)
+    return encoder

@@ -1,4 +1,4 @@
-"""What all encoders that are networks share: resizing windows and the forward pass."""
+"""Resizing of windows and the forward pass, shared by all encoders that are networks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from curate.embed._base import Array, Pixels, Tile, unit
 
-STEP = 1  # raise it when `prepare` or `encode` give other vectors than before
+STEP = 1  # raise it when the vectors of `prepare` and `encode` change
 CHUNK = 64  # windows in one forward pass
 
 
 @dataclass
 class NetworkEncoder:
-    """A network as an encoder. `make` gives the module without its head; it must be picklable, the module stays here.
+    """A network as an encoder. `make` builds the module without its head; `make` is pickled, the module is not.
 
-    A window is resized whole, not cropped: a defect may lie at its border.
+    A window is resized whole, not cropped, since a defect may lie at its border.
     """
 
     name: str
@@ -55,12 +55,12 @@ class NetworkEncoder:
         return unit(np.concatenate(parts))
 
     def loaded(self) -> Any:
-        """The module on its device; in memory as channels-last, which convolutions like best on CPU and GPU."""
+        """The module on its device, in channels-last memory format, in which convolutions are fastest."""
         import torch
 
         if self.module is None:
-            made = self.make().eval().to(self.device, memory_format=torch.channels_last)
-            self.module = made.to(torch.bfloat16) if self.bf16 and self.device == "cpu" else made
+            module = self.make().eval().to(self.device, memory_format=torch.channels_last)
+            self.module = module.to(torch.bfloat16) if self.bf16 and self.device == "cpu" else module
         return self.module
 
     def _forward(self, module: Any, windows: Sequence[Array]) -> NDArray[np.float32]:
@@ -75,12 +75,12 @@ class NetworkEncoder:
         )
         batch = scaled.permute(0, 3, 1, 2)  # a view: the pixels already lie channels-last
         with torch.autocast("cuda", torch.float16, enabled=on_gpu):
-            found = module(batch.to(torch.bfloat16) if self.bf16 and not on_gpu else batch)
-        return np.asarray(found.float().flatten(1).cpu().numpy(), np.float32)
+            output = module(batch.to(torch.bfloat16) if self.bf16 and not on_gpu else batch)
+        return np.asarray(output.float().flatten(1).cpu().numpy(), np.float32)
 
 
 def digest_of(module: Any) -> str:
-    """A hash of all its weights: what a hub calls the same name may change."""
+    """Hash of all weights: those of one name on a hub may change."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The same decoding and encoding in Ray's actors: on this machine, or on the cluster that RAY_ADDRESS names.
+"""Decoding and encoding in Ray actors: on this machine, or on the cluster that RAY_ADDRESS names.
 
 An actor decodes and encodes whole batches, so that only files' names go out and only vectors come back. On a cluster
 the images' paths and a network's weights must be readable from every node, and this package installed there.
@@ -18,7 +18,7 @@ from curate.embed._base import Encoder
 from curate.embed._images import EncodedImage, encode_images, prepare_images
 from curate.errors import CurateError
 
-BLOCKS = 2000  # more would cost the driver more than they give the actors
+BLOCKS = 2000  # more take the driver longer than they save
 START = "starting Ray takes about 10 s; it pays for long runs and on clusters"
 
 
@@ -33,16 +33,16 @@ def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: 
 
 @contextmanager
 def running() -> Iterator[Any]:
-    """Ray, started if nobody has, and then stopped again."""
+    """Ray, started unless it runs, and then stopped again."""
     ray = _imported()
-    own = not ray.is_initialized()
-    if own:
+    started_here = not ray.is_initialized()
+    if started_here:
         print(START, file=sys.stderr)  # noqa: T201
         _start(ray)
     try:
         yield ray
     finally:
-        if own:
+        if started_here:
             ray.shutdown()
 
 
@@ -57,7 +57,7 @@ def _imported() -> Any:
 
 def _start(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS") or None
-    # On this machine workers look for modules where we do; a cluster's nodes have their own installation.
+    # On this machine workers import modules from the same places; a cluster's nodes have their own installation.
     local: dict[str, Any] = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": _path()}}}
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", **({} if address else local))
 
@@ -72,7 +72,7 @@ def _stream(ray: Any, encoder: Encoder, todo: Any, max_pixels: int, batch: int, 
     context.enable_progress_bars = False
     rows = [{"id": id, "path": path} for id, path in todo]
     blocks = min(-(-len(rows) // batch), BLOCKS)
-    found = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+    encoded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         _Actor,
         fn_constructor_args=(encoder, max_pixels),
         batch_size=batch,
@@ -81,7 +81,7 @@ def _stream(ray: Any, encoder: Encoder, todo: Any, max_pixels: int, batch: int, 
         num_cpus=1,
         num_gpus=1 if getattr(encoder, "device", "cpu") == "cuda" else 0,
     )
-    for row in found.iter_rows():
+    for row in encoded.iter_rows():
         yield _unpacked(row, encoder.dim)
 
 
@@ -95,11 +95,11 @@ class _Actor:
         job = list(zip(rows["id"].tolist(), rows["path"].tolist(), strict=True))
         done = encode_images(self.encoder, prepare_images(self.encoder, job, self.max_pixels))
         return {
-            "id": [one.id for one in done],
-            "path": [one.path for one in done],
-            "problem": [one.problem or "" for one in done],
-            "boxes": [np.asarray(one.boxes, np.int32).tobytes() for one in done],
-            "vectors": [np.asarray(one.vectors, np.float32).tobytes() for one in done],
+            "id": [image.id for image in done],
+            "path": [image.path for image in done],
+            "problem": [image.problem or "" for image in done],
+            "boxes": [np.asarray(image.boxes, np.int32).tobytes() for image in done],
+            "vectors": [np.asarray(image.vectors, np.float32).tobytes() for image in done],
         }
 
 

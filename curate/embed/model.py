@@ -17,9 +17,9 @@ STEP = 1
 
 
 class ModelHandle(Protocol):
-    """What `train` hands over: a model's key (a hash of weights and preprocessing) and its two halves.
+    """A trained model as `train` passes it: its key (a hash of weights and preprocessing) and its two halves.
 
-    Pickled into the processes that decode, it should leave its network behind.
+    It is pickled into the processes that decode, and should not pickle its network.
     """
 
     @property
@@ -31,7 +31,16 @@ class ModelHandle(Protocol):
 
 
 def build(handle: ModelHandle | None = None, *, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
-    """`handle` comes from the caller, since nothing here knows how models are trained."""
+    """Build the encoder of a trained model.
+
+    Args:
+        handle: the model, which the caller loads.
+        tile: the side of a tile in pixels, `auto` or `none`.
+        overlap: the share by which tiles overlap, from 0 to 0.9.
+
+    Returns:
+        The encoder.
+    """
     check_tiles(tile, overlap)
     if handle is None:
         raise CurateError("this project has no trained model yet. Train one first: curate train")

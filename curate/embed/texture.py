@@ -1,11 +1,11 @@
-"""Texture without any network: how a window's surface looks, and how its most conspicuous spots differ from it.
+"""Texture features without a network: a window's surface, and how its most conspicuous spots differ from it.
 
 The first part is contrast-weighted local binary patterns at four scales. The second describes spots: derivatives at
 three scales, whitened by the window's own noise; where they are jointly unlikely (a defect is small and local), their
 strengths are averaged. Nothing is learned and nothing depends on other images.
 
-What can be told of a pixel is computed once for an image, and all its windows share it: a window sees across its
-border. Sums are of whole numbers or run in one order, so that a window's vector is the same in any company.
+Pixel features are computed once for an image, and all its windows share them, so that a window uses pixels beyond its
+border. Sums are of whole numbers or run in one order, so that a window's vector does not depend on other windows.
 """
 
 from __future__ import annotations
@@ -21,35 +21,44 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, unit, whole
+from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, unit, whole_image
 from curate.hashing import short_key
 
-STEP = 5  # raise it when the same window gives another vector than before
+STEP = 5  # raise it when vectors change
 RADII = ((1, 0.0), (2, 0.8), (4, 1.6), (8, 3.2))
 PATTERNS = 59
 CHANNELS = 5 * 3  # derivatives at three scales
-FIVE = 5  # channels at a time: adding up one by one, half the time would be reading and writing the sum
+FIVE = 5  # channels added at a time: one by one, half the time would be reading and writing the sum
 MIXTURES = 96
 # More weight on the surface helps to tell surfaces apart, less to find the same spot on another surface.
 SURFACE_WEIGHT, SPOT_WEIGHTS = 0.8, (1.0, 1.0, 0.5)
-LARGEST = 1 << 19  # pixels of a window; above, it is shrunk
-SHARED = 1 << 22  # pixels of an image; above, maps are made of each window alone, as they would take gigabytes
+LARGEST = 1 << 19  # pixels of a window; a larger one is shrunk
+SHARED = 1 << 22  # pixels of an image; in a larger one each window has its own maps, to save memory
 CALM = 0.9
-SPARSE = 200  # places at which a window without any spot is looked at, or a few more
+SPARSE = 200  # places, or a few more, by which a window without any spot is described
 CONTRAST = 32  # steps to a grey value: eight differences of 255 still fit into 16 bits
 SCALE_BINS, FINE_BINS = 128, 1024
-BLOCK = 256  # places at a time: what is worked on stays in the cache
+BLOCK = 256  # places at a time, so that they stay in the cache
 BORDER = cv2.BORDER_REFLECT_101
 
 
 def build(*, tile: Tile = "auto", overlap: float = 0.25) -> Encoder:
+    """Build the encoder.
+
+    Args:
+        tile: the side of a tile in pixels, `auto` or `none`.
+        overlap: the share by which tiles overlap, from 0 to 0.9.
+
+    Returns:
+        The encoder.
+    """
     check_tiles(tile, overlap)
     return Texture(tile, overlap)
 
 
 @dataclass(frozen=True)
 class Texture:
-    """Everything is computed in `prepare_image`, where the processes are."""
+    """The encoder; `prepare_image` computes everything, in the processes that decode."""
 
     tile: Tile
     overlap: float
@@ -61,19 +70,19 @@ class Texture:
         return short_key(self.name, STEP, self.tile, self.overlap)
 
     def prepare(self, window: Pixels) -> Array:
-        return self.prepare_image(window, whole(window))[0]
+        return self.prepare_image(window, whole_image(window))[0]
 
     def prepare_image(self, pixels: Pixels, boxes: Boxes) -> list[Array]:
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
         alone = np.full(len(boxes), grey.size > SHARED) | (boxes[:, 2].astype(np.int64) * boxes[:, 3] > LARGEST)
-        found = np.empty((len(boxes), self.dim), np.float32)
+        features = np.empty((len(boxes), self.dim), np.float32)
         if not alone.all():
-            found[~alone] = _described(grey, boxes[~alone])
+            features[~alone] = _described(grey, boxes[~alone])
         for n in np.flatnonzero(alone):
             x, y, w, h = boxes[n].tolist()
             window = _shrunk(grey[y : y + h, x : x + w])
-            found[n] = _described(window, whole(window))[0]
-        return list(found)
+            features[n] = _described(window, whole_image(window))[0]
+        return list(features)
 
     def encode(self, prepared: Sequence[Array]) -> NDArray[np.float32]:
         return unit(np.stack(prepared))
@@ -89,61 +98,61 @@ def _shrunk(grey: Pixels) -> Pixels:
 
 
 def _described(pixels: Pixels, boxes: Boxes) -> NDArray[np.float32]:
-    """A row for each window."""
+    """The features of each window, a row each."""
     grey = np.ascontiguousarray(pixels, np.float32)
-    parts = zip(SPOT_WEIGHTS, _spots(grey, boxes), _plain(), strict=True)
-    spots = [weight * unit(found - plain) for weight, found, plain in parts]
+    parts = zip(SPOT_WEIGHTS, _spots(grey, boxes), _no_spot(), strict=True)
+    spots = [weight * unit(spot - plain) for weight, spot, plain in parts]
     return np.hstack([SURFACE_WEIGHT * unit(_surface(grey, boxes)), *spots])
 
 
 class _Space(threading.local):
-    """Large arrays that outlive an image: fresh memory would cost a tenth of the time."""
+    """Large arrays that are used again for the next image: allocating them would take a tenth of the time."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Array] = {}
 
     def get(self, name: str, shape: tuple[int, ...], kind: Any) -> Array:
-        found = self.kept.get(name)
-        if found is None or found.shape != shape:
-            found = self.kept[name] = np.empty(shape, kind)
-        return found
+        array = self.kept.get(name)
+        if array is None or array.shape != shape:
+            array = self.kept[name] = np.empty(shape, kind)
+        return array
 
 
 _SPACE = _Space()
 
 
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Sums may run in lanes, which is the same order every time."""
-    made = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
-    return cast(Callable[..., Any], made)
+    """Compile a function; sums may be vectorised, always in the same order."""
+    compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+    return cast(Callable[..., Any], compiled)
 
 
 # --- spots ----------------------------------------------------------------------------------------------------------
 
 
 @cache
-def _plain() -> tuple[Array, ...]:
-    """What a surface without any spot gives: only what differs from it shall count."""
+def _no_spot() -> tuple[Array, ...]:
+    """Spot features of a surface without any spot, which are subtracted from all others."""
     noise = np.random.default_rng(0).normal(0, 4, (128, 128)).astype(np.float32)
     grey = 128 + cv2.GaussianBlur(noise, (0, 0), 0.7)
-    return _spots(grey, whole(grey))
+    return _spots(grey, whole_image(grey))
 
 
 @cache
 def _mixtures() -> NDArray[np.float32]:
-    """Fixed directions in the space of derivatives, a column each: a spot is told by which ones are strong together."""
-    found = np.random.default_rng(3).standard_normal((MIXTURES, CHANNELS))
-    return np.ascontiguousarray((found / np.linalg.norm(found, axis=1, keepdims=True)).T, np.float32)
+    """Fixed directions in the space of derivatives, a column each: spots differ in which ones are strong together."""
+    directions = np.random.default_rng(3).standard_normal((MIXTURES, CHANNELS))
+    return np.ascontiguousarray((directions / np.linalg.norm(directions, axis=1, keepdims=True)).T, np.float32)
 
 
 def _spots(grey: NDArray[np.float32], boxes: Boxes) -> tuple[Array, ...]:
-    """Where a window is least like itself: its derivatives there, alone and mixed, and their plain strength."""
-    found, bins = _derivatives(grey)
+    """Derivatives at the least ordinary places of each window: single and mixed, and their plain strength."""
+    derivatives, bins = _derivatives(grey)
     places = _on_grid(boxes)
-    whitener = _whitener(found, bins, places)
+    whitener = _whitener(derivatives, bins, places)
     blur = cv2.getGaussianKernel(9, 1, cv2.CV_32F).ravel()
     alone, mixed, plain = _pooled(
-        found, places, whitener, _mixtures(), blur, _edges(FINE_BINS, 18, 3743), _space(places)
+        derivatives, places, whitener, _mixtures(), blur, _edges(FINE_BINS, 18, 3743), _space(places)
     )
     return alone, mixed, np.log2(plain + 0.1)
 
@@ -163,15 +172,15 @@ def _space(places: NDArray[np.int64]) -> Array:
 def _derivatives(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """First and second derivatives at every scale, on a grid of every second pixel; and their bins of strength."""
     shape = (CHANNELS, -(-grey.shape[0] // 2), -(-grey.shape[1] // 2))
-    found, bins = _SPACE.get("found", shape, np.float32), _SPACE.get("bins", shape, np.uint8)
+    derivatives, bins = _SPACE.get("derivatives", shape, np.float32), _SPACE.get("bins", shape, np.uint8)
     fine = _blurred(grey, 1)
-    # What is smooth loses nothing on the coarser grid. Blurring that again, in place of `grey`, finds markedly less.
+    # A smooth map loses nothing on the coarser grid. Blurring it again, in place of `grey`, gives worse features.
     middle, coarse = (np.ascontiguousarray(_blurred(grey, sigma)[::2, ::2]) for sigma in (2, 4))
     for n, (smooth, k) in enumerate(((fine, 1), (middle, 1), (coarse, 2))):
         padded = cv2.copyMakeBorder(smooth, 1, 1, 1, 1, BORDER)
         own = slice(5 * n, 5 * n + 5)
-        _derive(padded, 2 if n == 0 else 1, np.float32(k), found[own], bins[own])
-    return found, bins
+        _derive(padded, 2 if n == 0 else 1, np.float32(k), derivatives[own], bins[own])
+    return derivatives, bins
 
 
 def _blurred(grey: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -179,9 +188,9 @@ def _blurred(grey: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 @_kernel
-def _derive(image, step, k, found, bins):  # type: ignore[no-untyped-def]
-    _, height, width = found.shape
-    one, two = np.float32(k / 8), np.float32(k * k / 4)
+def _derive(image, step, k, derivatives, bins):  # type: ignore[no-untyped-def]
+    _, height, width = derivatives.shape
+    first, second = np.float32(k / 8), np.float32(k * k / 4)
     double = np.float32(2)
     for y in range(height):
         above, here, below = image[y * step], image[y * step + 1], image[y * step + 2]
@@ -191,54 +200,56 @@ def _derive(image, step, k, found, bins):  # type: ignore[no-untyped-def]
             d, e, f = here[i], here[i + 1], here[i + 2]
             g, h, j = below[i], below[i + 1], below[i + 2]
             rows, middle, columns = a + g, b + h, d + f
-            found[0, y, x] = one * (c + j - rows + double * (f - d))
-            found[1, y, x] = one * (g + j - a - c + double * (h - b))
-            found[2, y, x] = two * (rows + c + j - double * middle + double * columns - double * double * e)
-            found[3, y, x] = two * (rows + c + j - double * columns + double * middle - double * double * e)
-            found[4, y, x] = two * (a + j - c - g)
+            derivatives[0, y, x] = first * (c + j - rows + double * (f - d))
+            derivatives[1, y, x] = first * (g + j - a - c + double * (h - b))
+            derivatives[2, y, x] = second * (rows + c + j - double * middle + double * columns - double * double * e)
+            derivatives[3, y, x] = second * (rows + c + j - double * columns + double * middle - double * double * e)
+            derivatives[4, y, x] = second * (a + j - c - g)
         for part in range(5):
-            values, places = found[part, y], bins[part, y]
+            values, places = derivatives[part, y], bins[part, y]
             for x in range(width):
                 places[x] = min(max((np.float32(abs(values[x])).view(np.int32) >> 20) - 975, 0), SCALE_BINS - 1)
 
 
 @cache
 def _edges(bins: int, shift: int, first: int) -> NDArray[np.float32]:
-    """Where the bins begin that are the upper bits of a number: evenly within each power of two; the first at 0."""
-    found = (np.arange(first, first + bins + 1, dtype=np.int32) << shift).view(np.float32).copy()
-    found[0] = 0
-    return found
+    """Lower edges of bins by the upper bits of a number: even within each power of two; the first is 0."""
+    edges = (np.arange(first, first + bins + 1, dtype=np.int32) << shift).view(np.float32).copy()
+    edges[0] = 0
+    return edges
 
 
-def _whitener(found: NDArray[np.float32], bins: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """For each window what turns derivatives into units of its own noise, and no longer alike.
+def _whitener(
+    derivatives: NDArray[np.float32], bins: NDArray[np.uint8], places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """For each window the matrix that whitens derivatives by the window's own noise.
 
-    What is common counts little so. The noise is that of the calmer nine tenths, so that a spot does not hide itself.
+    So common structure counts little. The noise is that of the calmer nine tenths, without the spots themselves.
     """
     scale = 1 / (_medians(bins, places, _edges(SCALE_BINS, 20, 975)) / np.float32(0.6745) + np.float32(0.15))
-    together = _calm(found, places, scale, _edges(FINE_BINS, 18, 3743), _space(places))
-    spread, axes = np.linalg.eigh(together + 0.1 * np.eye(CHANNELS, dtype=np.float32))
+    covariance = _calm(derivatives, places, scale, _edges(FINE_BINS, 18, 3743), _space(places))
+    spread, axes = np.linalg.eigh(covariance + 0.1 * np.eye(CHANNELS, dtype=np.float32))
     white = (axes / np.sqrt(spread)[:, None]) @ axes.transpose(0, 2, 1)
     return np.ascontiguousarray(white * scale[:, None], np.float32)
 
 
 @_kernel
 def _medians(bins, places, edges):  # type: ignore[no-untyped-def]
-    """Of each channel's strength in each window."""
-    found = np.empty((len(places), CHANNELS), np.float32)
+    """The median of each channel's strength in each window."""
+    medians = np.empty((len(places), CHANNELS), np.float32)
     for n in range(len(places)):
         left, top, right, bottom = places[n]
         for channel in range(CHANNELS):
             even, odd = np.zeros(SCALE_BINS, np.int32), np.zeros(SCALE_BINS, np.int32)
             for y in range(top, bottom):
                 row = bins[channel, y, left:right]
-                for x in range(0, len(row) - 1, 2):  # two tables: the same bin twice in a row would have to wait
+                for x in range(0, len(row) - 1, 2):  # two tables: faster where a bin repeats
                     even[row[x]] += 1
                     odd[row[x + 1]] += 1
                 if len(row) % 2:
                     even[row[-1]] += 1
-            found[n, channel] = _quantile(even + odd, edges, np.float32(0.5))
-    return found
+            medians[n, channel] = _quantile(even + odd, edges, np.float32(0.5))
+    return medians
 
 
 @_kernel
@@ -260,11 +271,11 @@ def _fine_quantile(values, edges, share):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _calm(found, places, scale, edges, space):  # type: ignore[no-untyped-def]
-    """How the channels go together in the calmer part of each window."""
+def _calm(derivatives, places, scale, edges, space):  # type: ignore[no-untyped-def]
+    """Covariance of the channels in the calmer part of each window."""
     spread = np.empty((len(places), CHANNELS, CHANNELS), np.float32)
     for n in range(len(places)):
-        flat = _copied(found, places[n], space)
+        flat = _copied(derivatives, places[n], space)
         size = flat.shape[1]
         energy = np.zeros(size, np.float32)
         for i in range(CHANNELS):
@@ -287,14 +298,14 @@ def _calm(found, places, scale, edges, space):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _copied(found, place, space):  # type: ignore[no-untyped-def]
+def _copied(derivatives, place, space):  # type: ignore[no-untyped-def]
     left, top, right, bottom = place
     width = right - left
     size = width * (bottom - top)
     flat = space[: CHANNELS * size].reshape(CHANNELS, size)
     for i in range(CHANNELS):
         for y in range(top, bottom):
-            there, here = flat[i, (y - top) * width : (y - top + 1) * width], found[i, y, left:right]
+            there, here = flat[i, (y - top) * width : (y - top + 1) * width], derivatives[i, y, left:right]
             for x in range(width):
                 there[x] = here[x]
     return flat
@@ -317,17 +328,17 @@ def _products(flat, sums):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _pooled(found, places, whitener, mixtures, blur, edges, space):  # type: ignore[no-untyped-def]
-    """Means over each window's places, weighted: of white strengths, of mixed ones, of plain ones.
+def _pooled(derivatives, places, whitener, mixtures, blur, edges, space):  # type: ignore[no-untyped-def]
+    """Weighted means over each window's places: of whitened strengths, of mixed ones, of plain ones.
 
-    A place weighs much where the derivatives are jointly unlikely in this window; where none are, all weigh the same.
+    The weight is high where the derivatives are jointly unlikely in this window; where none are, all are equal.
     """
     alone = np.zeros((len(places), CHANNELS), np.float32)
     mixed = np.zeros((len(places), MIXTURES), np.float32)
     plain = np.zeros((len(places), CHANNELS), np.float32)
     white, sums = np.empty(CHANNELS, np.float32), np.empty(MIXTURES, np.float32)
     for n in range(len(places)):
-        flat = _copied(found, places[n], space)
+        flat = _copied(derivatives, places[n], space)
         width = places[n, 2] - places[n, 0]
         weight = _oddity(_energy(flat, whitener[n]).reshape(-1, width), blur, edges).ravel()
         for p in range(len(weight)):
@@ -338,11 +349,11 @@ def _pooled(found, places, whitener, mixtures, blur, edges, space):  # type: ign
 
 @_kernel
 def _energy(flat, whitener):  # type: ignore[no-untyped-def]
-    """Squared length, where white."""
-    found = np.zeros(flat.shape[1], np.float32)
+    """Squared length of the whitened derivatives at each place."""
+    energy = np.zeros(flat.shape[1], np.float32)
     buffer = np.empty(BLOCK, np.float32)
     for start in range(0, flat.shape[1], BLOCK):
-        part = found[start : start + BLOCK]
+        part = energy[start : start + BLOCK]
         size, end = len(part), start + len(part)
         white = buffer[:size]
         for i in range(CHANNELS):
@@ -350,18 +361,18 @@ def _energy(flat, whitener):  # type: ignore[no-untyped-def]
             row = whitener[i]
             for j in range(0, CHANNELS, FIVE):
                 a, b, c, d, e = row[j], row[j + 1], row[j + 2], row[j + 3], row[j + 4]
-                one, two, three = flat[j, start:end], flat[j + 1, start:end], flat[j + 2, start:end]
-                four, five = flat[j + 3, start:end], flat[j + 4, start:end]
+                r1, r2, r3 = flat[j, start:end], flat[j + 1, start:end], flat[j + 2, start:end]
+                r4, r5 = flat[j + 3, start:end], flat[j + 4, start:end]
                 for p in range(size):
-                    white[p] += a * one[p] + b * two[p] + c * three[p] + d * four[p] + e * five[p]
+                    white[p] += a * r1[p] + b * r2[p] + c * r3[p] + d * r4[p] + e * r5[p]
             for p in range(size):
                 part[p] += white[p] * white[p]
-    return found
+    return energy
 
 
 @_kernel
 def _oddity(energy, blur, edges):  # type: ignore[no-untyped-def]
-    """A weight for every place, with sum 1. Where nothing is odd a sparse grid of places tells of all."""
+    """A weight for every place, with sum 1. Where no place is unusual, a sparse grid of places represents all."""
     odd = _smoothed(energy, blur)
     height, width = odd.shape
     median = max(_fine_quantile(odd.ravel(), edges, np.float32(0.5)), np.float32(1e-6))
@@ -383,7 +394,7 @@ def _smoothed(image, blur):  # type: ignore[no-untyped-def]
     height, width = image.shape
     reach = len(blur) // 2
     line = np.empty(width + 2 * reach, np.float32)
-    across, found = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+    across, smooth = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     for y in range(height):
         line[reach : reach + width] = image[y]
         for x in range(reach):
@@ -395,10 +406,10 @@ def _smoothed(image, blur):  # type: ignore[no-untyped-def]
                 row[x] += blur[k] * values[x]
     for y in range(height):
         for k in range(len(blur)):
-            values, row = across[_mirrored(y + k - reach, height)], found[y]
+            values, row = across[_mirrored(y + k - reach, height)], smooth[y]
             for x in range(width):
                 row[x] += blur[k] * values[x]
-    return found
+    return smooth
 
 
 @_kernel
@@ -410,7 +421,7 @@ def _mirrored(i, length):  # type: ignore[no-untyped-def]
 
 @_kernel
 def _add(values, weight, whitener, mixtures, white, sums, alone, mixed, plain):  # type: ignore[no-untyped-def]
-    """One place's part of the means."""
+    """Add one place to the means."""
     for i in range(CHANNELS):
         total = np.float32(0)
         for j in range(CHANNELS):
@@ -421,16 +432,16 @@ def _add(values, weight, whitener, mixtures, white, sums, alone, mixed, plain): 
     sums[:] = 0
     for i in range(0, CHANNELS, FIVE):
         a, b, c, d, e = white[i], white[i + 1], white[i + 2], white[i + 3], white[i + 4]
-        one, two, three, four, five = mixtures[i], mixtures[i + 1], mixtures[i + 2], mixtures[i + 3], mixtures[i + 4]
+        r1, r2, r3, r4, r5 = mixtures[i], mixtures[i + 1], mixtures[i + 2], mixtures[i + 3], mixtures[i + 4]
         for m in range(MIXTURES):
-            sums[m] += a * one[m] + b * two[m] + c * three[m] + d * four[m] + e * five[m]
+            sums[m] += a * r1[m] + b * r2[m] + c * r3[m] + d * r4[m] + e * r5[m]
     for m in range(MIXTURES):
         mixed[m] += weight * _log1p(abs(sums[m]))
 
 
 @_kernel
 def _log1p(value):  # type: ignore[no-untyped-def]
-    """To five digits; the library's would be most of all the time."""
+    """log(1 + value) to five digits, much faster than the library's."""
     bits = np.float32(value + np.float32(1)).view(np.int32)
     power = np.float32((bits >> 23) - 127)
     part = np.int32((bits & 0x7FFFFF) | 0x3F800000).view(np.float32) - np.float32(1)
@@ -447,15 +458,15 @@ def _log1p(value):  # type: ignore[no-untyped-def]
 
 
 def _surface(grey: NDArray[np.float32], boxes: Boxes) -> NDArray[np.float32]:
-    """For each window how often each pattern is there, by contrast; each radius counts the same."""
+    """Histogram of patterns in each window, weighted by contrast; each radius counts the same."""
     shape = (len(RADII), *grey.shape)
     codes, contrast = _SPACE.get("codes", shape, np.uint8), _SPACE.get("contrast", shape, np.uint16)
     for n, (radius, sigma) in enumerate(RADII):
         smooth = _blurred(grey, sigma) if sigma else grey
         padded = cv2.copyMakeBorder(smooth, radius, radius, radius, radius, BORDER)
         _patterns(padded, *_ring(radius), _TABLE, radius, codes[n], contrast[n])
-    found = _counted(codes, contrast, boxes.astype(np.int64)).astype(np.float64)
-    shares = np.sqrt(found / np.maximum(found.sum(axis=2, keepdims=True), 1e-9))
+    counts = _counted(codes, contrast, boxes.astype(np.int64)).astype(np.float64)
+    shares = np.sqrt(counts / np.maximum(counts.sum(axis=2, keepdims=True), 1e-9))
     return np.asarray(shares.reshape(len(boxes), -1), np.float32)
 
 
@@ -494,7 +505,7 @@ def _patterns(image, dx, dy, table, radius, codes, contrast):  # type: ignore[no
 
 @_kernel
 def _counted(codes, contrast, boxes):  # type: ignore[no-untyped-def]
-    found = np.zeros((len(boxes), len(codes), PATTERNS), np.int64)
+    counts = np.zeros((len(boxes), len(codes), PATTERNS), np.int64)
     for n in range(len(boxes)):
         left, top, width, height = boxes[n]
         for part in range(len(codes)):
@@ -506,5 +517,5 @@ def _counted(codes, contrast, boxes):  # type: ignore[no-untyped-def]
                     odd[kind[x + 1]] += weight[x + 1]
                 if width % 2:
                     even[kind[width - 1]] += weight[width - 1]
-            found[n, part] = even + odd
-    return found
+            counts[n, part] = even + odd
+    return counts

@@ -1,4 +1,4 @@
-"""Any timm model, from the hub or from a local weights file; windows are prepared as its weights want them."""
+"""Any timm model, from the hub or a local weights file; windows are prepared as for the training of its weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,19 @@ def build(
     bf16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Encoder:
-    """`size`: pixels of a window's side as the network sees it; without it, what the weights were trained with.
+    """Build the encoder.
 
-    `bf16` computes in bfloat16 on a CPU: see torchvision_file.
+    Args:
+        model: the name of a timm model.
+        weights: a file of weights; without it they come from the hub.
+        size: the side in pixels to which windows are resized; without it the size that the weights were trained with.
+        tile: the side of a tile in pixels, `auto` or `none`.
+        overlap: the share by which tiles overlap, from 0 to 0.9.
+        bf16: compute in bfloat16 on a CPU: twice as fast where it has AVX-512 BF16, at a cosine of 0.997.
+        device: `auto` takes a GPU where there is one.
+
+    Returns:
+        The encoder.
     """
     from timm.data import resolve_model_data_config
 
@@ -45,18 +55,18 @@ def build(
 
 
 def headless(model: str, weights: str, size: int | None) -> Any:
-    """The model without its classes' layer, with the file's weights or the hub's."""
+    """The model without its classification layer, with the weights of the file or the hub."""
     import timm
 
-    wanted: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size and _takes_size(model) else {})
+    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size and _takes_size(model) else {})
     if not timm.is_model(model) and not model.startswith(("hf-hub:", "hf_hub:")):
         near = timm.list_models(f"*{model.partition('_')[0]}*")[:20] or timm.list_modules()
         raise unknown("timm model", model, near, "All of them: timm.list_models()")
     if weights:
-        return _filled(timm.create_model(model, pretrained=False, **wanted), weights, model)
+        return _filled(timm.create_model(model, pretrained=False, **options), weights, model)
     try:
-        return timm.create_model(model, pretrained=True, **wanted)
-    except (OSError, RuntimeError) as error:  # the hub's client wraps whatever kept it from the network
+        return timm.create_model(model, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:  # the hub's client wraps network errors in these
         reason = str(error).strip().partition("\n")[0][:120]
         raise CurateError(f"the weights of {model} cannot be fetched ({reason}). {REMEDY}") from None
 
@@ -67,9 +77,9 @@ def _takes_size(model: str) -> bool:
 
 def _filled(module: Any, weights: str, model: str) -> Any:
     """All weights must be in the file; those of the head that we took off may be."""
-    found = weights_of(weights)
+    state = weights_of(weights)
     try:
-        missing = module.load_state_dict(found, strict=False).missing_keys
+        missing = module.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
         raise CurateError(f"{weights} does not fit timm's {model}: {' '.join(str(error).split())[:160]}") from None
     if missing:

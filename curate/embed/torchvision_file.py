@@ -30,9 +30,20 @@ def build(
     bf16: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Encoder:
-    """`scale`: how the weights want their input: ImageNet's mean and deviation, or `tf` (x / 127.5 - 1).
+    """Build the encoder.
 
-    `bf16` computes in bfloat16 on a CPU: twice as fast where it has AVX-512 BF16, at a cosine of 0.997.
+    Args:
+        weights: the file of weights.
+        model: the name of a torchvision model.
+        scale: the scaling of the input: by ImageNet's mean and deviation, or `tf` (x / 127.5 - 1).
+        size: the side in pixels to which windows are resized.
+        tile: the side of a tile in pixels, `auto` or `none`.
+        overlap: the share by which tiles overlap, from 0 to 0.9.
+        bf16: compute in bfloat16 on a CPU: twice as fast where it has AVX-512 BF16, at a cosine of 0.997.
+        device: `auto` takes a GPU where there is one.
+
+    Returns:
+        The encoder.
     """
     check_tiles(tile, overlap)
     if not weights:
@@ -47,7 +58,7 @@ def build(
 
 
 def headless(model: str, weights: str) -> Any:
-    """The model with these weights, without the layer that tells ImageNet's classes apart."""
+    """The model with these weights, without its classification layer."""
     from torchvision import models
 
     if model not in models.list_models(models):
@@ -62,7 +73,7 @@ def headless(model: str, weights: str) -> Any:
 
 
 def without_head(module: Any) -> Any:
-    """The last linear layer of the head becomes the identity."""
+    """Replace the last linear layer of the head by the identity."""
     from torch import nn
 
     linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]

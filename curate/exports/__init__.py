@@ -1,4 +1,8 @@
-"""One file an exporter: its name is the file's name, its help the docstring, its work the function `write`."""
+"""One file an exporter: its name is the file's name, its help the docstring, its function `write`.
+
+`write(items, folder, classes) -> int` writes items into an empty folder and returns how many regions it wrote, or how
+many of the things that the module's `COUNTED` names.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +41,20 @@ def export(
 ) -> dict[str, Any]:
     """Write the labelled images of a split (or all of them) to the new folder `to`, whole or not at all.
 
-    With `classes` only those are written and numbered, in the project's order; every labelled image stays, so one
-    without any of them is clean there. In the report, `skipped` counts images of the split that are not labelled or
-    not on disk, `by_class` the index's regions, however many objects or files the exporter makes of them,
-    `counted` what the number under `regions` is of, and `image_classes` the rows of image_classes.csv.
+    Args:
+        project: the project.
+        format: the exporter's name.
+        to: the new folder.
+        split: train, val or test; None: all images.
+        classes: the classes to write and number, in the project's order; None: all. Every labelled image is written:
+            one that shows none of them is clean there.
+        progress: called with a stage, the images done since the last call and all images.
+        catalogue: where exporters are looked up.
+
+    Returns:
+        The report: `skipped` counts images of the split that are not labelled or not on disk, `by_class` the index's
+        regions, whatever number of objects or files the exporter makes of them, `counted` names the unit of `regions`,
+        and `image_classes` counts the rows of image_classes.csv.
     """
     module = catalogue.load(format)
     chosen = _check_names(project, split, classes)
@@ -63,7 +77,7 @@ def export(
 
 
 def _rows(table: Path) -> int:
-    """The rows of a CSV file below its header; 0 without the file."""
+    """Number of rows of a CSV file below its header; 0 without the file."""
     if not table.exists():
         return 0
     with table.open(encoding="utf-8", newline="") as file:
@@ -101,11 +115,16 @@ def _select(index: Index, split: str | None) -> tuple[list[str], int]:
 def _items(
     project: Project, index: Index, ids: list[str], chosen: Collection[str], tally: Counter[str], progress: Progress
 ) -> Iterator[Item]:
-    known = frozenset(project.class_names)
+    project_classes = frozenset(project.class_names)
     for item in index.items(ids):
-        strange = sorted(item.label.present - known)
-        if strange:
-            raise unknown("class", strange[0], known, f"'{item.path}' shows it; run: curate classes add '{strange[0]}'")
+        unexpected = sorted(item.label.present - project_classes)
+        if unexpected:
+            raise unknown(
+                "class",
+                unexpected[0],
+                project_classes,
+                f"'{item.path}' shows it; run: curate classes add '{unexpected[0]}'",
+            )
         label = _only(item.label, chosen)
         tally.update(defect.label for defect in label.defects)
         yield replace(item, label=label)

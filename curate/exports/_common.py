@@ -1,4 +1,4 @@
-"""What all exporters share: images in `images/`, facts without pixels in `image_classes.csv`, lists of splits."""
+"""Helpers of exporters: images in `images/`, classes without pixels in `image_classes.csv`, lists of splits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEM_BYTES = 180  # with an id and a suffix still below the 255 that file system
 
 
 def placed(items: Iterable[Item], folder: Path) -> Iterator[tuple[Item, str]]:
-    """Each item with its file name in `images/`, once its image and its image-level classes are there."""
+    """Place each item's image and image-level classes; yield the item and its file name in `images/`."""
     used = set(RESERVED)
     (folder / "images").mkdir()
     for item in items:
@@ -36,7 +36,7 @@ def placed(items: Iterable[Item], folder: Path) -> Iterator[tuple[Item, str]]:
 
 
 def note_classes(folder: Path, name: str, classes: Iterable[str]) -> None:
-    """Rows of `image_classes.csv`, a file that exists only if there is something to say."""
+    """Add rows to `image_classes.csv`, a file that exists only if it has rows."""
     rows = [(f"images/{name}", label) for label in sorted(set(classes))]
     if not rows:
         return
@@ -47,7 +47,7 @@ def note_classes(folder: Path, name: str, classes: Iterable[str]) -> None:
 
 
 def write_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
-    """`<split>.txt` for each split, one line an image."""
+    """Write `<split>.txt` for each split, one line an image."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, lines in lists.items():
         (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -67,7 +67,7 @@ def unused_name(item: Item, used: set[str]) -> str:
     """The image's own name if its stem is free (label files are named after stems), else the stem with the id."""
     stem = _plain_stem(item)
     for candidate in (stem, f"{stem}-{item.id[:8]}", f"{stem}-{item.id}"):
-        # Some disks take names for one that differ in case, or in how an umlaut is composed.
+        # On some disks names are equal that differ in case, or in how an umlaut is composed.
         key = ENDINGS.sub("", unicodedata.normalize("NFC", candidate).casefold())
         if key not in used:
             used.add(key)

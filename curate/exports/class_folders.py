@@ -1,10 +1,10 @@
-"""Class folders: each image in the folder of its class, as the loaders of plain classifiers read them.
+"""Class folders: each image in the folder of its class, as image classifiers' loaders read them.
 
     to/crack/a.jpg
     to/crack+hole/b.jpg                  an image that shows both
     to/clean/c.jpg
 
-Pixels and boxes are left out: what counts is which classes an image shows. Readable as `class_folders` with
+Pixels and boxes are left out: only the classes that an image shows are kept. Readable as `class_folders` with
 `separator = "+"`.
 """
 
@@ -24,7 +24,16 @@ LONGEST = 255  # bytes of a folder's name
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
-    """Counts the classes of all images."""
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of classes of all images.
+    """
     count, used = 0, set(RESERVED)
     for item in items:
         present = [name for name in classes if name in item.label.present]

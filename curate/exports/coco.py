@@ -6,7 +6,7 @@
 
 A defect with pixels has the compressed run-lengths of the whole image (with `iscrowd` 0, which pycocotools reads) and
 its pixel count as area; a plain box has an empty `segmentation`. Categories are numbered from 1 in the order of the
-classes, used or not. An image also says its `sha256`, `split` and `group`, and its image-level `classes` if it has any.
+classes, used or not. An image also has its `sha256`, `split` and `group`, and its image-level `classes`, if any.
 """
 
 from __future__ import annotations
@@ -26,8 +26,18 @@ from curate.masks.shapes import mask_of
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of annotations.
+    """
     numbers = {name: number for number, name in enumerate(classes, 1)}
-    # Annotations go straight to the file; what comes after them waits on disk too.
+    # Annotations are written at once; the images, which follow them, to a temporary file first.
     with (folder / "annotations.json").open("w", encoding="utf-8") as out, TemporaryFile("w+") as images:
         out.write(_head(numbers))
         regions = _write_items(items, folder, numbers, out, images)

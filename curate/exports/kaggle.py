@@ -3,11 +3,11 @@
     to/train.csv                         ImageId,ClassId,EncodedPixels (column-major, from 1)
     to/classes.csv                       ClassId,name
     to/images/a.jpg
-    to/image_classes.csv                 only if a class is known of an image without pixels
+    to/image_classes.csv                 only if there are classes without pixels
 
 All defects of a class in an image are united. ClassId is the class name where all names are digits, else its number
-from 1. A clean image has one row, with empty EncodedPixels. Plain boxes have no pixels: they stand in
-image_classes.csv as classes of their image, and an image that has nothing else has no row in train.csv.
+from 1. A clean image has one row, with empty EncodedPixels. Plain boxes have no pixels: they are listed in
+image_classes.csv as classes of their image, and an image without pixels of a defect has no row in train.csv.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ COUNTED = "rows with pixels"
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
-    """Counts the rows with pixels."""
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of rows with pixels.
+    """
     regions = 0
     numbers = _numbers(classes)
     _write_classes(folder / "classes.csv", numbers)

@@ -2,9 +2,9 @@
 
     to/masks/crack/a.png                 255 where the defect is, else 0
     to/images/a.jpg
-    to/image_classes.csv                 only if a class is known of an image without pixels
+    to/image_classes.csv                 only if there are classes without pixels
 
-All defects of a class in an image are united. A clean image has no mask. Plain boxes have no pixels: they stand in
+All defects of a class in an image are united. A clean image has no mask. Plain boxes have no pixels: they are listed in
 image_classes.csv as classes of their image. Readable as `mask_folder` with `class_from = "folder"`.
 """
 
@@ -21,7 +21,16 @@ COUNTED = "masks"
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
-    """Counts the masks."""
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of masks.
+    """
     regions = 0
     (folder / "masks").mkdir()
     for label in classes:

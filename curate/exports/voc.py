@@ -2,7 +2,7 @@
 
     to/Annotations/a.xml                 without objects: the image is clean
     to/images/a.jpg
-    to/ImageSets/Main/train.txt          stems; images without a split stand in no list
+    to/ImageSets/Main/train.txt          stems; images without a split are in no list
     to/image_classes.csv                 only if there are image-level classes
 
 VOC holds boxes only: each 8-connected part of a mask becomes an object of its own. Pixels count from 0 and the last
@@ -21,6 +21,16 @@ from curate.exports._common import boxes_of, placed, write_lists
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of objects.
+    """
     regions = 0
     stems: dict[str, list[str]] = defaultdict(list)
     (folder / "Annotations").mkdir()
@@ -41,10 +51,10 @@ def _annotation(item: Item, name: str) -> Xml.Element:
     _add(Xml.SubElement(tree, "size"), width=str(item.width), height=str(item.height))
     for defect in item.label.defects:
         for x, y, w, h in boxes_of(defect):
-            found = Xml.SubElement(tree, "object")
-            _add(found, name=defect.label, pose="Unspecified", truncated="0", difficult="0")
+            entry = Xml.SubElement(tree, "object")
+            _add(entry, name=defect.label, pose="Unspecified", truncated="0", difficult="0")
             sides = {"xmin": x, "ymin": y, "xmax": x + w, "ymax": y + h}
-            _add(Xml.SubElement(found, "bndbox"), **{side: _number(value) for side, value in sides.items()})
+            _add(Xml.SubElement(entry, "bndbox"), **{side: _number(value) for side, value in sides.items()})
     return tree
 
 

@@ -3,12 +3,12 @@
     to/data.yaml                         names, and a list for each split that occurs
     to/images/a.jpg
     to/labels/a.txt                      class, centre x, centre y, width, height; empty: the image is clean
-    to/train.txt                         the images of a split; those without a split stand in no list
+    to/train.txt                         the images of a split; those without a split are in no list
     to/image_classes.csv                 only if there are image-level classes
 
 Boxes only: each 8-connected part of a mask becomes a box of its own. Classes count from 0. Paths are relative, so the
-folder can be moved. Where no image has a split, `train` is all images; trainers that insist on `train` and `val` need
-an export of all splits.
+folder can be moved. Where no image has a split, `train` is all images; trainers that require `train` and `val` need an
+export of all splits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ from curate.exports._common import boxes_of, placed, write_lists
 
 
 def write(items: Iterable[Item], folder: Path, classes: Sequence[str]) -> int:
+    """Write the items.
+
+    Args:
+        items: labelled images.
+        folder: the new folder, which is empty.
+        classes: the class names, in the order of their numbers.
+
+    Returns:
+        The number of boxes.
+    """
     regions = 0
     numbers = {name: number for number, name in enumerate(classes)}
     images: dict[str, list[str]] = defaultdict(list)

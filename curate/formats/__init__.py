@@ -1,4 +1,8 @@
-"""One file a format: its name is the file's name, its help the docstring, its options the keyword-only parameters."""
+"""One file a format: its name is the file's name, its help the docstring, its options the keyword-only parameters.
+
+`read(root, labels, fully_labelled, *, <options>)` yields a `Record` for every image, and a `Reject` for everything that
+cannot be used. A format whose masks are images has `is_mask(path, **options)`; one with fixed classes has `CLASSES`.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,32 @@ names, load, options, summary = CATALOGUE.names, CATALOGUE.load, CATALOGUE.optio
 def read(
     name: str, root: Path, labels: Path | None, fully_labelled: bool, options: Mapping[str, Any]
 ) -> Iterator[Record | Reject]:
-    """The records below `root`. Name, options and root are checked at once; files are read while iterating."""
+    """Read a data set. Name, options and root are checked at once; files are read while iterating.
+
+    Args:
+        name: the format's name.
+        root: the folder of the images.
+        labels: the label file or folder, where it is not at its usual place.
+        fully_labelled: every defect of the data set is labelled, so that an image without a label is clean.
+        options: the format's options.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+
+    Raises:
+        CurateError: an unknown format or option, or no such folder.
+    """
     module = load(name)
     CATALOGUE.check(name, options)
     if not root.is_dir():
         remedy = "Give the folder that holds the images: --data, or `data` in project.toml"
         raise CurateError(f"data root '{root}' is not a folder. {remedy}")
-    found: Iterator[Record | Reject] = module.read(root, labels, fully_labelled, **options)
-    return found
+    records: Iterator[Record | Reject] = module.read(root, labels, fully_labelled, **options)
+    return records
 
 
 def count_images(name: str, root: Path, options: Mapping[str, Any]) -> int:
-    """How many images lie below `root`, for a progress bar; a format whose masks are images too says which they are."""
+    """Number of images below `root`, without masks, for a progress bar."""
     is_mask = getattr(load(name), "is_mask", None)
     return sum(1 for path in walk(root) if is_mask is None or not is_mask(path, **options))
 
@@ -37,9 +55,10 @@ def count_images(name: str, root: Path, options: Mapping[str, Any]) -> int:
 def discover_classes(
     name: str, root: Path, labels: Path | None, fully_labelled: bool, options: Mapping[str, Any]
 ) -> list[str]:
-    """The classes that the format defines, else all labels that occur in the data, by name."""
+    """The classes that the format defines, else all labels in the data, sorted."""
     fixed: tuple[str, ...] | None = getattr(load(name), "CLASSES", None)
     if fixed is not None:
         return list(fixed)
-    records = (found for found in read(name, root, labels, fully_labelled, options) if isinstance(found, Record))
+    entries = read(name, root, labels, fully_labelled, options)
+    records = (entry for entry in entries if isinstance(entry, Record))
     return sorted({label for r in records for label in (*r.classes, *(region.label for region in r.regions))})

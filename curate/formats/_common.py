@@ -1,4 +1,4 @@
-"""What several formats need: listings, label-file names, numbers from untrusted text."""
+"""Helpers of several formats: listings, label-file names, numbers from untrusted text."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def folder_below(root: Path, name: str, option: str) -> Path:
 
 
 def label_name(root: Path, path: Path) -> str:
-    """How a label file is reported: relative to the data root when inside it, else absolute."""
+    """The name by which a label file is reported: relative to the data root when inside it, else absolute."""
     root, path = root.absolute(), path.absolute()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def find_label_file(root: Path, labels: Path | None, usual: str) -> Path:
-    """The label file that the user named, else `usual` at its place below the root."""
+    """The label file that the user named, else the usual one below the root."""
     path = labels or safe_join(root, usual)
     if path.is_file():
         return path
@@ -62,12 +62,12 @@ def find_label_folder(root: Path, labels: Path | None, usual: Iterable[str]) -> 
 
 
 def without_label(path: str, fully_labelled: bool, unassigned: Collection[str] = ()) -> Record:
-    """An image that no label file speaks of: clean in a fully labelled set, unless a label's image is not known.
+    """Record of an image without a label: clean in a fully labelled set, unless a label's image is unknown.
 
     Args:
         path: The image.
-        fully_labelled: Whether the user says that each defect of the data set is labelled.
-        unassigned: Labels that could be this image's own.
+        fully_labelled: Every defect of the data set is labelled.
+        unassigned: Labels that may belong to this image.
     """
     if fully_labelled and unassigned:
         return Record(path, note=f"not taken as clean: a label fits no image ({short(next(iter(unassigned)))})")
@@ -75,7 +75,7 @@ def without_label(path: str, fully_labelled: bool, unassigned: Collection[str] =
 
 
 def refuse_labels(name: str, labels: Path | None) -> None:
-    """For formats whose labels are the folder layout itself: a `labels` setting would be ignored in silence."""
+    """Refuse `labels` in a format without label files, where it would be ignored."""
     if labels is not None:
         raise CurateError(f"format {name} has no label files, but `labels` is '{labels}'. Remove `labels`")
 
@@ -96,12 +96,12 @@ def number(value: object, what: str) -> float:
         # Python reads "1_0" as 10 and True as 1; in a label file both are damage.
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or "_" in str(value):
             raise ValueError
-        found = float(value)
+        result = float(value)
     except (ValueError, OverflowError):
         raise LabelProblem(f"{what} is {short(value)}, not a number") from None
-    if not math.isfinite(found):
+    if not math.isfinite(result):
         raise LabelProblem(f"{what} is {short(value)}, not a finite number")
-    return found
+    return result
 
 
 def short(value: object) -> str:

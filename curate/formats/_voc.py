@@ -1,4 +1,4 @@
-"""Pascal VOC XML, shared by `voc`, `neu_det` and `gc10`: which file labels which image, and what it says."""
+"""Pascal VOC XML, shared by `voc`, `neu_det` and `gc10`: assigning files to images, and reading them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from curate.paths import safe_join
 USUAL = ("Annotations", "ANNOTATIONS", "annotations", "labels")
 XML = frozenset({".xml"})
 FIELDS = frozenset({"folder", "filename", "path", "source", "size", "segmented"})  # a clean file has one of them
-# Pictures in the original layout that are masks, with the names of their images.
+# Folders of the original layout with masks that have the names of their images.
 MASKS = frozenset({"SegmentationClass", "SegmentationObject"})
 
 
@@ -39,7 +39,7 @@ def records(
     usual: Iterable[str] = USUAL,
     copies: bool = False,
 ) -> Iterator[Record | Reject]:
-    """One entry an image; `copies`: equal file names are the same picture, so each of them gets the label."""
+    """One entry an image. With `copies` images of equal file names are the same one, so that each gets the label."""
     folder = find_label_folder(root, labels, usual)
     images = [path for path in listing(root) if MASKS.isdisjoint(PurePosixPath(path).parts)]
     files = _files_by_image(root, folder, images, copies)
@@ -64,7 +64,7 @@ def _entry(root: Path, folder: Path, path: str, source: str, one_based: bool) ->
     try:
         tree = _parse(folder, source)
         _check_form(tree)
-        regions = tuple(_region(found, one_based) for found in tree.iter("object"))
+        regions = tuple(_region(element, one_based) for element in tree.iter("object"))
     except LabelProblem as problem:
         return Reject(path, str(problem), label_file)
     return Record(path, regions, labelled=True, size=_size(tree), label_file=label_file)
@@ -89,7 +89,7 @@ def _files_by_image(root: Path, folder: Path, images: list[str], copies: bool) -
 
 
 def _named(folder: Path, source: str, known: frozenset[str], by_stem: dict[str, list[str]]) -> list[str]:
-    """The images that the XML's <filename> means. The name is untrusted: it is compared, never opened."""
+    """The images that the XML's <filename> names. The name is untrusted: it is compared, never opened."""
     name = _file_name(folder, source) or stem(source)
     if name in known or "/" in name or "\\" in name:
         return [name]
@@ -97,23 +97,23 @@ def _named(folder: Path, source: str, known: frozenset[str], by_stem: dict[str, 
 
 
 def _nearest(xml: PurePosixPath, candidates: list[str], folder: Path, source: str) -> list[str]:
-    """Of several images with the XML's stem: those with its <filename>, then those in the most similar folder."""
+    """Choose among images with the XML's stem: those with its <filename>, then those in the most similar folder."""
     name = _file_name(folder, source)
     candidates = [path for path in candidates if PurePosixPath(path).name == name] or candidates
     scores = [_shared_folders(xml, PurePosixPath(path)) for path in candidates]
     return [path for path, score in zip(candidates, scores, strict=True) if score == max(scores)]
 
 
-def _shared_folders(one: PurePosixPath, other: PurePosixPath) -> int:
+def _shared_folders(first: PurePosixPath, second: PurePosixPath) -> int:
     """Equal folder names from the front plus from the back: train/labels/a.xml is near to train/images/a.jpg."""
-    a, b = one.parent.parts, other.parent.parts
+    a, b = first.parent.parts, second.parent.parts
     front = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     back = takewhile(lambda pair: pair[0] == pair[1], zip(a[::-1], b[::-1], strict=False))
     return len(list(front)) + len(list(back))
 
 
 def _unassigned(folder: Path, absent: Iterable[str], files: Mapping[str, list[str]]) -> list[str]:
-    """Files that fit no image and cannot be read: nothing says whose label they hold."""
+    """Files that fit no image and cannot be read: they may be the label of any image."""
     return [source for path in sorted(absent) for source in files[path] if not _is_readable(folder, source)]
 
 
@@ -129,10 +129,10 @@ def _file_name(folder: Path, source: str) -> str:
     try:
         return _text(_parse(folder, source), "filename")
     except LabelProblem:
-        return ""  # reported when its image's turn comes
+        return ""  # reported with its image
 
 
-# --- what an XML says ---------------------------------------------------------------------------------------------
+# --- reading an XML ------------------------------------------------------------------------------------------------
 
 
 def _parse(folder: Path, source: str) -> Any:
@@ -162,15 +162,15 @@ def _check_form(tree: Any) -> None:
             raise LabelProblem(f"<{parent.tag}> is not read; allowed: <object>")
 
 
-def _region(found: Any, one_based: bool) -> Region:
-    name = _text(found, "name")
+def _region(element: Any, one_based: bool) -> Region:
+    name = _text(element, "name")
     if not name:
         raise LabelProblem("object without a name")
-    boxes = len(found.findall("bndbox"))
+    boxes = len(element.findall("bndbox"))
     if boxes != 1:
         raise LabelProblem(f"object '{name}' has {boxes or 'no'} bndbox")
     left, top, right, bottom = (
-        number(_text(found, f"bndbox/{side}"), f"{side} of '{name}'") for side in ("xmin", "ymin", "xmax", "ymax")
+        number(_text(element, f"bndbox/{side}"), f"{side} of '{name}'") for side in ("xmin", "ymin", "xmax", "ymax")
     )
     first = 1.0 if one_based else 0.0
     box = Box(left - first, top - first, right - left + first, bottom - top + first)

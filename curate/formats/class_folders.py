@@ -30,6 +30,18 @@ def read(
     unlabelled: str = UNLABELLED,
     separator: str = "",
 ) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: must be None: this format has no label files.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        clean, unlabelled: the names of these folders, separated by commas.
+        separator: the text between the classes of a folder that stands for several; empty: there is none.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     refuse_labels("class_folders", labels)
     for path in listing(root):
         yield _record(path, fully_labelled, folder_names(clean), folder_names(unlabelled), separator)

@@ -3,7 +3,7 @@
     root/annotations.json                (or _annotations.coco.json, instances*.json, anywhere below root)
     root/images/a.jpg                    (file_name as written, below root or below the option `images`)
 
-An annotation without a segmentation counts as its box. An image that has no annotation, listed or not, is clean only
+An annotation without a segmentation is read as its box. An image that has no annotation, listed or not, is clean only
 if the data set is `fully_labelled` and each annotation has its image. One unusable annotation sends its image, whole,
 to quarantine.
 
@@ -46,15 +46,26 @@ class _Image:
 
 
 def read(root: Path, labels: Path | None, fully_labelled: bool, *, images: str = "") -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the JSON file, or a folder with it, where it is not below `root`.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        images: the folder that file names start from, below `root`.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     on_disk = [join(images, name) for name in listing(folder_below(root, images, "images"))]
     source = _label_file(root, labels)
     label_file = label_name(root, source)
     content = _load(source)
-    found, strays = _collect(content, images)
+    listed, strays = _collect(content, images)
     yield from (Reject(label_file, reason, label_file) for reason in strays)
-    for path in sorted({*on_disk, *found}):
-        if path in found:
-            yield from _entry(path, found[path], label_file, without_label(path, fully_labelled, strays))
+    for path in sorted({*on_disk, *listed}):
+        if path in listed:
+            yield from _entry(path, listed[path], label_file, without_label(path, fully_labelled, strays))
         else:
             absent = without_label(path, fully_labelled, strays)
             yield replace(absent, note=absent.note or "not listed in the label file")
@@ -75,10 +86,10 @@ def _label_file(root: Path, labels: Path | None) -> Path:
         return find_label_file(root, labels, "")
     below = labels or root
     names = listing(below, frozenset({".json"}))
-    found = [name for name in names if any(fnmatch(PurePosixPath(name).name, usual) for usual in USUAL)]
-    if len(found) == 1:
-        return safe_join(below, found[0])
-    what = f"{len(found)} COCO label files ({', '.join(found[:5])})" if found else "no COCO label file"
+    files = [name for name in names if any(fnmatch(PurePosixPath(name).name, usual) for usual in USUAL)]
+    if len(files) == 1:
+        return safe_join(below, files[0])
+    what = f"{len(files)} COCO label files ({', '.join(files[:5])})" if files else "no COCO label file"
     raise CurateError(f"{what} below '{below}'; allowed: one of {', '.join(USUAL)}. Set `labels` to the one to read")
 
 
@@ -94,7 +105,7 @@ def _load(source: Path) -> dict[str, list[Any]]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two lists with one name, JSON readers keep the last: annotations would vanish in silence."""
+    """Refuse an object with one key twice: JSON readers keep the last, and annotations would vanish in silence."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
@@ -104,39 +115,39 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _collect(content: dict[str, list[Any]], folder: str) -> tuple[dict[str, _Image], list[str]]:
     """All listed images by path with their regions and problems, and the problems that belong to no image."""
-    found: dict[str, _Image] = {}
+    listed: dict[str, _Image] = {}
     strays: list[str] = []
     owners: dict[Any, str] = {}
     for entry in content["images"]:
-        _add_image(entry, folder, found, owners, strays)
+        _add_image(entry, folder, listed, owners, strays)
     categories = _categories(content["categories"])
     for entry in content["annotations"]:
-        _add_annotation(entry, categories, found, owners, strays)
-    return found, strays
+        _add_annotation(entry, categories, listed, owners, strays)
+    return listed, strays
 
 
-def _add_image(entry: Any, folder: str, found: dict[str, _Image], owners: dict[Any, str], strays: list[str]) -> None:
+def _add_image(entry: Any, folder: str, listed: dict[str, _Image], owners: dict[Any, str], strays: list[str]) -> None:
     name, key = (entry.get("file_name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
     if not isinstance(name, str) or not name or not _is_id(key):
         strays.append(f"image entry without file_name or id: {short(entry)}")
         return
     path = join(folder, name)
-    image = found.setdefault(path, _Image())
+    image = listed.setdefault(path, _Image())
     image.size = image.size or _size(entry)
     other = owners.setdefault(key, path)
-    if other != path:  # its annotations could be of either image
+    if other != path:  # its annotations may belong to either image
         image.problems.append(f"image id {short(key)} is also the id of '{other}'")
-        found[other].problems.append(f"image id {short(key)} is also the id of '{path}'")
+        listed[other].problems.append(f"image id {short(key)} is also the id of '{path}'")
 
 
 def _add_annotation(
-    entry: Any, categories: dict[Any, str], found: dict[str, _Image], owners: dict[Any, str], strays: list[str]
+    entry: Any, categories: dict[Any, str], listed: dict[str, _Image], owners: dict[Any, str], strays: list[str]
 ) -> None:
     key = entry.get("image_id") if isinstance(entry, dict) else None
     if not _is_id(key) or key not in owners:
         strays.append(f"annotation of an image id that is not listed: {short(entry)}")
         return
-    image = found[owners[key]]
+    image = listed[owners[key]]
     try:
         image.regions.append(_region(entry, categories))
     except LabelProblem as problem:
@@ -144,7 +155,7 @@ def _add_annotation(
 
 
 def _categories(entries: list[Any]) -> dict[Any, str]:
-    """Names by id; an id of two names has none."""
+    """Names by id; an id with two names is left out."""
     known = [entry for entry in entries if isinstance(entry, dict) and _is_id(entry.get("id"))]
     pairs = {(entry["id"], entry["name"]) for entry in known if isinstance(entry.get("name"), str) and entry["name"]}
     names = Counter(key for key, _ in pairs)
@@ -170,7 +181,7 @@ def _positive(value: object) -> bool:
 def _region(entry: dict[str, Any], categories: dict[Any, str]) -> Region:
     key = entry.get("category_id")
     if not _is_id(key) or key not in categories:
-        allowed = ", ".join(short(one) for one in list(categories)[:20])
+        allowed = ", ".join(short(known) for known in list(categories)[:20])
         raise LabelProblem(f"category id {short(key)} is not listed; allowed: {allowed or 'none'}")
     return Region(categories[key], _shape(entry))
 

@@ -3,8 +3,8 @@
     root/lable/img_01_425008500_00018.xml      ("lable" as published; also label/ and the folders of `voc`)
     root/01/img_01_425008500_00018.jpg         (01 .. 10, or images/)
 
-Codes such as `1_chongkong` (or bare numbers) become the English names; other names go out as they are written. A
-picture that lies in several class folders gets its label in each. An image without XML in a folder 01 .. 10 keeps the
+Codes such as `1_chongkong` (or bare numbers) become the English names; other names are kept as they are. An
+image that is in several class folders gets its label in each. An image without XML in a folder 01 .. 10 keeps the
 folder's class as an image-level label: the set has no clean images there.
 
 Option `one_based`: see `voc`.
@@ -44,9 +44,20 @@ FOLDERS = {f"{i:02d}": name for i, name in enumerate(CLASSES, 1)}
 def read(
     root: Path, labels: Path | None, fully_labelled: bool, *, one_based: bool = False
 ) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the folder of the XML files, where it is not at its usual place.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        one_based: pixels count from 1 and the last is included.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     usual = ("lable", "label", *_voc.USUAL)
-    for found in _voc.records(root, labels, fully_labelled, one_based=one_based, usual=usual, copies=True):
-        yield _in_english(found) if isinstance(found, Record) else found
+    for entry in _voc.records(root, labels, fully_labelled, one_based=one_based, usual=usual, copies=True):
+        yield _in_english(entry) if isinstance(entry, Record) else entry
 
 
 def _in_english(record: Record) -> Record:

@@ -1,10 +1,10 @@
-"""KolektorSDD and KolektorSDD2: one class, one mask beside each image; an empty mask says clean.
+"""KolektorSDD and KolektorSDD2: one class, one mask beside each image; an empty mask means clean.
 
     root/kos01/Part0.jpg    root/kos01/Part0_label.bmp        KolektorSDD; group = the folder (one physical item)
     root/train/10000.png    root/train/10000_GT.png           KolektorSDD2; no groups
 
-Any grey value above 0 is defect, as in the authors' code. The labels are complete; where a mask file is missing all
-the same, the image is clean only if the data set is `fully_labelled`.
+Any grey value above 0 is defect, as in the authors' code. The labels are complete; where a mask file is missing,
+the image is clean only if the data set is `fully_labelled`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,23 @@ MASK = re.compile(r"(.+)_(label|GT)$", re.IGNORECASE)
 
 
 def read(root: Path, labels: Path | None, fully_labelled: bool) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: must be None: this format has no label files.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     refuse_labels("kolektor", labels)
-    found = listing(root)
+    paths = listing(root)
     masks: dict[str, list[str]] = {}
-    for path in found:
+    for path in paths:
         if name := MASK.match(stem(path)):
             masks.setdefault(name[1], []).append(path)
-    images = [path for path in found if not is_mask(path)]
+    images = [path for path in paths if not is_mask(path)]
     absent = {f"{name}{_suffix(name)}" for name in masks.keys() - {stem(path) for path in images}}
     for path in sorted({*images, *absent}):
         yield _record(path, masks.get(stem(path), []), fully_labelled)

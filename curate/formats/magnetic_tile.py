@@ -25,6 +25,16 @@ EXPOSURE = re.compile(r"exp(\d+)_num_(\d+)")
 
 
 def read(root: Path, labels: Path | None, fully_labelled: bool) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: must be None: this format has no label files.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     refuse_labels("magnetic_tile", labels)
     masks = {stem(path): path for path in listing(root, frozenset({".png"}))}
     on_disk = listing(root, frozenset({".jpg", ".jpeg", ".bmp"}))
@@ -56,7 +66,7 @@ def _class(path: str) -> str | None:
 
 
 def _tiles(paths: list[str]) -> dict[str, str]:
-    """The tile of each image, named after its first picture's number."""
+    """The tile of each image, named after the number of the tile's first image."""
     names = ((EXPOSURE.search(PurePosixPath(path).name), path) for path in paths)
     shots = sorted((int(name[2]), int(name[1]), path) for name, path in names if name)
     tiles: dict[str, str] = {}

@@ -3,10 +3,10 @@
     root/images/a.png
     root/masks/crack/a.png               class_from = "folder": one binary mask a class (default)
     root/masks/a.png                     class_from = "prefix": the class is the file name up to `separator`
-    root/masks/a.png                     class_from = "values": the grey value tells the class
+    root/masks/a.png                     class_from = "values": the grey value is the class
 
 A mask belongs to the image of the same stem (also stem_mask, stem_label, stem_gt); sub-folders are mirrored, or
-ignored where an image's stem is unique. An empty mask says that its class is absent; an image without any mask is
+ignored where an image's stem is unique. An empty mask means that its class is absent; an image without any mask is
 clean only if the data set is `fully_labelled`. Use lossless masks: a JPG mask has blurred edges.
 
 Options: `class_from`, see above. `images`, `masks`: the two folders, below root. `separator`: for "prefix"
@@ -31,7 +31,7 @@ ENDINGS = ("", "_mask", "_label", "_gt")
 UNREADABLE = frozenset({".gif", ".jp2", ".mat", ".npy", ".npz", ".pgm", ".ppm", ".svg"})
 """Masks that nobody here reads: passed over, they would leave their image clean."""
 Regions = Callable[[str, str], tuple[Region, ...]]
-"""From an image's path and its mask's path (relative to root) to the regions."""
+"""Returns the regions of an image's path and its mask's path (relative to root)."""
 
 
 def read(
@@ -47,6 +47,22 @@ def read(
     ignored: list[int] | None = None,
     threshold: int = 128,
 ) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the folder of the masks, inside `root`; in place of `masks`.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        class_from: where the class of a mask is: in its folder's name, in the file name's prefix, or in its values.
+        images, masks: the two folders, below `root`.
+        separator: the text after the class in a file name, for "prefix".
+        values: the grey value of each class, for "values".
+        ignored: further grey values that may occur, for "values".
+        threshold: the lowest grey value of a defect in a binary mask.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     image_folder = folder_below(root, images, "images")
     mask_folder = labels if labels is not None else folder_below(root, masks, "masks")
     below = _inside(root, image_folder, mask_folder)
@@ -54,13 +70,13 @@ def read(
     folder = label_name(root, image_folder)
     names = [join(folder, name) for name in listing(image_folder)]
     names = [name for name in names if not name.startswith(f"{below}/")]
-    found = _masks_by_image(names, folder, mask_folder, class_from == "folder")
-    lost: dict[str, list[str]] = {}  # masks without an image, by stem: in which folder it lies cannot be told
-    for path in sorted(found.keys() - set(names)):
-        lost.setdefault(PurePosixPath(path).name, []).extend(found[path])
-    for path in sorted({*names, *found}):
-        if path in found:
-            yield _entry(path, [join(below, mask) for mask in found[path]], regions)
+    by_image = _masks_by_image(names, folder, mask_folder, class_from == "folder")
+    lost: dict[str, list[str]] = {}  # masks without an image, by stem: it may be in any folder
+    for path in sorted(by_image.keys() - set(names)):
+        lost.setdefault(PurePosixPath(path).name, []).extend(by_image[path])
+    for path in sorted({*names, *by_image}):
+        if path in by_image:
+            yield _entry(path, [join(below, mask) for mask in by_image[path]], regions)
         else:
             yield without_label(path, fully_labelled, lost.get(PurePosixPath(path).stem, ()))
 
@@ -74,13 +90,13 @@ def _entry(path: str, masks: list[str], regions: Regions) -> Record | Reject:
         for mask in masks:
             if PurePosixPath(mask).suffix.lower() in UNREADABLE:
                 raise LabelProblem(f"mask {short(mask)} is in no format that is read here. Convert it to PNG")
-        found = tuple(region for mask in masks for region in regions(path, mask))
-        again = [label for label, count in Counter(region.label for region in found).items() if count > 1]
+        all_regions = tuple(region for mask in masks for region in regions(path, mask))
+        again = [label for label, count in Counter(region.label for region in all_regions).items() if count > 1]
         if again:
             raise LabelProblem(f"several masks for class '{again[0]}': {', '.join(masks)}")
     except LabelProblem as problem:
         return Reject(path, str(problem), masks[0])
-    return Record(path, found, labelled=True, label_file=masks[0])
+    return Record(path, all_regions, labelled=True, label_file=masks[0])
 
 
 def _inside(root: Path, image_folder: Path, mask_folder: Path) -> str:
@@ -94,13 +110,13 @@ def _inside(root: Path, image_folder: Path, mask_folder: Path) -> str:
 
 
 def _masks_by_image(images: list[str], folder: str, masks: Path, by_class: bool) -> dict[str, list[str]]:
-    """The masks of each image, by class name; masks that fit no image stand under the name that one would have."""
+    """The masks of each image; masks that fit no image are listed under the name that it would have."""
     keys: dict[str, list[str]] = {}
     for mask in listing(masks, IMAGE_SUFFIXES | UNREADABLE):
         inside = mask.partition("/")[2] if by_class and "/" in mask else mask
         keys.setdefault(_without_ending(inside), []).append(mask)
     stems = Counter(PurePosixPath(image).stem for image in images)
-    found: dict[str, list[str]] = {}
+    by_image: dict[str, list[str]] = {}
     used: set[str] = set()
     for image in images:
         mirrored, flat = stem(image.removeprefix(f"{folder}/")), PurePosixPath(image).stem
@@ -108,9 +124,9 @@ def _masks_by_image(images: list[str], folder: str, masks: Path, by_class: bool)
         # An image may itself be called `a_mask`.
         key = key if key in keys else _without_ending(f"{key}.png")
         if key in keys:
-            found[image] = keys[key]
+            by_image[image] = keys[key]
             used.add(key)
-    return found | {join(folder, key): found for key, found in keys.items() if key not in used}
+    return by_image | {join(folder, key): by_image for key, by_image in keys.items() if key not in used}
 
 
 def _without_ending(mask: str) -> str:
@@ -152,7 +168,7 @@ def _class_folder(mask: str, below: str) -> str:
 
 
 def _prefix(image: str, separator: str) -> str:
-    name, found, _ = PurePosixPath(image).stem.partition(separator)
-    if not name or not found:
+    name, match, _ = PurePosixPath(image).stem.partition(separator)
+    if not name or not match:
         raise LabelProblem(f"file name {short(PurePosixPath(image).name)} has no class before '{separator}'")
     return name

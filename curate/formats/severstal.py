@@ -4,7 +4,7 @@
     root/train_images/0002cc93b.jpg      (without that folder: images in root)
 
 Run-lengths are column-major and 1-based, of the image's own size (256x1600 in the original). In the first shape an
-image without a row is clean only if the data set is `fully_labelled`; a row with empty EncodedPixels says that the
+image without a row is clean only if the data set is `fully_labelled`; a row with empty EncodedPixels means that the
 class is absent, so an image whose rows are all empty is labelled clean. In the second shape the class is what follows
 the last underscore. One unusable row sends its image, whole, to quarantine. A row is one line: a quote that is not
 closed on its line spoils that line alone, and where such a line names no image, none without a row is taken as clean.
@@ -51,7 +51,18 @@ class _Row:
 def read(
     root: Path, labels: Path | None, fully_labelled: bool, *, image_folder: str = "train_images"
 ) -> Iterator[Record | Reject]:
-    # A flat folder of images is as usual as the original layout; a misspelt option is not.
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the CSV file, where it is not `train.csv` in `root`.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        image_folder: the folder of the images, below `root`.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
+    # A flat folder of images is allowed beside the original layout; a misspelt option is not.
     default = image_folder == "train_images"
     below = "" if default and not (root / image_folder).is_dir() else image_folder
     images = [join(below, name) for name in listing(folder_below(root, below, "image_folder"))]
@@ -61,7 +72,9 @@ def read(
     for row in _rows(source):
         rows.setdefault(join(below, row.image) if row.image else label_file, []).append(row)
     known = set(images)
-    lost = [f"line {row.line}" for path, found in rows.items() if path not in known for row in found if row.problem]
+    lost = [
+        f"line {row.line}" for path, of_image in rows.items() if path not in known for row in of_image if row.problem
+    ]
     for path in sorted({*images, *rows}):
         if path in rows:
             yield from _entry(path, rows[path], label_file)
@@ -91,7 +104,7 @@ def _rows(source: Path) -> Iterator[_Row]:
 
 
 def _cells(line: str) -> list[str] | None:
-    """The cells of a line, or None where its quotes are not those of a CSV file."""
+    """The cells of a line; None where its quotes are not valid CSV."""
     return next(csv.reader([line]), []) if '"' not in line or QUOTED.fullmatch(line) else None
 
 
@@ -99,7 +112,7 @@ def _row(line: int, text: str, header: list[str]) -> _Row:
     cells = [cell.strip() for cell in _cells(text) or ()]
     if len(cells) != len(header):
         problem = f"row has {len(cells)} cells, the header {len(header)}" if cells else "quotes do not fit each other"
-        name = text.replace('"', "").split(",")[0].strip()  # whose row it is, as far as that can be told
+        name = text.replace('"', "").split(",")[0].strip()  # the image, as far as it can be read
         image, label = (name, "") if len(header) == 3 else _split(name)
         return _Row(line, image, label, "", problem)
     image, label = (cells[0], cells[1]) if len(header) == 3 else _split(cells[0])

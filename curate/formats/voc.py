@@ -4,7 +4,7 @@
     root/JPEGImages/a.jpg                (images anywhere below root)
 
 An XML belongs to the image with its own stem, else to the one that its <filename> names; of several equal names the
-one in the most similar folder counts, and a tie is quarantined. An XML without objects says that the image is clean;
+one in the most similar folder counts, and a tie is quarantined. An XML without objects means that the image is clean;
 an image without XML is clean only if the data set is `fully_labelled`. One unusable object sends its image, whole, to
 quarantine.
 
@@ -24,4 +24,15 @@ from curate.formats import _voc
 def read(
     root: Path, labels: Path | None, fully_labelled: bool, *, one_based: bool = False
 ) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the folder of the XML files, where it is not at its usual place.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        one_based: pixels count from 1 and the last is included.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     yield from _voc.records(root, labels, fully_labelled, one_based=one_based)

@@ -4,7 +4,7 @@
     root/images/train/a.jpg
     root/labels/train/a.txt              0 0.5 0.5 0.2 0.1        class, centre x, centre y, width, height
                                          1 0.1 0.1 0.4 0.1 0.3 0.3        class and three or more points
-A text file may also lie beside its image. An empty one says that the image is clean; an image without one is clean
+A text file may also lie beside its image. An empty one means that the image is clean; an image without one is clean
 only if the data set is `fully_labelled`. One unusable line sends its image, whole, to quarantine; so does a value
 outside of the image by more than a hundredth (it is then no fraction at all).
 
@@ -42,19 +42,30 @@ NAMES_LIMIT = 256 << 10  # bytes of a file of class names
 def read(
     root: Path, labels: Path | None, fully_labelled: bool, *, names: list[str] | None = None
 ) -> Iterator[Record | Reject]:
+    """Read the data set.
+
+    Args:
+        root: the folder of the images.
+        labels: the folder of the text files, where it is not at its usual place.
+        fully_labelled: every defect is labelled, so that an image without a label is clean.
+        names: the class names in the order of their numbers; None: from a file.
+
+    Returns:
+        A `Record` for each image, and a `Reject` for each label or image that cannot be used.
+    """
     folder = find_label_folder(root, labels, ())
-    known = dict(enumerate(names)) if names else _names(root, folder)
+    class_names = dict(enumerate(names)) if names else _names(root, folder)
     images = listing(root)
     files = _files_by_image(images, folder, labels is not None)
     lost = _by_stem(files[path] for path in files.keys() - set(images))
     for path in sorted({*images, *files}):
         if path in files:
-            yield from _entry(root, folder, path, files[path], known)
+            yield from _entry(root, folder, path, files[path], class_names)
         else:
             yield without_label(path, fully_labelled, lost.get(PurePosixPath(path).stem, ()))
 
 
-def _entry(root: Path, folder: Path, path: str, source: str, known: dict[int, str]) -> Iterator[Record | Reject]:
+def _entry(root: Path, folder: Path, path: str, source: str, class_names: dict[int, str]) -> Iterator[Record | Reject]:
     label_file = label_name(root, folder / source)
     try:
         lines = read_text(safe_join(folder, source), ONE_IMAGE).splitlines()
@@ -65,7 +76,7 @@ def _entry(root: Path, folder: Path, path: str, source: str, known: dict[int, st
     rejects: list[Reject] = []
     for line, text in enumerate(lines, 1):
         try:
-            regions += [_region(text.split(), known, line)] if text.strip() else []
+            regions += [_region(text.split(), class_names, line)] if text.strip() else []
         except LabelProblem as problem:
             rejects.append(Reject(path, str(problem), label_file, line))
     yield from rejects
@@ -84,9 +95,9 @@ def _files_by_image(images: list[str], folder: Path, separate: bool) -> dict[str
     files: dict[str, str] = {}
     for image in images:
         places = _places(image, separate and stems[PurePosixPath(image).stem] == 1)
-        found = next((place for place in places if place in texts), None)
-        if found:
-            files[image] = found
+        text_file = next((place for place in places if place in texts), None)
+        if text_file:
+            files[image] = text_file
     for orphan in sorted(text for text in texts - set(files.values()) if PurePosixPath(text).name not in NOT_LABELS):
         if separate or "labels" in PurePosixPath(orphan).parts:
             # The suffix is unknown: the index reports the bare stem as missing.
@@ -95,15 +106,15 @@ def _files_by_image(images: list[str], folder: Path, separate: bool) -> dict[str
 
 
 def _by_stem(sources: Iterable[str]) -> dict[str, list[str]]:
-    """Text files without an image by stem: in which of several folders their image lies cannot be told."""
-    found: dict[str, list[str]] = {}
+    """Text files without an image, by stem: their image may be in any of several folders."""
+    by_stem: dict[str, list[str]] = {}
     for source in sorted(sources):
-        found.setdefault(PurePosixPath(source).stem, []).append(source)
-    return found
+        by_stem.setdefault(PurePosixPath(source).stem, []).append(source)
+    return by_stem
 
 
 def _places(image: str, by_stem: bool) -> list[str]:
-    """Where an image's text file may lie, the usual place first."""
+    """Possible places of an image's text file, the usual one first."""
     parts = PurePosixPath(image).parts
     below = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts else parts
     flat = [PurePosixPath(image).stem] if by_stem else []
@@ -124,14 +135,14 @@ def _swap(path: str, old: str, new: str) -> str:
 
 def _names(root: Path, folder: Path) -> dict[int, str]:
     places = [place / name for place in (root, folder) for name in NAME_FILES]
-    found = next((path for path in places if path.exists()), None)
-    if found is None:
+    source = next((path for path in places if path.exists()), None)
+    if source is None:
         allowed = ", ".join(NAME_FILES)
         raise CurateError(f"no class names below '{root}'; allowed: {allowed}. Add one or set the option `names`")
-    found = safe_join(found.parent, found.name)
-    if found.suffix in (".yaml", ".yml"):
-        return _yaml_names(found)
-    lines = read_text(found, NAMES_LIMIT).splitlines()
+    source = safe_join(source.parent, source.name)
+    if source.suffix in (".yaml", ".yml"):
+        return _yaml_names(source)
+    lines = read_text(source, NAMES_LIMIT).splitlines()
     return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
 
 
@@ -139,7 +150,7 @@ def _yaml_names(source: Path) -> dict[int, str]:
     import yaml  # type: ignore[import-untyped]
 
     class Plain(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses aliases: a few lines of them stand for more names than any memory holds."""
+        """A loader that refuses aliases: a few lines of them can expand to more names than memory holds."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
@@ -162,12 +173,12 @@ def _yaml_names(source: Path) -> dict[int, str]:
 # --- one line -----------------------------------------------------------------------------------------------------
 
 
-def _region(fields: list[str], known: dict[int, str], line: int) -> Region:
+def _region(fields: list[str], class_names: dict[int, str], line: int) -> Region:
     index = number(fields[0], "class index")
-    if index not in known:
-        allowed = ", ".join(str(key) for key in list(known)[:20])
+    if index not in class_names:
+        allowed = ", ".join(str(key) for key in list(class_names)[:20])
         raise LabelProblem(f"class index {short(fields[0])} has no name; allowed: {allowed}")
-    return Region(known[int(index)], _shape([_fraction(text) for text in fields[1:]]), line)
+    return Region(class_names[int(index)], _shape([_fraction(text) for text in fields[1:]]), line)
 
 
 def _fraction(text: str) -> float:

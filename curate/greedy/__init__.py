@@ -1,1 +1,4 @@
-"""Greedy selection over embeddings: what to label next, and what is already covered."""
+"""Greedy selection over embeddings: farthest-first, coverage, typical rows, BADGE, and exact nearest neighbours.
+
+Read `neighbours.py` first. May import the ground floor alone.
+"""

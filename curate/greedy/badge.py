@@ -16,9 +16,9 @@ from curate.greedy.neighbours import Doubles, Flags, Rows, Singles, Vectors, com
 
 def residuals(probabilities: NDArray[Any]) -> Singles:
     """Probabilities less the one-hot vector of the likeliest class (the first of equals)."""
-    found = np.array(finite(probabilities, "probabilities"), np.float32)
-    found[np.arange(len(found)), found.argmax(axis=1)] -= 1
-    return found
+    result = np.array(finite(probabilities, "probabilities"), np.float32)
+    result[np.arange(len(result)), result.argmax(axis=1)] -= 1
+    return result
 
 
 def badge(
@@ -29,7 +29,7 @@ def badge(
     *,
     candidates: Flags | None = None,
 ) -> Rows:
-    """Picks rows of large and diverse gradients.
+    """Pick rows with large and diverse gradients.
 
     The first pick has the largest gradient; each other is drawn with a probability proportional to the squared distance
     to the nearest pick, one `rng.random()` each. When all candidates left equal a pick, the lowest row is next.
@@ -38,7 +38,7 @@ def badge(
         vectors: (n, d) inputs of the last layer.
         residuals: (n, C) gradients of its outputs.
         budget: Rows to pick; all candidates if there are fewer.
-        rng: The source of chance.
+        rng: Draws the picks.
         candidates: Which rows may be picked.
 
     Returns:
@@ -68,7 +68,7 @@ def _candidates(n: int, candidates: Flags | None) -> Rows:
 
 
 def _draw(distance: Doubles, picks: Rows, rng: np.random.Generator) -> int:
-    """A row by its squared distance; picks are at 0 and cannot be drawn again."""
+    """Draw a row by its squared distance; picks have distance 0 and cannot be drawn again."""
     distance[picks] = 0
     reach = np.cumsum(distance)
     chance = rng.random() * reach[-1]
@@ -82,20 +82,20 @@ def _draw(distance: Doubles, picks: Rows, rng: np.random.Generator) -> int:
 @compiled
 def _lengths(a: Singles, b: Singles) -> Doubles:
     """Squared lengths of the outer products."""
-    found = np.empty(len(a))
+    lengths = np.empty(len(a))
     for i in range(len(a)):
         left, right = np.float32(0), np.float32(0)
         for t in range(a.shape[1]):
             left += a[i, t] * a[i, t]
         for t in range(b.shape[1]):
             right += b[i, t] * b[i, t]
-        found[i] = np.float64(left) * np.float64(right)
-    return found
+        lengths[i] = np.float64(left) * np.float64(right)
+    return lengths
 
 
 @compiled
 def _approach(a: Singles, b: Singles, lengths: Doubles, pick: int, distance: Doubles) -> None:
-    """Lowers squared distances to the nearest pick; a row whose length alone keeps it away is not even read."""
+    """Lower squared distances to the nearest pick; a row that is farther by its length alone is skipped."""
     size = np.sqrt(lengths[pick])
     for i in range(len(a)):
         apart = abs(np.sqrt(lengths[i]) - size)
@@ -108,8 +108,8 @@ def _approach(a: Singles, b: Singles, lengths: Doubles, pick: int, distance: Dou
         left = np.float32(0)
         for t in range(a.shape[1]):
             left += a[i, t] * a[pick, t]
-        found = max(base - 2 * np.float64(left) * np.float64(right), 0.0)
-        if found < base * 1e-6:
-            found = 0.0
-        if found < distance[i]:
-            distance[i] = found
+        squared = max(base - 2 * np.float64(left) * np.float64(right), 0.0)
+        if squared < base * 1e-6:
+            squared = 0.0
+        if squared < distance[i]:
+            distance[i] = squared

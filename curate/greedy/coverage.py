@@ -1,8 +1,8 @@
 """Coverage: the rows that, taken together, resemble all others most (facility location).
 
-The greedy choice is lazy: a gain only ever shrinks, so a candidate whose old gain is no longer the best need not be
-looked at. MaxHerding is this with an RBF kernel, ProbCover with a ball; towards exemplars it becomes PRISM's mutual
-information. Beyond some twenty thousand rows every row still counts, but only a pool of rows may be picked.
+The greedy choice is lazy: a gain only ever shrinks, so a candidate whose old gain is below the best need not be
+computed again. MaxHerding is this with an RBF kernel, ProbCover with a ball; towards exemplars it becomes PRISM's
+mutual information. Beyond some twenty thousand rows every row still counts, but only a pool of rows may be picked.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Floats = NDArray[np.floating]
 Kernel = Callable[[Singles, Singles, Singles], None]
 
 _EXACT = 4e8  # rows times candidates up to which every candidate is considered
-_POOL = 3072  # candidates beyond that,
-_SHARE = 4  # or so many for every pick;
-_SKETCH = 2048  # of these say which rows are covered worst,
-_WORST = 8192  # and the best among so many of the worst join the pool
-_ROUGH, _ROUGH_ROWS = 16, 8192  # with a pool, so many picks are made by so many rows
-_NARROW = 0.25  # the share of kernel values above the cover from which they are written down,
-_ENTRIES = 6e7  # and how many at most: 480 MB
-_NEAREST = 6  # rows near the middle of every pick's share, in a second round
+_POOL = 3072  # candidates in the pool beyond that
+_SHARE = 4  # candidates in the pool for every pick, where that is more
+_SKETCH = 2048  # pool rows by which the worst covered rows are found
+_WORST = 8192  # worst covered rows, the best of which join the pool
+_ROUGH, _ROUGH_ROWS = 16, 8192  # with a pool: picks that are made by a sample of the rows, and its size
+_NARROW = 0.25  # the share of kernel values above the cover from which on they are stored
+_ENTRIES = 6e7  # the most that are stored: 480 MB
+_NEAREST = 6  # rows near the mean of every pick's rows, in a second round
 _TALL, _WIDE, _TILE = 256, 16384, 1 << 22
 _BATCH = 32
-_TIE = 1e-5  # gains closer than this share are ties: rounding must not decide
+_TIE = 1e-5  # gains that differ by less than this share are ties, so that rounding does not decide
 _SAMPLE, _AMONG = 512, 50_000  # rows that estimate a bandwidth
 
 
@@ -61,17 +61,17 @@ def coverage(
     bandwidth: float | None = None,
     pool: int | None = None,
 ) -> Gains:
-    """Picks rows greedily so that the weighted sum of every row's best kernel value with a pick grows most.
+    """Pick rows greedily so that the weighted sum of every row's best kernel value with a pick grows most.
 
     Args:
         x: (n, d).
         budget: Rows to pick; all candidates if there are fewer.
-        weights: How much each row counts, at least 0; all the same without it.
+        weights: The weight of each row, at least 0; without it all are equal.
         covered: Rows already chosen; they cover, too, and are not picked.
         candidates: Which rows may be picked.
         kernel: `rbf` is MaxHerding; `cosine` counts negative cosines as 0.
-        bandwidth: Of the RBF kernel; without it the median distance to a near neighbour, see `median_bandwidth`.
-        pool: How many candidates are considered; without it all where that is bearable, else several per pick.
+        bandwidth: The RBF kernel's; without it the median distance to a near neighbour, see `median_bandwidth`.
+        pool: Number of candidates to consider; without it all where that is fast enough, else several per pick.
 
     Returns:
         The same picks as plain greedy whenever all candidates are considered; gains within 1e-5 of the best are ties.
@@ -93,12 +93,12 @@ def prob_cover(
     candidates: Flags | None = None,
     pool: int | None = None,
 ) -> Gains:
-    """Picks rows greedily so that most rows lie within the Euclidean radius of a pick; the rest is as in `coverage`."""
+    """Pick rows greedily so that most rows lie within the Euclidean radius of a pick; see `coverage` for the rest."""
     return _cover(finite(x), budget, _ball(radius), radius, weights, covered, candidates, pool)
 
 
 def median_bandwidth(x: Vectors, budget: int) -> float:
-    """The median distance to a row's k-th neighbour, k being what a pick has to cover, though from 5 to 64."""
+    """The median distance to a row's k-th neighbour, where k is the number of rows per pick, but from 5 to 64."""
     x = finite(x)
     few, many = singles(_strided(x, _SAMPLE)), singles(_strided(x, _AMONG))
     k = min(max(len(x) / budget, 5), 64) * len(many) / max(len(x), 1)
@@ -106,8 +106,8 @@ def median_bandwidth(x: Vectors, budget: int) -> float:
     if k < 1:
         return 1.0
     lengths = _squares(many)
-    found = np.concatenate([_kth(few[lo : lo + 64], many, lengths, k) for lo in range(0, len(few), 64)])
-    return float(np.median(found)) or 1.0
+    distances = np.concatenate([_kth(few[lo : lo + 64], many, lengths, k) for lo in range(0, len(few), 64)])
+    return float(np.median(distances)) or 1.0
 
 
 def targeted(
@@ -121,7 +121,7 @@ def targeted(
     separation: float = 0.98,
     candidates: Flags | None = None,
 ) -> Targeted:
-    """Picks rows that resemble the exemplars and, between them, all of the exemplars (FLQMI, as in PRISM).
+    """Pick rows that resemble the exemplars and, together, all of the exemplars (FLQMI, as in PRISM).
 
     A pick gains what it adds to every exemplar's best cosine, plus `eta` times its own best cosine with an exemplar,
     less `penalty` times its best cosine with a negative. Negative cosines count as 0.
@@ -130,15 +130,18 @@ def targeted(
         x: (n, d).
         exemplars: (m, d), at least one.
         budget: Rows to pick.
-        negatives: (q, d): what the picks should not resemble.
+        negatives: (q, d), vectors that the picks should not resemble.
         eta: The weight of a pick's own relevance.
         penalty: The weight of the negatives.
         separation: No two picks are this similar; fewer than the budget are returned when only such copies remain.
         candidates: Which rows may be picked.
+
+    Returns:
+        The picks, in order, each with its gain and its most similar exemplar.
     """
     x, wanted = finite(x), units(finite(exemplars, "exemplars"))
     if not len(wanted):
-        raise ValueError("no exemplars: there is nothing to aim at")
+        raise ValueError("exemplars is empty; at least one row is needed")
     unwanted = None if negatives is None or not len(negatives) else units(finite(negatives, "negatives"))
     bound, own = _relevance(x, wanted, unwanted, eta, penalty)
     bound[~_allowed(len(x), candidates, None)] = -np.inf
@@ -211,10 +214,10 @@ def _kth(rows: Singles, many: Singles, lengths: Singles, k: int) -> Singles:
 
 
 class _Greedy:
-    """Lazy greedy over rows that want to be covered and options that cover.
+    """Lazy greedy over rows to cover and options that cover them.
 
-    At first a gain costs a product with every row. After a few picks an option can only serve the few rows to which it
-    is nearer than their pick; one pass then writes these down, and gains cost next to nothing.
+    At first a gain takes a product with every row. After a few picks an option can only improve the few rows that it is
+    nearer to than their pick; one pass then stores these, and gains take next to no time.
     """
 
     def __init__(self, x: Vectors, options: Singles, kernel: Kernel, weights: Singles, cover: Singles) -> None:
@@ -226,7 +229,7 @@ class _Greedy:
         self.useful: _Useful | None = None
 
     def run(self, budget: int) -> tuple[Rows, Singles]:
-        """Picks places of options, lowest first among ties."""
+        """Pick places of options, lowest first among ties; return them with their gains."""
         places, gains = np.empty(budget, np.int64), np.empty(budget, np.float32)
         for step in range(budget):
             if self.useful is None and step & (step - 1) == 0:  # now and then: before picks 0, 1, 2, 4, 8, ...
@@ -236,7 +239,7 @@ class _Greedy:
         return places, gains
 
     def take(self, place: int) -> float:
-        """Lets an option cover and says what that added."""
+        """Let an option cover; return its gain."""
         self.bound[place] = -np.inf
         if self.useful is not None:
             return float(_take_useful(place, *self.useful, self.cover, self.weights))
@@ -267,7 +270,7 @@ class _Greedy:
         return gains
 
     def _settle(self) -> int:
-        """Brings gains up to date, best first, until no old one can win; then the lowest place of the best."""
+        """Update gains, best first, until no old one can win; return the lowest place of the best."""
         bound, fresh, best = self.bound, np.zeros(len(self.bound), bool), -np.inf
         if np.isposinf(bound).any():
             unknown = np.flatnonzero(np.isposinf(bound))
@@ -282,16 +285,16 @@ class _Greedy:
             best = max(best, float(bound[ahead].max()))
 
     def _narrow(self) -> None:
-        """Writes down what may still be useful, once a sample says that it is little."""
+        """Store the kernel values that may still be useful, once a sample shows that they are few."""
         sample = np.unique(np.linspace(0, len(self.options) - 1, 64).astype(np.int64))
         share = float(np.mean(self._values(sample) > self.cover))
         size = len(self.x) * len(self.options)
         if share <= min(_NARROW, _ENTRIES / size):
-            self.useful = self._written()
+            self.useful = self._stored()
             left = np.flatnonzero(self.bound > -np.inf)
             self.bound[left] = self._gains(left)
 
-    def _written(self) -> _Useful:
+    def _stored(self) -> _Useful:
         parts = _parts(len(self.x))
         begin = np.zeros((len(self.options), len(parts)), np.int64)
         end, rows, values, total = begin.copy(), [], [], 0
@@ -303,16 +306,16 @@ class _Greedy:
                 counts = _count(tile, self.cover[part])
                 end[some, column] = total + np.cumsum(counts)
                 begin[some, column] = end[some, column] - counts
-                found, value = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
-                _write(tile, self.cover[part], part.start, found, value)
-                rows.append(found)
+                row, value = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
+                _write(tile, self.cover[part], part.start, row, value)
+                rows.append(row)
                 values.append(value)
-                total += len(found)
+                total += len(row)
         return _Useful(begin, end, np.concatenate(rows), np.concatenate(values))
 
 
 class _Useful(NamedTuple):
-    """Kernel values above what covered a row: for every option several stretches begin..end of rows and values."""
+    """Kernel values above a row's cover: for every option several stretches begin..end of rows and values."""
 
     begin: NDArray[np.int64]
     end: NDArray[np.int64]
@@ -352,7 +355,7 @@ def _cover(
     pool: int | None,
 ) -> Gains:
     rows = np.flatnonzero(_allowed(len(x), candidates, covered))
-    known, budget = _weights(len(x), weights), max(0, min(budget, len(rows)))
+    checked, budget = _weights(len(x), weights), max(0, min(budget, len(rows)))
     if not budget:
         return Gains(np.empty(0, np.int64), np.empty(0, np.float32), width)
     cover = np.zeros(len(x), np.float32)
@@ -361,17 +364,17 @@ def _cover(
     if pool is None and len(x) * len(rows) > _EXACT:
         pool = max(_POOL, _SHARE * budget)
     if pool is not None and max(pool, budget) < len(rows):
-        every, rows = rows, _pooled(x, rows, max(pool, budget), kernel, known, cover)
-        places, _ = _rough_then_exact(x, singles(x[rows]), budget, kernel, known, cover.copy())
+        every, rows = rows, _pooled(x, rows, max(pool, budget), kernel, checked, cover)
+        places, _ = _rough_then_exact(x, singles(x[rows]), budget, kernel, checked, cover.copy())
         rows = np.union1d(_central(x, every, rows[places]), rows[places])
-        places, gains = _rough_then_exact(x, singles(x[rows]), budget, kernel, known, cover)
+        places, gains = _rough_then_exact(x, singles(x[rows]), budget, kernel, checked, cover)
     else:
-        places, gains = _Greedy(x, singles(x[rows]), kernel, known, cover).run(budget)
+        places, gains = _Greedy(x, singles(x[rows]), kernel, checked, cover).run(budget)
     return Gains(rows[places], gains, width)
 
 
 def _raise(cover: Singles, x: Vectors, options: Singles, kernel: Kernel) -> None:
-    """Lets all of the options cover at once."""
+    """Let all of the options cover at once."""
     squares = _squares(options)
     for part in _parts(len(x)):
         block = singles(x[part])
@@ -385,7 +388,7 @@ def _raise(cover: Singles, x: Vectors, options: Singles, kernel: Kernel) -> None
 def _rough_then_exact(
     x: Vectors, options: Singles, budget: int, kernel: Kernel, weights: Singles, cover: Singles
 ) -> tuple[Rows, Singles]:
-    """The first picks, whose gains are huge, by a sample of the rows; all others by every row."""
+    """Make the first picks, whose gains are large, by a sample of the rows, and all others by every row."""
     some = np.linspace(0, len(x) - 1, min(_ROUGH_ROWS, len(x))).astype(np.int64)
     rough = _Greedy(x[some], options, kernel, weights[some], cover[some])
     first, _ = rough.run(min(_ROUGH, budget))
@@ -396,7 +399,7 @@ def _rough_then_exact(
 
 
 def _central(x: Vectors, rows: Rows, picks: Rows) -> Rows:
-    """The rows nearest to the middle of what each pick is nearest to: better picks than the pool happened to hold."""
+    """The rows nearest to the mean of the rows that each pick is nearest to: candidates that the pool may lack."""
     sums, counts = np.zeros((len(picks), x.shape[1])), np.zeros(len(picks))
     options = singles(x[picks])
     half = _squares(options)[:, None] / 2
@@ -419,7 +422,7 @@ def _central(x: Vectors, rows: Rows, picks: Rows) -> Rows:
 
 
 def _pooled(x: Vectors, rows: Rows, pool: int, kernel: Kernel, weights: Singles, cover: Singles) -> Rows:
-    """Every so many-th candidate, and more where these leave many rows badly covered: there the rare clusters are."""
+    """An even sample of the candidates, and more where it covers rows badly: these are the rare clusters."""
     even = rows[np.linspace(0, len(rows) - 1, pool - pool // 4).astype(np.int64)]
     sketch = cover.copy()
     _raise(sketch, x, singles(_strided(x[even], _SKETCH)), kernel)
@@ -441,10 +444,10 @@ def _allowed(n: int, candidates: Flags | None, covered: Rows | None) -> Flags:
 def _weights(n: int, weights: Floats | None) -> Singles:
     if weights is None:
         return np.ones(n, np.float32)
-    known = np.asarray(weights, np.float32)
-    if known.shape != (n,) or not np.isfinite(known).all() or (known < 0).any():
+    checked = np.asarray(weights, np.float32)
+    if checked.shape != (n,) or not np.isfinite(checked).all() or (checked < 0).any():
         raise ValueError(f"weights must be {n} finite numbers, none negative")
-    return known
+    return checked
 
 
 # --- Towards exemplars --------------------------------------------------------------------------------------------
@@ -453,7 +456,7 @@ def _weights(n: int, weights: Floats | None) -> Singles:
 def _relevance(
     x: Vectors, wanted: Singles, unwanted: Singles | None, eta: float, penalty: float
 ) -> tuple[Doubles, Doubles]:
-    """Every row's gain as the first pick, and the part of it that does not depend on other picks."""
+    """Each row's gain as the first pick, and the part of it that does not depend on other picks."""
     first, own = np.empty(len(x)), np.empty(len(x))
     step = max(1, _TILE // max(len(wanted), x.shape[1], 1))
     for lo in range(0, len(x), step):
@@ -477,7 +480,7 @@ def _best(block: Singles, others: Singles) -> Singles:
 def _aim(
     x: Vectors, wanted: Singles, bound: Doubles, own: Doubles, budget: int, separation: float
 ) -> tuple[Rows, Singles]:
-    """Lazy greedy; a row too similar to a pick is dropped as soon as it is looked at."""
+    """Lazy greedy; a row too similar to a pick is dropped as soon as its gain is computed."""
     best = np.zeros(len(wanted), np.float32)
     budget = max(0, min(budget, int(np.sum(bound > -np.inf))))
     chosen = np.empty((budget, x.shape[1]), np.float32)
@@ -558,7 +561,7 @@ def _count(tile: Singles, cover: Singles) -> Rows:
 
 @compiled
 def _write(tile: Singles, cover: Singles, start: int, rows: NDArray[np.int32], values: Singles) -> None:
-    """Writes down values above the cover, sixteen passed over at a time."""
+    """Store the values above the cover, skipping sixteen at a time."""
     place = 0
     for row in range(len(tile)):
         for lo in range(0, len(cover), 16):

@@ -1,10 +1,10 @@
 """Farthest-first selection (k-center greedy, core-set): exact, yet it computes few of the distances.
 
-Each step picks the row farthest from all centres. A row's last known distance to its nearest centre only ever falls,
-so that it bounds the true one from above: a heap over these bounds brings up the rows that matter, and only those are
-compared with the centres added since. Of these centres most are skipped by the triangle inequality: a centre at
-least twice as far from the row's nearest centre as the row itself cannot be nearer. What is left is cut short as soon
-as the sum of squares exceeds the best. The picks are those of the plain method, bit for bit.
+Each step picks the row farthest from all centres. A row's distance to its nearest centre only ever falls, so that its
+last known value is an upper bound: a heap over these bounds brings up the farthest rows, and only those are compared
+with the centres added since. Most of these centres are skipped by the triangle inequality: a centre at least twice as
+far from the row's nearest centre as the row itself cannot be nearer. Of the others a distance is given up as soon as
+its sum of squares exceeds the best. The picks are those of the plain method, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _STEPS = 2**20  # the mean is taken of values rounded to this many steps of the 
 
 
 class Centers(NamedTuple):
-    """What was picked.
+    """The picks of a farthest-first search.
 
     Attributes:
         picks: Row numbers in the order of picking.
         radius: Distance of each pick to its nearest earlier centre; infinite for the very first one.
-        computed: How many distances were computed, in part or in full.
+        computed: Number of distances that were computed, in part or in full.
     """
 
     picks: Ints
@@ -54,9 +54,12 @@ def kcenter(
 
     Args:
         x: One vector a row, float32 or float16.
-        budget: How many rows to pick; fewer when there are fewer candidates.
+        budget: Number of rows to pick; fewer when there are fewer candidates.
         covered: Rows that are centres already.
         candidates: True for rows that may be picked; by default all. Covered rows are never picked.
+
+    Returns:
+        The picks, their radii and the number of computed distances.
 
     Raises:
         ValueError: If a value is NaN, infinite or beyond 1e16, or if a row number does not exist.
@@ -74,7 +77,7 @@ def kcenter(
 
 
 def readable(x: NDArray[Any]) -> Vectors:
-    """The array as the kernels take it: C-contiguous float32, or uint16 that holds the bits of float16."""
+    """The array as the kernels read it: C-contiguous float32, or uint16 that holds the bits of float16."""
     if x.ndim != 2 or x.dtype not in (np.float32, np.float16):
         raise TypeError(f"vectors are a 2-D array of float32 or float16, not {x.ndim}-D of {x.dtype}")
     plain = np.ascontiguousarray(x)
@@ -136,19 +139,19 @@ def nearest_to(vectors: Vectors, rows: Ints, point: Floats) -> int:
 
 def distances_to(vectors: Vectors, rows: Ints, point: Floats) -> Floats:
     """Squared distance of each of these rows to a point."""
-    found = np.empty(len(rows), np.float32)
-    _distances(vectors, rows, point, found)
-    return found
+    distances = np.empty(len(rows), np.float32)
+    _distances(vectors, rows, point, distances)
+    return distances
 
 
 def widen(vectors: Vectors, rows: Ints) -> Floats:
     """These rows as float32."""
-    taken = vectors[rows]
-    return taken if taken.dtype == np.float32 else taken.view(np.float16).astype(np.float32)
+    values = vectors[rows]
+    return values if values.dtype == np.float32 else values.view(np.float16).astype(np.float32)
 
 
 class SearchState(NamedTuple):
-    """What is known of each open row; see `FarthestFirstSearch`."""
+    """State of each open row; see `FarthestFirstSearch`."""
 
     best: Floats
     anchor: Small
@@ -156,7 +159,7 @@ class SearchState(NamedTuple):
 
 
 class FarthestFirstSearch:
-    """A farthest-first search under way: what is known of each open row, and the centres picked so far.
+    """A farthest-first search in progress: the state of each open row, and the centres picked so far.
 
     Positions count the open rows, not the rows of the table. `best` is a row's squared distance to the nearest of
     the centres before `seen`, and `anchor` that centre's line in the table, or -1 where it has none.
@@ -184,7 +187,7 @@ class FarthestFirstSearch:
         return self.radii[: self.count]
 
     def cover(self, table: Vectors, covered: Ints) -> None:
-        """Takes rows of a table as centres that are there from the start."""
+        """Add rows of a table as centres that exist from the start."""
         which = nearest_centres(self.vectors, self.rows, table, covered, self.best)
         self.computed += len(self.rows)
         # A line in the table costs a distance for each pick: only centres that many rows share earn it.
@@ -196,29 +199,29 @@ class FarthestFirstSearch:
         self.table = np.empty((self.room + len(shared), self.room), np.uint16)
 
     def begin(self, position: int) -> None:
-        """Picks the first centre."""
+        """Pick the first centre."""
         self.first(widen(self.vectors, self.rows[position : position + 1])[0])
         self.chosen[0], self.radii[0], self.best[position] = position, np.inf, -1
 
     def first(self, centre: Floats) -> None:
-        """Takes the first centre of all: every row has to be compared with it."""
+        """Add the very first centre: every row has to be compared with it."""
         self.add(centre)
         _distances(self.vectors, self.rows, centre, self.best)
         self.computed += len(self.rows)
         self.anchor[:], self.seen[:] = 0, 1
 
     def add(self, centre: Floats) -> None:
-        """Takes one more centre; rows are compared with it only when they come up."""
+        """Add a further centre; rows are compared with it only when they reach the top of the heap."""
         self.centres[self.count] = centre
         self.computed += _tabulate(self.centres, self.fixed, self.table, self.count)
         self.count += 1
 
     def run(self, picks: int) -> None:
-        """Picks that many rows."""
+        """Pick that many rows."""
         self._run(picks, SearchState(self.best, self.anchor, self.seen))
 
     def look_ahead(self, picks: int) -> tuple[Ints, SearchState]:
-        """What `run` would pick and then know of each row; here the rows only learn of the centres before it."""
+        """The positions that `run` would pick, and the state after it; this search keeps its own state and picks."""
         before = self.count
         ahead = SearchState(self.best.copy(), self.anchor.copy(), self.seen.copy())
         self._run(picks, ahead)
@@ -235,12 +238,12 @@ class FarthestFirstSearch:
 
 
 def nearest_centres(vectors: Vectors, rows: Ints, table: Vectors, covered: Ints, best: Floats) -> Ints:
-    """Lowers `best` to the squared distance to the nearest of the covered rows of a table, and says which is it.
+    """Lower `best` to the squared distance to the nearest covered row of a table; return the number of that row.
 
     A matrix product finds the few centres that may be nearest; these are computed like every other distance.
     """
     which = np.zeros(len(rows), np.int64)
-    middle = widen(table, covered[:_BLOCK]).mean(axis=0)  # smaller norms leave less to rounding
+    middle = widen(table, covered[:_BLOCK]).mean(axis=0)  # smaller norms mean smaller rounding errors
     for first in range(0, len(covered), _BLOCK):
         centres = widen(table, covered[first : first + _BLOCK])
         moved = centres - middle
@@ -269,10 +272,10 @@ def _fast_kernel(function: Function) -> Function:
 
 @_kernel
 def _wide(value: Any, half: bool) -> np.float32:
-    """A float32 as it is, or float16's bits as a float32; which one is settled when this is compiled."""
+    """A float32 as it is, or float16's bits as a float32; `half` is constant when this is compiled."""
     if not half:
         return np.float32(value)
-    # Moved into float32's place the exponent is 112 too small, which the factor mends, for subnormals too.
+    # Moved into float32's bits the exponent is 112 too small, which the factor corrects, for subnormals too.
     magnitude = np.uint32((np.uint32(value) & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
     sign = np.uint32((np.uint32(value) & np.uint32(0x8000)) << np.uint32(16))
     scaled = np.float32(magnitude * np.float32(2.0**112))
@@ -299,7 +302,7 @@ def _largest_bits(bits: NDArray[Any], mask: int) -> int:
 
 @_kernel
 def _add_up(vectors: Vectors, rows: Ints, scale: np.float32, total: Ints) -> None:
-    """Adds the rows' values in whole steps; 32 bits hold the sum of 1024 rows at a time."""
+    """Add the rows' values in whole steps; 32 bits hold the sum of 1024 rows at a time."""
     half = vectors.itemsize == 2
     part = np.zeros(total.size, np.int32)
     for begin in range(0, rows.size, 1024):
@@ -325,7 +328,7 @@ def _part(left: Floats, right: Floats, begin: Any, count: Any) -> np.float32:
 
 @_kernel
 def squared(left: Floats, right: Floats, limit: np.float32) -> np.float32:
-    """The squared distance, or, once it is sure to reach the limit, any value from the limit on.
+    """The squared distance, or some value of at least the limit where it reaches the limit.
 
     The parts are added in one fixed order. None is negative and rounded addition never falls, so that a sum which has
     reached the limit would have ended there or above: giving up changes no comparison.
@@ -340,11 +343,11 @@ def squared(left: Floats, right: Floats, limit: np.float32) -> np.float32:
 
 
 @_kernel
-def _distances(vectors: Vectors, rows: Ints, centre: Floats, found: Floats) -> None:
+def _distances(vectors: Vectors, rows: Ints, centre: Floats, distances: Floats) -> None:
     point = np.empty(centre.size, np.float32)
     for at in range(rows.size):
         _read(vectors, rows[at], point)
-        found[at] = squared(point, centre, np.float32(np.inf))
+        distances[at] = squared(point, centre, np.float32(np.inf))
 
 
 @_kernel
@@ -358,7 +361,7 @@ def _rescore(
     which: Ints,
     first: int,
 ) -> None:
-    """Computes the distances that the matrix product cannot rule out.
+    """Compute the distances that the matrix product cannot rule out.
 
     Each of the sums involved is off by at most (dimensions + 8) roundings of 2**-24 of (|point| + |centre|)**2, the
     bound for any order of adding; the product's and ours make two, and a third is for the sums here. `_TINY` is for
@@ -384,7 +387,7 @@ def _rescore(
 
 @_kernel
 def _high_bits(value: np.float32) -> np.uint16:
-    """The upper half of a float32: its value rounded down to 8 bits, and ordered alike."""
+    """The upper half of a float32: its value rounded down to 8 bits, in the same order."""
     return np.uint16(np.float32(value).view(np.uint32) >> np.uint32(16))
 
 
@@ -403,7 +406,7 @@ def _reach(best: np.float32, dimensions: int) -> np.uint16:
 
 @_kernel
 def _tabulate(centres: Floats, fixed: Floats, table: NDArray[np.uint16], new: int) -> int:
-    """Fills the column of a new centre: its distance to each one before, and to the covered ones that have a line."""
+    """Fill the column of a new centre: its distance to each earlier one, and to the covered ones that have a line."""
     endless = np.float32(np.inf)
     for line in range(new):
         table[line, new] = _high_bits(squared(centres[line], centres[new], endless))
@@ -431,7 +434,7 @@ def _next_within(line: NDArray[np.uint16], begin: int, end: int, reach: np.uint1
 def _catch_up(
     point: Floats, best: np.float32, anchor: int, begin: int, end: int, centres: Floats, table: NDArray[np.uint16]
 ) -> tuple[np.float32, int, int]:
-    """Compares a row with the centres from `begin` to `end`; its distance, its anchor, how many were computed."""
+    """Compare a row with the centres from `begin` to `end`; return its distance, its anchor and how many it took."""
     computed = 0
     reach = _reach(best, point.size)
     at = begin
@@ -454,7 +457,7 @@ def _catch_up(
 
 @_kernel
 def _sink(heap: Small, best: Floats, at: int, size: int) -> None:
-    """Lets an entry sink below all that are farther, or as far and earlier."""
+    """Let an entry sink below all that are farther, or as far and earlier."""
     entry = heap[at]
     value = best[entry]
     while True:
@@ -492,9 +495,9 @@ def _search(
     chosen: Ints,
     radii: Floats,
 ) -> int:
-    """Picks until there are `end` centres; how many distances that took.
+    """Pick until there are `end` centres; return the number of computed distances.
 
-    Of what the rows learn, the part up to the centres that are there at the start also goes into the `known` arrays.
+    Comparisons with the centres that exist at the start are also written into the `known` arrays.
     """
     start = count
     size = heap.size
@@ -507,9 +510,9 @@ def _search(
         if seen[top] < count:
             _read(vectors, rows[top], point)
             until = start if seen[top] < start else count
-            found = _catch_up(point, best[top], anchor[top], seen[top], until, centres, table)
-            best[top], anchor[top], seen[top] = found[0], found[1], until
-            computed += found[2]
+            update = _catch_up(point, best[top], anchor[top], seen[top], until, centres, table)
+            best[top], anchor[top], seen[top] = update[0], update[1], until
+            computed += update[2]
             if until == start:
                 known_best[top], known_anchor[top], known_seen[top] = best[top], anchor[top], until
         else:

@@ -1,8 +1,8 @@
 """Exact nearest neighbours and near-duplicates by cosine, in blocks: no n x n matrix, whatever n is.
 
-A matrix product finds the candidates; each survivor is then measured again by a dot product of one fixed order, because
-a BLAS rounds equal rows differently in different places of a tile. So equal rows get equal similarities, and a tie goes
-to the lowest row on every machine.
+A matrix product finds the candidates; the similarity of each is then computed again as a dot product in a fixed order,
+because a BLAS rounds equal rows differently in different places of a tile. So equal rows get equal similarities, and a
+tie goes to the lowest row on every machine.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Progress = Callable[[int, int], None]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _TALL, _WIDE = 1024, 4096  # a tile of a product: 16 MB, which stays in the cache
-_GATHER = 1 << 22  # values gathered at once to be measured again
-_DOUBT = 4e-6  # how far a single-precision product of unit rows may be off
-_SKETCH = 64  # leading dimensions that may settle a pair
-_WORTH = 0.004  # the share of pairs that may pass the sketch while it still pays
+_GATHER = 1 << 22  # values gathered at once to be computed again
+_DOUBT = 4e-6  # the largest error of a single-precision product of unit rows
+_SKETCH = 64  # leading dimensions that may rule out a pair
+_WORTH = 0.004  # the share of pairs that may pass the sketch while it still saves time
 
 
 def nearest(
     queries: Vectors, x: Vectors, k: int, *, skip_self: bool = False, device: str | None = None
 ) -> tuple[Singles, Rows]:
-    """Finds the k most similar rows of x for every query.
+    """Find the k most similar rows of x for every query.
 
     Args:
         queries: (q, d).
@@ -51,13 +51,13 @@ def nearest(
         return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
     wanted = min(len(x), k + 4 + k // 8 + skip_self)
     device = device or gpu()
-    found = (_shortlist(queries, x, wanted, skip_self) if device is None
+    shortlist = (_shortlist(queries, x, wanted, skip_self) if device is None
              else _torch_shortlist(queries, x, wanted, skip_self, device))  # fmt: skip
-    return _measured(queries, x, k, skip_self, found)
+    return _measured(queries, x, k, skip_self, shortlist)
 
 
 def best_match(queries: Vectors, x: Vectors) -> tuple[Singles, Rows]:
-    """Finds the most similar row of x, which must not be empty, and its similarity for every query."""
+    """Find the most similar row of x, which must not be empty, and its similarity for every query."""
     if not len(x):
         raise ValueError("x is empty: nothing can match")
     similarity, rows = nearest(queries, x, 1)
@@ -67,16 +67,16 @@ def best_match(queries: Vectors, x: Vectors) -> tuple[Singles, Rows]:
 def pairs_above(
     x: Vectors, threshold: float, y: Vectors | None = None, *, progress: Progress | None = None
 ) -> tuple[Rows, Rows, Singles]:
-    """Finds all pairs of rows at least as similar as the threshold.
+    """Find all pairs of rows at least as similar as the threshold.
 
-    Where the data allow it, most pairs are settled by a few leading dimensions and an upper bound on what the others
-    can add; no pair is lost by it.
+    Where the data allow it, most pairs are ruled out by a few leading dimensions and an upper bound on the others; no
+    pair is lost by it.
 
     Args:
         x: (n, d).
         threshold: A cosine.
         y: (m, d); without it pairs are sought within x, with i < j.
-        progress: Called with the blocks done and all of them.
+        progress: Called with the number of blocks done and of all blocks.
 
     Returns:
         Rows i of x, rows j of y (or x) and cosines, ordered by i, then j.
@@ -84,14 +84,14 @@ def pairs_above(
     x = finite(x, "x")
     other = x if y is None else finite(y, "y")
     left, right = _sketched(x, other, threshold)
-    found = [_no_pairs()]
+    parts = [_no_pairs()]
     blocks = list(_block_pairs(len(x), len(other), y is None))
     for done, (top, start) in enumerate(blocks, 1):
         i, j = _hits(left, right, top, start, threshold - _DOUBT, y is None)
-        found.append(_confirmed(x, other, i, j, threshold))
+        parts.append(_confirmed(x, other, i, j, threshold))
         if progress is not None:
             progress(done, len(blocks))
-    i, j, similarity = (np.concatenate(part) for part in zip(*found, strict=True))
+    i, j, similarity = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((j, i))
     return i[order], j[order], similarity[order]
 
@@ -100,7 +100,7 @@ def pairs_above(
 
 
 def finite(x: Vectors, name: str = "x") -> Vectors:
-    """The vectors as they are, once they are known to be a finite, floating (n, d) array."""
+    """Check that the vectors are a finite (n, d) array; return them as float16 or float32."""
     x = np.asarray(x)
     if x.ndim != 2:
         raise ValueError(f"{name} has {x.ndim} dimensions; vectors come as (rows, dimensions)")
@@ -115,19 +115,19 @@ def finite(x: Vectors, name: str = "x") -> Vectors:
 
 
 def singles(x: Vectors) -> Singles:
-    """Rows in single precision, contiguous; copied only where they are not so already."""
+    """Rows in single precision, contiguous; copied only where needed."""
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
 def units(x: Vectors) -> Singles:
-    """Rows in single precision with length 1; a row of zeros stays so."""
+    """Rows in single precision with length 1; a row of zeros stays zero."""
     block = singles(x)
     norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
     return block * np.where(norms > 0, 1 / np.maximum(norms, 1e-30), 0)[:, None].astype(np.float32)
 
 
 def gpu() -> str | None:
-    """The name of a usable GPU; torch, slow to import, is asked only where a driver is installed."""
+    """The name of a usable GPU; torch, slow to import, is loaded only where a driver is installed."""
     if shutil.which("nvidia-smi") is None:
         return None
     try:
@@ -178,10 +178,10 @@ def _torch_shortlist(queries: Vectors, x: Vectors, wanted: int, skip_self: bool,
 
 
 def _measured(
-    queries: Vectors, x: Vectors, k: int, skip_self: bool, found: tuple[Singles, Rows]
+    queries: Vectors, x: Vectors, k: int, skip_self: bool, shortlist: tuple[Singles, Rows]
 ) -> tuple[Singles, Rows]:
-    """The k best of each shortlist by fixed-order products; a list that may have cut off a tie is made anew."""
-    values, rows = found
+    """The k best of each shortlist by fixed-order products; all rows are compared where a tie may be cut off."""
+    values, rows = shortlist
     similarity, index = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     step = max(1, _GATHER // max(1, rows.shape[1] * x.shape[1]))
     for lo in range(0, len(queries), step):
@@ -198,9 +198,9 @@ def _measured(
 
 
 def _scan(queries: Vectors, x: Vectors, query: int, k: int, skip_self: bool) -> tuple[Singles, Rows]:
-    """One query against every row, each measured with care."""
-    one = singles(queries[query : query + 1])
-    parts = [_dots(one, singles(x[lo : lo + _WIDE])[None])[0] for lo in range(0, len(x), _WIDE)]
+    """The k best rows for one query by fixed-order products with every row."""
+    vector = singles(queries[query : query + 1])
+    parts = [_dots(vector, singles(x[lo : lo + _WIDE])[None])[0] for lo in range(0, len(x), _WIDE)]
     exact = np.concatenate(parts)
     if skip_self:
         exact[query] = -np.inf
@@ -212,7 +212,7 @@ def _scan(queries: Vectors, x: Vectors, query: int, k: int, skip_self: bool) -> 
 
 
 class _Side:
-    """Unit rows, block by block, before them their sketches where these pay."""
+    """Vectors, and their sketches where a basis is given."""
 
     def __init__(self, x: Vectors, basis: Singles | None) -> None:
         self.x, self.basis = x, basis
@@ -222,14 +222,14 @@ class _Side:
 
 
 def _sketch(rows: Singles, basis: Singles) -> Singles:
-    """Coordinates in the basis, and last the length of what lies outside it: a product of sketches bounds a cosine."""
+    """Coordinates in the basis, and last the length outside it: a product of sketches is an upper bound of a cosine."""
     inside = rows @ basis
     left = np.maximum(1 - np.einsum("ij,ij->i", inside, inside, dtype=np.float64), 0)
     return np.concatenate((inside, np.sqrt(left + 1e-6).astype(np.float32)[:, None]), axis=1)
 
 
 def _sketched(x: Vectors, y: Vectors, threshold: float) -> tuple[_Side, _Side]:
-    """Both sides, with sketches if a sample says that few enough pairs survive them."""
+    """Both sides, with sketches if few enough pairs of a sample pass them."""
     basis = _basis(x, y, threshold)
     left = _Side(x, basis)
     return left, left if y is x else _Side(y, basis)
@@ -287,13 +287,13 @@ def _no_pairs() -> tuple[Rows, Rows, Singles]:
 
 
 def compiled(function: Function) -> Function:
-    """Compiled and cached; sums may be reordered, but for given shapes always in the same way."""
+    """Compile and cache a function; sums may be reordered, but for given shapes always in the same way."""
     return cast(Function, numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function))
 
 
 @compiled
 def _keep_largest(tile: Singles, start: int, own: int, values: Singles, rows: Rows) -> None:
-    """Merges a tile into one min-heap for each of its rows; sixteen values at a time are passed over."""
+    """Merge a tile into one min-heap for each of its rows, skipping sixteen values at a time."""
     height, width = tile.shape
     for i in range(height):
         heap, place = values[i], rows[i]
@@ -331,7 +331,7 @@ def _replace_root(heap: Singles, place: Rows, value: float, row: int) -> None:
 def _dots(queries: Singles, rows: Singles) -> Singles:
     """Cosines of each query with its own rows, in double precision and always in the same order."""
     size, count, width = rows.shape
-    found = np.empty((size, count), np.float32)
+    cosines = np.empty((size, count), np.float32)
     for i in range(size):
         for j in range(count):
             product, left, right = 0.0, 0.0, 0.0
@@ -341,13 +341,13 @@ def _dots(queries: Singles, rows: Singles) -> Singles:
                 left += a * a
                 right += b * b
             scale = np.sqrt(left) * np.sqrt(right)
-            found[i, j] = min(1.0, max(-1.0, product / scale)) if scale > 0 else 0.0
-    return found
+            cosines[i, j] = min(1.0, max(-1.0, product / scale)) if scale > 0 else 0.0
+    return cosines
 
 
 @compiled
 def _collect(product: Singles, least: float, top: int, start: int, within: bool, i: Rows, j: Rows) -> int:
-    """Writes the pairs that reach the least value while there is room; returns how many there are."""
+    """Write the pairs that reach the least value while there is room; return how many there are."""
     count = 0
     height, width = product.shape
     for a in range(height):

@@ -1,8 +1,8 @@
-"""Farthest-first selection over parts that lie on several machines, with the picks of one machine.
+"""Farthest-first selection over parts on several machines, with the same picks as on one machine.
 
 Each round every part looks a batch of picks ahead on its own and proposes rows: those picks, the farthest row near
-each of them, and its farthest rows of all, each with its exact distance. What it keeps back it describes by bounds:
-for the rows near a pick how far the farthest one is from the centres, and how far from the pick. The coordinator picks
+each of them, and its farthest rows of all, each with its exact distance. It describes all other rows by bounds: for
+the rows near a pick the largest distance to the centres, and the largest distance to the pick. The coordinator picks
 among the proposals of all parts as long as the best one beats every bound. Each new centre lowers the distances of
 the proposals and, by the triangle inequality, the bounds; so a round yields at least one pick and usually many.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.errors import CurateError, unknown
-from curate.greedy import kcenter as one
+from curate.greedy import kcenter
 from curate.greedy.kcenter import FarthestFirstSearch, Floats, Ints, SearchState
 
 _TINY = 1e-32
@@ -43,15 +43,15 @@ Source = Shard | Callable[[], Shard]  # a function is called where the part is u
 
 
 class Picked(NamedTuple):
-    """What was picked, in order.
+    """The picks, in order.
 
     Attributes:
         ids: The ids of the rows.
         shards: The number of the part of each.
         rows: The row within its part.
         radius: Distance to the nearest earlier centre; infinite for the very first one.
-        rounds: How many times all parts were asked for something.
-        computed: How many distances the parts computed, in part or in full.
+        rounds: Number of requests to all parts.
+        computed: Number of distances that the parts computed, in part or in full.
     """
 
     ids: Ids
@@ -99,7 +99,7 @@ class Proposal(NamedTuple):
 
 
 class WorkerCall(Protocol):
-    """Calls a method of every part's worker with the same arguments."""
+    """Call a method of every part's worker with the same arguments."""
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]: ...
 
@@ -112,14 +112,17 @@ def kcenter_sharded(
     engine: str = "local",
     batch: int = 64,
 ) -> Picked:
-    """Picks what `kcenter` would pick from all parts in one table sorted by id.
+    """Pick the rows that `kcenter` would pick from all parts in one table sorted by id.
 
     Args:
         shards: The parts, or functions that read them where they are used.
-        budget: How many rows to pick.
-        covered_vectors: Centres that are there already.
+        budget: Number of rows to pick.
+        covered_vectors: Centres that exist already.
         engine: `local` to work on the parts in turn, `ray` to give each one an actor of its own.
         batch: Picks that each part looks ahead in a round: more make fewer rounds with larger messages.
+
+    Returns:
+        The picks, the same with any number of parts and any engine.
 
     Raises:
         CurateError: If Ray is asked for and not installed, or the engine is unknown.
@@ -132,18 +135,18 @@ def kcenter_sharded(
 def kcenter_two_round(
     shards: Sequence[Source], budget: int, *, covered_vectors: NDArray[Any] | None = None, engine: str = "local"
 ) -> Picked:
-    """Picks in each part on its own, then among those picks: two rounds whatever the data, but not exact.
+    """Pick in each part on its own, then among those picks: always two rounds, but not exact.
 
     The radius is at most a small factor above that of `kcenter_sharded`; arguments and errors are the same.
     """
     known = _checked(covered_vectors)
     with _workers(shards, engine) as ask:
-        found = ask("pick_alone", budget, known)
-    pool = _joined([rows for rows, _ in found])
+        answers = ask("pick_alone", budget, known)
+    pool = _joined([rows for rows, _ in answers])
     pool = pool.at(np.argsort(pool.ids, kind="stable"))
     union = pool.vectors if known is None else np.concatenate([pool.vectors, known], dtype=np.float32)
-    centers = one.kcenter(union, budget, covered=np.arange(len(pool.ids), len(union)))
-    computed = centers.computed + sum(count for _, count in found)
+    centers = kcenter.kcenter(union, budget, covered=np.arange(len(pool.ids), len(union)))
+    computed = centers.computed + sum(count for _, count in answers)
     picks = pool.at(centers.picks)
     return Picked(picks.ids, picks.shards, picks.rows, centers.radius, 2, computed)
 
@@ -151,7 +154,7 @@ def kcenter_two_round(
 def _checked(covered: NDArray[Any] | None) -> NDArray[Any] | None:
     if covered is None or not len(covered):
         return None
-    one.largest_value(one.readable(covered))
+    kcenter.largest_value(kcenter.readable(covered))
     return covered
 
 
@@ -165,7 +168,7 @@ class Worker:
         shard = source() if callable(source) else source
         self.ids = np.asarray(shard.ids)
         self.number = number
-        self.vectors = one.readable(shard.vectors)
+        self.vectors = kcenter.readable(shard.vectors)
         self.all = np.arange(len(self.ids))
         if len(self.ids) != len(self.vectors):
             raise ValueError(f"part {number} has {len(self.ids)} ids for {len(self.vectors)} vectors")
@@ -173,30 +176,30 @@ class Worker:
             raise ValueError(f"the ids of part {number} are not sorted, or repeat")
 
     def size(self) -> tuple[int, float]:
-        """How many rows there are, and the largest magnitude of a value."""
-        return len(self.ids), one.largest_value(self.vectors)
+        """Number of rows, and the largest magnitude of a value."""
+        return len(self.ids), kcenter.largest_value(self.vectors)
 
     def total(self, largest: float) -> Ints:
         """The sum of all rows."""
-        return one.sum_of(self.vectors, self.all, largest)
+        return kcenter.sum_of(self.vectors, self.all, largest)
 
     def nearest(self, point: Floats) -> tuple[Rows, Floats]:
-        """The row nearest to a point, and how near; nothing where there are no rows."""
-        distances = one.distances_to(self.vectors, self.all, point)
+        """The row nearest to a point, and its distance; empty where there are no rows."""
+        distances = kcenter.distances_to(self.vectors, self.all, point)
         rows = np.flatnonzero(distances == distances.min(initial=np.inf))[:1]
         return self._rows(rows), distances[rows]
 
     def start(self, room: int, covered: NDArray[Any] | None) -> None:
-        """Begins a search with room for that many centres, those that are only looked at among them."""
+        """Begin a search with room for that many centres, including those that are only looked ahead."""
         self.search = FarthestFirstSearch(self.vectors, self.all, room)
         if covered is not None:
-            self.search.cover(one.readable(covered), np.arange(len(covered)))
+            self.search.cover(kcenter.readable(covered), np.arange(len(covered)))
             self.started = True
         else:
             self.started = False
 
     def propose(self, centres: Floats, chosen: list[tuple[int, int]], ahead: int) -> Proposal:
-        """Takes the new centres, some of which are rows of this part, and proposes rows for the next ones."""
+        """Add the new centres, some of which are rows of this part, and propose rows for the next ones."""
         for centre in centres:
             (self.search.add if self.started else self.search.first)(centre)
             self.started = True
@@ -206,12 +209,12 @@ class Worker:
         return Proposal(self._rows(proposed), self.search.best[proposed], self._bounds(positions, state, proposed))
 
     def pick_alone(self, budget: int, covered: NDArray[Any] | None) -> tuple[Rows, int]:
-        """Picks without regard to other parts; also how many distances that took."""
-        largest = one.largest_value(self.vectors)
+        """Pick without regard to other parts; return the rows and the number of computed distances."""
+        largest = kcenter.largest_value(self.vectors)
         self.start(budget, covered)
         if not self.started and len(self.ids) and budget > 0:
-            mean = one.mean_of(self.vectors, self.all, largest)
-            self.search.begin(one.nearest_to(self.vectors, self.all, mean))
+            mean = kcenter.mean_of(self.vectors, self.all, largest)
+            self.search.begin(kcenter.nearest_to(self.vectors, self.all, mean))
         self.search.run(budget - self.search.count)
         return self._rows(self.search.picks), self.search.computed
 
@@ -219,20 +222,20 @@ class Worker:
         return self.search.computed
 
     def _rows(self, rows: Ints) -> Rows:
-        return Rows(self.ids[rows], np.full(len(rows), self.number), rows, one.widen(self.vectors, rows))
+        return Rows(self.ids[rows], np.full(len(rows), self.number), rows, kcenter.widen(self.vectors, rows))
 
     def _groups(self, positions: Ints, state: SearchState) -> Ints:
-        """The pick that each row was found to be near, or the number of picks for those near none."""
+        """The pick that each row is nearest to, or the number of picks for those near none."""
         group: Ints = state.anchor.astype(np.int64) - self.search.count
         group[(group < 0) | (group > len(positions))] = len(positions)
         return group
 
     def _proposed(self, positions: Ints, state: SearchState) -> Ints:
-        best, known = self.search.best, np.flatnonzero(self.search.seen == self.search.count)
-        known = known[best[known] >= 0]  # open, and up to date with all centres
-        known = known[np.argsort(-best[known], kind="stable")]
-        _, leaders = np.unique(self._groups(positions, state)[known], return_index=True)
-        proposed: Ints = np.unique(np.concatenate([positions, known[leaders], known[: len(positions)]]))
+        best, current = self.search.best, np.flatnonzero(self.search.seen == self.search.count)
+        current = current[best[current] >= 0]  # open, and up to date with all centres
+        current = current[np.argsort(-best[current], kind="stable")]
+        _, leaders = np.unique(self._groups(positions, state)[current], return_index=True)
+        proposed: Ints = np.unique(np.concatenate([positions, current[leaders], current[: len(positions)]]))
         return proposed
 
     def _bounds(self, positions: Ints, state: SearchState, proposed: Ints) -> Bounds:
@@ -254,7 +257,7 @@ class Worker:
 
 
 class _Pool:
-    """What the parts proposed in one round, sorted by id, and the bounds on what they kept back."""
+    """The rows that the parts proposed in one round, sorted by id, and the bounds on all other rows."""
 
     def __init__(self, proposals: Sequence[Proposal]) -> None:
         rows = _joined([proposal.rows for proposal in proposals])
@@ -264,7 +267,9 @@ class _Pool:
         self.bounds = Bounds(
             *(np.concatenate(columns) for columns in zip(*(proposal.bounds for proposal in proposals), strict=True))
         )
-        self.attained = np.ones(len(self.bounds.ids), np.bool_)  # by a row, whose id then decides between equals
+        self.attained = np.ones(
+            len(self.bounds.ids), np.bool_
+        )  # a row has this distance, so that its id decides between equals
 
     def next(self) -> int | None:
         """The row that is the farthest of all, if that is certain."""
@@ -279,17 +284,17 @@ class _Pool:
         return position if certain else None
 
     def take(self, position: int) -> None:
-        """Makes a row a centre."""
+        """Make a row a centre."""
         centre = self.rows.vectors[position]
         everything = np.arange(len(self.best))
-        self.best = np.minimum(self.best, one.distances_to(self.rows.vectors, everything, centre))
+        self.best = np.minimum(self.best, kcenter.distances_to(self.rows.vectors, everything, centre))
         self.best[position] = -1
         self._lower(centre)
 
     def _lower(self, centre: Floats) -> None:
-        """No row is farther from the centre than its group's middle is, and from there as far as the group reaches."""
+        """Lower the bounds: no row is farther from the centre than its group's middle plus the group's reach."""
         middles, reach, farthest, _ = self.bounds
-        between = one.distances_to(middles, np.arange(len(middles)), centre).astype(np.float64)
+        between = kcenter.distances_to(middles, np.arange(len(middles)), centre).astype(np.float64)
         # Sums of squares are off by (dimensions + 2) * 2**-24 at most; two of them are involved.
         margin = 1 + 8 * (len(centre) + 8) * 2.0**-24
         limit = ((np.sqrt(between) + reach) ** 2 * margin + _TINY).astype(np.float32)
@@ -303,7 +308,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 
 class _Coordinator:
-    """Asks the parts, round after round, and picks among what they propose."""
+    """Asks the parts, round after round, and picks among the rows that they propose."""
 
     def __init__(self, ask: WorkerCall, budget: int, covered: NDArray[Any] | None, batch: int) -> None:
         self.parts, self.rounds, self.covered = ask, 0, covered
@@ -311,7 +316,7 @@ class _Coordinator:
         self.count, self.largest = sum(rows for rows, _ in sizes), max(largest for _, largest in sizes)
         self.budget = max(0, min(budget, self.count))
         self.batch = min(batch, self.budget)
-        self.found: list[Rows] = []
+        self.centres: list[Rows] = []
         self.radius: list[float] = []
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
@@ -319,45 +324,45 @@ class _Coordinator:
         return self.parts(method, *arguments)
 
     def picked(self) -> Picked:
-        """Runs rounds until there are enough picks."""
+        """Run rounds until there are enough picks."""
         self.ask("start", self.budget + self.batch, self.covered)
         if self.budget and self.covered is None:
             self._first()
-        told = 0
-        while len(self.found) < self.budget:
-            told = self._round(told)
+        known = 0
+        while len(self.centres) < self.budget:
+            known = self._round(known)
         return self._result()
 
     def _first(self) -> None:
         total = np.sum(self.ask("total", self.largest), axis=0)
-        answers = self.ask("nearest", one.mean_from(total, self.count, self.largest))
+        answers = self.ask("nearest", kcenter.mean_from(total, self.count, self.largest))
         rows = _joined([rows for rows, _ in answers])
         nearest = np.lexsort((rows.ids, np.concatenate([distances for _, distances in answers])))[:1]
         self._keep(rows.at(nearest), np.inf)
 
     def _keep(self, row: Rows, radius: float) -> None:
-        self.found.append(row)
+        self.centres.append(row)
         self.radius.append(radius)
 
-    def _round(self, told: int) -> int:
-        """Tells the parts of the centres picked since, and picks on; how many centres the parts now know."""
-        news = self.found[told:]
-        told = len(self.found)
-        dimensions = news[0].vectors.shape[1] if news else 0
-        centres = np.concatenate([np.empty((0, dimensions), np.float32), *(row.vectors for row in news)])
-        chosen = [(int(row.shards[0]), int(row.rows[0])) for row in news]
-        pool = _Pool(self.ask("propose", centres, chosen, min(self.batch, self.budget - told)))
-        while len(self.found) < self.budget and (position := pool.next()) is not None:
+    def _round(self, known: int) -> int:
+        """Send the new centres to the parts, and pick on; return the number of centres that the parts know."""
+        new = self.centres[known:]
+        known = len(self.centres)
+        dimensions = new[0].vectors.shape[1] if new else 0
+        centres = np.concatenate([np.empty((0, dimensions), np.float32), *(row.vectors for row in new)])
+        chosen = [(int(row.shards[0]), int(row.rows[0])) for row in new]
+        pool = _Pool(self.ask("propose", centres, chosen, min(self.batch, self.budget - known)))
+        while len(self.centres) < self.budget and (position := pool.next()) is not None:
             self._keep(pool.rows.at(slice(position, position + 1)), float(pool.best[position]))
             pool.take(position)
-        return told
+        return known
 
     def _result(self) -> Picked:
         computed = sum(self.parts("computed"))
         radius = np.sqrt(np.array(self.radius, np.float32))
-        if not self.found:
+        if not self.centres:
             return Picked(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), radius, self.rounds, 0)
-        ids, shards, rows, _ = _joined(self.found)
+        ids, shards, rows, _ = _joined(self.centres)
         return Picked(ids, shards, rows, radius, self.rounds, computed)
 
 
@@ -380,14 +385,16 @@ def _workers(sources: Sequence[Source], engine: str) -> Iterator[WorkerCall]:
 
 @contextmanager
 def _ray_workers(sources: Sequence[Source]) -> Iterator[WorkerCall]:
-    """Actors that hold the parts. A Ray that already runs here is used and left running."""
+    """Actors that hold the parts. A Ray that already runs in this process is used and left running."""
     try:
         import ray
     except ImportError:
-        raise CurateError("engine 'ray' needs Ray, which is missing here. pip install 'steel-curate[ray]'") from None
+        raise CurateError(
+            "engine 'ray' needs Ray, which is not installed. Run: pip install 'steel-curate[ray]'"
+        ) from None
     started = not ray.is_initialized()
     if started:
-        # The cluster that RAY_ADDRESS names, or else one of our own.
+        # The cluster that RAY_ADDRESS names, or else a new one.
         local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     actor = ray.remote(Worker).options(scheduling_strategy="SPREAD")

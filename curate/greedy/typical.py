@@ -32,7 +32,7 @@ def typiclust(
     neighbours: int = 20,
     max_clusters: int = 2000,
 ) -> Typical:
-    """Picks typical rows of the clusters that hold the fewest covered rows and picks, larger ones first.
+    """Pick typical rows of the clusters that hold the fewest covered rows and picks, larger ones first.
 
     Args:
         x: (n, d).
@@ -40,8 +40,11 @@ def typiclust(
         covered: Rows already chosen.
         candidates: Which rows may be picked.
         rng: Draws the first centres.
-        neighbours: A row's typicality is 1 / its mean distance to so many nearest rows of its cluster.
+        neighbours: A row's typicality is 1 / its mean distance to this many nearest rows of its cluster.
         max_clusters: There are as many clusters as covered rows and budget together, but no more than this.
+
+    Returns:
+        The picks in order, each row's cluster, and each pick's typicality.
     """
     x = finite(x)
     chosen = np.unique(np.asarray([] if covered is None else covered, np.int64))
@@ -78,7 +81,7 @@ def kmeans(x: Vectors, count: int, rng: np.random.Generator) -> Rows:
 
 
 def _first_centres(x: Singles, count: int, rng: np.random.Generator) -> Singles:
-    """Draws eight rounds, each by the squared distance to what the rounds before it drew."""
+    """Draw centres in eight rounds, each by the squared distance to those of earlier rounds."""
     rows = np.sort(rng.choice(len(x), max(1, count // 8), replace=False))
     _, distance = _assigned(x, x[rows])
     while len(rows) < count:
@@ -93,13 +96,13 @@ def _first_centres(x: Singles, count: int, rng: np.random.Generator) -> Singles:
 
 
 def _drawn(distance: Doubles, count: int, rng: np.random.Generator) -> Rows:
-    """Up to so many different rows by their weight."""
+    """Draw up to `count` different rows by their weight."""
     reach = np.cumsum(distance)
     if not reach[-1] > 0:
         return np.empty(0, np.int64)
     places = (np.arange(count) + rng.random(count)) / count * reach[-1]
-    found: Rows = np.minimum(np.searchsorted(reach, places, side="right"), len(distance) - 1)
-    return np.unique(found)
+    rows: Rows = np.minimum(np.searchsorted(reach, places, side="right"), len(distance) - 1)
+    return np.unique(rows)
 
 
 def _assigned(x: Vectors, centres: Singles) -> tuple[Rows, Doubles]:
@@ -148,21 +151,21 @@ def _picked(
 ) -> tuple[Rows, Singles]:
     held = np.bincount(cluster[chosen], minlength=count)
     size = np.bincount(cluster, minlength=count)
-    left = np.bincount(cluster[allowed], minlength=count)
+    open_count = np.bincount(cluster[allowed], minlength=count)
     members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(size)[:-1])
     queues: dict[int, tuple[Rows, Singles]] = {}
-    picks, found, taken = np.empty(budget, np.int64), np.empty(budget, np.float32), np.zeros(count, np.int64)
+    picks, typicality, taken = np.empty(budget, np.int64), np.empty(budget, np.float32), np.zeros(count, np.int64)
     for step in range(budget):
-        open_ = np.flatnonzero(left)
+        open_ = np.flatnonzero(open_count)
         which = int(open_[np.lexsort((open_, -size[open_], held[open_]))[0]])
         if which not in queues:
             queues[which] = _queue(x, members[which], allowed, neighbours)
         rows, values = queues[which]
-        picks[step], found[step] = rows[taken[which]], values[taken[which]]
+        picks[step], typicality[step] = rows[taken[which]], values[taken[which]]
         taken[which] += 1
         held[which] += 1
-        left[which] -= 1
-    return picks, found
+        open_count[which] -= 1
+    return picks, typicality
 
 
 def _queue(x: Vectors, members: Rows, allowed: Flags, neighbours: int) -> tuple[Rows, Singles]:

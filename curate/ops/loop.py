@@ -121,7 +121,7 @@ class LoopTurn:
         if not any(past.pushed for past in rounds.every(self.project.work)):
             return StepResult("stop-check", "no round was labelled yet", did=False)
         facts = auditing.read(self.project)
-        result = auditing.check(facts, auditing.settling(self.project, facts.known))
+        result = auditing.check(facts, auditing.settling(self.project, facts.images))
         text = f"{result.advice.verdict}: {'; '.join(result.advice.reasons)}"
         stops = result.advice.verdict == "stop" and not self.request.go_on
         return StepResult("stop-check", text, ends=text if stops else None)

@@ -47,7 +47,7 @@ def archived(tmp_path_factory: pytest.TempPathFactory, server: str) -> bytes:
 
 @pytest.fixture
 def foreign(archived: bytes, tmp_path: Path) -> Path:
-    """An archive that somebody else made, at hand to be changed."""
+    """An untrusted archive, which tests change."""
     (tmp_path / "foreign.tar.gz").write_bytes(archived)
     return tmp_path / "foreign.tar.gz"
 
@@ -192,7 +192,7 @@ Members = dict[str, bytes]
 def forged(saved: Path, change: Callable[[Members], object], **claims: Any) -> Path:
     """The archive with other members, and a manifest that fits them."""
     with tarfile.open(saved) as tar:
-        members: Members = {one.name: tar.extractfile(one).read() for one in tar.getmembers()}  # type: ignore[union-attr]
+        members: Members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
     manifest = json.loads(members.pop("manifest.json"))
     change(members)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
@@ -200,9 +200,9 @@ def forged(saved: Path, change: Callable[[Members], object], **claims: Any) -> P
     target = saved.with_name("forged.tar.gz")
     with tarfile.open(target, "w:gz") as tar:
         for name, content in members.items():
-            one = tarfile.TarInfo(name)
-            one.size = len(content)
-            tar.addfile(one, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return target
 
 
@@ -253,7 +253,7 @@ HOSTILE: dict[str, tuple[Callable[[Members], object], str]] = {
     "toml-no-home": (written(TOML, SOURCE + 'labels = "~nobody-at-all/x"'), "no user of this name"),
     "samples-junk": (written(SAMPLES, "junk"), "its index cannot be read"),
     "samples-other": (written(SAMPLES, '{"samples": [5]}'), "its index cannot be read"),
-    "samples-list": (written(SAMPLES, "[]"), "its index cannot be read|promises 6 images, 0"),
+    "samples-list": (written(SAMPLES, "[]"), "its index cannot be read|should hold 6 images, 0"),
     "samples-deep": (written(SAMPLES, '{"samples": [' + "[" * 50_000), "its index cannot be read"),
     "samples-gone": (lambda members: members.pop(SAMPLES), "its index cannot be read"),
     "metadata-junk": (written(METADATA, "{"), "index/metadata.json is no JSON"),
@@ -291,11 +291,11 @@ def test_a_hostile_archive_is_one_line_and_changes_nothing(foreign: Path, tmp_pa
     for name, (change, reason) in HOSTILE.items():
         with pytest.raises(CurateError) as refused:
             backup.restore(forged(foreign, change), tmp_path / "back", {}, force=False, trust=True)
-        said = str(refused.value)
-        inside = "restoring.part" in said
+        message = str(refused.value)
+        inside = "restoring.part" in message
         left = sorted(path.name for path in tmp_path.iterdir()) != ["foreign.tar.gz", "forged.tar.gz"]
-        if not re.search(reason, said) or "\n" in said or inside or left:
-            wrong.append((name, said, inside, left))
+        if not re.search(reason, message) or "\n" in message or inside or left:
+            wrong.append((name, message, inside, left))
     assert not wrong
     assert database.connect(tmp_path).list_datasets() == datasets
 
@@ -420,7 +420,12 @@ def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -
         numbers = range(start, start + 1000)
         pictures = [ImageFacts(f"{number:064x}", 32, 24, 1, 900, "image/png", None) for number in numbers]
         place = {"source": "public", "format": "images", "stratum": None, "state": state, "key": ""}
-        index.add([NewSample(one, tmp_path / one.id, f"line:{one.id}.png", group=one.id, **place) for one in pictures])
+        index.add(
+            [
+                NewSample(image, tmp_path / image.id, f"line:{image.id}.png", group=image.id, **place)
+                for image in pictures
+            ]
+        )
     backup.backup(project, tmp_path / "big.tar.gz")
     report = backup.restore(tmp_path / "big.tar.gz", tmp_path / "back", {}, force=False, ask=lambda named: True)
     assert report["samples"] == 10_000

@@ -1,4 +1,4 @@
-"""The guess from folders and file names: what is told, and above all what is not."""
+"""The guess from folders and file names: correct guesses, and above all no wrong ones."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ FLAT = [
     ],
 )
 def test_what_paths_say(paths: list[str], stratum: str | None, group: str | None) -> None:
-    found = guess(paths)
-    rules = rules_of(found)
+    layout = guess(paths)
+    rules = rules_of(layout)
     last = paths[-1] if paths else ""
     assert stratum_of(last, rules) == stratum
     assert group_of(last, rules) == group
 
 
-def rules_of(found: Layout) -> SourceRules:
+def rules_of(layout: Layout) -> SourceRules:
     from pathlib import Path
 
-    SourceConfig(format="images", data=Path("x"), **found.__dict__)  # what project.toml would refuse raises here
-    template = template_pattern(found.template) if found.template else None
-    group = re.compile(found.group) if found.group else None
-    return SourceRules(Path("x"), LimitsConfig(), {}, frozenset(), False, template, found.stratum, group)
+    SourceConfig(format="images", data=Path("x"), **layout.__dict__)  # what project.toml would refuse raises here
+    template = template_pattern(layout.template) if layout.template else None
+    group = re.compile(layout.group) if layout.group else None
+    return SourceRules(Path("x"), LimitsConfig(), {}, frozenset(), False, template, layout.stratum, group)
 
 
 def test_a_few_strange_files_do_not_spoil_the_guess() -> None:
@@ -80,9 +80,9 @@ def test_a_few_strange_files_do_not_spoil_the_guess() -> None:
 
 def test_file_names_that_differ_leave_what_the_folders_say() -> None:
     paths = [f"line{n % 2}/coil{n}/{'a_' * (n % 3)}{n}.jpg" for n in range(12)]
-    found = guess(paths)
-    assert (found.template, found.stratum) == ("{line}/{coil}/{name}", "{line}")
-    assert group_of(paths[3], rules_of(found)) == "coil3"
+    layout = guess(paths)
+    assert (layout.template, layout.stratum) == ("{line}/{coil}/{name}", "{line}")
+    assert group_of(paths[3], rules_of(layout)) == "coil3"
 
 
 NAMES = st.text(st.sampled_from("ab1_-. {}é/"), min_size=1, max_size=12)

@@ -65,8 +65,8 @@ def coils(root: Path) -> Path:
 def test_template_stratum_and_group_of_production_images_are_guessed_and_shown(here: Path) -> None:
     planned = setup.plan("plant", "images", coils(here / "photos"))
     assert planned.guessed == ("template", "stratum", "group")
-    assert [one.stratum for one in planned.examples(9)] == ["line1", "line2"]
-    assert {one.group for one in planned.placed} == {"coil0", "coil1", "coil2"}
+    assert [image.stratum for image in planned.examples(9)] == ["line1", "line2"]
+    assert {image.group for image in planned.placed} == {"coil0", "coil1", "coil2"}
     assert not (here / "projects").exists(), "a plan writes nothing"
     source = setup.make(planned).config.sources[0]
     assert (source.template, source.stratum) == ("{line}/{coil}_{name}", "{line}")
@@ -87,7 +87,7 @@ def test_a_labelled_source_is_never_guessed_but_may_be_told(here: Path) -> None:
     data = voc_data(here / "lib")
     assert setup.plan("plant", "voc", data).placed == ()
     planned = setup.plan("plant", "voc", data, layout=Layout(group=r"(i\d)\."))
-    assert {one.group for one in planned.placed} == {"i0", "i1"}
+    assert {image.group for image in planned.placed} == {"i0", "i1"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import typer
 
 from curate import cli, files
 from curate.admin import status
-from curate.admin.status import Facts, next_steps, summarise
+from curate.admin.status import StatusFacts, next_steps, summarise
 from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import Project
@@ -19,13 +19,13 @@ from curate.select.run import SelectRequest
 from tests.conftest import LINE, Make
 from tests.curate.select.test_run import embedded
 
-LABELLED = {"images": 100, "learnable": 70, "judgeable": 15}
+LABELLED = {"images": 100, "trainable": 70, "testable": 15}
 MIXED = LABELLED | {"pickable": 40}
 TRAINED = {"model": True, "pulled": True}
 
 
 def steps(**facts: Any) -> list[str]:
-    return [step.command.removesuffix(" --project p") for step in next_steps(Facts("p", **facts))]
+    return [step.command.removesuffix(" --project p") for step in next_steps(StatusFacts("p", **facts))]
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def steps(**facts: Any) -> list[str]:
         (LABELLED, "curate train"),
         (MIXED, "curate select --budget 500"),
         (MIXED | {"pulled": True}, "curate train"),
-        (MIXED | TRAINED | {"unlearnt": 5}, "curate train"),
+        (MIXED | TRAINED | {"new_labels": 5}, "curate train"),
         (MIXED | TRAINED, "curate evaluate --model candidate"),
         (MIXED | TRAINED | {"evaluated": True}, "curate models promote"),
-        (MIXED | TRAINED | {"judgeable": 0, "unpredicted": 40}, "curate predict --model candidate"),
+        (MIXED | TRAINED | {"testable": 0, "unpredicted": 40}, "curate predict --model candidate"),
         (MIXED | TRAINED | {"evaluated": True, "promoted": True, "unpredicted": 4}, "curate predict --model candidate"),
         (MIXED | TRAINED | {"evaluated": True, "promoted": True}, "curate select --budget 500"),
         (LABELLED | TRAINED | {"evaluated": True, "promoted": True}, "curate app"),
@@ -74,7 +74,7 @@ def test_every_step_is_a_command_that_exists() -> None:
     options: tuple[dict[str, Any], ...] = ({}, LABELLED, MIXED, MIXED | TRAINED, LABELLED | TRAINED)
     more: tuple[dict[str, Any], ...] = ({}, {"evaluated": True}, {"queued": 1}, {"classes": 0}, {"unpredicted": 1})
     for facts in (first | second for first in options for second in more):
-        for step in next_steps(Facts("p", **facts)):
+        for step in next_steps(StatusFacts("p", **facts)):
             words = step.command.split()[1:]
             command = group.commands[words[0]]
             command = command.commands[words[1]] if hasattr(command, "commands") else command

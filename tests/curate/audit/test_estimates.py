@@ -103,9 +103,9 @@ def test_the_interval_never_contradicts_what_was_seen() -> None:
 def test_strata_of_one_pick_still_give_an_interval() -> None:
     share = estimates.prevalence([1, 0, 0], [0.1, 0.1, 0.2], ["a", "b", "c"])
     assert share.low < share.estimate < share.high < 1
-    one = estimates.prevalence([1], [0.1])
-    assert one.estimate == one.high == 1
-    assert one.low < 0.15
+    share = estimates.prevalence([1], [0.1])
+    assert share.estimate == share.high == 1
+    assert share.low < 0.15
 
 
 def test_a_stratum_without_a_pick_widens_the_interval() -> None:
@@ -188,8 +188,8 @@ def plant(prevalence: float, counts: tuple[int, ...] = (4000, 1500, 500)) -> Pla
 
 
 def coverage(truth: float, estimate: Callable[[int], Interval], repetitions: int) -> float:
-    found = [estimate(i) for i in range(repetitions)]
-    return sum(i.low - 1e-9 <= truth <= i.high + 1e-9 for i in found) / repetitions
+    intervals = [estimate(i) for i in range(repetitions)]
+    return sum(i.low - 1e-9 <= truth <= i.high + 1e-9 for i in intervals) / repetitions
 
 
 REPETITIONS = 4000
@@ -209,12 +209,12 @@ def test_intervals_cover(share: float, picks: tuple[int, ...]) -> None:
         for _ in range(REPETITIONS)
     ]
     y, flags = here.y, here.flags
-    figures: dict[str, tuple[float, Callable[[int], Interval]]] = {
+    cases: dict[str, tuple[float, Callable[[int], Interval]]] = {
         "prevalence": (y.mean(), lambda i: estimates.prevalence(y[draws[i]], pi, labels)),
         "recall": (flags[y == 1].mean(), lambda i: estimates.ratio(flags[draws[i]], y[draws[i]], pi, labels)),
         "alarms": (flags[y == 0].mean(), lambda i: estimates.ratio(flags[draws[i]], 1 - y[draws[i]], pi, labels)),
     }
-    for name, (truth, estimate) in figures.items():
+    for name, (truth, estimate) in cases.items():
         assert coverage(truth, estimate, REPETITIONS) >= ENOUGH, name
     means = np.array([estimates.hajek(y[d], pi) for d in draws])
     assert means.mean() == pytest.approx(y.mean(), abs=4 * means.std() / math.sqrt(REPETITIONS))

@@ -1,4 +1,4 @@
-"""Figures from audit picks: by hand, over several rounds, against a known truth; and the advice that follows."""
+"""Estimates from audit picks: by hand, over several rounds, against a known truth; and the advice from them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DAY = "2090-01-02T00:00:00Z"  # after the first round
 
 
 def row(id: str, chance: float | None, slot: str = "audit", stratum: str = "", **more: Any) -> dict[str, Any]:
-    made = {"id": id, "path": f"{id}.png", "slot": slot, "score": 1.0, "reason": "", "propensity": chance}
-    return made | {"group": id, "stratum": stratum, "rank": 1, "seconds": 1.0, "predicted": None} | more
+    entry = {"id": id, "path": f"{id}.png", "slot": slot, "score": 1.0, "reason": "", "propensity": chance}
+    return entry | {"group": id, "stratum": stratum, "rank": 1, "seconds": 1.0, "predicted": None} | more
 
 
 def manifest(number: int, at: str, strata: Mapping[str, int], by: str | None = None) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def simple(picks: int, hits: int, population: int = 10_000) -> AuditFacts:
     return AuditFacts([AuditRound(manifest(1, FIRST, {"": population}), rows)], known)
 
 
-def of(found: auditing.AuditReport, name: str | None) -> auditing.ClassEstimates:
-    return next(one for one in found.figures if one.name == name)
+def of(report: auditing.AuditReport, name: str | None) -> auditing.ClassEstimates:
+    return next(estimate for estimate in report.estimates if estimate.name == name)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -60,13 +60,13 @@ def two_strata() -> AuditFacts:
     rows = [row(f"a{i}", 0.1, stratum="A", predicted=["crack"] if i < 1 else []) for i in range(4)]
     rows += [row(f"b{i}", 0.5, stratum="B", predicted=["crack"] if i in (0, 4) else []) for i in range(5)]
     known = {"a0": labelled("crack"), "b0": labelled("crack"), "b1": labelled("crack", "hole")}
-    known = {one["id"]: known.get(one["id"], labelled()) for one in rows}
+    known = {pick["id"]: known.get(pick["id"], labelled()) for pick in rows}
     return AuditFacts([AuditRound(manifest(1, FIRST, {"A": 40, "B": 10}, "model"), rows)], known)
 
 
 def test_figures_by_hand() -> None:
-    found = auditing.survey(two_strata(), CLASSES)
-    crack, hole, whole = of(found, "crack"), of(found, "hole"), of(found, None)
+    report = auditing.survey(two_strata(), CLASSES)
+    crack, hole, whole = of(report, "crack"), of(report, "hole"), of(report, None)
     assert (crack.shown, hole.shown, whole.shown) == (3, 1, 3)
     assert crack.prevalence.estimate == pytest.approx((40 * 1 / 4 + 10 * 2 / 5) / 50)
     assert hole.prevalence.estimate == pytest.approx(10 * 1 / 5 / 50)
@@ -77,7 +77,7 @@ def test_figures_by_hand() -> None:
     assert crack.false_alarms.estimate == pytest.approx(2 / (30 + 6))
     assert hole.recall is not None
     assert hole.recall.estimate == 0
-    assert (found.population, found.drawn, found.labelled, found.left_out) == (50, 9, 9, {})
+    assert (report.population, report.drawn, report.labelled, report.left_out) == (50, 9, 9, {})
 
 
 def test_one_round_is_as_the_plain_estimate() -> None:
@@ -85,31 +85,31 @@ def test_one_round_is_as_the_plain_estimate() -> None:
     y = [1, 0, 0, 0, 1, 1, 0, 0, 0]
     pi, strata = [r["propensity"] for r in draw.picks], [r["stratum"] for r in draw.picks]
     expected = estimates.prevalence(y, pi, strata, {"A": 40, "B": 10}, 0.9)
-    found = of(auditing.survey(two_strata(), CLASSES, confidence=0.9), "crack").prevalence
-    assert found == pytest.approx(expected)
+    report = of(auditing.survey(two_strata(), CLASSES, confidence=0.9), "crack").prevalence
+    assert report == pytest.approx(expected)
 
 
 def test_a_round_without_predictions_has_no_recall() -> None:
-    found = of(auditing.survey(simple(50, 10), CLASSES), "crack")
-    assert found.recall is None
-    assert found.false_alarms is None
+    report = of(auditing.survey(simple(50, 10), CLASSES), "crack")
+    assert report.recall is None
+    assert report.false_alarms is None
 
 
 def test_a_class_that_the_predictions_do_not_know_has_no_recall() -> None:
     facts = two_strata()
     draw = AuditRound(facts.draws[0].manifest, facts.draws[0].picks, frozenset({"crack"}))
-    found = auditing.survey(AuditFacts([draw], facts.known), CLASSES)
-    assert of(found, "hole").recall is None
-    assert of(found, "crack").recall is not None
+    report = auditing.survey(AuditFacts([draw], facts.images), CLASSES)
+    assert of(report, "hole").recall is None
+    assert of(report, "crack").recall is not None
 
 
 def test_active_picks_do_not_count_as_a_sample_but_as_what_is_known() -> None:
     facts = simple(100, 1, 1000)
     rows = [*facts.draws[0].picks, *(row(f"active{i}", None, "rare") for i in range(50))]
-    known = {**facts.known, **{f"active{i}": labelled("crack") for i in range(50)}}
-    found = auditing.survey(AuditFacts([AuditRound(facts.draws[0].manifest, rows)], known), CLASSES)
-    share = of(found, "crack").prevalence
-    assert found.labelled == 100
+    known = {**facts.images, **{f"active{i}": labelled("crack") for i in range(50)}}
+    report = auditing.survey(AuditFacts([AuditRound(facts.draws[0].manifest, rows)], known), CLASSES)
+    share = of(report, "crack").prevalence
+    assert report.labelled == 100
     assert share.estimate == pytest.approx(51 / 1000)  # so many are known: the audit's 1 % cannot be
     assert share.low == pytest.approx(51 / 1000)
 
@@ -117,24 +117,24 @@ def test_active_picks_do_not_count_as_a_sample_but_as_what_is_known() -> None:
 def test_picks_without_a_label_are_left_out_and_told() -> None:
     facts = simple(20, 4)
     states = {"p16": "waiting", "p17": "waiting", "p18": "skipped", "p19": "disputed"}
-    known = {id: one._replace(status=states.get(id, one.status)) for id, one in facts.known.items()}
+    known = {id: image._replace(status=states.get(id, image.status)) for id, image in facts.images.items()}
     del known["p15"]
-    found = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
-    assert found.left_out == {"waiting": 2, "skipped": 1, "disputed": 1, "gone": 1}
-    assert of(found, "crack").prevalence.estimate == pytest.approx(4 / 15)
-    (note,) = found.notes
+    report = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
+    assert report.left_out == {"waiting": 2, "skipped": 1, "disputed": 1, "gone": 1}
+    assert of(report, "crack").prevalence.estimate == pytest.approx(4 / 15)
+    (note,) = report.notes
     assert note.startswith("5 of 20 audit picks are left out (2 not labelled yet, ")
     assert "more than 10 %" in note
-    few = AuditFacts(facts.draws, {**facts.known, "p19": ImageHistory("skipped")})
+    few = AuditFacts(facts.draws, {**facts.images, "p19": ImageHistory("skipped")})
     assert auditing.survey(few, CLASSES).notes == ["1 of 20 audit picks are left out (1 skipped)"]
 
 
 def test_a_stratum_without_a_labelled_pick_is_told_and_widens_the_interval() -> None:
     facts = two_strata()
-    known = {id: one if id[0] == "a" else ImageHistory("waiting") for id, one in facts.known.items()}
-    found = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
-    assert any("B (10)" in note for note in found.notes)
-    assert of(found, None).prevalence.high - of(auditing.survey(facts, CLASSES), None).prevalence.high > 0.1
+    known = {id: image if id[0] == "a" else ImageHistory("waiting") for id, image in facts.images.items()}
+    report = auditing.survey(AuditFacts(facts.draws, known), CLASSES)
+    assert any("B (10)" in note for note in report.notes)
+    assert of(report, None).prevalence.high - of(auditing.survey(facts, CLASSES), None).prevalence.high > 0.1
 
 
 def test_all_takes_rounds_drawn_at_random_as_a_whole_and_no_leftovers() -> None:
@@ -143,11 +143,11 @@ def test_all_takes_rounds_drawn_at_random_as_a_whole_and_no_leftovers() -> None:
     )
     spare = [row(f"s{i}", 0.5, "spare") for i in range(5)]
     mixed = AuditRound(manifest(2, SECOND, {"": 50}), [row("x", None, "rare"), *spare])
-    known = {one["id"]: labelled() for draw in (plain, mixed) for one in draw.picks}
+    known = {pick["id"]: labelled() for draw in (plain, mixed) for pick in draw.picks}
     facts = AuditFacts([plain, mixed], {**known, "r0": labelled("crack")})
-    found = auditing.survey(facts, CLASSES, every=True)
-    assert found.rounds == [1]
-    assert of(found, "crack").prevalence.estimate == pytest.approx(0.1)
+    report = auditing.survey(facts, CLASSES, every=True)
+    assert report.rounds == [1]
+    assert of(report, "crack").prevalence.estimate == pytest.approx(0.1)
     with pytest.raises(CurateError, match=r"no round has audit picks.*--all"):
         auditing.survey(facts, CLASSES)
 
@@ -155,10 +155,10 @@ def test_all_takes_rounds_drawn_at_random_as_a_whole_and_no_leftovers() -> None:
 def test_shelves_of_unlike_chance_are_urns_of_their_own() -> None:
     rows = [row(f"c{i}", 0.5, "foreground_random") for i in range(10)]
     rows += [row(f"n{i}", 0.1, "foreground_random") for i in range(8)]
-    known = {one["id"]: labelled(*(["crack"] if one["id"][0] == "c" else [])) for one in rows}
-    found = auditing.survey(AuditFacts([AuditRound(manifest(1, FIRST, {"": 100}), rows)], known), CLASSES, every=True)
-    assert of(found, "crack").prevalence.estimate == pytest.approx(20 / 100)
-    assert found.population == 100
+    known = {pick["id"]: labelled(*(["crack"] if pick["id"][0] == "c" else [])) for pick in rows}
+    report = auditing.survey(AuditFacts([AuditRound(manifest(1, FIRST, {"": 100}), rows)], known), CLASSES, every=True)
+    assert of(report, "crack").prevalence.estimate == pytest.approx(20 / 100)
+    assert report.population == 100
 
 
 # --- several rounds ---------------------------------------------------------------------------------------------------
@@ -168,8 +168,8 @@ def two_rounds(size_of_second: int = 900) -> AuditFacts:
     """1000 images; round 1: 50 audit and 50 active picks, all labelled; round 2 audits what was left."""
     first = [*(row(f"p{i}", 0.05) for i in range(50)), *(row(f"q{i}", None, "rare") for i in range(50))]
     second = [row(f"z{i}", 60 / size_of_second) for i in range(60)]
-    known = {one["id"]: labelled("crack") if one["id"][0] == "q" else labelled() for one in first}
-    known |= {one["id"]: labelled(at=LATER) for one in second}
+    known = {pick["id"]: labelled("crack") if pick["id"][0] == "q" else labelled() for pick in first}
+    known |= {pick["id"]: labelled(at=LATER) for pick in second}
     known |= {id: labelled("crack", at=known[id].at) for id in ("p0", "p1", "p2", "p3", "z0", "z1")}
     draws = [
         AuditRound(manifest(1, FIRST, {"": 1000}), first),
@@ -180,37 +180,37 @@ def two_rounds(size_of_second: int = 900) -> AuditFacts:
 
 def test_rounds_of_one_population_are_combined() -> None:
     facts = two_rounds()
-    found = auditing.survey(facts, CLASSES)
+    report = auditing.survey(facts, CLASSES)
     y1, y2 = [1] * 4 + [0] * 46, [1] * 2 + [0] * 58
     parts = [
         estimates.AuditDraw(y1, [0.05] * 50, {"": 1000}, [""] * 50),
         estimates.AuditDraw(y2, [60 / 900] * 60, {"": 900}, [""] * 60, labelled=100, defective=54),
     ]
-    assert found.prevalence_rounds == [1, 2]
-    assert of(found, "crack").prevalence == pytest.approx(estimates.combined(parts, labelled=160, defective=56))
-    assert found.notes == []
+    assert report.prevalence_rounds == [1, 2]
+    assert of(report, "crack").prevalence == pytest.approx(estimates.combined(parts, labelled=160, defective=56))
+    assert report.notes == []
 
 
 def test_images_out_of_reach_widen_the_interval() -> None:
-    found, whole = auditing.survey(two_rounds(880), CLASSES), auditing.survey(two_rounds(), CLASSES)
-    assert found.prevalence_rounds == [1, 2]
-    assert any("20 images (2.0 %) were out of a later audit's reach" in note for note in found.notes)
-    assert of(found, "crack").prevalence.high > of(whole, "crack").prevalence.high
+    report, whole = auditing.survey(two_rounds(880), CLASSES), auditing.survey(two_rounds(), CLASSES)
+    assert report.prevalence_rounds == [1, 2]
+    assert any("20 images (2.0 %) could not be drawn by a later audit" in note for note in report.notes)
+    assert of(report, "crack").prevalence.high > of(whole, "crack").prevalence.high
 
 
 @pytest.mark.parametrize("size", [500, 5000])
 def test_another_population_leaves_the_newest_audit_alone(size: int) -> None:
-    found = auditing.survey(two_rounds(size), CLASSES)
-    assert (found.rounds, found.prevalence_rounds, found.population) == ([1, 2], [2], size)
-    assert of(found, "crack").prevalence.estimate == pytest.approx(2 / 60)
-    assert any(note.startswith("round 001: drawn from another population") for note in found.notes)
+    report = auditing.survey(two_rounds(size), CLASSES)
+    assert (report.rounds, report.prevalence_rounds, report.population) == ([1, 2], [2], size)
+    assert of(report, "crack").prevalence.estimate == pytest.approx(2 / 60)
+    assert any(note.startswith("round 001: drawn from another population") for note in report.notes)
 
 
 def test_images_that_came_between_two_rounds_are_another_population() -> None:
     facts = two_rounds()
-    found = auditing.survey(AuditFacts(facts.draws, facts.known, ["2090-01-05T00:00:00Z"]), CLASSES)
-    assert found.prevalence_rounds == [2]
-    before = auditing.survey(AuditFacts(facts.draws, facts.known, ["2089-01-05T00:00:00Z", LATER]), CLASSES)
+    report = auditing.survey(AuditFacts(facts.draws, facts.images, ["2090-01-05T00:00:00Z"]), CLASSES)
+    assert report.prevalence_rounds == [2]
+    before = auditing.survey(AuditFacts(facts.draws, facts.images, ["2089-01-05T00:00:00Z", LATER]), CLASSES)
     assert before.prevalence_rounds == [1, 2]
 
 
@@ -232,22 +232,22 @@ def test_what_was_labelled_of_a_round_s_population() -> None:
 def test_picks_labelled_after_the_next_draw_waited_in_the_queue_meanwhile() -> None:
     """They were not in the second population, and are known today: nothing is out of reach."""
     facts = two_rounds()
-    late = {id: facts.known[id]._replace(at=LATER) for id in ("p0", "p9", "q0", "q1")}
-    found = AuditFacts(facts.draws, {**facts.known, **late})
-    assert len(auditing.samples(found)[1].since) == 60
-    assert auditing.survey(found, CLASSES) == auditing.survey(facts, CLASSES)
+    late = {id: facts.images[id]._replace(at=LATER) for id in ("p0", "p9", "q0", "q1")}
+    report = AuditFacts(facts.draws, {**facts.images, **late})
+    assert len(auditing.samples(report)[1].since) == 60
+    assert auditing.survey(report, CLASSES) == auditing.survey(facts, CLASSES)
 
 
 def test_errors_pool_rounds_and_keep_their_chances_apart() -> None:
     facts = two_strata()
     more = [row(f"c{i}", 0.2, stratum="A", predicted=["crack"] * (i % 2)) for i in range(8)]
-    known = {**facts.known, **{f"c{i}": labelled("crack", at=LATER) for i in range(8)}}
+    known = {**facts.images, **{f"c{i}": labelled("crack", at=LATER) for i in range(8)}}
     draws = [*facts.draws, AuditRound(manifest(2, SECOND, {"A": 40}, "model"), more)]
-    found = auditing.survey(AuditFacts(draws, known), CLASSES)
-    recall = of(found, "crack").recall
+    report = auditing.survey(AuditFacts(draws, known), CLASSES)
+    recall = of(report, "crack").recall
     assert recall is not None
     assert recall.estimate == pytest.approx((12 + 4 * 5) / (14 + 8 * 5))
-    assert any("pooled over round 001, round 002" in note for note in found.notes)
+    assert any("pooled over round 001, round 002" in note for note in report.notes)
 
 
 # --- against a known truth --------------------------------------------------------------------------------------------
@@ -263,9 +263,9 @@ def simulated(rng: np.random.Generator) -> tuple[AuditFacts, float, float]:
     )
     active = np.setdiff1d(np.flatnonzero(flagged), audit)[:100]
     chance = {"A": 90 / 1500, "B": 90 / 500}
-    said = [["crack"] if one else [] for one in flagged]
-    rows = [row(str(i), chance[stratum[i]], stratum=str(stratum[i]), predicted=said[i]) for i in audit]
-    rows += [row(str(i), None, "rare", str(stratum[i]), predicted=said[i]) for i in active]
+    stated = [["crack"] if flag else [] for flag in flagged]
+    rows = [row(str(i), chance[stratum[i]], stratum=str(stratum[i]), predicted=stated[i]) for i in audit]
+    rows += [row(str(i), None, "rare", str(stratum[i]), predicted=stated[i]) for i in active]
     known = {str(i): labelled(*(["crack"] if y[i] else [])) for i in (*audit, *active)}
     facts = AuditFacts([AuditRound(manifest(1, FIRST, {"A": 1500, "B": 500}, "model"), rows)], known)
     return facts, float(y.mean()), float(flagged[y].mean())
@@ -281,7 +281,7 @@ def test_the_intervals_cover_the_truth_and_the_share_among_all_picks_does_not() 
         covered += [
             low <= true <= high for true, (_, low, high, *_) in ((share, crack.prevalence), (recall, crack.recall))
         ]
-        hits, n = sum(bool(one.present) for one in facts.known.values()), len(facts.known)
+        hits, n = sum(bool(image.present) for image in facts.images.values()), len(facts.images)
         plain = estimates.prevalence([1] * hits + [0] * (n - hits), [n / 2000] * n)
         naive += plain.low <= share <= plain.high
     assert (covered >= 0.93 * runs).all(), covered
@@ -304,9 +304,9 @@ def test_several_rounds_cover_the_truth_too() -> None:
         ]
         days = dict.fromkeys((*first, *likely), DAY) | dict.fromkeys(second, LATER)
         known = {str(i): labelled(*(["crack"] if y[i] else []), at=at) for i, at in days.items()}
-        found = auditing.survey(AuditFacts(draws, known), CLASSES)
-        assert found.prevalence_rounds == [1, 2]
-        share = of(found, None).prevalence
+        report = auditing.survey(AuditFacts(draws, known), CLASSES)
+        assert report.prevalence_rounds == [1, 2]
+        share = of(report, None).prevalence
         covered += share.low <= y.mean() <= share.high
         estimated.append(share.estimate - y.mean())
     assert covered >= 0.93 * runs
@@ -319,7 +319,7 @@ STEADY = (0.992, 0.995, 0.999)
 
 
 @pytest.mark.parametrize(
-    ("facts", "kappas", "verdict", "said"),
+    ("facts", "kappas", "verdict", "stated"),
     [
         (simple(400, 0), STEADY, "stop", "at most"),
         (simple(400, 60), STEADY, "go on", "at least"),
@@ -340,18 +340,18 @@ STEADY = (0.992, 0.995, 0.999)
         ),
     ],
 )
-def test_clear_cut_advice(facts: AuditFacts, kappas: Sequence[float], verdict: str, said: str) -> None:
-    found = auditing.check(facts, kappas)
-    assert found.advice.verdict == verdict
-    assert any(said in reason for reason in found.advice.reasons), found.advice.reasons
-    assert json.dumps(found.to_json(), allow_nan=False)
+def test_clear_cut_advice(facts: AuditFacts, kappas: Sequence[float], verdict: str, stated: str) -> None:
+    report = auditing.check(facts, kappas)
+    assert report.advice.verdict == verdict
+    assert any(stated in reason for reason in report.advice.reasons), report.advice.reasons
+    assert json.dumps(report.to_json(), allow_nan=False)
 
 
 def test_what_was_labelled_since_the_draw_is_no_longer_left() -> None:
-    """All 40 defects that the audit speaks of have been found by active picks: nothing much remains."""
+    """Active picks have found all 40 defects that the audit estimates: almost none remain."""
     facts = simple(400, 8, 2000)
     rows = [*facts.draws[0].picks, *(row(f"q{i}", None, "rare") for i in range(32))]
-    known = {**facts.known, **{f"q{i}": labelled("crack") for i in range(32)}}
+    known = {**facts.images, **{f"q{i}": labelled("crack") for i in range(32)}}
     before, after = (
         auditing.check(facts),
         auditing.check(AuditFacts([AuditRound(facts.draws[0].manifest, rows)], known)),
@@ -365,7 +365,7 @@ def test_what_was_labelled_since_the_draw_is_no_longer_left() -> None:
 
 def test_a_round_that_people_have_just_begun_does_not_hide_the_last_one() -> None:
     facts = two_rounds()
-    known = {id: one for id, one in facts.known.items() if id[0] != "z" or id in ("z7", "z8")}
+    known = {id: image for id, image in facts.images.items() if id[0] != "z" or id in ("z7", "z8")}
     assert auditing.check(facts).round == 2
     assert auditing.check(AuditFacts(facts.draws, known)).round == 1
 
@@ -409,14 +409,14 @@ def audited(make: Make, tmp_path: Path) -> Project:
     """Thirty production images of one line, and round 1: twenty audit picks and five of a model's choice."""
     for number in range(30):
         fakes.save_image(tmp_path / "mill" / f"{number:02d}.png", 8, 8, seed=number)
-    made = make([{"name": "mill", "format": "images", "kind": "production", "data": tmp_path / "mill"}])
-    sync.run(made)
-    ids = names(made)
+    project = make([{"name": "mill", "format": "images", "kind": "production", "data": tmp_path / "mill"}])
+    sync.run(project)
+    ids = names(project)
     rows = [row(id, 20 / 30, predicted=["crack"] if i < 3 else []) for i, id in enumerate(ids[:20])]
     rows += [row(id, None, "rare", predicted=["crack"]) for id in ids[20:25]]
-    rounds.write(made.work, manifest(1, FIRST, {"": 30}, "probe"), rows)
-    rounds.show(Index(made))
-    return made
+    rounds.write(project.work, manifest(1, FIRST, {"": 30}, "probe"), rows)
+    rounds.show(Index(project))
+    return project
 
 
 def names(project: Project) -> list[str]:
@@ -424,34 +424,34 @@ def names(project: Project) -> list[str]:
     return [id for id, path in sorted(Index(project).rows("filepath"), key=lambda pair: str(pair[1]))]
 
 
-def say(project: Project, labels: Mapping[str, Label], at: str = DAY) -> None:
+def label(project: Project, labels: Mapping[str, Label], at: str = DAY) -> None:
     index = Index(project)
-    book = LabelLog(project.work / "labels")
+    log = LabelLog(project.work / "labels")
     for id, label in labels.items():
-        book.append(Entry(id, label, "app", "ann", at))
-    book.flush()
-    app_edits.show(index, book, list(labels), project.class_names)
-    book.close()
+        log.append(Entry(id, label, "app", "ann", at))
+    log.flush()
+    app_edits.show(index, log, list(labels), project.class_names)
+    log.close()
 
 
 def answer(project: Project, cracks: int = 6) -> None:
     ids = names(project)[:20]
-    say(project, {id: Label("labelled", (), ("crack",) if i < cracks else ()) for i, id in enumerate(ids)})
+    label(project, {id: Label("labelled", (), ("crack",) if i < cracks else ()) for i, id in enumerate(ids)})
 
 
 def test_labels_come_from_the_index(run: Run, audited: Project) -> None:  # noqa: F811
     answer(audited)
-    found = ok(run("audit", "-p", audited.folder, "--json"))
+    report = ok(run("audit", "-p", audited.folder, "--json"))
     keys = {"confidence", "rounds", "prevalence_rounds", "population", "drawn", "labelled", "left_out", "predicted_by"}
-    assert found.keys() == keys | {"any", "classes", "notes"}
-    assert list(found["classes"]) == ["crack", "hole"]
-    crack = found["classes"]["crack"]
+    assert report.keys() == keys | {"any", "classes", "notes"}
+    assert list(report["classes"]) == ["crack", "hole"]
+    crack = report["classes"]["crack"]
     assert crack["shown"] == 6
     assert crack["prevalence"]["estimate"] == pytest.approx(6 / 20)
     assert crack["recall"]["estimate"] == pytest.approx(3 / 6)
     assert crack["false_alarms"]["estimate"] == 0
     assert crack["recall"].keys() == {"estimate", "low", "high", "n", "effective_n"}
-    hole = found["classes"]["hole"]["recall"]
+    hole = report["classes"]["hole"]["recall"]
     assert (hole["estimate"], hole["low"], hole["high"], hole["n"]) == (None, 0, 1, 0)
     only = ok(run("audit", "-p", audited.folder, "--json", "--class", "hole", "--confidence", "0.8"))
     assert (list(only["classes"]), only["any"], only["confidence"]) == (["hole"], None, 0.8)
@@ -468,14 +468,14 @@ def test_edits_in_the_app_count_before_they_are_in_the_log(run: Run, audited: Pr
         drawn = [index.fo.Classification(label=name)] if name else []
         sample["classes"] = index.fo.Classifications(classifications=drawn)
         sample.save()
-    found = ok(run("audit", "-p", audited.folder, "--json"))
-    assert (found["classes"]["crack"]["shown"], found["classes"]["hole"]["shown"]) == (0, 2)
-    assert (found["labelled"], found["left_out"]) == (19, {"skipped": 1})
+    report = ok(run("audit", "-p", audited.folder, "--json"))
+    assert (report["classes"]["crack"]["shown"], report["classes"]["hole"]["shown"]) == (0, 2)
+    assert (report["labelled"], report["left_out"]) == (19, {"skipped": 1})
 
 
 def test_a_table_for_people_says_no_more_than_it_knows(run: Run, audited: Project) -> None:  # noqa: F811
     answer(audited)
-    say(audited, {id: Label("labelled", (), ("crack", "hole")) for id in names(audited)[:2]})
+    label(audited, {id: Label("labelled", (), ("crack", "hole")) for id in names(audited)[:2]})
     code, out, err = run("audit", "-p", audited.folder)
     assert code == 0, err
     lines = {line.strip("■ ").split("  ")[0]: line for line in out.splitlines() if line}
@@ -493,36 +493,36 @@ def test_a_class_that_was_renamed_keeps_its_recall(audited: Project) -> None:
     log = LabelLog(audited.work / "labels")
     log.rename({"crack": "split"}, "ann", "rename")
     log.close()
-    assert {name for one in facts.draws[0].picks for name in one["predicted"]} == {"crack"}
+    assert {name for pick in facts.draws[0].picks for name in pick["predicted"]} == {"crack"}
     # That rename is of today, and the round of 2090: it keeps its names. An older round follows.
     old = rounds.find(audited.work, 1)
     (old.folder / rounds.MANIFEST).write_text(json.dumps(old.manifest | {"made_at": "2000-01-01T00:00:00Z"}))
-    assert {name for one in auditing.read(audited).draws[0].picks for name in one["predicted"]} == {"split"}
+    assert {name for pick in auditing.read(audited).draws[0].picks for name in pick["predicted"]} == {"split"}
 
 
 def test_a_later_correction_does_not_change_when_an_image_was_labelled(audited: Project) -> None:
     answer(audited)
-    say(audited, {id: Label("labelled", (), ("hole",)) for id in names(audited)[:3]}, LATER)
+    label(audited, {id: Label("labelled", (), ("hole",)) for id in names(audited)[:3]}, LATER)
     facts = auditing.read(audited)
-    assert {one.at for one in facts.known.values() if one.status == "labelled"} == {DAY}
-    assert sum(one.present == {"hole"} for one in facts.known.values()) == 3
+    assert {image.at for image in facts.images.values() if image.status == "labelled"} == {DAY}
+    assert sum(image.present == {"hole"} for image in facts.images.values()) == 3
 
 
 def test_nothing_labelled_says_how_many_wait(run: Run, audited: Project) -> None:  # noqa: F811
     line = failed(run("audit", "-p", audited.folder))
     assert "no audit pick is labelled: 20 not labelled yet" in line
     assert "curate app --view 'round 001'" in line
-    found = ok(run("stop-check", "-p", audited.folder, "--json"))
-    assert (found["verdict"], found["round"], found["picks"], found["missed"]) == ("too little data", None, 0, None)
-    assert "round 001 has 20 audit picks: 20 not labelled yet" in found["notes"]
+    report = ok(run("stop-check", "-p", audited.folder, "--json"))
+    assert (report["verdict"], report["round"], report["picks"], report["missed"]) == ("too little data", None, 0, None)
+    assert "round 001 has 20 audit picks: 20 not labelled yet" in report["notes"]
 
 
 def test_stop_check_of_a_project(run: Run, audited: Project) -> None:  # noqa: F811
     answer(audited, cracks=14)
-    found = ok(run("stop-check", "-p", audited.folder, "--json", "--acceptable", "0.05"))
-    assert (found["verdict"], found["round"], found["picks"], found["remaining"]) == ("go on", 1, 20, 10)
-    assert found["picks_needed"] == 59
-    assert found["unseen"]["estimate"] == pytest.approx(14 / 20)
+    report = ok(run("stop-check", "-p", audited.folder, "--json", "--acceptable", "0.05"))
+    assert (report["verdict"], report["round"], report["picks"], report["remaining"]) == ("go on", 1, 20, 10)
+    assert report["picks_needed"] == 59
+    assert report["unseen"]["estimate"] == pytest.approx(14 / 20)
     code, out, _ = run("stop-check", "-p", audited.folder)
     assert code == 0
     assert out.startswith("go on (by the audit of round 001)")

@@ -113,13 +113,13 @@ def test_missed_covers_in_simulation() -> None:
 
 
 def test_thirty_clean_picks_say_little() -> None:
-    told = advice(audit(30), STEADY)
-    assert told.verdict == "too little data"
-    assert told.reasons[0] == (
+    result = advice(audit(30), STEADY)
+    assert result.verdict == "too little data"
+    assert result.reasons[0] == (
         "30 audit picks say little: at most 9.5 % of the remaining images show a defect (95 %); it takes about 299"
         " audit picks, all clean, to show that at most 1 % do."
     )
-    assert told.to_json() == {"verdict": told.verdict, "reasons": told.reasons}
+    assert result.to_json() == {"verdict": result.verdict, "reasons": result.reasons}
 
 
 def test_the_number_of_picks_that_it_names_is_enough_and_one_less_is_not() -> None:
@@ -146,9 +146,9 @@ def test_the_number_of_picks_that_it_names_is_enough_and_one_less_is_not() -> No
     ],
 )
 def test_advice(given: Audit, kappas: tuple[float, ...], verdict: str, reason: str) -> None:
-    told = advice(given, kappas)
-    assert told.verdict == verdict, told.reasons
-    assert reason in " ".join(told.reasons)
+    result = advice(given, kappas)
+    assert result.verdict == verdict, result.reasons
+    assert reason in " ".join(result.reasons)
 
 
 def test_what_was_found_since_the_draw_counts() -> None:
@@ -160,9 +160,9 @@ def test_what_was_found_since_the_draw_counts() -> None:
 def test_tolerance_confidence_and_unseen_kinds() -> None:
     assert advice(audit(60), STEADY, acceptable=0.05).verdict == "stop"
     assert advice(audit(60), STEADY, acceptable=0.05, confidence=0.99).verdict == "too little data"
-    told = advice(audit(400), STEADY, stopping.good_turing([1, 2], 400))
-    assert told.verdict == "stop"
-    assert told.reasons[-1] == (
+    result = advice(audit(400), STEADY, stopping.good_turing([1, 2], 400))
+    assert result.verdict == "stop"
+    assert result.reasons[-1] == (
         "About 0.25 % of images show a kind of defect that no audit has seen, at most 23 % (95 %)."
     )
     assert len(advice(audit(400), STEADY, stopping.good_turing([])).reasons) == 2

@@ -173,7 +173,7 @@ def test_masks_are_small_for_rare_kinds_and_never_empty() -> None:
             assert pixels.dtype == np.uint8
             for label, mask in masks.items():
                 areas[label].append(int(mask.sum()))
-    assert min(min(found) for found in areas.values()) >= steel.SMALLEST
+    assert min(min(sizes) for sizes in areas.values()) >= steel.SMALLEST
     assert max(areas["edge_crack"] + areas["blister"]) < 0.015 * WIDTH * HEIGHT
 
 
@@ -238,8 +238,8 @@ def test_faults_are_what_the_summary_says(drawn: tuple[Path, DemoSummary]) -> No
         with pytest.raises(UnidentifiedImageError):
             Image.open(folder / path)
     assert all((folder / path).stat().st_size == 0 for path in summary.empty)
-    for one, other in summary.duplicates + summary.conflicts:
-        assert (folder / one).read_bytes() == (folder / other).read_bytes()
+    for source, other in summary.duplicates + summary.conflicts:
+        assert (folder / source).read_bytes() == (folder / other).read_bytes()
 
 
 def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, DemoSummary]) -> None:
@@ -252,8 +252,8 @@ def test_all_other_files_are_grey_jpegs_and_differ(drawn: tuple[Path, DemoSummar
             kinds[view.path] = image.format
     assert {path for path, kind in kinds.items() if kind == "PNG"} == set(summary.png_in_jpg)
     assert set(kinds.values()) == {"JPEG", "PNG"}
-    found = digests(folder)
-    assert len({found[path] for path in kinds}) == summary.images
+    hashes = digests(folder)
+    assert len({hashes[path] for path in kinds}) == summary.images
 
 
 def test_drawing_again_changes_nothing(drawn: tuple[Path, DemoSummary]) -> None:

@@ -72,8 +72,8 @@ def grained(kind: int, seed: int, size: int = 64) -> Images:
 
 
 def vectors(encoder: Any, images: list[Images]) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = encoder.encode([encoder.prepare(image) for image in images])
-    return found
+    result: np.ndarray[Any, Any] = encoder.encode([encoder.prepare(image) for image in images])
+    return result
 
 
 def test_texture_is_deterministic_and_of_length_1() -> None:
@@ -133,12 +133,12 @@ def test_texture_of_images_beyond_the_limits(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 40), (9, 9), (128, 512)])
 @pytest.mark.parametrize("level", [0, 255])
 def test_texture_of_odd_images_is_finite(shape: tuple[int, int], level: int) -> None:
-    found = vectors(embed.build("texture"), [np.full(shape, level, np.uint8)])
-    assert np.isfinite(found).all()
+    result = vectors(embed.build("texture"), [np.full(shape, level, np.uint8)])
+    assert np.isfinite(result).all()
 
 
 def test_texture_finds_a_spot_again_on_another_surface() -> None:
-    """What it is for: a small bump looks like the same bump elsewhere, more than like the bare surface around it."""
+    """The purpose: a small bump is more similar to the same bump elsewhere than to the bare surface around it."""
     bare = [fakes.steel(64, 64, seed) for seed in range(20)]
     spots = []
     for seed in range(20, 40):
@@ -154,16 +154,16 @@ def test_texture_finds_a_spot_again_on_another_surface() -> None:
 
 
 def accuracy(encoder: Any) -> float:
-    """Of a linear probe on the drawn surfaces, five labels a class."""
+    """Accuracy of a linear probe on the drawn surfaces, five labels a class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     kinds = np.repeat(np.arange(6), 25)
-    found = vectors(encoder, [grained(int(kind), n) for n, kind in enumerate(kinds)])
+    result = vectors(encoder, [grained(int(kind), n) for n, kind in enumerate(kinds)])
     known = np.arange(len(kinds)) % 25 < 5
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    return float(probe.fit(found[known], kinds[known]).score(found[~known], kinds[~known]))
+    return float(probe.fit(result[known], kinds[known]).score(result[~known], kinds[~known]))
 
 
 def test_texture_beats_a_network_with_random_weights(random_weights: Path) -> None:
@@ -179,13 +179,13 @@ def test_texture_on_neu_det() -> None:
     files = sorted(folder.glob("*.jpg"))[::6]
     images = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files]
     names = np.array([file.name.rpartition("_")[0] for file in files])
-    found = vectors(embed.build("texture"), images)
+    result = vectors(embed.build("texture"), images)
     from sklearn.linear_model import LogisticRegression
 
     known = np.arange(len(files)) % 50 < 20
-    scale = found[known].std(axis=0) + 1e-6
-    probe = LogisticRegression(C=0.1, max_iter=500).fit(found[known] / scale, names[known])
-    assert probe.score(found[~known] / scale, names[~known]) > 0.93
+    scale = result[known].std(axis=0) + 1e-6
+    probe = LogisticRegression(C=0.1, max_iter=500).fit(result[known] / scale, names[known])
+    assert probe.score(result[~known] / scale, names[~known]) > 0.93
 
 
 # --- keys, options, pickles -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the offline default is worth on real steel: NEU-DET and SD-900, where they are. `pytest -s` prints figures."""
+"""Quality of the offline default on real steel: NEU-DET and SD-900, where present. `pytest -s` prints metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written is read back, by our own formats and by pycocotools; names, and an export that fails half-way."""
+"""Exports are read back, by the formats and by pycocotools; file names, and an export that fails half-way."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def blobs(random: np.random.Generator, width: int, height: int, density: float =
 def random_defects(seed: int, width: int, height: int, density: float = 0.1) -> list[Defect]:
     """Two masks of one class, one of another, a box of either."""
     random = np.random.default_rng(seed)
-    found = [defect_from_mask(CLASSES[n], blobs(random, width, height, density)) for n in (0, 0, 1)]
+    result = [defect_from_mask(CLASSES[n], blobs(random, width, height, density)) for n in (0, 0, 1)]
     edges = np.sort(random.random((2, 2, 2)).round(3), axis=1) * 0.9
     edges[:, 1] += 0.09  # up to 0.99: sides are rounded, and a box that ends at the rim would end a hair beyond it
     boxes = [(a[0] * width, a[1] * height, (b - a)[0] * width, (b - a)[1] * height) for a, b in edges]
     plain = [make_defect(label, box) for label, box in zip(CLASSES[:2], boxes, strict=True)]
-    return [defect for defect in [*found, *plain] if defect]
+    return [defect for defect in [*result, *plain] if defect]
 
 
 def write(name: str, items: Sequence[Item], folder: Path, classes: Sequence[str] = CLASSES) -> int:
@@ -85,18 +85,18 @@ def write(name: str, items: Sequence[Item], folder: Path, classes: Sequence[str]
 def read_back(name: str, folder: Path, fully: bool = True) -> dict[str, list[Defect]]:
     """Defects by image, sorted; only of images that are labelled."""
     reader, options = READERS[name]
-    found: dict[str, list[Defect]] = {}
+    result: dict[str, list[Defect]] = {}
     for record in formats.read(reader, folder, None, fully, options):
         assert isinstance(record, Record), record
         with Image.open(folder / record.path) as image:
             width, height = image.size
         defects = (defect_of(region, width, height, folder, True) for region in record.regions)
         if record.labelled:
-            found[record.path] = sorted(defect for defect in defects if defect)
+            result[record.path] = sorted(defect for defect in defects if defect)
     if name == "kaggle":
         names = dict(list(csv.reader((folder / "classes.csv").open(encoding="utf-8", newline="")))[1:])
-        found = {path: sorted(replace(d, label=names[d.label]) for d in defects) for path, defects in found.items()}
-    return found
+        result = {path: sorted(replace(d, label=names[d.label]) for d in defects) for path, defects in result.items()}
+    return result
 
 
 def parts(defect: Defect) -> list[Defect]:
@@ -115,7 +115,7 @@ def united(defects: Sequence[Defect], width: int, height: int) -> list[Defect]:
     unions = {label: np.zeros((height, width), np.uint8) for label in {d.label for d in masked}}
     for defect in masked:
         unions[defect.label] |= mask_of(defect, width, height)
-    return sorted(found for label, mask in unions.items() if (found := defect_from_mask(label, mask)))
+    return sorted(result for label, mask in unions.items() if (result := defect_from_mask(label, mask)))
 
 
 def expected(name: str, defects: Sequence[Defect], width: int, height: int) -> list[Defect]:
@@ -148,9 +148,9 @@ def test_class_folders_are_read_back(tmp_path: Path) -> None:
     out.mkdir()
     assert class_folders.write(iter(items), out, CLASSES) == 4
     assert sorted(path.name for path in out.iterdir()) == ["Kratzer größer", "clean", "crack", "crack+unused"]
-    found = list(formats.read("class_folders", out, None, False, {"separator": "+"}))
-    assert all(isinstance(record, Record) and record.labelled for record in found)
-    assert {Path(record.path).stem: record.classes for record in found if isinstance(record, Record)} == shown
+    result = list(formats.read("class_folders", out, None, False, {"separator": "+"}))
+    assert all(isinstance(record, Record) and record.labelled for record in result)
+    assert {Path(record.path).stem: record.classes for record in result if isinstance(record, Record)} == shown
 
 
 @pytest.mark.parametrize("name", ["Clean", "ok", "unlabelled", "a+b", "a/b", ".a"])
@@ -167,9 +167,9 @@ FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", " =1"]
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_no_cell_of_an_export_is_run_by_a_spreadsheet(tmp_path: Path, formula: str) -> None:
-    found = make_defect(formula, (1, 2, 3, 4))
-    mask = replace(found, box=(0.0, 0.0, 3.0, 3.0), rle=rle.mask_to_coco(np.ones((3, 3), np.uint8)))
-    items = [item(tmp_path / "in" / f"{formula.replace('/', '')}.png", found, mask, classes=[formula])]
+    result = make_defect(formula, (1, 2, 3, 4))
+    mask = replace(result, box=(0.0, 0.0, 3.0, 3.0), rle=rle.mask_to_coco(np.ones((3, 3), np.uint8)))
+    items = [item(tmp_path / "in" / f"{formula.replace('/', '')}.png", result, mask, classes=[formula])]
     write("kaggle", items, tmp_path / "out", [formula])
     cells = [
         cell
@@ -196,20 +196,20 @@ def test_what_is_written_is_read_back(name: str, seed: int, size: tuple[int, int
         image = save_image(Path(temporary) / "in" / "a.png", *size)
         defects = random_defects(seed, *size, density)
         count = write(name, [item(image, *defects)], Path(temporary) / "out")
-        found = read_back(name, Path(temporary) / "out")
+        result = read_back(name, Path(temporary) / "out")
     wanted = expected(name, defects, *size)
-    assert list(found) == ["images/a.png"]
+    assert list(result) == ["images/a.png"]
     assert count == len(wanted)
-    assert_same(found["images/a.png"], wanted, 0.01 if name == "yolo" else 0)
+    assert_same(result["images/a.png"], wanted, 0.01 if name == "yolo" else 0)
 
 
-def assert_same(found: list[Defect], wanted: list[Defect], tolerance: float) -> None:
+def assert_same(result: list[Defect], wanted: list[Defect], tolerance: float) -> None:
     if not tolerance:
-        assert found == wanted
+        assert result == wanted
         return
     # Boxes that differ by a rounding may sort differently: each must have its own near one.
     rest = list(wanted)
-    for defect in found:
+    for defect in result:
         near = [d for d in rest if d.label == defect.label and np.allclose(d.box, defect.box, 0, tolerance)]
         assert near, defect
         rest.remove(near[0])
@@ -223,8 +223,8 @@ def test_several_images_each_with_its_own_defects(name: str, tmp_path: Path) -> 
     shapes = [defect_from_mask("crack", mask), defect_from_mask(CLASSES[3], mask.T.copy().reshape(30, 40))]
     items = [item(tmp_path / "in" / f"{n}.png", d) for n, d in enumerate(shapes) if d] + [item(tmp_path / "in/2.png")]
     write(name, items, tmp_path / "out")
-    found = read_back(name, tmp_path / "out")
-    assert found == {f"images/{i.path.name}": expected(name, i.label.defects, 40, 30) for i in items}
+    result = read_back(name, tmp_path / "out")
+    assert result == {f"images/{i.path.name}": expected(name, i.label.defects, 40, 30) for i in items}
 
 
 def test_pycocotools_reads_the_same_pixels(tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def test_clean_is_said_and_not_only_left_out(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("names", "numbers"), [(["4", "2"], ["4", "2"]), (["2", "x"], ["1", "2"])])
 def test_kaggle_class_ids(names: list[str], numbers: list[str], tmp_path: Path) -> None:
-    found = [defect_from_mask(name, np.ones((30, 40), np.uint8)) for name in names]
-    write("kaggle", [item(tmp_path / "a.png", *(d for d in found if d))], tmp_path / "out", names)
+    result = [defect_from_mask(name, np.ones((30, 40), np.uint8)) for name in names]
+    write("kaggle", [item(tmp_path / "a.png", *(d for d in result if d))], tmp_path / "out", names)
     rows = [row.split(",") for row in (tmp_path / "out" / "train.csv").read_text().split()[1:5:2]]
     assert [row[1] for row in rows] == numbers
 
@@ -323,11 +323,11 @@ def test_odd_names(name: str, tmp_path: Path) -> None:
     defects = [d for n in range(len(ODD) + 1) if (d := defect_from_mask("crack", single_pixel(n)))]
     paths = [tmp_path / "in" / odd for odd in [*ODD, os.fsdecode(b"not-utf8-\xff.png")]]
     write(name, [item(path, d) for path, d in zip(paths, defects, strict=True)], tmp_path / "out")
-    found = read_back(name, tmp_path / "out")
-    assert len(found) == len(paths)
-    assert sorted(d.box for ds in found.values() for d in ds) == sorted(d.box for d in defects)
+    result = read_back(name, tmp_path / "out")
+    assert len(result) == len(paths)
+    assert sorted(d.box for ds in result.values() for d in ds) == sorted(d.box for d in defects)
     assert {"images/two words.png", 'images/größe, "x" & <y>\'.png', "images/a_b__c.png", "images/dot.png"} <= set(
-        found
+        result
     )
 
 
@@ -352,9 +352,9 @@ def test_colliding_names(name: str, order: int, tmp_path: Path) -> None:
     items = [item(path, d) for path, d in zip(paths, defects, strict=True)]
     write(name, items, tmp_path / "out")
     by_content = {path.read_bytes(): d.box for path, d in zip(paths, defects, strict=True)}
-    found = read_back(name, tmp_path / "out")
-    assert {(tmp_path / "out" / path).read_bytes(): d.box for path, (d,) in found.items()} == by_content
-    assert len({Path(path).stem.casefold() for path in found}) == len(paths)
+    result = read_back(name, tmp_path / "out")
+    assert {(tmp_path / "out" / path).read_bytes(): d.box for path, (d,) in result.items()} == by_content
+    assert len({Path(path).stem.casefold() for path in result}) == len(paths)
 
 
 def test_a_long_name_leaves_room_for_the_id(tmp_path: Path) -> None:
@@ -377,22 +377,22 @@ def test_images_are_copied_where_links_are_impossible(tmp_path: Path, monkeypatc
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    one = item(tmp_path / "a.png")
-    write("voc", [one], tmp_path / "out")
+    first = item(tmp_path / "a.png")
+    write("voc", [first], tmp_path / "out")
     placed = tmp_path / "out" / "images" / "a.png"
-    assert not placed.samefile(one.path)
-    assert placed.read_bytes() == one.path.read_bytes()
+    assert not placed.samefile(first.path)
+    assert placed.read_bytes() == first.path.read_bytes()
 
 
 def test_an_original_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a disk that takes two of our names for one, the second must not be copied into the first one's original."""
-    one, two = item(tmp_path / "a.png"), item(tmp_path / "b.png")
-    before = one.path.read_bytes()
+    first, second = item(tmp_path / "a.png"), item(tmp_path / "b.png")
+    before = first.path.read_bytes()
     monkeypatch.setattr("curate.exports._common.unused_name", lambda *_: "same.png")
-    save_image(two.path, 20, 20, seed=5)
+    save_image(second.path, 20, 20, seed=5)
     with pytest.raises(CurateError, match="cannot be copied: File exists"):
-        write("voc", [one, two], tmp_path / "out")
-    assert one.path.read_bytes() == before
+        write("voc", [first, second], tmp_path / "out")
+    assert first.path.read_bytes() == before
 
 
 def test_an_image_that_is_gone(tmp_path: Path) -> None:
@@ -493,8 +493,8 @@ def test_export_of_some_classes_keeps_the_other_images(project: Project, fill: F
     fill(*some_items(tmp_path / "in"))
     report = exports.export(project, "yolo", tmp_path / "out", classes=[CLASSES[3], "crack"])
     assert report["by_class"] == {"crack": 3, CLASSES[3]: 0}
-    found = read_back("yolo", tmp_path / "out", fully=False)
-    assert {Path(path).stem: len(defects) for path, defects in found.items()} == {"a": 2, "b": 0, "c": 0, "f": 1}
+    result = read_back("yolo", tmp_path / "out", fully=False)
+    assert {Path(path).stem: len(defects) for path, defects in result.items()} == {"a": 2, "b": 0, "c": 0, "f": 1}
     assert not (tmp_path / "out" / "image_classes.csv").exists()
     assert "0: crack\n  1: Kratzer größer\n" in (tmp_path / "out" / "data.yaml").read_text(encoding="utf-8")
 

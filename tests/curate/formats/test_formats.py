@@ -47,19 +47,19 @@ def read(
     return list(formats.read(name, root, labels, fully, options))
 
 
-def records(found: list[Record | Reject]) -> dict[str, Record]:
-    return {record.path: record for record in found if isinstance(record, Record)}
+def records(entries: list[Record | Reject]) -> dict[str, Record]:
+    return {record.path: record for record in entries if isinstance(record, Record)}
 
 
-def rejects(found: list[Record | Reject]) -> list[Reject]:
-    return [reject for reject in found if isinstance(reject, Reject)]
+def rejects(entries: list[Record | Reject]) -> list[Reject]:
+    return [reject for reject in entries if isinstance(reject, Reject)]
 
 
-def only_reject(found: list[Record | Reject], path: str) -> Reject:
+def only_reject(entries: list[Record | Reject], path: str) -> Reject:
     """The one reject, whose image must not be yielded as well."""
-    (reject,) = rejects(found)
+    (reject,) = rejects(entries)
     assert reject.path == path
-    assert path not in records(found)
+    assert path not in records(entries)
     return reject
 
 
@@ -68,21 +68,21 @@ def state(record: Record) -> frozenset[str] | str:
     return labels if record.labelled else UNLABELLED
 
 
-def check_types(found: Record | Reject) -> None:
-    assert isinstance(found, Record | Reject)
-    assert isinstance(found.path, str)
-    assert not Path(found.path).is_absolute()
-    assert found.label_file is None or isinstance(found.label_file, str)
-    assert found.line is None or found.line >= 1
-    if isinstance(found, Reject):
-        assert found.reason
-        assert "\n" not in found.reason
+def check_types(entry: Record | Reject) -> None:
+    assert isinstance(entry, Record | Reject)
+    assert isinstance(entry.path, str)
+    assert not Path(entry.path).is_absolute()
+    assert entry.label_file is None or isinstance(entry.label_file, str)
+    assert entry.line is None or entry.line >= 1
+    if isinstance(entry, Reject):
+        assert entry.reason
+        assert "\n" not in entry.reason
         return
-    assert isinstance(found.labelled, bool)
-    assert found.labelled or not (found.regions or found.classes)
-    assert all(isinstance(region, Region) and isinstance(region.shape, SHAPES) for region in found.regions)
-    assert all(isinstance(label, str) and label for label in (*found.classes, *(r.label for r in found.regions)))
-    assert found.size is None or all(type(side) is int and side > 0 for side in found.size)
+    assert isinstance(entry.labelled, bool)
+    assert entry.labelled or not (entry.regions or entry.classes)
+    assert all(isinstance(region, Region) and isinstance(region.shape, SHAPES) for region in entry.regions)
+    assert all(isinstance(label, str) and label for label in (*entry.classes, *(r.label for r in entry.regions)))
+    assert entry.size is None or all(type(side) is int and side > 0 for side in entry.size)
 
 
 # --- the contract -------------------------------------------------------------------------------------------------
@@ -92,19 +92,21 @@ def check_types(found: Record | Reject) -> None:
 @pytest.mark.parametrize("name", formats.names())
 def test_contract(name: str, fully: bool, root: Path) -> None:
     layout = layout_of(name, root)
-    found = read(name, root, fully, **layout.options)
-    assert found == read(name, root, fully, **layout.options), "not deterministic"
-    paths = [record.path for record in found]
+    entries = read(name, root, fully, **layout.options)
+    assert entries == read(name, root, fully, **layout.options), "not deterministic"
+    paths = [record.path for record in entries]
     assert paths == sorted(set(paths)), "not sorted, or an image twice"
-    for one in found:
-        check_types(one)
+    for entry in entries:
+        check_types(entry)
     expected = {p: (frozenset() if fully else UNLABELLED) if s == DEPENDS else s for p, s in layout.entries.items()}
-    assert {path: state(record) for path, record in records(found).items()} == expected
-    assert not rejects(found)
-    assert all(path in records(found) and not (root / path).is_file() for path in layout.absent if path not in HOSTILE)
+    assert {path: state(record) for path, record in records(entries).items()} == expected
+    assert not rejects(entries)
+    assert all(
+        path in records(entries) and not (root / path).is_file() for path in layout.absent if path not in HOSTILE
+    )
     assert formats.discover_classes(name, root, None, fully, layout.options) == layout.classes
-    there = [path for path in records(found) if (root / path).is_file() and path not in HOSTILE]
-    assert formats.count_images(name, root, layout.options) == len(there), "a progress bar must end at its end"
+    on_disk = [path for path in records(entries) if (root / path).is_file() and path not in HOSTILE]
+    assert formats.count_images(name, root, layout.options) == len(on_disk), "a progress bar must end at its end"
 
 
 @pytest.mark.parametrize("name", formats.names())
@@ -131,11 +133,11 @@ def test_contract_never_looks_outside_the_root(name: str, root: Path, monkeypatc
         *((os, f) for f in ("stat", "lstat", "scandir", "open")),
     ]:
         monkeypatch.setattr(module, function, _spy(getattr(module, function), seen))
-    found = read(name, root, **layout.options)
+    entries = read(name, root, **layout.options)
     monkeypatch.undo()
     assert seen, "the spy saw nothing"
     assert not [path for path in seen if "outside-secret" in path or ".." in PurePosixPath(path).parts]
-    assert any(HOSTILE in record.path for record in found) == any(HOSTILE in path for path in layout.entries)
+    assert any(HOSTILE in record.path for record in entries) == any(HOSTILE in path for path in layout.entries)
 
 
 def _spy(function: Any, seen: list[str]) -> Any:
@@ -157,14 +159,14 @@ def test_contract_damaged_label_files_give_rejects_or_one_line(name: str, root: 
         for damaged in (b"", b"\xff\xfe\x00\x81", b"\x00" * 9, b"null", b"{}", b'"', *halves, nan, words, deep):
             path.write_bytes(damaged)
             try:
-                found = read(name, root, True, **layout.options)
+                entries = read(name, root, True, **layout.options)
             except CurateError as error:
                 if "\n" in str(error):
                     pytest.fail(f"error of more than one line: {error}")
                 continue
-            assert not {reject.path for reject in rejects(found)} & records(found).keys()
-            for one in found:
-                check_types(one)
+            assert not {reject.path for reject in rejects(entries)} & records(entries).keys()
+            for entry in entries:
+                check_types(entry)
         path.write_bytes(whole)
 
 
@@ -179,8 +181,8 @@ def test_contract_only_regular_files_are_opened(name: str, kind: str, root: Path
         make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda place: os.symlink("/dev/zero", place)}[kind]
         make(path)
         try:
-            found = read(name, root, **layout.options)
-            assert not {reject.path for reject in rejects(found)} & records(found).keys()
+            entries = read(name, root, **layout.options)
+            assert not {reject.path for reject in rejects(entries)} & records(entries).keys()
         except CurateError as error:
             if "\n" in str(error):
                 pytest.fail(f"error of more than one line: {error}")
@@ -252,16 +254,16 @@ def severstal(root: Path, text: str, *images: str, **kwargs: Any) -> list[Record
 
 
 def test_severstal_rows_keep_line_and_text(root: Path) -> None:
-    found = severstal(root, "\ufeffImageId,ClassId,EncodedPixels\nb.jpg,1,3 4\n\na.jpg,3, 1 2 \na.jpg,9,7 8\n")
-    record = records(found)["train_images/a.jpg"]
+    entries = severstal(root, "\ufeffImageId,ClassId,EncodedPixels\nb.jpg,1,3 4\n\na.jpg,3, 1 2 \na.jpg,9,7 8\n")
+    record = records(entries)["train_images/a.jpg"]
     assert record.regions == (Region("3", KaggleRle("1 2"), 4), Region("9", KaggleRle("7 8"), 5))
     assert (record.line, record.label_file) == (4, "train.csv")
 
 
 def test_severstal_second_shape(root: Path) -> None:
     text = "ImageId_ClassId,EncodedPixels\na_1.jpg_1,1 2\na_1.jpg_2,\nb.jpg_1,\nb.jpg_2,\n"
-    found = severstal(root, text, "train_images/a_1.jpg", "train_images/b.jpg", "train_images/c.jpg")
-    states = {PurePosixPath(path).name: state(record) for path, record in records(found).items()}
+    entries = severstal(root, text, "train_images/a_1.jpg", "train_images/b.jpg", "train_images/c.jpg")
+    states = {PurePosixPath(path).name: state(record) for path, record in records(entries).items()}
     assert states == {"a_1.jpg": frozenset("1"), "b.jpg": frozenset(), "c.jpg": UNLABELLED}
 
 
@@ -272,8 +274,8 @@ def test_severstal_empty_pixels_in_the_first_shape_are_a_label(root: Path) -> No
 
 
 def test_severstal_falls_back_to_images_in_root(root: Path) -> None:
-    found = severstal(root, "ImageId,ClassId,EncodedPixels\na.jpg,3,1 2\n", "a.jpg")
-    assert records(found).keys() == {"a.jpg"}
+    entries = severstal(root, "ImageId,ClassId,EncodedPixels\na.jpg,3,1 2\n", "a.jpg")
+    assert records(entries).keys() == {"a.jpg"}
     with pytest.raises(CurateError, match=r"no folder 'imgs'.*`image_folder`"):
         read("severstal", root, image_folder="imgs")
     with pytest.raises(CurateError, match="leaves the data root"):
@@ -285,21 +287,21 @@ def test_severstal_falls_back_to_images_in_root(root: Path) -> None:
     [("a.jpg,,1 2", "empty class id"), ("a.jpg,3", "row has 2 cells, the header 3"), ("a.jpg,3,1 2,5", "4 cells")],
 )
 def test_severstal_bad_row_rejects_its_image(row: str, reason: str, root: Path) -> None:
-    found = severstal(root, f"ImageId,ClassId,EncodedPixels\na.jpg,1,1 1\n{row}\n", fully=True)
-    reject = only_reject(found, "train_images/a.jpg")
+    entries = severstal(root, f"ImageId,ClassId,EncodedPixels\na.jpg,1,1 1\n{row}\n", fully=True)
+    reject = only_reject(entries, "train_images/a.jpg")
     assert reason in reject.reason
     assert (reject.label_file, reject.line) == ("train.csv", 3)
 
 
 @pytest.mark.parametrize("row", ["a.jpg,1 2", "a.jpg_,1 2", "a.jpg_1", "a.jpg_1,1 2,3"])
 def test_severstal_bad_row_of_the_second_shape(row: str, root: Path) -> None:
-    found = severstal(root, f"ImageId_ClassId,EncodedPixels\n{row}\n", fully=True)
-    assert only_reject(found, "train_images/a.jpg").line == 2
+    entries = severstal(root, f"ImageId_ClassId,EncodedPixels\n{row}\n", fully=True)
+    assert only_reject(entries, "train_images/a.jpg").line == 2
 
 
 def test_severstal_row_without_image(root: Path) -> None:
-    found = severstal(root, "ImageId,ClassId,EncodedPixels\n,3,1 2\n")
-    assert "names no image" in only_reject(found, "train.csv").reason
+    entries = severstal(root, "ImageId,ClassId,EncodedPixels\n,3,1 2\n")
+    assert "names no image" in only_reject(entries, "train.csv").reason
 
 
 def test_severstal_wrong_header(root: Path) -> None:
@@ -323,15 +325,15 @@ def test_severstal_takes_long_run_lengths_and_labels_elsewhere(root: Path, tmp_p
 def test_severstal_a_quote_spoils_its_own_row_and_no_other(row: str, root: Path) -> None:
     """The rest of the file was one cell of the first row, and its images clean."""
     text = f"ImageId,ClassId,EncodedPixels\n{row}\nb.jpg,1,3 4\nc.jpg,2,5 6\n"
-    found = severstal(root, text, *(f"train_images/{name}.jpg" for name in "abcd"), fully=True)
-    assert only_reject(found, "train_images/a.jpg").line == 2
-    states = {PurePosixPath(path).name: state(record) for path, record in records(found).items()}
+    entries = severstal(root, text, *(f"train_images/{name}.jpg" for name in "abcd"), fully=True)
+    assert only_reject(entries, "train_images/a.jpg").line == 2
+    states = {PurePosixPath(path).name: state(record) for path, record in records(entries).items()}
     assert states == {"b.jpg": frozenset("1"), "c.jpg": frozenset("2"), "d.jpg": frozenset()}
 
 
 def test_severstal_a_row_of_no_image_leaves_no_other_image_clean(root: Path) -> None:
-    found = severstal(root, "ImageId,ClassId,EncodedPixels\n,1,3 4\n", fully=True)
-    record = records(found)["train_images/a.jpg"]
+    entries = severstal(root, "ImageId,ClassId,EncodedPixels\n,1,3 4\n", fully=True)
+    record = records(entries)["train_images/a.jpg"]
     assert not record.labelled
     assert "not taken as clean: a label fits no image ('line 2')" in (record.note or "")
 
@@ -365,8 +367,8 @@ def test_voc_box_from_zero_or_one(root: Path) -> None:
     ],
 )
 def test_voc_bad_box(box: tuple[Any, ...], reason: str, root: Path) -> None:
-    found = voc(root, voc_xml("a.jpg", ("hole", 1, 1, 2, 2), ("crack", *box)), fully=True)
-    assert reason in only_reject(found, "a.jpg").reason
+    entries = voc(root, voc_xml("a.jpg", ("hole", 1, 1, 2, 2), ("crack", *box)), fully=True)
+    assert reason in only_reject(entries, "a.jpg").reason
 
 
 @pytest.mark.parametrize(
@@ -410,12 +412,12 @@ def test_voc_equal_names_go_by_file_name_then_folder_else_are_rejected(root: Pat
     save_text(root / "val/labels/a.xml", voc_xml("a.jpg", ("two", 1, 1, 2, 2)))
     save_text(root / "b.xml", voc_xml("b.png", ("three", 1, 1, 2, 2)))
     save_text(root / "z/c.xml", voc_xml("c.jpg", ("four", 1, 1, 2, 2)))
-    found = read("voc", root)
-    states = {path: state(record) for path, record in records(found).items()}
-    one, two, three = (frozenset({name}) for name in ("one", "two", "three"))
-    assert states == {"train/images/a.jpg": one, "val/images/a.jpg": two, "b.jpg": UNLABELLED, "b.png": three}
-    assert [reject.path for reject in rejects(found)] == ["x/c.jpg", "y/c.jpg"]
-    assert "fits 2 images equally well" in rejects(found)[0].reason
+    entries = read("voc", root)
+    states = {path: state(record) for path, record in records(entries).items()}
+    entry, two, three = (frozenset({name}) for name in ("one", "two", "three"))
+    assert states == {"train/images/a.jpg": entry, "val/images/a.jpg": two, "b.jpg": UNLABELLED, "b.png": three}
+    assert [reject.path for reject in rejects(entries)] == ["x/c.jpg", "y/c.jpg"]
+    assert "fits 2 images equally well" in rejects(entries)[0].reason
 
 
 def test_voc_two_label_files_for_one_image(root: Path) -> None:
@@ -427,8 +429,8 @@ def test_voc_two_label_files_for_one_image(root: Path) -> None:
 
 def test_voc_size_counts_only_when_positive(root: Path) -> None:
     for size in ("<width>0</width><height>5</height>", "<width>x</width><height>5</height>", ""):
-        found = voc(root, f"<annotation><filename>a.jpg</filename><size>{size}</size></annotation>")
-        assert records(found)["a.jpg"].size is None
+        entries = voc(root, f"<annotation><filename>a.jpg</filename><size>{size}</size></annotation>")
+        assert records(entries)["a.jpg"].size is None
 
 
 def test_voc_masks_of_the_original_layout_are_no_images(root: Path) -> None:
@@ -442,12 +444,12 @@ def test_neu_det_notes_what_file_name_and_boxes_disagree_on(root: Path) -> None:
         save_image(root / f"IMAGES/{name}.jpg")
     save_text(root / "ANNOTATIONS/patches_1.xml", voc_xml("", ("inclusion", 1, 1, 16, 12)))
     save_text(root / "ANNOTATIONS/patches_2.xml", voc_xml(""))
-    found = {PurePosixPath(path).stem: record for path, record in records(read("neu_det", root)).items()}
-    assert found["patches_1"].note == "file name says 'patches', but no box has this class"
-    assert found["patches_1"].regions[0].shape == Box(0, 0, 16, 12)
-    assert found["patches_2"].note == "XML has no objects; class 'patches' is from the file name"
-    assert found["patches_3"] == Record("IMAGES/patches_3.jpg", classes=("patches",), labelled=True)
-    assert found["other_4"] == Record("IMAGES/other_4.jpg")
+    entries = {PurePosixPath(path).stem: record for path, record in records(read("neu_det", root)).items()}
+    assert entries["patches_1"].note == "file name says 'patches', but no box has this class"
+    assert entries["patches_1"].regions[0].shape == Box(0, 0, 16, 12)
+    assert entries["patches_2"].note == "XML has no objects; class 'patches' is from the file name"
+    assert entries["patches_3"] == Record("IMAGES/patches_3.jpg", classes=("patches",), labelled=True)
+    assert entries["other_4"] == Record("IMAGES/other_4.jpg")
 
 
 def test_gc10_codes(root: Path) -> None:
@@ -455,10 +457,10 @@ def test_gc10_codes(root: Path) -> None:
     codes += ["6_siban", "7_yiwu", "8_yahen", "9_zhehen", "10_yaozhe"]
     classes = formats.load("gc10").CLASSES
     for spelled in (codes, [str(i) for i in range(1, 11)], [f"{i:02d}" for i in range(1, 11)]):
-        found = voc(root, voc_xml("a.jpg", *((code, 1, 1, 2, 2) for code in spelled)), "gc10")
-        assert tuple(region.label for region in records(found)["a.jpg"].regions) == classes
-    found = voc(root, voc_xml("a.jpg", ("d", 1, 1, 2, 2), ("11", 1, 1, 2, 2)), "gc10")
-    assert state(records(found)["a.jpg"]) == {"d", "11"}
+        entries = voc(root, voc_xml("a.jpg", *((code, 1, 1, 2, 2) for code in spelled)), "gc10")
+        assert tuple(region.label for region in records(entries)["a.jpg"].regions) == classes
+    entries = voc(root, voc_xml("a.jpg", ("d", 1, 1, 2, 2), ("11", 1, 1, 2, 2)), "gc10")
+    assert state(records(entries)["a.jpg"]) == {"d", "11"}
 
 
 # --- coco ---------------------------------------------------------------------------------------------------------
@@ -483,8 +485,8 @@ def test_coco_shapes(root: Path) -> None:
         {"size": [12, 16], "counts": "PPY11"},
         [],
     ]
-    found = coco_set(root, *(annotation(segmentation=one) for one in segmentations))
-    record = records(found)["a.jpg"]
+    entries = coco_set(root, *(annotation(segmentation=entry) for entry in segmentations))
+    record = records(entries)["a.jpg"]
     points = ((1.0, 1.0), (5.0, 1.0), (5.0, 5.0))
     shapes = (Polygon((points, points)), CocoRle((10, 4, 178), 12, 16), CocoRle("PPY11", 12, 16), Box(1, 2, 3, 4))
     assert tuple(region.shape for region in record.regions) == shapes
@@ -512,26 +514,26 @@ def test_coco_shapes(root: Path) -> None:
     ],
 )
 def test_coco_bad_annotation_rejects_its_image(values: dict[str, Any], reason: str, root: Path) -> None:
-    found = coco_set(root, annotation(), annotation(**values), fully=True)
-    reject = only_reject(found, "a.jpg")
+    entries = coco_set(root, annotation(), annotation(**values), fully=True)
+    reject = only_reject(entries, "a.jpg")
     assert re.search(reason, reject.reason), reject.reason
     assert reject.label_file == "annotations.json"
 
 
 @pytest.mark.parametrize("stray", [annotation(image_id=99), annotation(image_id=[1]), {"id": 3}, "x", None])
 def test_coco_annotation_of_an_unknown_image(stray: Any, root: Path) -> None:
-    found = coco_set(root, annotation(), stray)
-    assert "image id that is not listed" in only_reject(found, "annotations.json").reason
-    assert records(found).keys() == {"a.jpg"}
+    entries = coco_set(root, annotation(), stray)
+    assert "image id that is not listed" in only_reject(entries, "annotations.json").reason
+    assert records(entries).keys() == {"a.jpg"}
 
 
 def test_coco_an_annotation_of_no_image_leaves_no_image_clean(root: Path) -> None:
     save_image(root / "b.jpg")
     images = [{"id": 1, "file_name": "a.jpg"}]
-    assert {state(one) for one in records(coco_set(root, images=images, fully=True)).values()} == {frozenset()}
-    found = records(coco_set(root, annotation(image_id=2), images=images, fully=True))
-    assert {path: state(record) for path, record in found.items()} == {"a.jpg": UNLABELLED, "b.jpg": UNLABELLED}
-    assert all("not taken as clean" in (record.note or "") for record in found.values())
+    assert {state(entry) for entry in records(coco_set(root, images=images, fully=True)).values()} == {frozenset()}
+    entries = records(coco_set(root, annotation(image_id=2), images=images, fully=True))
+    assert {path: state(record) for path, record in entries.items()} == {"a.jpg": UNLABELLED, "b.jpg": UNLABELLED}
+    assert all("not taken as clean" in (record.note or "") for record in entries.values())
 
 
 def test_coco_a_category_of_two_names_is_none(root: Path) -> None:
@@ -552,21 +554,21 @@ def test_coco_a_key_that_stands_twice_hides_nothing(root: Path) -> None:
 
 def test_coco_bad_image_entries(root: Path) -> None:
     good = {"id": 1, "file_name": "a.jpg"}
-    found = coco_set(root, images=[good, {"id": 2}, {"file_name": "x.jpg"}, None, {"id": 3, "file_name": 5}])
-    assert len(rejects(found)) == 4
-    assert records(found)["a.jpg"].size is None
+    entries = coco_set(root, images=[good, {"id": 2}, {"file_name": "x.jpg"}, None, {"id": 3, "file_name": 5}])
+    assert len(rejects(entries)) == 4
+    assert records(entries)["a.jpg"].size is None
 
 
 def test_coco_image_id_used_twice_rejects_both(root: Path) -> None:
-    found = coco_set(root, annotation(), images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}])
-    assert [reject.path for reject in rejects(found)] == ["a.jpg", "b.jpg"]
-    assert not records(found)
+    entries = coco_set(root, annotation(), images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}])
+    assert [reject.path for reject in rejects(entries)] == ["a.jpg", "b.jpg"]
+    assert not records(entries)
 
 
 def test_coco_image_listed_twice_is_one_record(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]
-    found = coco_set(root, annotation(), annotation(image_id=2, category_id=2), images=images)
-    assert state(records(found)["a.jpg"]) == {"crack", "hole"}
+    entries = coco_set(root, annotation(), annotation(image_id=2, category_id=2), images=images)
+    assert state(records(entries)["a.jpg"]) == {"crack", "hole"}
 
 
 def test_coco_sub_folder_and_label_files(root: Path) -> None:
@@ -645,8 +647,8 @@ def test_yolo_bad_line_rejects_its_image(line: str, reason: str, root: Path) -> 
 def test_yolo_names(file: str, text: str, root: Path) -> None:
     save_text(root / file, text)
     labels = root / "labels" if file.startswith("labels") else None
-    found = yolo(root, "1 0.5 0.5 0.2 0.2", names=None, labels=labels)
-    assert {path: state(r) for path, r in records(found).items()} == {"images/a.jpg": frozenset({"hole"})}
+    entries = yolo(root, "1 0.5 0.5 0.2 0.2", names=None, labels=labels)
+    assert {path: state(r) for path, r in records(entries).items()} == {"images/a.jpg": frozenset({"hole"})}
 
 
 @pytest.mark.parametrize("text", ["", "nc: 3", "names: 5", "names: crack", "names: {a: b}", "names: [", "- names"])
@@ -674,9 +676,9 @@ def test_yolo_a_label_that_fits_two_images_leaves_neither_clean(root: Path) -> N
     for name in ("pics/cam1/c.jpg", "pics/cam2/c.jpg", "pics/d.jpg"):
         save_image(root / name)
     save_text(root / "labels/c.txt", "0 0.5 0.5 0.2 0.2")
-    found = records(read("yolo", root, True, names=["crack"]))
-    assert [path for path, record in found.items() if not record.labelled] == ["pics/cam1/c.jpg", "pics/cam2/c.jpg"]
-    assert found["pics/cam1/c.jpg"].note == "not taken as clean: a label fits no image ('labels/c.txt')"
+    entries = records(read("yolo", root, True, names=["crack"]))
+    assert [path for path, record in entries.items() if not record.labelled] == ["pics/cam1/c.jpg", "pics/cam2/c.jpg"]
+    assert entries["pics/cam1/c.jpg"].note == "not taken as clean: a label fits no image ('labels/c.txt')"
 
 
 def test_yolo_lines_may_end_as_on_any_system(root: Path) -> None:
@@ -701,22 +703,22 @@ def test_yolo_labels_in_a_folder_of_their_own(root: Path, tmp_path: Path) -> Non
         save_image(root / name)
     for name in ("cam1/a", "b", "c"):
         save_text(tmp_path / f"texts/{name}.txt", "0 0.5 0.5 0.2 0.2")
-    found = records(read("yolo", root, labels=tmp_path / "texts", names=["crack"]))
-    labelled = [path for path, record in found.items() if record.labelled]
+    entries = records(read("yolo", root, labels=tmp_path / "texts", names=["crack"]))
+    labelled = [path for path, record in entries.items() if record.labelled]
     # `c` fits two images: neither gets it, and the text file is reported under its own name.
     assert labelled == ["c", "images/cam1/a.jpg", "pics/b.jpg"]
 
 
 def test_yolo_unreadable_and_symlinked_files(root: Path, tmp_path: Path) -> None:
-    found = yolo(root, "")
+    entries = yolo(root, "")
     (root / "labels/a.txt").write_bytes(b"\xff\xfe0")
-    assert records(found)
-    found = read("yolo", root, names=["crack"])
-    assert "is not UTF-8 text" in only_reject(found, "images/a.jpg").reason
+    assert records(entries)
+    entries = read("yolo", root, names=["crack"])
+    assert "is not UTF-8 text" in only_reject(entries, "images/a.jpg").reason
     (root / "labels/a.txt").unlink()
     (root / "labels/a.txt").symlink_to(save_text(tmp_path / "secret.txt", "0 0.5 0.5 0.2 0.2"))
-    found = read("yolo", root, names=["crack"])
-    assert "through a symlink" in only_reject(found, "images/a.jpg").reason
+    entries = read("yolo", root, names=["crack"])
+    assert "through a symlink" in only_reject(entries, "images/a.jpg").reason
 
 
 # --- masks --------------------------------------------------------------------------------------------------------
@@ -727,19 +729,19 @@ def test_mask_folder_by_class_folder(root: Path) -> None:
         save_image(root / f"images/{name}.png")
     for name in ("crack/a_GT", "hole/cam1/b"):
         save_mask(root / f"masks/{name}.png")
-    found = records(read("mask_folder", root, threshold=1))
-    assert found["images/a.png"].regions == (Region("crack", MaskFile("masks/crack/a_GT.png", 1)),)
-    assert found["images/cam1/b.png"].regions == (Region("hole", MaskFile("masks/hole/cam1/b.png", 1)),)
-    assert not found["images/cam2/b.png"].labelled
+    entries = records(read("mask_folder", root, threshold=1))
+    assert entries["images/a.png"].regions == (Region("crack", MaskFile("masks/crack/a_GT.png", 1)),)
+    assert entries["images/cam1/b.png"].regions == (Region("hole", MaskFile("masks/hole/cam1/b.png", 1)),)
+    assert not entries["images/cam2/b.png"].labelled
 
 
 def test_mask_folder_by_prefix(root: Path) -> None:
     for name in ("In_12", "plain"):
         save_image(root / f"images/{name}.png")
         save_mask(root / f"masks/{name}.png")
-    found = read("mask_folder", root, class_from="prefix", fully=True)
-    assert records(found)["images/In_12.png"].regions == (Region("In", MaskFile("masks/In_12.png")),)
-    assert "'plain.png' has no class before '_'" in only_reject(found, "images/plain.png").reason
+    entries = read("mask_folder", root, class_from="prefix", fully=True)
+    assert records(entries)["images/In_12.png"].regions == (Region("In", MaskFile("masks/In_12.png")),)
+    assert "'plain.png' has no class before '_'" in only_reject(entries, "images/plain.png").reason
 
 
 def test_mask_folder_by_values_with_folders_of_other_names(root: Path) -> None:
@@ -749,11 +751,13 @@ def test_mask_folder_by_values_with_folders_of_other_names(root: Path) -> None:
     regions = tuple(
         Region(name, MaskFile("annotations/a.png", i, i, (1, 2))) for name, i in (("crack", 1), ("hole", 2))
     )
-    for found in (
+    for entries in (
         read("mask_folder", root, masks="annotations/", **options),
         read("mask_folder", root, labels=mask.parent, **options),
     ):
-        assert [(record.path, record.regions) for record in found if isinstance(record, Record)] == [("a.png", regions)]
+        assert [(record.path, record.regions) for record in entries if isinstance(record, Record)] == [
+            ("a.png", regions)
+        ]
 
 
 def test_mask_folder_rejects_what_is_ambiguous(root: Path) -> None:
@@ -761,9 +765,9 @@ def test_mask_folder_rejects_what_is_ambiguous(root: Path) -> None:
         save_image(root / f"images/{name}.png")
     for name in ("crack/a.png", "crack/a_mask.png", "b.png"):
         save_mask(root / "masks" / name)
-    found = read("mask_folder", root, fully=True)
-    assert not records(found)
-    reasons = [reject.reason for reject in rejects(found)]
+    entries = read("mask_folder", root, fully=True)
+    assert not records(entries)
+    reasons = [reject.reason for reject in rejects(entries)]
     assert reasons[0] == "several masks for class 'crack': masks/crack/a.png, masks/crack/a_mask.png"
     assert reasons[1].startswith("mask 'masks/b.png' lies in no class folder")
 
@@ -808,12 +812,12 @@ def test_magnetic_tile_groups_and_fallbacks(root: Path) -> None:
     for shot in shots:
         save_image(root / f"{shot}.jpg")
     save_mask(root / f"{shots[1]}.png")
-    found = records(read("magnetic_tile", root))
-    groups = [found[f"{shot}.jpg"].group for shot in shots]
+    entries = records(read("magnetic_tile", root))
+    groups = [entries[f"{shot}.jpg"].group for shot in shots]
     assert groups == ["tile-5", "tile-5", "tile-5", "tile-11", None]
-    assert found[f"{shots[1]}.jpg"].regions == (Region("Crack", MaskFile(f"{shots[1]}.png")),)
-    assert found[f"{shots[2]}.jpg"].classes == ("Crack",)
-    assert found[f"{shots[2]}.jpg"].note == "no mask file"
+    assert entries[f"{shots[1]}.jpg"].regions == (Region("Crack", MaskFile(f"{shots[1]}.png")),)
+    assert entries[f"{shots[2]}.jpg"].classes == ("Crack",)
+    assert entries[f"{shots[2]}.jpg"].note == "no mask file"
     assert formats.load("magnetic_tile").EMPTY_MASK_KEEPS_CLASS
 
 
@@ -822,17 +826,17 @@ def test_kolektor_groups_and_threshold(root: Path) -> None:
         save_image(root / name)
     save_mask(root / "kos07/Part0_label.bmp")
     save_mask(root / "train/10000_GT.png")
-    found = records(read("kolektor", root))
-    assert found["kos07/Part0.jpg"].group == "kos07"
-    assert found["kos07/Part0.jpg"].regions == (Region("defect", MaskFile("kos07/Part0_label.bmp", 1)),)
-    assert found["train/10000.png"].group is None
+    entries = records(read("kolektor", root))
+    assert entries["kos07/Part0.jpg"].group == "kos07"
+    assert entries["kos07/Part0.jpg"].regions == (Region("defect", MaskFile("kos07/Part0_label.bmp", 1)),)
+    assert entries["train/10000.png"].group is None
 
 
 def test_class_folders_with_names_of_the_users_own(root: Path) -> None:
     for name in ("IO/a.jpg", "todo/b.jpg", "ok/c.jpg"):
         save_image(root / name)
-    found = read("class_folders", root, clean="io, fine", unlabelled="TODO")
-    states = {path: state(record) for path, record in records(found).items()}
+    entries = read("class_folders", root, clean="io, fine", unlabelled="TODO")
+    states = {path: state(record) for path, record in records(entries).items()}
     assert states == {"IO/a.jpg": frozenset(), "todo/b.jpg": UNLABELLED, "ok/c.jpg": frozenset({"ok"})}
 
 
@@ -840,21 +844,21 @@ def test_class_folders_with_names_of_the_users_own(root: Path) -> None:
 
 
 def real(name: str, folder: str, **options: Any) -> list[Record]:
-    found = read(name, fakes.real_data(folder), **options)
-    assert not rejects(found)
-    return list(records(found).values())
+    entries = read(name, fakes.real_data(folder), **options)
+    assert not rejects(entries)
+    return list(records(entries).values())
 
 
-def rows(found: list[Record]) -> Counter[str]:
-    return Counter(region.label for record in found for region in record.regions)
+def rows(entries: list[Record]) -> Counter[str]:
+    return Counter(region.label for record in entries for region in record.regions)
 
 
 def test_real_magnetic_tile() -> None:
-    found = real("magnetic_tile", "magnetic_tile")
-    assert rows(found) == {"Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
-    assert sum(record.labelled and not record.regions for record in found) == 952
+    entries = real("magnetic_tile", "magnetic_tile")
+    assert rows(entries) == {"Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
+    assert sum(record.labelled and not record.regions for record in entries) == 952
     tiles: dict[str | None, set[str]] = {}
-    for record in found:
+    for record in entries:
         tiles.setdefault(record.group, set()).add(record.path.split("/")[0].removeprefix("MT_"))
     assert len(tiles) == 251
     classes = Counter(name for names in tiles.values() for name in names)
@@ -863,26 +867,26 @@ def test_real_magnetic_tile() -> None:
 
 
 def test_real_neu_det() -> None:
-    found = real("neu_det", "neu_det")
-    by_file = Counter(PurePosixPath(record.path).stem.rpartition("_")[0] for record in found)
+    entries = real("neu_det", "neu_det")
+    by_file = Counter(PurePosixPath(record.path).stem.rpartition("_")[0] for record in entries)
     assert by_file == dict.fromkeys(formats.load("neu_det").CLASSES, 300)
-    assert all(record.regions and record.note is None and record.size == (200, 200) for record in found)
-    boxes = [region.shape for record in found for region in record.regions if isinstance(region.shape, Box)]
+    assert all(record.regions and record.note is None and record.size == (200, 200) for record in entries)
+    boxes = [region.shape for record in entries for region in record.regions if isinstance(region.shape, Box)]
     assert min(min(box.x, box.y) for box in boxes) == 0
     assert max(max(box.x + box.w, box.y + box.h) for box in boxes) == 200
 
 
 def test_real_sd900() -> None:
-    found = real("mask_folder", "sd900", class_from="prefix")
-    assert len(found) == 900
-    assert rows(found) == {"In": 300, "Pa": 300, "Sc": 300}
+    entries = real("mask_folder", "sd900", class_from="prefix")
+    assert len(entries) == 900
+    assert rows(entries) == {"In": 300, "Pa": 300, "Sc": 300}
 
 
 def test_real_severstal() -> None:
-    found = real("severstal", "severstal")
-    assert rows(found) == {"1": 201, "2": 68, "3": 827, "4": 333}
-    assert sum(record.label_file is not None for record in found) == 1000
+    entries = real("severstal", "severstal")
+    assert rows(entries) == {"1": 201, "2": 68, "3": 827, "4": 333}
+    assert sum(record.label_file is not None for record in entries) == 1000
     folder = fakes.real_data("severstal")
-    here = [record for record in found if (folder / record.path).is_file()]
+    here = [record for record in entries if (folder / record.path).is_file()]
     assert (len(here), sum(bool(record.regions) for record in here)) == (45, 5)
-    assert sum(not record.labelled for record in found) == 40
+    assert sum(not record.labelled for record in entries) == 40

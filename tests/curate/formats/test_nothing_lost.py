@@ -37,8 +37,8 @@ Annotations = dict[str, list[Any]]
 """What the label file says of each image, by stem."""
 
 
-def drawn(one: st.SearchStrategy[Any]) -> st.SearchStrategy[Annotations]:
-    return st.fixed_dictionaries({stem: st.lists(one, max_size=3) for stem in STEMS})
+def drawn(image: st.SearchStrategy[Any]) -> st.SearchStrategy[Annotations]:
+    return st.fixed_dictionaries({stem: st.lists(image, max_size=3) for stem in STEMS})
 
 
 SEGMENTATION = (
@@ -49,32 +49,32 @@ SEGMENTATION = (
 GREY = st.sampled_from([[0], [255], [0, 255], [0, 1], [0, 100, 127], [0, 2, 3], [7]])
 
 
-def write_coco(root: Path, said: Annotations) -> dict[str, Any]:
+def write_coco(root: Path, drawn_: Annotations) -> dict[str, Any]:
     numbers = dict(zip(STEMS, range(1, 9), strict=False))
     images = [{"id": number, "file_name": f"{stem}.png"} for stem, number in numbers.items()]
     entries = [
         {"id": 1, "image_id": numbers[stem], "category_id": 1, "segmentation": shape, "bbox": box}
-        for stem, found in said.items()
-        for shape, box in found
+        for stem, shapes in drawn_.items()
+        for shape, box in shapes
     ]
     save_text(root / "annotations.json", coco(images, entries))
     return {}
 
 
-def write_yolo(root: Path, said: Annotations) -> dict[str, Any]:
-    for stem, found in said.items():
-        save_text(root / f"{stem}.txt", "\n".join(" ".join(map(str, [0, *values])) for values in found))
+def write_yolo(root: Path, drawn_: Annotations) -> dict[str, Any]:
+    for stem, shapes in drawn_.items():
+        save_text(root / f"{stem}.txt", "\n".join(" ".join(map(str, [0, *values])) for values in shapes))
     return {"names": ["crack"]}
 
 
-def write_voc(root: Path, said: Annotations) -> dict[str, Any]:
-    for stem, found in said.items():
-        save_text(root / f"{stem}.xml", voc_xml(f"{stem}.png", *(("crack", *values) for values in found)))
+def write_voc(root: Path, drawn_: Annotations) -> dict[str, Any]:
+    for stem, shapes in drawn_.items():
+        save_text(root / f"{stem}.xml", voc_xml(f"{stem}.png", *(("crack", *values) for values in shapes)))
     return {}
 
 
-def write_severstal(root: Path, said: Annotations) -> dict[str, Any]:
-    rows = [f"{stem}.png,1,{cell}" for stem, found in said.items() for cell in found]
+def write_severstal(root: Path, drawn_: Annotations) -> dict[str, Any]:
+    rows = [f"{stem}.png,1,{cell}" for stem, shapes in drawn_.items() for cell in shapes]
     save_text(root / "train.csv", "\n".join(["ImageId,ClassId,EncodedPixels", *rows]))
     return {}
 
@@ -84,17 +84,17 @@ def write_mask(path: Path, values: Sequence[int]) -> None:
     Image.fromarray(np.resize(np.array(values, np.uint8), (HEIGHT, WIDTH))).save(path)
 
 
-def write_kolektor(root: Path, said: Annotations) -> dict[str, Any]:
-    for stem, found in said.items():
-        for suffix, values in zip((".bmp", ".png", ".tif"), found, strict=False):
+def write_kolektor(root: Path, drawn_: Annotations) -> dict[str, Any]:
+    for stem, shapes in drawn_.items():
+        for suffix, values in zip((".bmp", ".png", ".tif"), shapes, strict=False):
             write_mask(root / f"{stem}_label{suffix}", values)
     return {}
 
 
-def write_mask_folder(root: Path, said: Annotations) -> dict[str, Any]:
+def write_mask_folder(root: Path, drawn_: Annotations) -> dict[str, Any]:
     (root / "masks").mkdir()
-    for stem, found in said.items():
-        for name, values in zip(("crack", "hole", "defect"), found, strict=False):
+    for stem, shapes in drawn_.items():
+        for name, values in zip(("crack", "hole", "defect"), shapes, strict=False):
             write_mask(root / "masks" / name / f"{stem}.png", values)
     return {"images": ""}
 
@@ -119,33 +119,33 @@ def labels_of(name: str, root: Path, options: dict[str, Any]) -> tuple[dict[str,
     rules = SourceRules(root, LimitsConfig(), {"1": "crack"}, frozenset({"crack", "hole", "defect"}))
     taken: dict[str, Label] = {}
     refused: set[str] = set()
-    for found in formats.read(name, root, None, True, options):
+    for entry in formats.read(name, root, None, True, options):
         try:
-            if not isinstance(found, Record):
-                raise LabelProblem(found.reason)
-            taken[Path(found.path).stem] = intake.label_of(found, rules, WIDTH, HEIGHT)
+            if not isinstance(entry, Record):
+                raise LabelProblem(entry.reason)
+            taken[Path(entry.path).stem] = intake.label_of(entry, rules, WIDTH, HEIGHT)
         except LabelProblem:
-            refused.add(Path(found.path).stem)
+            refused.add(Path(entry.path).stem)
     return taken, refused
 
 
 def count(name: str, annotations: list[Any]) -> int:
     """How many of them say that there is a defect: an empty mask says that there is none."""
-    return sum(any(one) for one in annotations) if name in ("kolektor", "mask_folder") else len(annotations)
+    return sum(any(image) for image in annotations) if name in ("kolektor", "mask_folder") else len(annotations)
 
 
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_as_many_regions_as_annotations_or_none_of_the_image(name: str, data: st.DataObject) -> None:
+def test_as_many_regions_as_drawn_or_none_of_the_image(name: str, data: st.DataObject) -> None:
     strategy, write = CASES[name]
-    said = data.draw(drawn(strategy))
+    drawn_ = data.draw(drawn(strategy))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for stem in STEMS:
             save_image(root / f"{stem}.png", WIDTH, HEIGHT)
-        taken, refused = labels_of(name, root, write(root, said))
-    for stem, drawings in said.items():
+        taken, refused = labels_of(name, root, write(root, drawn_))
+    for stem, drawings in drawn_.items():
         assert (stem in taken) != (stem in refused)
         if stem in taken:
             assert len(taken[stem].defects) == count(name, drawings)

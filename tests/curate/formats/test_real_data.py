@@ -61,11 +61,11 @@ def test_magnetic_tile_masks_are_exact_and_no_tile_crosses_a_split(make: Make) -
         for defect in item.label.defects:
             mask = np.asarray(Image.open(item.path.with_suffix(".png")).convert("L")) > 127
             assert np.array_equal(mask_of(defect, item.width, item.height), mask)
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(values) == 1 for values in splits.values())
     images = Counter(item.split for item in index.items())
     assert images["train"] / 1344 == pytest.approx(0.7, abs=0.05)
     shares = {name: Counter(i.split for i in index.items() if name in i.label.present) for name in ("Fray", "Crack")}
-    assert all(set(found) == {"train", "val", "test"} for found in shares.values())
+    assert all(set(values) == {"train", "val", "test"} for values in shares.values())
 
 
 def test_neu_det(make: Make) -> None:
@@ -82,7 +82,7 @@ def test_neu_det(make: Make) -> None:
     # By the file's name 300 each; the boxes of 123 images also show other classes.
     assert all(by_class[name] >= 299 for name in project.class_names)
     kept = sum(len(item.label.defects) for item in index.items())
-    others = sum(len(found or ()) for found in index.dataset.values("other_defects.detections.label"))
+    others = sum(len(values or ()) for values in index.dataset.values("other_defects.detections.label"))
     assert kept + others == 4189
 
 

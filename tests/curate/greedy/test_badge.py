@@ -65,8 +65,8 @@ def test_half_precision_and_repeatability() -> None:
 
 
 def test_residuals() -> None:
-    found = residuals(np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]]))
-    np.testing.assert_allclose(found, [[-0.5, 0.5, 0.0], [0.1, 0.2, -0.3]], atol=1e-6)
+    result = residuals(np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]]))
+    np.testing.assert_allclose(result, [[-0.5, 0.5, 0.0], [0.1, 0.2, -0.3]], atol=1e-6)
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

@@ -57,16 +57,16 @@ def test_the_picks_of_plain_greedy(n: int, budget: int, kind: Any, whole: bool, 
     weights = random.integers(0, 4, n).astype(np.float32)
     allowed, covered = random.random(n) < 0.8, np.flatnonzero(random.random(n) < 0.1)
     options: dict[str, Any] = {"weights": weights, "covered": covered, "candidates": allowed}
-    found = (
+    result = (
         prob_cover(x, budget, 1.01, **options)
         if kind == "ball"
         else coverage(x, budget, kernel=kind, bandwidth=1.01, **options)
     )
     values = kernel_values(x, kind, 1.01)
     allowed[covered] = False
-    assert len(found.picks) == len(set(found.picks.tolist())) == min(budget, allowed.sum())
+    assert len(result.picks) == len(set(result.picks.tolist())) == min(budget, allowed.sum())
     cover = values[:, covered].max(axis=1, initial=0)
-    assert_greedy(values, found.picks, found.gains, weights, cover, allowed)
+    assert_greedy(values, result.picks, result.gains, weights, cover, allowed)
 
 
 def clusters(n: int, rare: int, size: int, seed: int = 0, d: int = 32) -> tuple[Vectors, NDArray[np.int64]]:
@@ -84,10 +84,10 @@ def test_written_down_or_not_the_picks_are_the_same(narrow: float, monkeypatch: 
     x, _ = clusters(1700, 5, 20)
     expected = coverage(x, 60, bandwidth=0.5).picks
     monkeypatch.setattr(module, "_NARROW", narrow)
-    found = coverage(x, 60, bandwidth=0.5)
-    assert found.picks.tolist() == expected.tolist()
+    result = coverage(x, 60, bandwidth=0.5)
+    assert result.picks.tolist() == expected.tolist()
     assert_greedy(
-        kernel_values(x, "rbf", 0.5), found.picks, found.gains, np.ones(1700), np.zeros(1700), np.ones(1700, bool)
+        kernel_values(x, "rbf", 0.5), result.picks, result.gains, np.ones(1700), np.zeros(1700), np.ones(1700, bool)
     )
 
 
@@ -95,9 +95,9 @@ def test_a_pool_is_about_as_good_and_loses_no_rare_cluster() -> None:
     x, label = clusters(8000, 12, 30)
     exact, pooled = coverage(x, 100), coverage(x, 100, pool=600)
     assert exact.bandwidth == pooled.bandwidth
-    for found in (exact, pooled):
-        assert len(set(found.picks.tolist())) == 100
-        assert set(range(30, 42)) <= set(label[found.picks].tolist())
+    for result in (exact, pooled):
+        assert len(set(result.picks.tolist())) == 100
+        assert set(range(30, 42)) <= set(label[result.picks].tolist())
     assert pooled.gains.sum() > 0.99 * exact.gains.sum()
     assert pooled.picks.tolist() == coverage(x, 100, pool=600).picks.tolist()
 
@@ -108,10 +108,10 @@ def test_large_data_get_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EXACT", 1e6)
     monkeypatch.setattr(module, "_POOL", 300)
     allowed, weights = label != 3, np.where(label == 5, 0, 1).astype(float)
-    found = coverage(x.astype(np.float16), 60, candidates=allowed, weights=weights, covered=exact.picks[:10])
-    assert len(set(found.picks.tolist())) == 60
-    assert 3 not in label[found.picks]
-    assert not set(found.picks.tolist()) & set(exact.picks[:10].tolist())
+    result = coverage(x.astype(np.float16), 60, candidates=allowed, weights=weights, covered=exact.picks[:10])
+    assert len(set(result.picks.tolist())) == 60
+    assert 3 not in label[result.picks]
+    assert not set(result.picks.tolist()) & set(exact.picks[:10].tolist())
 
 
 def test_the_bandwidth_is_the_median_distance_to_a_near_neighbour() -> None:
@@ -124,9 +124,9 @@ def test_the_bandwidth_is_the_median_distance_to_a_near_neighbour() -> None:
 
 def test_prob_cover_covers_balls() -> None:
     x = np.array([[0.0], [1], [2], [10], [11], [30]], np.float32)
-    found = prob_cover(x, 4, 1.0)
-    assert found.picks.tolist() == [1, 3, 5, 0]
-    assert found.gains.tolist() == [3, 2, 1, 0]
+    result = prob_cover(x, 4, 1.0)
+    assert result.picks.tolist() == [1, 3, 5, 0]
+    assert result.gains.tolist() == [3, 2, 1, 0]
 
 
 # --- Towards exemplars --------------------------------------------------------------------------------------------
@@ -149,11 +149,11 @@ def plain_targeted(x: Vectors, exemplars: Vectors, negatives: Vectors, budget: i
 def test_targeted_is_plain_greedy(seed: int) -> None:
     x, _ = clusters(900, 5, 20, seed)
     exemplars, negatives = x[:7], x[7:20]
-    found = targeted(x[20:], exemplars, 40, negatives=negatives)
-    assert found.picks.tolist() == plain_targeted(x[20:].astype(float), exemplars, negatives, 40)
-    similarity = x[20:][found.picks] @ exemplars.T
-    np.testing.assert_allclose(found.similarity, similarity.max(axis=1), atol=1e-5)
-    np.testing.assert_array_equal(found.exemplar, similarity.argmax(axis=1))
+    result = targeted(x[20:], exemplars, 40, negatives=negatives)
+    assert result.picks.tolist() == plain_targeted(x[20:].astype(float), exemplars, negatives, 40)
+    similarity = x[20:][result.picks] @ exemplars.T
+    np.testing.assert_allclose(result.similarity, similarity.max(axis=1), atol=1e-5)
+    np.testing.assert_array_equal(result.exemplar, similarity.argmax(axis=1))
 
 
 def test_targeted_aims_at_the_exemplars_away_from_negatives_without_copies() -> None:
@@ -161,9 +161,9 @@ def test_targeted_aims_at_the_exemplars_away_from_negatives_without_copies() -> 
     wanted, unwanted = np.flatnonzero(label == 30), np.flatnonzero(label == 31)
     allowed = np.ones(2000, bool)
     allowed[wanted[:3]] = False
-    found = targeted(x, x[wanted[:3]], 20, negatives=x[unwanted[:3]], candidates=allowed)
-    assert (label[found.picks] == 30).all()
-    assert not set(found.picks.tolist()) & set(wanted[:3].tolist())
+    result = targeted(x, x[wanted[:3]], 20, negatives=x[unwanted[:3]], candidates=allowed)
+    assert (label[result.picks] == 30).all()
+    assert not set(result.picks.tolist()) & set(wanted[:3].tolist())
     assert 31 not in label[targeted(x, x[[wanted[0], unwanted[0]]], 20, negatives=x[unwanted], penalty=9).picks]
     copies = targeted(np.repeat(x[:5], 4, axis=0), x[:1], 20)
     assert sorted(copies.picks.tolist()) == [0, 4, 8, 12, 16]
@@ -181,7 +181,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
             coverage(x, 2, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="radius"):
         prob_cover(x, 2, -1.0)
-    with pytest.raises(ValueError, match="no exemplars"):
+    with pytest.raises(ValueError, match="exemplars is empty"):
         targeted(x, x[:0], 2)
     x[4, 0] = np.nan
     with pytest.raises(ValueError, match="row 4"):

@@ -62,9 +62,9 @@ def middle(x: Floats, left: NDArray[np.bool_]) -> Floats:
     return module.mean_of(vectors, np.flatnonzero(left), module.largest_value(vectors))
 
 
-def same(found: Centers, expected: tuple[list[int], list[float]]) -> None:
-    assert found.picks.tolist() == expected[0]
-    assert found.radius.tolist() == expected[1]
+def same(result: Centers, expected: tuple[list[int], list[float]]) -> None:
+    assert result.picks.tolist() == expected[0]
+    assert result.radius.tolist() == expected[1]
 
 
 def clustered(rows: int, dimensions: int, clusters: int = 20, seed: int = 0) -> Floats:
@@ -113,9 +113,9 @@ def test_picks_are_those_of_the_plain_method(case: dict[str, Any]) -> None:
     x = x.astype(np.float16) if case["half"] else x
     covered = random.integers(0, len(x), case["covered"])
     candidates = random.random(len(x)) < case["candidates"]
-    found = kcenter(x, case["budget"], covered=covered, candidates=candidates)
-    same(found, plain(x, case["budget"], covered, candidates))
-    assert len(set(found.picks.tolist())) == len(found.picks)
+    result = kcenter(x, case["budget"], covered=covered, candidates=candidates)
+    same(result, plain(x, case["budget"], covered, candidates))
+    assert len(set(result.picks.tolist())) == len(result.picks)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,9 +141,9 @@ def test_many_covered_rows() -> None:
     """More covered rows than one matrix product takes, some shared by enough rows to help in pruning."""
     x: Floats = np.concatenate([clustered(3000, 24, 10), drawn("far away", 3000, 24, 3)])
     covered = np.concatenate([[0, 5], np.arange(2999, 6000)])
-    found = kcenter(x, 150, covered=covered)
-    same(found, plain(x, 150, covered))
-    assert found.computed < 0.5 * 3000 * 150
+    result = kcenter(x, 150, covered=covered)
+    same(result, plain(x, 150, covered))
+    assert result.computed < 0.5 * 3000 * 150
 
 
 def test_covered_rows_may_repeat_and_come_in_any_order() -> None:
@@ -153,17 +153,17 @@ def test_covered_rows_may_repeat_and_come_in_any_order() -> None:
 
 def test_duplicates_come_last_in_row_order() -> None:
     x = clustered(20, 16)[np.arange(60) // 3]
-    found = kcenter(x, 60)
-    assert sorted(found.picks.tolist()) == list(range(60))
-    assert set(found.picks[:20].tolist()) == set(range(0, 60, 3))
-    assert found.picks[20:].tolist() == [row for row in range(60) if row % 3]
-    assert not found.radius[20:].any()
+    result = kcenter(x, 60)
+    assert sorted(result.picks.tolist()) == list(range(60))
+    assert set(result.picks[:20].tolist()) == set(range(0, 60, 3))
+    assert result.picks[20:].tolist() == [row for row in range(60) if row % 3]
+    assert not result.radius[20:].any()
 
 
 def test_the_radius_never_grows() -> None:
-    found = kcenter(clustered(2000, 32), 300)
-    assert np.isinf(found.radius[0])
-    assert (np.diff(found.radius[1:]) <= 0).all()
+    result = kcenter(clustered(2000, 32), 300)
+    assert np.isinf(result.radius[0])
+    assert (np.diff(result.radius[1:]) <= 0).all()
 
 
 def test_the_first_pick_does_not_depend_on_the_order() -> None:

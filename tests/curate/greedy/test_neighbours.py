@@ -101,10 +101,10 @@ def test_pairs_above_finds_every_pair(other: bool, sketch: bool, monkeypatch: py
     monkeypatch.setattr(neighbours, "_basis", lambda *_: basis)
     ticks: list[tuple[int, int]] = []
     i, j, similarity = pairs_above(x, 0.9, y, progress=lambda done, every: ticks.append((done, every)))
-    found = list(zip(i.tolist(), j.tolist(), strict=True))
-    assert set(found) == plain_pairs(x, 0.9, y)
-    assert found == sorted(found)
-    assert len(found) > 100
+    pairs = list(zip(i.tolist(), j.tolist(), strict=True))
+    assert set(pairs) == plain_pairs(x, 0.9, y)
+    assert pairs == sorted(pairs)
+    assert len(pairs) > 100
     assert (similarity >= 0.9).all()
     assert ticks[-1][0] == ticks[-1][1] == len(ticks)
 

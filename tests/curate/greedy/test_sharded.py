@@ -29,16 +29,16 @@ def split(x: Table, parts: int, seed: int = 0, names: bool = False) -> tuple[Tab
 
 def central(x: Table, budget: int, covered: Table | None = None) -> tuple[list[int], list[float]]:
     if covered is None:
-        found = kcenter(x, budget)
+        result = kcenter(x, budget)
     else:
-        found = kcenter(np.concatenate([x, covered]), budget, covered=np.arange(len(x), len(x) + len(covered)))
-    return found.picks.tolist(), found.radius.tolist()
+        result = kcenter(np.concatenate([x, covered]), budget, covered=np.arange(len(x), len(x) + len(covered)))
+    return result.picks.tolist(), result.radius.tolist()
 
 
-def same(found: Picked, ids: Table, shards: list[Shard], expected: tuple[list[int], list[float]]) -> None:
-    assert found.ids.tolist() == ids[expected[0]].tolist()
-    assert found.radius.tolist() == expected[1]
-    for name, shard, row in zip(found.ids, found.shards, found.rows, strict=True):
+def same(result: Picked, ids: Table, shards: list[Shard], expected: tuple[list[int], list[float]]) -> None:
+    assert result.ids.tolist() == ids[expected[0]].tolist()
+    assert result.radius.tolist() == expected[1]
+    for name, shard, row in zip(result.ids, result.shards, result.rows, strict=True):
         assert shards[shard].ids[row] == name
 
 
@@ -60,8 +60,8 @@ def test_picks_are_those_of_one_machine(
     x = drawn(kind, rows + covered, dimensions, seed).astype(np.float16 if half else np.float32)
     known = x[rows:] if covered else None
     ids, shards = split(x[:rows], parts, seed, names=bool(seed % 2))
-    found = kcenter_sharded(shards, budget, covered_vectors=known, batch=batch)
-    same(found, ids, shards, central(x[:rows], budget, known))
+    result = kcenter_sharded(shards, budget, covered_vectors=known, batch=batch)
+    same(result, ids, shards, central(x[:rows], budget, known))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,19 +78,19 @@ def test_larger_parts(kind: str, parts: int, covered: int) -> None:
 def test_few_rounds(clusters: int, most: int) -> None:
     x = clustered(20_000, 32, clusters)
     ids, shards = split(x, 5)
-    found = kcenter_sharded(shards, 300)
-    same(found, ids, shards, central(x, 300))
-    assert found.rounds <= most
+    result = kcenter_sharded(shards, 300)
+    same(result, ids, shards, central(x, 300))
+    assert result.rounds <= most
 
 
 @pytest.mark.parametrize("parts", [8, 32])
 def test_two_rounds_come_close(parts: int) -> None:
     x = clustered(20_000, 32, 100, seed=4)
     _, shards = split(x, parts)
-    found = kcenter_two_round(shards, 300)
-    assert found.rounds == 2
-    assert len(set(found.ids.tolist())) == 300
-    assert reach(x, found.ids // 3) <= 1.2 * reach(x, kcenter(x, 300).picks)
+    result = kcenter_two_round(shards, 300)
+    assert result.rounds == 2
+    assert len(set(result.ids.tolist())) == 300
+    assert reach(x, result.ids // 3) <= 1.2 * reach(x, kcenter(x, 300).picks)
 
 
 def reach(x: Table, picks: Table) -> float:
@@ -115,9 +115,9 @@ def test_two_rounds_keep_away_from_covered_rows() -> None:
     x = clustered(2000, 16, 10)
     _, shards = split(x[:1800], 4)
     alone = kcenter_two_round(shards, 20)
-    found = kcenter_two_round(shards, 20, covered_vectors=x[1800:])
+    result = kcenter_two_round(shards, 20, covered_vectors=x[1800:])
     assert np.isinf(alone.radius[0])
-    assert found.radius[0] < alone.radius[1]
+    assert result.radius[0] < alone.radius[1]
 
 
 def read_part(seed: int) -> Shard:
@@ -164,13 +164,13 @@ def test_actors_of_ray_pick_the_same() -> None:
     functions: list[Source] = [partial(read_part, 0), read_part(1)]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        found = kcenter_sharded(functions, 100, engine="ray")
+        result = kcenter_sharded(functions, 100, engine="ray")
         near = kcenter_two_round(functions, 100, engine="ray")
         assert ray.is_initialized()
     finally:
         ray.shutdown()
     here = kcenter_sharded(functions, 100)
-    assert found.ids.tolist() == here.ids.tolist()
-    assert found.radius.tolist() == here.radius.tolist()
-    assert found.rounds == here.rounds
+    assert result.ids.tolist() == here.ids.tolist()
+    assert result.radius.tolist() == here.radius.tolist()
+    assert result.rounds == here.rounds
     assert near.ids.tolist() == kcenter_two_round(functions, 100).ids.tolist()

@@ -31,9 +31,9 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_one_typical_row_of_each_cluster_largest_first() -> None:
     x, label = blobs()
-    found = typiclust(x, 4, rng=rng())
-    assert label[found.picks].tolist() == [0, 1, 2, 3]
-    for pick, value in zip(found.picks, found.typicality, strict=True):
+    result = typiclust(x, 4, rng=rng())
+    assert label[result.picks].tolist() == [0, 1, 2, 3]
+    for pick, value in zip(result.picks, result.typicality, strict=True):
         inside = np.flatnonzero(label == label[pick])
         apart = np.sort(np.linalg.norm(x[inside, None] - x[inside], axis=2), axis=1)
         typicality = 1 / apart[:, 1 : min(20, len(inside) - 1) + 1].mean(axis=1)
@@ -43,8 +43,8 @@ def test_one_typical_row_of_each_cluster_largest_first() -> None:
 
 def test_covered_clusters_come_last() -> None:
     x, label = blobs()
-    found = typiclust(x, 3, covered=np.array([0, 95]), rng=rng(), max_clusters=4)
-    assert label[found.picks].tolist() == [2, 3, 0]
+    result = typiclust(x, 3, covered=np.array([0, 95]), rng=rng(), max_clusters=4)
+    assert label[result.picks].tolist() == [2, 3, 0]
 
 
 def test_several_passes() -> None:
@@ -60,13 +60,13 @@ def test_exactly_the_budget_without_repeats(n: int, budget: int, most: int, seed
     random = np.random.default_rng(seed)
     x = random.integers(-1, 2, (n, 3)).astype(np.float16)
     allowed, covered = random.random(n) < 0.7, np.flatnonzero(random.random(n) < 0.2)
-    found = typiclust(x, budget, covered=covered, candidates=allowed, rng=rng(seed), max_clusters=most)
+    result = typiclust(x, budget, covered=covered, candidates=allowed, rng=rng(seed), max_clusters=most)
     left = set(np.flatnonzero(allowed).tolist()) - set(covered.tolist())
-    assert len(found.picks) == len(set(found.picks.tolist())) == min(budget, len(left))
-    assert set(found.picks.tolist()) <= left
-    assert found.cluster.shape == (n,)
+    assert len(result.picks) == len(set(result.picks.tolist())) == min(budget, len(left))
+    assert set(result.picks.tolist()) <= left
+    assert result.cluster.shape == (n,)
     again = typiclust(x, budget, covered=covered, candidates=allowed, rng=rng(seed), max_clusters=most)
-    assert again.picks.tolist() == found.picks.tolist()
+    assert again.picks.tolist() == result.picks.tolist()
 
 
 def test_copies_tie_to_the_lowest_row() -> None:
