@@ -441,9 +441,11 @@ def _check_state(file: Path, aside: Path, members: Iterable[str]) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True)) as db:
-            strange = db.execute("select name from sqlite_master where type not in ('table', 'index')").fetchone()
-            rows = db.execute("select reference from files where outcome = ?", (OK,)) if strange is None else ()
-            wrong = next((name for (name,) in rows if escapes(str(name).partition(":")[2])), strange and strange[0])
+            unexpected = db.execute("select name from sqlite_master where type not in ('table', 'index')").fetchone()
+            rows = db.execute("select reference from files where outcome = ?", (OK,)) if unexpected is None else ()
+            wrong = next(
+                (name for (name,) in rows if escapes(str(name).partition(":")[2])), unexpected and unexpected[0]
+            )
     except sqlite3.Error as error:
         raise CurateError(f"{file} is damaged: work/files.sqlite: {error}") from None
     if wrong is not None:

@@ -150,7 +150,7 @@ def _placed(source: Mapping[str, Any], records: Iterable[Record | Reject]) -> tu
 def demo(
     folder: Path | None, images: int, seed: int, progress: Callable[[int], None]
 ) -> tuple[Project, plant.DemoSummary]:
-    """Draw the demo plant and make its project: a labelled library, and production images that nobody labelled."""
+    """Draw the demo plant and create its project: a labelled library, and unlabelled production images."""
     folder = (folder or projects_folder(Path.cwd()) / "demo").resolve()
     drawn = 0
 

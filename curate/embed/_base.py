@@ -115,6 +115,6 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def unit(vectors: Array) -> NDArray[np.float32]:
-    """Rows of length 1."""
-    found = np.asarray(vectors, np.float32)
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12), np.float32)
+    """Scale rows to length 1."""
+    rows = np.asarray(vectors, np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)

@@ -1,4 +1,4 @@
-"""Resizing of windows and the forward pass, shared by all encoders that are networks."""
+"""Helpers of encoders that are networks: resizing windows and the forward pass."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ START = "starting Ray takes about 10 s; it pays for long runs and on clusters"
 
 
 def outcomes(encoder: Encoder, todo: Any, max_pixels: int, batch: int, workers: int | None) -> Iterator[EncodedImage]:
-    """Every image's `EncodedImage`, in the order of `todo`; Ray is started if nobody has, and then stopped again."""
+    """Every image's `EncodedImage`, in the order of `todo`; Ray is started unless it runs, and then stopped again."""
     if not todo:
         return
     with running() as ray:

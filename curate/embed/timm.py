@@ -76,7 +76,7 @@ def _takes_size(model: str) -> bool:
 
 
 def _filled(module: Any, weights: str, model: str) -> Any:
-    """All weights must be in the file; those of the head that we took off may be."""
+    """Load the weights; all of the model's must be in the file, and those of the removed head may be."""
     state = weights_of(weights)
     try:
         missing = module.load_state_dict(state, strict=False).missing_keys

@@ -103,7 +103,7 @@ def _check_target(to: Path) -> None:
 
 
 def _select(index: Index, split: str | None) -> tuple[list[str], int]:
-    """The ids to write, sorted, and how many images of the split stay behind."""
+    """The ids to write, sorted, and the number of images of the split that are left out."""
     cards = {id: card for id, card in index.image_states().items() if split in (None, card.split)}
     ids = sorted(id for id, card in cards.items() if card.status == "labelled" and not card.missing)
     if ids:

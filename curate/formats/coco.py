@@ -95,7 +95,7 @@ def _label_file(root: Path, labels: Path | None) -> Path:
 
 def _load(source: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(read_text(source), object_pairs_hook=_without_doubles)
+        content = json.loads(read_text(source), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as problem:
         raise CurateError(f"'{source}' is not readable JSON: {problem}. Export it again") from None
     parts = ("images", "annotations", "categories")
@@ -104,13 +104,13 @@ def _load(source: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object with one key twice: JSON readers keep the last, and annotations would vanish in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that occurs twice in one object: JSON readers keep the last, so that annotations would be lost."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"key {short(name)} stands twice in one object")
-    return found
+    return entries
 
 
 def _collect(content: dict[str, list[Any]], folder: str) -> tuple[dict[str, _Image], list[str]]:

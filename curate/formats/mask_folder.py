@@ -29,7 +29,7 @@ from curate.paths import IMAGE_SUFFIXES
 
 ENDINGS = ("", "_mask", "_label", "_gt")
 UNREADABLE = frozenset({".gif", ".jp2", ".mat", ".npy", ".npz", ".pgm", ".ppm", ".svg"})
-"""Masks that nobody here reads: passed over, they would leave their image clean."""
+"""Formats of masks that are not read: if these were skipped, their images would count as clean."""
 Regions = Callable[[str, str], tuple[Region, ...]]
 """Returns the regions of an image's path and its mask's path (relative to root)."""
 
@@ -91,9 +91,9 @@ def _entry(path: str, masks: list[str], regions: Regions) -> Record | Reject:
             if PurePosixPath(mask).suffix.lower() in UNREADABLE:
                 raise LabelProblem(f"mask {short(mask)} is in no format that is read here. Convert it to PNG")
         all_regions = tuple(region for mask in masks for region in regions(path, mask))
-        again = [label for label, count in Counter(region.label for region in all_regions).items() if count > 1]
-        if again:
-            raise LabelProblem(f"several masks for class '{again[0]}': {', '.join(masks)}")
+        repeated = [label for label, count in Counter(region.label for region in all_regions).items() if count > 1]
+        if repeated:
+            raise LabelProblem(f"several masks for class '{repeated[0]}': {', '.join(masks)}")
     except LabelProblem as problem:
         return Reject(path, str(problem), masks[0])
     return Record(path, all_regions, labelled=True, label_file=masks[0])

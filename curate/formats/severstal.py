@@ -72,9 +72,9 @@ def read(
     for row in _rows(source):
         rows.setdefault(join(below, row.image) if row.image else label_file, []).append(row)
     known = set(images)
-    lost = [
-        f"line {row.line}" for path, of_image in rows.items() if path not in known for row in of_image if row.problem
-    ]
+    # A quote in the name of an image that does not exist is damage, too: the row may be that of any other image.
+    unknown = (row for path, of_image in rows.items() if path not in known for row in of_image)
+    lost = [f"line {row.line}" for row in unknown if row.problem or '"' in row.image]
     for path in sorted({*images, *rows}):
         if path in rows:
             yield from _entry(path, rows[path], label_file)

@@ -234,9 +234,7 @@ def _leak_notes(index: Index, model: StoredModel, items: Sequence[Item], request
 
     Raises CurateError for such images unless `request.allow_leak`.
     """
-    training_ids = model.manifest.get("images")
-    if training_ids is None:
-        return ["this model does not record its training images: that it was trained on these cannot be ruled out"]
+    training_ids = model.manifest["images"]
     groups = {id: group or id for id, group in index.rows("group")}
     known = {*training_ids["train"], *(model.manifest.get("pseudo") or {"labels": ()})["labels"]}
     known_groups = {groups.get(id, id) for id in known}

@@ -22,7 +22,10 @@ from train.simulate.oracle_dataset import OracleDataset, fingerprint, load, save
 
 CODE = (
     *("curate/greedy", "curate/strategies", "curate/select/cost.py", "curate/vectors/nearest.py"),
-    *(f"curate/select/{name}.py" for name in ("pool", "build_pool", "linear_probe", "uncertainty", "rules")),
+    *(
+        f"curate/select/{name}.py"
+        for name in ("pool", "build_pool", "linear_probe", "uncertainty", "rules", "whitening")
+    ),
     *(f"train/simulate/{name}.py" for name in ("test_scores", "learners", "one_run", "oracle_dataset")),
 )
 Progress = Callable[[str, int, int], None]

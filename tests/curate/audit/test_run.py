@@ -325,7 +325,7 @@ STEADY = (0.992, 0.995, 0.999)
         (simple(400, 60), STEADY, "go on", "at least"),
         (simple(400, 0), (0.7, 0.8, 0.9), "go on", "still change"),
         (simple(40, 0), STEADY, "too little data", "it takes about 299 audit picks"),
-        (simple(400, 0), (), "too little data", "needs 3 comparisons"),
+        (simple(400, 0), (), "too little data", "It takes 3 comparisons"),
         (
             AuditFacts([AuditRound(manifest(1, FIRST, {"": 9}), [row("a", 0.5)])], {}),
             STEADY,

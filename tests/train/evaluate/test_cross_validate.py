@@ -252,7 +252,7 @@ def test_killed_it_goes_on_to_the_same_result(plant: Project, result: cross_vali
     pulled_at("fold 2 of 2", 2)  # within a training
     first = result.folder / "fold-1-1.json"
     before = first.stat().st_mtime_ns
-    pulled_at("judge", 1)  # trained, and half judged
+    pulled_at("evaluate", 1)  # trained, and half evaluated
     assert not (result.folder / "fold-1-2.json").exists()
     assert len(cross_validate.make_task(plant, CPU).todo) == 3
     again = cross_validate.run(cross_validate.make_task(plant, CPU))
