@@ -158,7 +158,7 @@ def make_defect(label: str, box: Any, rle: str | None = None, severity: str | No
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """All that is known of one image. Clean is `labelled` with nothing present: not the same as `unlabelled`.
+    """The label of one image. Clean is `labelled` with nothing present: not the same as `unlabelled`.
 
     `classes` are image-level facts that no region expresses (pixels unknown); `present` joins both.
     """

@@ -54,9 +54,8 @@ def show(index: Index, log: LabelLog, ids: Iterable[str], classes: Collection[st
 def _append_edits(shown: Iterable[ShownLabel], log: LabelLog, classes: Collection[str]) -> list[str]:
     """Append the edits among these images to the log, except those that a killed command has appended already."""
     edited = [image for image in shown if image.edited]
-    moved = {
-        image.id for image in edited if log.state(image.id).label.digest != image.digest
-    }  # since the index was written
+    # Images whose state in the log has changed since the index was written.
+    moved = {image.id for image in edited if log.state(image.id).label.digest != image.digest}
     histories = log.histories(moved)
     edited = [
         image for image in edited if image.id not in moved or not _is_logged(image, histories[image.id], log, classes)
@@ -83,7 +82,7 @@ def _is_logged(image: ShownLabel, history: Sequence[Entry], log: LabelLog, class
 def label_from_edit(
     edited: Label, before: Label, classes: Collection[str], size: tuple[int, int] | None = None
 ) -> Label:
-    """Return the label that a person's edit means: whoever draws, deletes or confirms regions has labelled the image.
+    """Return the label that an edit means: drawing, deleting or confirming regions labels the image.
 
     Args:
         edited: The label as the App shows it after the edit.
@@ -91,7 +90,7 @@ def label_from_edit(
         classes: The project's classes.
         size: Width and height of the image; boxes are clipped to them.
     """
-    status = edited.status if edited.status in STATUSES else before.status  # a mistyped status is no decision
+    status = edited.status if edited.status in STATUSES else before.status  # a mistyped status decides nothing
     label, outside = with_tight_boxes(replace(edited, status=status), size)
     unknown = sorted(label.present - set(classes))
     if unknown:

@@ -145,7 +145,7 @@ class Index:
         return self.dataset.match((field("status") == "disputed") & duplicate)
 
     def conflicts(self) -> list[str]:
-        """Return the ids of these images."""
+        """Return the ids of the `undecided` images."""
         return list(self.undecided().values("content_id"))
 
     def missing(self) -> list[str]:

@@ -128,7 +128,7 @@ def open_server() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_server_that_cannot_be_restrained_is_named(open_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_cannot_be_restricted_is_named(open_server: str, capsys: pytest.CaptureFixture[str]) -> None:
     app_views._check_restricted(open_server, "")
     assert "sends any file of this machine to anybody who reaches it" in capsys.readouterr().err
     with pytest.raises(CurateError, match="Leave out --address"):

@@ -91,7 +91,7 @@ def test_adding_again_says_so_and_keeps_comments(plant: Project) -> None:
     assert classes.add(plant, "dent")["did"] == "added dent"
     text = load(plant.folder).file.read_text()
     assert "# mine" in text
-    assert classes.add(load(plant.folder), "dent")["did"].startswith("class dent is there already")
+    assert classes.add(load(plant.folder), "dent")["did"].startswith("class dent exists already")
     assert plant.file.read_text() == text
 
 
@@ -132,7 +132,7 @@ def test_a_finished_command_repeated_says_that_it_is_done(indexed: Project) -> N
         done = {"did": "merged hole into fissure before", "images": 0}
         assert classes.merge(project, ["hole", "fissure"], "fissure") == done
     assert classes.retire(load(indexed.folder), "dent") == {"did": "class dent is retired already", "images": 0}
-    assert classes.add(load(indexed.folder), "fissure")["did"].startswith("class fissure is there already")
+    assert classes.add(load(indexed.folder), "fissure")["did"].startswith("class fissure exists already")
     assert (dump(indexed), indexed.file.read_text(), log_of(indexed)) == (before, config, log)
 
 
