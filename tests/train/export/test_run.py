@@ -33,6 +33,8 @@ from train.export.run import INT8, ONNX, SIDECAR, ExportRequest
 from train.fit import run as training
 from train.predict.predictor import load_predictor, trained_network
 
+# An x86 processor without these instructions adds 8-bit products in 16 bits, which may saturate.
+VNNI = platform.machine() != "x86_64" or "vnni" in Path("/proc/cpuinfo").read_text()
 pytestmark = pytest.mark.filterwarnings("ignore")
 SEGMENTER = ("epochs=6", "optimiser.lr=3e-3", "predict.flips=true")
 # Most tests ask for files; what INT8 costs so small a network is no matter.
@@ -120,7 +122,7 @@ def _figures_are_those_of_evaluate(project: Project, sidecar: dict[str, Any]) ->
     """Recall and Dice against what `curate evaluate` says of the same model and images."""
     from train.evaluate import run as evaluating
 
-    expected = evaluating.run(project, evaluating.EvaluateRequest(split="val", device="cpu")).figures["classes"]
+    expected = evaluating.run(project, evaluating.EvaluateRequest(split="val", device="cpu")).metrics["classes"]
     for name, values in sidecar["accuracy"]["torch"].items():
         assert values["recall"] == pytest.approx(expected[name]["recall"]["value"], abs=1e-6)
         assert values["dice"] == pytest.approx(expected[name]["dice"]["value"], abs=1e-6)
@@ -423,5 +425,5 @@ def test_unsigned_activations_where_they_are_asked_for(tmp_path: Path) -> None:
         kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
         assert {kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"} == {kind}
         expected, quantised = (onnx_int8.onnx_runner(file, 1)(images[0]) for file in (source, target))
-        np.testing.assert_allclose(expected, quantised, atol=0.02)
+        np.testing.assert_allclose(expected, quantised, atol=0.02 if VNNI else 0.1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x8.onnx"]
