@@ -428,7 +428,7 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Fill:
         class FakeIndex:
             def __init__(self, _: Project) -> None: ...
 
-            def cards(self) -> dict[str, Any]:
+            def image_states(self) -> dict[str, Any]:
                 gone = {i.id for i in missing}
                 return {
                     i.id: SimpleNamespace(status=i.label.status, split=i.split, missing=i.id in gone) for i in items
