@@ -148,7 +148,7 @@ def test_who_lends(works: Project) -> None:
     index.set({"group": {ids[5]: disputed}})
     nobody = prepared_data(works)
     assert nobody.pseudo == ()
-    assert f"model {key} is sure of no image" in nobody.notes[-1]
+    assert f"model {key} is sure of no unlabelled image" in nobody.notes[-1]
 
 
 def test_what_cannot_be_is_one_line(works: Project) -> None:
