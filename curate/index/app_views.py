@@ -262,6 +262,7 @@ def launch(
     except KeyboardInterrupt:
         pass
     finally:
+        session._disable_wait_warning = True  # FiftyOne would print advice on standard output
         session.close()
 
 

@@ -288,7 +288,7 @@ def test_a_terminal_that_knows_few_letters_is_no_error(tmp_path: Path) -> None:
     ("error", "text"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/d/labels"), "error: No space left on device: /d/labels"),
-        (PermissionError(errno.EACCES, "Permission denied", "/d"), "error: Permission denied: /d"),
+        (PermissionError(errno.EACCES, "Permission denied", "/d"), "error: /d: Permission denied"),
         (IsADirectoryError(errno.EISDIR, "Is a directory"), "error: Is a directory"),
         (
             pymongo.errors.AutoReconnect("connection closed"),
