@@ -333,25 +333,25 @@ def test_a_fingerprint_changes_with_file_mask_label_and_rules_and_not_otherwise(
     save_mask(tmp_path / "m.png")
     record = Record("a.jpg", (Region("crack", MaskFile("m.png")),), labelled=True)
     ours = rules(tmp_path)
-    first = mark_of(record, ours, ours.mark)
+    first = mark_of(record, ours, ours.digest)
     assert first is not None
-    assert mark_of(record, ours, rules(tmp_path).mark) == first
-    assert mark_of(replace(record), ours, ours.mark) == first
+    assert mark_of(record, ours, rules(tmp_path).digest) == first
+    assert mark_of(replace(record), ours, ours.digest) == first
 
     changed = [
-        mark_of(replace(record, **change), ours, ours.mark)
+        mark_of(replace(record, **change), ours, ours.digest)
         for change in ({"labelled": False}, {"classes": ("hole",)}, {"regions": ()}, {"group": "g"}, {"line": 7})
     ]
     changed.append(mark_of(record, ours, "another mark"))
     os.utime(tmp_path / "a.jpg", ns=(1, 1))
-    changed.append(mark_of(record, ours, ours.mark))
+    changed.append(mark_of(record, ours, ours.digest))
     os.utime(tmp_path / "m.png", ns=(1, 1))
-    changed.append(mark_of(record, ours, ours.mark))
+    changed.append(mark_of(record, ours, ours.digest))
     (tmp_path / "m.png").unlink()
-    changed.append(mark_of(record, ours, ours.mark))
+    changed.append(mark_of(record, ours, ours.digest))
     assert len({first, *changed}) == len(changed) + 1
     (tmp_path / "a.jpg").unlink()
-    assert mark_of(record, ours, ours.mark) is None
+    assert mark_of(record, ours, ours.digest) is None
 
 
 @pytest.mark.parametrize(
@@ -372,12 +372,12 @@ def test_a_fingerprint_changes_with_file_mask_label_and_rules_and_not_otherwise(
 )
 def test_every_rule_is_part_of_the_digest(change: dict[str, Any]) -> None:
     base = rules(Path())
-    assert rules(Path(), **change).mark != base.mark
-    assert rules(Path(), **change).mark == rules(Path(), **change).mark
+    assert rules(Path(), **change).digest != base.digest
+    assert rules(Path(), **change).digest == rules(Path(), **change).digest
 
 
 def test_patterns_that_differ_late_have_different_marks() -> None:
-    marks = {rules(Path(), group=re.compile("(?:x|y)" * 100 + end)).mark for end in "abc"}
+    marks = {rules(Path(), group=re.compile("(?:x|y)" * 100 + end)).digest for end in "abc"}
     assert len(marks) == 3
 
 
