@@ -207,10 +207,14 @@ def denied_message(error: OSError, path: Path) -> str:
     reason = f"{error.filename or path}: {error.strerror}"
     if error.errno == errno.EROFS:
         return f"{reason}. Mount it writable, or copy the project and work on the copy"
-    owner = _owner(Path(os.fsdecode(error.filename or path)))
-    mine = _name(os.geteuid())
-    whose = f" It belongs to {owner}, you are {mine}." if owner and owner != mine else ""
-    return f"{reason}.{whose} Work as its owner, let your group write there (chmod -R g+w), or copy the project"
+    remedy = "Work as its owner, let your group write there (chmod -R g+w), or copy the project"
+    return f"{reason}.{other_owner(Path(os.fsdecode(error.filename or path)))} {remedy}"
+
+
+def other_owner(path: Path) -> str:
+    """Return a sentence that names the path's owner, with a space before it; empty where it is this user."""
+    owner, mine = _owner(path), _name(os.geteuid())
+    return f" It belongs to {owner}, you are {mine}." if owner and owner != mine else ""
 
 
 def _owner(path: Path) -> str | None:

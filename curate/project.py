@@ -281,8 +281,10 @@ def load(folder: Path, overrides: Mapping[str, Any] | None = None) -> Project:
     file = folder / FILE
     try:
         status = file.stat()
-        if stat.S_ISFIFO(status.st_mode) or status.st_size > MOST_BYTES:
-            raise CurateError(f"{file} is not a regular file of at most {MOST_BYTES >> 20} MB, as a config should be")
+        if stat.S_ISFIFO(status.st_mode):
+            raise CurateError(f"{file} is a named pipe, not a regular file")
+        if status.st_size > MOST_BYTES:
+            raise CurateError(f"{file} is larger than {MOST_BYTES >> 20} MB: not a config of curate's")
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):

@@ -134,10 +134,9 @@ def start(folder: Path) -> str:
             server = running(folder) or _launch(folder)
             _register(folder)
     except PermissionError as error:
-        owner = f"{error.filename}: {error.strerror}"
         raise CurateError(
-            f"the project's own database can be used by its owner only ({owner}). To share the project, set {URI} to a "
-            "MongoDB server"
+            f"{error.filename}: {error.strerror}.{files.other_owner(folder)} Only its owner can use a project's own "
+            f"database. Work as its owner, or share the project: set {URI} to a MongoDB server"
         ) from None
     return _uri(server)
 

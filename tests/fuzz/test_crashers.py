@@ -226,7 +226,7 @@ def test_vectors_that_are_none_of_ours_are_told(about: dict[str, str], tmp_path:
     columns = {"tile": "int16", **dict.fromkeys(vectors.PLACE, "int32"), "vector": "float16[4]"}
     table = Table.create(path, columns, about)
     table.append({"id": ["a"], "tile": [-1], **{name: [0] for name in vectors.PLACE}, "vector": np.ones((1, 4))})
-    with pytest.raises(CurateError, match=r"holds no vectors of ours.*curate embed"):
+    with pytest.raises(CurateError, match=r"is not a vector table.*curate embed"):
         vectors.open_latest(tmp_path)
 
 

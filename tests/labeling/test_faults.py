@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -745,7 +746,8 @@ def config_of(project: Project, studio: Studio) -> str:
 def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:2]
     ours = config_of(indexed, studio) if pushed(indexed, studio, ids) else ""
-    hand_made(indexed, studio, lambda text: text.replace("<View>", '<View><Header value="by hand"/>', 1))
+    header = '<Header value="by hand"/>'
+    hand_made(indexed, studio, lambda text: re.sub(r"<View[^>]*>", lambda view: view[0] + header, text, count=1))
     report = push.run(indexed, studio, push.PushRequest())
     assert [note for note in report.notes if "changed by hand" in note and "kept; --reset-config" in note]
     assert "by hand" in config_of(indexed, studio)

@@ -82,7 +82,7 @@ def check(project: Path) -> None:
     home = db.datasets.find_one({"name": index.dataset.name})
     views = {view["_id"]: view for view in db.views.find({"_dataset_id": home["_id"]})}
     assert sorted(views) == sorted(home["saved_views"]), "a reference or a view is left over"
-    wanted = {saved.name: (app_views.OURS + saved.shows, saved.color) for saved in app_views.views_to_save(index)}
+    wanted = {saved.name: (app_views.OURS + saved.description, saved.color) for saved in app_views.views_to_save(index)}
     assert {view["name"]: (view["description"], view["color"]) for view in views.values()} == wanted
     for saved in app_views.views_to_save(index):
         assert index.dataset.load_saved_view(saved.name).values("id") == saved.view.values("id"), saved.name

@@ -248,7 +248,7 @@ def test_the_command(run: Run, indexed: Project) -> None:  # noqa: F811
         (("--encoder", "torchvision-file"), "--set weights=PATH"),
         (("--encoder", "model"), "Train one first: curate train"),
         (("--engine", "spark"), "allowed: local, ray"),
-        (("--device", "cuda"), "no use for a GPU"),
+        (("--device", "cuda"), "runs on the CPU alone"),
         (("--device", "tpu"), "allowed: auto, cpu, cuda"),
         (("--set", "tile=3"), "32 pixels or more"),
     ],

@@ -67,7 +67,7 @@ training = store.training_folder(project, "key")
 training.mkdir(parents=True)
 (training / loop.BEST).write_bytes((whole / loop.BEST).read_bytes())
 found["model"] = said(lambda: store.finish(project, "key", training / loop.BEST, {}))
-found["left"] = sorted(str(one.relative_to(store.home(project))) for one in store.home(project).rglob("*"))
+found["left"] = sorted(str(one.relative_to(store.models_folder(project))) for one in store.models_folder(project).rglob("*"))
 found["finished"] = store.finish(project, "key", training / loop.BEST, {}).key
 print(json.dumps(found))
 """

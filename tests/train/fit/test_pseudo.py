@@ -200,7 +200,7 @@ def test_they_teach_and_are_written_nowhere(run: Run, works: Project, monkeypatc
     assert "unknown model 'gone'" in failed(run(*arguments, "--pseudo", "gone"))
     later = list(index.items(ids[:1]))  # labelled one day, and drawn into test: the model knows it all the same
     assert evaluating._leak_notes(index, store.find(works, teacher), later, evaluating.EvaluateRequest()) == []
-    with pytest.raises(CurateError, match="has learnt from 1 of 1 images of test"):
+    with pytest.raises(CurateError, match="was trained on 1 of 1 images of test"):
         evaluating._leak_notes(index, store.find(works, result["model"]), later, evaluating.EvaluateRequest())
 
 
