@@ -8,9 +8,8 @@ not `labelled` (skipped, disputed) says nothing of either.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple, TypeVar
@@ -20,48 +19,14 @@ from numpy.typing import NDArray
 
 from curate.data import Box, Defect, Label
 from curate.masks.shapes import Mask, crop_of, defect_from_box, defect_from_mask, mask_of
+from labeling.annotations import Size
 
 DISAGREE = "annotators-disagree"
 LEAST = 0.5  # mean Dice of those who show a class; below it their common pixels are the smaller part of what they drew
 SAME_BOX = 0.5  # IoU from which two people's boxes mean the same defect, as detection benchmarks have it
 
-Size = tuple[int, int]
 Edges = tuple[float, float, float, float]
 Value = TypeVar("Value", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """One person's finished annotation of one image.
-
-    `id`: the image's content id. `size`: width, height. `at`: ISO time. `lead_time`: seconds. `origin`: `manual`,
-    `prediction` (a pre-annotation submitted unchanged) or `changed` (a pre-annotation edited).
-    """
-
-    id: str
-    who: str
-    label: Label
-    size: Size
-    at: str = ""
-    lead_time: float | None = None
-    origin: str = "manual"
-    round: int | None = None
-
-
-def newest(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Newest annotation of each person on each image, by image and person."""
-    last: dict[tuple[str, str], Annotation] = {}
-    for annotation in sorted(annotations, key=_moment):
-        last[annotation.id, annotation.who] = annotation
-    return [last[key] for key in sorted(last)]
-
-
-def _moment(annotation: Annotation) -> datetime:
-    """Not the text itself: `...00Z` sorts behind `...00.5Z`."""
-    if not annotation.at:
-        return datetime.min.replace(tzinfo=UTC)
-    moment = datetime.fromisoformat(annotation.at)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def majority(values: Sequence[Value]) -> Value | None:

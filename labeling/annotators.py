@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import combinations, groupby
 from statistics import fmean, median, variance
 from typing import Any, NamedTuple
@@ -16,7 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curate.data import Label
-from labeling.agreement import Annotation, areas, newest, overlaps
+from curate.index.dataset import Index
+from curate.labels.log import LabelLog
+from curate.project import Project
+from labeling.agreement import areas, overlaps
+from labeling.annotations import ORIGIN, Annotation, newest
+from labeling.consensus import LoggedAnnotations
 
 IDLE = 900.0  # seconds on one image; beyond, the tab was left open, and a night would hide a year of work
 ENOUGH = 10  # images or comparisons below which nobody is suspected of anything
@@ -119,6 +125,19 @@ def _labels_by_pair(images: Sequence[ImageAnnotations]) -> dict[Pair, list[tuple
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
+
+
+def logged(project: Project, number: int | None = None) -> list[Annotation]:
+    """Return the annotations of the log, of one round or all, without those that were changed or deleted later."""
+    sizes = {id: (width, height) for id, width, height in Index(project).rows("width", "height")}
+    with closing(LabelLog(project.work / "labels", project.class_names)) as log:
+        standing = {uid for stamps in LoggedAnnotations.of(log).settled.values() for uid in stamps}
+        entries = (entry for entry in log.entries() if entry.origin == ORIGIN and "updated" in entry.extra)
+        last = {entry.extra["annotation"]: entry for entry in entries}
+    kept = [entry for uid, entry in last.items() if uid in standing and entry.id in sizes]
+    return [
+        Annotation.from_entry(entry, sizes[entry.id]) for entry in kept if number in (None, entry.extra.get("round"))
+    ]
 
 
 def report(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
-from curate.data import Label, Origin
+from curate.data import UNLABELLED, Label
 from curate.labels.log import DAMAGE, Entry, LabelLog, LabelState
 from labeling import agreement
+from labeling.annotations import ORIGIN, Annotation, Size, Stamp, newest
 
-ORIGIN: Origin = "label-studio"
 EDITED_IN_APP = "edited-in-app"
 CONSENSUS, CURATE = "consensus", "curate"
 
-Stamp = tuple[str, str]  # when an annotation was updated, and the digest of its label
 Stamps = dict[str, Stamp]  # by annotation
-
-
-@dataclass(frozen=True)
-class ReturnedAnnotation:
-    """One annotation as the server has it. `uid` holds its creation time: Label Studio uses ids again."""
-
-    uid: str
-    updated: str
-    who: str
-    label: Label
-    extra: Mapping[str, Any]
-
-    @property
-    def stamp(self) -> Stamp:
-        return self.updated, self.label.digest
-
-    @property
-    def moment(self) -> datetime:
-        """Not the text itself: `...00Z` sorts behind `...00.5Z`."""
-        return datetime.fromisoformat(self.updated)
-
-    @property
-    def at(self) -> str:
-        return f"{self.updated[:19]}Z"
 
 
 @dataclass(frozen=True)
@@ -49,8 +23,8 @@ class ReturnedTask:
 
     uid: str
     id: str
-    size: tuple[int, int]
-    annotations: Sequence[ReturnedAnnotation]
+    size: Size
+    annotations: Sequence[Annotation]
     base: str | None = None
 
     @property
@@ -60,9 +34,13 @@ class ReturnedTask:
 
 @dataclass(frozen=True)
 class SettledTask:
-    """Result for a task: the label that follows, and how many annotations were new or are gone."""
+    """Result for a task: what to log, and how many annotations were new or are gone.
 
-    label: Label
+    The entries are the new annotations and, where it is not that of a single one, the label that follows from all.
+    """
+
+    id: str
+    entries: tuple[Entry, ...]
     fresh: int
     gone: int
 
@@ -110,33 +88,42 @@ def _same(first: Stamp, second: Stamp) -> bool:
 
 
 def settle(
-    log: LabelLog, known: LoggedAnnotations, task: ReturnedTask, least: float, history: Iterable[Entry] = ()
+    known: LoggedAnnotations,
+    task: ReturnedTask,
+    before: LabelState,
+    least: float,
+    history: Sequence[Entry] = (),
+    imported: Label = UNLABELLED,
 ) -> SettledTask | None:
-    """Log the new annotations of a task and the label that follows from all; None where nothing is new.
+    """Return what follows from the annotations of a task, noted in `known`; None where nothing is new.
 
     Args:
-        least: the agreement below which annotators are in dispute.
-        history: the image's entries, needed only where all annotations of the task are gone.
+        known: The annotations in the log.
+        task: The task with its annotations.
+        before: The label that holds for the image.
+        least: The agreement below which annotators are in dispute.
+        history: The image's entries, needed only where all annotations of the task are gone.
+        imported: The label that the sources give for the image; likewise.
     """
     if known.holds(task):
         return None
-    before, now = log.state(task.id), task.stamps
+    now = task.stamps
     fresh = [
         annotation
         for annotation in task.annotations
         if annotation.uid not in known.annotations or not _same(known.annotations[annotation.uid], annotation.stamp)
     ]
     gone = known.settled.get(task.uid, {}).keys() - now.keys()
-    for annotation in fresh:
-        extra = {**annotation.extra, "task": task.uid, "annotation": annotation.uid, "updated": annotation.updated}
-        extra |= difference(before.label, annotation.label)
-        _log(log, known, Entry(task.id, annotation.label, ORIGIN, annotation.who, annotation.at, extra=extra))
-    result = _resolved(task, least) if task.annotations else _label_before(log, task, history)
+    entries = [annotation.to_entry(**difference(before.label, annotation.label)) for annotation in fresh]
+    for entry in entries:
+        known.note(entry.extra, entry.label.digest)
+    result = _resolved(task, least) if task.annotations else _label_before(task, history, imported)
     result = _respect_app_edit(task, before, result)
     if result.extra or known.settled.get(task.uid) != now:
         about = {"task": task.uid, "of": {uid: list(stamp) for uid, stamp in now.items()}}
-        _log(log, known, replace(result, extra={**result.extra, **about}))
-    return SettledTask(log.state(task.id).label, len(fresh), len(gone))
+        entries.append(replace(result, extra={**result.extra, **about}))
+        known.note(entries[-1].extra, result.label.digest)
+    return SettledTask(task.id, tuple(entries), len(fresh), len(gone))
 
 
 def difference(before: Label, after: Label) -> dict[str, Any]:
@@ -160,34 +147,24 @@ def _of_class(label: Label, name: str) -> list[str]:
     )
 
 
-def _log(log: LabelLog, known: LoggedAnnotations, entry: Entry) -> None:
-    log.append(entry)
-    known.note(entry.extra, entry.label.digest)
-
-
 def _resolved(task: ReturnedTask, least: float) -> Entry:
     """Newest annotation of a single annotator; of several annotators their consensus, or their dispute."""
-    newest = {
-        annotation.who: annotation for annotation in sorted(task.annotations, key=lambda annotation: annotation.moment)
-    }
-    last = max(newest.values(), key=lambda annotation: annotation.moment)
-    if len(newest) == 1:
+    by_person = newest(task.annotations)
+    last = max(by_person, key=lambda annotation: annotation.moment)
+    if len(by_person) == 1:
         return Entry(task.id, last.label, ORIGIN, last.who, last.at)
-    merged = agreement.consensus([annotation.label for annotation in newest.values()], task.size, least)
+    merged = agreement.consensus([annotation.label for annotation in by_person], task.size, least)
     extra: dict[str, Any] = {"agreement": round(merged.agreement or 0.0, 3)}
     if merged.disputed:
-        extra["others"] = {
-            f"label-studio: {who}": annotation.label.to_json() for who, annotation in sorted(newest.items())
-        }
+        extra["others"] = {f"label-studio: {one.who}": one.label.to_json() for one in by_person}
     return Entry(task.id, merged.label, ORIGIN, CONSENSUS, last.at, extra=extra)
 
 
-def _label_before(log: LabelLog, task: ReturnedTask, history: Iterable[Entry]) -> Entry:
+def _label_before(task: ReturnedTask, history: Sequence[Entry], imported: Label) -> Entry:
     """Return to the label that held before anybody annotated the task."""
-    entries = list(history)
-    others = [entry for entry in entries if entry.origin != "import" and entry.extra.get("task") != task.uid]
-    label = others[-1].label if others else log.import_state(task.id).label
-    return Entry(task.id, label, ORIGIN, CURATE, max((entry.at for entry in entries), default=""))
+    others = [entry for entry in history if entry.origin != "import" and entry.extra.get("task") != task.uid]
+    label = others[-1].label if others else imported
+    return Entry(task.id, label, ORIGIN, CURATE, max((entry.at for entry in history), default=""))
 
 
 def _respect_app_edit(task: ReturnedTask, before: LabelState, result: Entry) -> Entry:

@@ -13,11 +13,12 @@ from curate.errors import CurateError
 from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index, chunks
 from curate.index.rounds import Round
-from curate.labels.log import LabelLog
+from curate.labels.log import LabelLog, LabelState
 from curate.project import Project
 from labeling import consensus, remote_project, results, tasks
+from labeling.annotations import Annotation, Size
 from labeling.client import Studio
-from labeling.consensus import EDITED_IN_APP, LoggedAnnotations, ReturnedAnnotation, ReturnedTask, SettledTask
+from labeling.consensus import EDITED_IN_APP, LoggedAnnotations, ReturnedTask, SettledTask
 from labeling.push import QUEUED, UNLABELLED
 from labeling.remote_project import LabelStudioProject
 
@@ -48,14 +49,14 @@ class PullReport:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def add(self, settled: SettledTask) -> None:
+    def add(self, settled: SettledTask, label: Label) -> None:
         self.annotations += settled.fresh
         self.deleted += settled.gone
         self.images += 1
-        self.labelled += settled.label.status == "labelled"
-        self.skipped += settled.label.status == "skipped"
-        self.disputed += settled.label.status == "disputed"
-        self.edited_in_app += settled.label.reason == EDITED_IN_APP
+        self.labelled += label.status == "labelled"
+        self.skipped += label.status == "skipped"
+        self.disputed += label.status == "disputed"
+        self.edited_in_app += label.reason == EDITED_IN_APP
 
 
 def run(project: Project, studio: Studio, full: bool = False, progress: Any = NO_PROGRESS) -> PullReport:
@@ -125,28 +126,35 @@ def settle_all(
     index: Index, log: LabelLog, known: LoggedAnnotations, returned: list[ReturnedTask], report: PullReport
 ) -> None:
     """Log what is new and show it; the log is on disk before the index is touched."""
-    histories = log.histories({task.id for task in returned if known.is_deserted(task)})
-    touched: set[str] = set()
-    for task in returned:
-        log.writer.push()  # so that an annotation and the dispute that it raises reach the disk together
-        least = index.project.config.labelstudio.agreement
-        settled = consensus.settle(log, known, task, least, histories.get(task.id, ()))
-        if settled is not None:
-            report.add(settled)
-            touched.add(task.id)
-    log.flush()
-    app_edits.show(index, log, touched | _behind(index, log, returned), index.project.class_names)
+    settled = _settle(index.project, log, known, [task for task in returned if not known.holds(task)])
+    touched = log.append_all([task.entries for task in settled])
+    for task in settled:
+        report.add(task, touched[task.id].label)
+    app_edits.show(index, log, touched.keys() | _behind(index, log, returned), index.project.class_names)
     _queue(index, [task.id for task in returned if not task.annotations])
+
+
+def _settle(
+    project: Project, log: LabelLog, known: LoggedAnnotations, changed: list[ReturnedTask]
+) -> list[SettledTask]:
+    """Settle tasks in order: an image that two of them show has the label of the first when the second is settled."""
+    deserted = {task.id for task in changed if known.is_deserted(task)}
+    histories = log.histories(deserted) if deserted else {}
+    states, settled = log.states({task.id for task in changed}), []
+    for task in changed:
+        earlier = (histories[task.id], log.import_state(task.id).label) if task.id in deserted else ()
+        result = consensus.settle(known, task, states[task.id], project.config.labelstudio.agreement, *earlier)
+        if result is not None:
+            settled.append(result)
+            states |= {entry.id: LabelState(entry.label, entry) for entry in result.entries}
+    return settled
 
 
 def _behind(index: Index, log: LabelLog, returned: Iterable[ReturnedTask]) -> set[str]:
     """Images whose label is in the log alone: a pull was killed before it could show them."""
-    shown = index.documents([task.id for task in returned], ("content_id", "state_key"))
-    return {
-        document["content_id"]
-        for document in shown
-        if (document.get("state_key") or "") != log.key(document["content_id"])
-    }
+    shown = list(index.documents([task.id for task in returned], ("content_id", "state_key")))
+    keys = log.keys([document["content_id"] for document in shown])
+    return {id for document in shown if keys[id := document["content_id"]] != (document.get("state_key") or "")}
 
 
 def _queue(index: Index, ids: Sequence[str]) -> None:
@@ -188,48 +196,51 @@ def people_on(ls_project: LabelStudioProject) -> dict[int, str]:
 def task_of(
     ls_project: LabelStudioProject,
     task: Mapping[str, Any],
-    size: tuple[int, int],
+    size: Size,
     people: Mapping[int, str],
     names: Mapping[str, str] | None = None,
 ) -> ReturnedTask:
-    """`names`: what a class of theirs is called here; ours may have been renamed."""
-    known = ls_project.project.class_names
-    called = {old: new for old, new in ls_project.project.config.aliases.items() if old not in known} | {
+    """Return a task of the server with its annotations read.
+
+    Args:
+        ls_project: Where it comes from.
+        task: The task, as the server lists it.
+        size: Width and height of its image.
+        people: Emails of the annotators, by their number on the server.
+        names: What a class of theirs is called here; ours may have been renamed.
+    """
+    classes = ls_project.project.class_names
+    names = {old: new for old, new in ls_project.project.config.aliases.items() if old not in classes} | {
         **(names or {})
     }
-    annotations = [
-        _returned_annotation(ls_project, task["data"], annotation, size, people, called)
-        for annotation in task["annotations"]
-    ]
-    uid = f"{task['id']}@{task['created_at']}"
-    return ReturnedTask(uid, task["data"]["content_id"], size, annotations, task["data"].get("base"))
+    data, uid = task["data"], f"{task['id']}@{task['created_at']}"
+    annotations = []
+    for answer in task["annotations"]:
+        label = results.label_in(answer["result"], size, bool(answer["was_cancelled"]), names, classes)
+        annotations.append(
+            Annotation(
+                data["content_id"],
+                people.get(answer["completed_by"], f"user {answer['completed_by']}"),
+                label,
+                size,
+                answer["updated_at"],
+                answer.get("lead_time"),
+                _origin(answer, label, data.get("suggested")),
+                data.get("round") or None,
+                data.get("suggested_by") or None,
+                ls_project.config,
+                f"{answer['id']}@{answer['created_at']}",
+                uid,
+            )
+        )
+    return ReturnedTask(uid, data["content_id"], size, annotations, data.get("base"))
 
 
-def _returned_annotation(
-    ls_project: LabelStudioProject,
-    data: Mapping[str, Any],
-    annotation: Mapping[str, Any],
-    size: tuple[int, int],
-    people: Mapping[int, str],
-    names: Mapping[str, str],
-) -> ReturnedAnnotation:
-    label = results.label_in(
-        annotation["result"], size, bool(annotation["was_cancelled"]), names, ls_project.project.class_names
-    )
-    extra = {"origin": _origin(annotation, label, data.get("suggested")), "config": ls_project.config}
-    extra |= {name: value for name in ("round", "suggested_by") if (value := data.get(name))}
-    extra |= {"lead_time": annotation["lead_time"]} if annotation.get("lead_time") is not None else {}
-    who = people.get(annotation["completed_by"], f"user {annotation['completed_by']}")
-    return ReturnedAnnotation(
-        f"{annotation['id']}@{annotation['created_at']}", annotation["updated_at"], who, label, extra
-    )
-
-
-def _origin(annotation: Mapping[str, Any], label: Label, suggested: str | None) -> str:
+def _origin(answer: Mapping[str, Any], label: Label, suggested: str | None) -> str:
     """`prediction`: a suggestion that was submitted as it was; `changed`: one that was worked on; else `manual`."""
-    if annotation.get("parent_prediction") is None:
+    if answer.get("parent_prediction") is None:
         return "manual"
     if suggested is not None:
         return "prediction" if label.digest == suggested else "changed"
-    kept = all(isinstance(part, dict) and part.get("origin") == "prediction" for part in annotation["result"] or ())
+    kept = all(isinstance(part, dict) and part.get("origin") == "prediction" for part in answer["result"] or ())
     return "prediction" if kept else "changed"  # of a suggestion that was made while the task was open

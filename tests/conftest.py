@@ -20,7 +20,14 @@ os.environ.pop(database.URI, None)
 database.silence_fiftyone()
 
 Make = Callable[..., Project]
-FIRST = ("test_proof.py", "test_kill.py", "test_faults.py", "test_round_trip.py")  # minutes each: none may be the last
+# Minutes each: none may be the last.
+FIRST = (
+    "test_proof.py",
+    "test_kill.py",
+    "test_kills.py",
+    "test_odd_annotations.py",
+    "test_round_trip.py",
+)
 HERE = Path(__file__).parent
 BY_FIXTURE = {"server": "mongo", "studio_server": "studio"}
 # What a whole file or folder needs, where no fixture tells: servers and processes that tests start by themselves.

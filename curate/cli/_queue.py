@@ -194,10 +194,10 @@ def annotators(
     json: JsonOption = False,
 ) -> None:
     """Show how far annotators agree, how fast each works, and who may be confirming without looking."""
-    from labeling import annotations
+    from labeling import annotators
 
     opened = open_project(project)
-    report = annotations.report(opened, number)
+    report = annotators.report(annotators.logged(opened, number), opened.active_classes)
     emit(report) if json else _agreement(opened, report)
 
 

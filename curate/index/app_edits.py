@@ -43,7 +43,7 @@ def show(index: Index, log: LabelLog, ids: Iterable[str], classes: Collection[st
         for _ in range(ATTEMPTS):
             shown = list(index.shown(waiting))
             captured += _append_edits(shown, log, classes)
-            waiting = index.write_states({image.id: (log.state(image.id), log.key(image.id)) for image in shown}, shown)
+            waiting = index.write_states(log.states([image.id for image in shown]), shown)
             if not waiting:
                 break
         else:
@@ -54,6 +54,8 @@ def show(index: Index, log: LabelLog, ids: Iterable[str], classes: Collection[st
 def _append_edits(shown: Iterable[ShownLabel], log: LabelLog, classes: Collection[str]) -> list[str]:
     """Append the edits among these images to the log, except those that a killed command has appended already."""
     edited = [image for image in shown if image.edited]
+    if not edited:
+        return []
     # Images whose state in the log has changed since the index was written.
     moved = {image.id for image in edited if log.state(image.id).label.digest != image.digest}
     histories = log.histories(moved)

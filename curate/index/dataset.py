@@ -199,8 +199,8 @@ class Index:
             rows = documents.sample_documents(samples, self._dataset_document()["_id"])
             self.fo.core.odm.insert_documents(rows, self._samples())
 
-    def write_states(self, states: Mapping[str, tuple[LabelState, str]], shown: Iterable[ShownLabel]) -> list[str]:
-        """Write these states (with their keys), each whole or not at all.
+    def write_states(self, states: Mapping[str, LabelState], shown: Iterable[ShownLabel]) -> list[str]:
+        """Write these states, each whole or not at all.
 
         Only images that are still as they were `shown` are written; returns those that somebody changed meanwhile.
         """
@@ -209,7 +209,7 @@ class Index:
         now = documents.database_now()
         updates = []
         for image in shown:
-            row = documents.label_fields(*states[image.id], image.width, image.height)
+            row = documents.label_fields(states[image.id], image.width, image.height)
             if row["status"] == "unlabelled" and image.label.status == "queued":
                 row["status"] = "queued"
             change = {"$set": {name: value for name, value in row.items() if value is not None}}
@@ -219,7 +219,7 @@ class Index:
             updates.append(UpdateOne(query, {name: part for name, part in change.items() if part}))
         self.fo.core.odm.bulk_write(updates, self._samples())
         keys = self._samples().find({"content_id": {"$in": list(states)}}, ("content_id", "state_key", "label_digest"))
-        wanted = {id: (key, image.label.digest) for id, (image, key) in states.items()}
+        wanted = {id: (state.key, state.label.digest) for id, state in states.items()}
         return [d["content_id"] for d in keys if (d["state_key"], d["label_digest"]) != wanted[d["content_id"]]]
 
     def _dataset_document(self) -> Any:

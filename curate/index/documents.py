@@ -38,7 +38,6 @@ class NewSample:
     group: str
     stratum: str | None
     state: LabelState
-    key: str
 
     @property
     def id(self) -> str:
@@ -52,7 +51,7 @@ def sample_documents(samples: Iterable[NewSample], dataset_id: Any) -> Iterator[
     """Yield the samples as documents of a dataset's collection; None is left out, as FiftyOne does."""
     now = database_now()
     for new in samples:
-        document = _image_fields(new) | label_fields(new.state, new.key, new.image.width, new.image.height)
+        document = _image_fields(new) | label_fields(new.state, new.image.width, new.image.height)
         document |= {"_dataset_id": dataset_id, "created_at": now, "last_modified_at": now}
         yield {name: value for name, value in document.items() if value is not None}
 
@@ -84,7 +83,7 @@ def _image_fields(new: NewSample) -> dict[str, Any]:
     }
 
 
-def label_fields(state: LabelState, key: str, width: int, height: int) -> dict[str, Any]:
+def label_fields(state: LabelState, width: int, height: int) -> dict[str, Any]:
     """Return the fields that show a label state, by name."""
     label, entry = state.label, state.entry
     extra = entry.extra if entry else {}
@@ -97,7 +96,7 @@ def label_fields(state: LabelState, key: str, width: int, height: int) -> dict[s
         "status": label.status,
         "status_reason": label.reason,
         "label_digest": label.digest,
-        "state_key": key,
+        "state_key": state.key,
         "label_origin": entry.origin if entry else None,
         "labelled_by": entry.who if entry else None,
         "labelled_at": entry.at if entry else None,

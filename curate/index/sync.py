@@ -189,7 +189,7 @@ class _IndexRun:
     def _remember_new(self, new: Iterable[NewSample]) -> None:
         for sample in new:
             self.states[sample.id] = ImageState(
-                sample.key,
+                sample.state.key,
                 sample.group,
                 None,
                 sample.state.label.status,
@@ -223,7 +223,6 @@ class _IndexRun:
             group=row.group or image.id,
             stratum=row.stratum,
             state=self.log.state(image.id),
-            key=self.log.key(image.id),
         )
 
     # --- the index follows the log and the ledger ---

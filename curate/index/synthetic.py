@@ -149,7 +149,6 @@ def _sample(
         group=groups.get(origin.background, origin.background),
         stratum=None,
         state=label_log.state(id),
-        key=label_log.key(id),
     )
 
 

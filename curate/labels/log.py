@@ -10,7 +10,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,11 +232,19 @@ class _ImageEntries:
 
 @dataclass(frozen=True, slots=True)
 class LabelState:
-    """The label that holds for an image today; `others` contradict it (path or annotator, and label)."""
+    """The label that holds for an image today.
+
+    Args:
+        label: The label.
+        entry: The entry that it comes from.
+        others: Labels that contradict it, each with its path or annotator.
+        key: A hash that changes whenever the state does.
+    """
 
     label: Label
     entry: Entry | None = None
     others: tuple[tuple[str, Label], ...] = ()
+    key: str = ""
 
 
 class LabelLog:
@@ -276,6 +284,21 @@ class LabelLog:
         self._recent[position] = entry
         self._fold(line, *position)
 
+    def append_all(self, groups: Iterable[Sequence[Entry]]) -> dict[str, LabelState]:
+        """Record entries durably; those of a group reach the disk together, or none of them.
+
+        Returns:
+            The label that holds now for each image of theirs.
+        """
+        ids = set()
+        for group in groups:
+            self.writer.push()  # so that the buffer is empty, and the group goes out as one write
+            for entry in group:
+                self.append(entry)
+                ids.add(entry.id)
+        self.flush()
+        return self.states(ids)
+
     def append_import(self, entry: Entry) -> bool:
         """Record the label that a source gives for one of its files, if it changed. Returns True if it did."""
         assert entry.path is not None
@@ -314,7 +337,7 @@ class LabelLog:
         return self._images.keys()
 
     def key(self, id: str) -> str:
-        """Return a hash that changes whenever the state does; cheap, as no label is read."""
+        """Return the key of an image's state; cheap, as no label is read."""
         known = self._images.get(id)
         if known is None:
             return ""
@@ -322,6 +345,10 @@ class LabelLog:
             return self._key_of("person", [("", known.person)])
         (_, first), *others = self._versions(known)
         return self._key_of("import", [("", first), *others])
+
+    def keys(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the key of each image's state."""
+        return {id: self.key(id) for id in ids}
 
     def person_decided(self, id: str) -> bool:
         """Return True if a person has labelled the image, so that imports no longer count."""
@@ -333,9 +360,12 @@ class LabelLog:
         known = self._images.get(id)
         if known is None:
             return LabelState(UNLABELLED)
-        return self._check_classes(
-            self._person_state(known, known.person) if known.person else self._imported_state(known)
-        )
+        state = self._person_state(known, known.person) if known.person else self._imported_state(known)
+        return replace(self._check_classes(state), key=self.key(id))
+
+    def states(self, ids: Iterable[str]) -> dict[str, LabelState]:
+        """Return the label that holds for each of these images today."""
+        return {id: self.state(id) for id in ids}
 
     def import_paths(self, id: str) -> set[str]:
         """Return the files whose labels count for this image."""

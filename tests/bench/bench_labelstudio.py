@@ -33,8 +33,8 @@ from curate.project import Project
 from labeling import client, images, pull, push, server, tasks
 from labeling.client import ONCE, Studio
 from tests.bench._measure import Method, once, print_table
-from tests.labeling import desks
-from tests.labeling.desks import ls_project_of
+from tests.labeling import helpers
+from tests.labeling.helpers import ls_project_of
 
 HEIGHT, WIDTH = 256, 1600
 CLASSES = ("scratches", "patches", "inclusion", "edge_crack")
@@ -75,9 +75,9 @@ def plant(home: Path, count: int) -> Project:
     source = {"name": "line", "format": "images", "data": home / "strips", "kind": "production"}
     project = setup.write(home / "projects" / "plant", [source], CLASSES)
     sync.run(project)
-    ids, random = desks.unlabelled(project), np.random.default_rng(0)
+    ids, random = helpers.unlabelled(project), np.random.default_rng(0)
     predictions.store(Index(project), "drawn", {id: predicted(random) for id in ids})
-    desks.round_of(project, ids)
+    helpers.round_of(project, ids)
     return project
 
 

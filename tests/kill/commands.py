@@ -100,15 +100,14 @@ def annotate(home: Path) -> None:
     from curate.data import Label
     from curate.masks.shapes import defect_from_mask
     from curate.project import load
-    from labeling import client, results, tasks
-    from labeling import remote_project as desks
+    from labeling import client, remote_project, results, tasks
     from tests.labeling import studio as people
 
     project = load(home / "projects" / "plant")
     studio = client.connect(project)
-    desk = desks.find(project, studio)
-    assert desk is not None
-    first, second, *_ = tasks.held(desk)
+    ls_project = remote_project.find(project, studio)
+    assert ls_project is not None
+    first, second, *_ = tasks.held(ls_project)
     mask = np.zeros((80, 96), np.uint8)
     mask[20:30, 10:50] = 1
     defect = defect_from_mask("crack", mask)

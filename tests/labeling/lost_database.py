@@ -1,4 +1,4 @@
-"""Push and pull while their MongoDB is killed, run by `test_faults` in a process of its own.
+"""Push and pull while their MongoDB is killed, run by `faults.test_kills` in a process of its own.
 
 A process talks to one database, and that of the test session must live. Ends with 0 if nothing was lost or doubled.
 """
@@ -22,7 +22,7 @@ from curate.index import sync
 from curate.project import Project, load
 from labeling import client, pull, push, results, tasks
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import history, labels, ls_project_of, round_of, task_of, unlabelled
+from tests.labeling.helpers import history, labels, ls_project_of, round_of, task_of, unlabelled
 from tests.labeling.mongod import Mongod
 from tests.labeling.test_push_pull import SIZE, drawn
 

@@ -14,7 +14,7 @@ from curate.project import Project
 from labeling import adopt
 from labeling.client import Studio
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import history, labels, unlabelled
+from tests.labeling.helpers import history, labels, unlabelled
 
 THEIRS = """<View><Image name="pic" value="$photo"/>
 <PolygonLabels name="shape" toName="pic"><Label value="Riss"/></PolygonLabels>

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from curate.data import Defect, Label, make_defect
 from curate.masks.shapes import defect_from_mask, mask_of
-from labeling.agreement import Annotation, CroppedMask, areas, consensus, majority, newest, pixel_agreement
+from labeling.agreement import CroppedMask, areas, consensus, majority, pixel_agreement
 
 WIDE, HIGH = SIZE = (12, 9)
 NAMES = ("crack", "dent")
@@ -63,11 +63,11 @@ FILLED = hnp.arrays(bool, (HIGH, WIDE), elements=st.booleans(), fill=st.just(Fal
 MASKS = st.builds(mask_defect, FILLED, st.sampled_from(NAMES))
 DRAWN = st.lists(st.one_of(boxes(), MASKS), max_size=3).map(lambda found: label(*found))
 PAINTED = st.lists(MASKS, max_size=3).map(lambda found: label(*found))
-# Also other words than drawn ones, and few different places, so that people often agree.
+# Labels without regions as well, and few different places, so that people often agree.
 FEW = st.sampled_from(
     [box(1, 1, 4, 4), box(1.5, 1, 4, 4), box(7, 2, 3, 3, "dent"), painted(1, 1, 4, 4), painted(2, 1, 4, 4)]
 )
-WORDS = st.one_of(
+LABELS = st.one_of(
     st.just(CLEAN),
     st.just(Label("skipped", reason="blurred")),
     st.just(Label("disputed", reason="unknown class: x")),
@@ -76,21 +76,7 @@ WORDS = st.one_of(
     DRAWN,
 )
 
-# --- the newest word --------------------------------------------------------------------------------------------------
-
-
-def test_the_newest_word_of_a_person_counts() -> None:
-    times = ["2026-03-01T10:00:00.5Z", "2026-03-01T10:00:00Z", "2026-03-01T11:30:00+02:00", "", "2026-03-01T09:59:00"]
-    annotations = [Annotation("a", "ann", CLEAN, SIZE, at, lead_time=float(n)) for n, at in enumerate(times)]
-    other = Annotation("a", "bob", CLEAN, SIZE, "2020-01-01T00:00:00Z")
-    for seed in range(5):
-        shuffled = random.Random(seed).sample([*annotations, other], 6)
-        assert newest(shuffled) == [annotations[0], other]
-
-
-def test_of_words_at_the_same_time_the_last_one_counts() -> None:
-    first, last = (Annotation("a", "ann", CLEAN, SIZE, "2026-03-01T10:00:00Z", lead_time=t) for t in (1.0, 2.0))
-    assert newest([first, last]) == [last]
+# --- majority ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("values", "expected"), [("aab", "a"), ("ab", None), ("abc", None), ("", None), ("b", "b")])
@@ -136,7 +122,7 @@ def test_a_class_that_only_one_draws_scores_nothing_and_unknown_pixels_do_not_co
 
 
 @settings(max_examples=100, deadline=None)
-@given(WORDS, st.integers(2, 4))
+@given(LABELS, st.integers(2, 4))
 def test_equal_labels_come_back_as_they_are(one: Label, people: int) -> None:
     alone, together = consensus([one], SIZE), consensus([one] * people, SIZE)
     assert alone.label == together.label == one
@@ -150,7 +136,7 @@ def test_equal_labels_may_list_their_regions_in_another_order() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(WORDS, min_size=1, max_size=5), st.randoms(use_true_random=False))
+@given(st.lists(LABELS, min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_the_order_of_annotators_does_not_matter(labels: list[Label], chance: random.Random) -> None:
     shuffled = [replace(one, defects=tuple(chance.sample(one.defects, len(one.defects)))) for one in labels]
     chance.shuffle(shuffled)
@@ -184,7 +170,7 @@ def test_each_connected_region_becomes_a_defect(labels: list[Label]) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(WORDS, min_size=2, max_size=5))
+@given(st.lists(LABELS, min_size=2, max_size=5))
 def test_what_is_settled_is_what_most_say(labels: list[Label]) -> None:
     """Independent of how pixels come about: each class is there if most labelled it so, else somebody decides."""
     found = consensus(labels, SIZE)

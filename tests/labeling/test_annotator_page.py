@@ -27,7 +27,7 @@ from labeling.server import RunningServer
 from tests import fakes
 from tests.conftest import LIBRARY, LINE, Make
 from tests.curate.index.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa: F401
-from tests.labeling.desks import history, labels, ls_project_of, round_of, unlabelled
+from tests.labeling.helpers import history, labels, ls_project_of, round_of, unlabelled
 
 pytestmark = pytest.mark.browser
 WIDE, HIGH = 400, 200

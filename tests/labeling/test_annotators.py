@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from curate.data import Label, make_defect
-from labeling.agreement import Annotation
+from labeling.annotations import Annotation
 from labeling.annotators import cohen_kappa, fleiss_kappa, krippendorff_alpha, report, verdict
 
 # Fleiss 1971, table 1: how many of six psychiatrists gave each of 30 patients one of five diagnoses.

@@ -17,7 +17,7 @@ from labeling import backend, push, results, tasks
 from labeling.backend import Backend
 from labeling.client import Studio
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import labelled, ls_project_of, round_of, unlabelled
+from tests.labeling.helpers import labelled, ls_project_of, round_of, unlabelled
 from tests.labeling.test_push_pull import SIZE
 
 TINY = [

@@ -18,7 +18,7 @@ from labeling.client import Studio
 from labeling.images import LOCAL, MEDIA
 from labeling.server import RunningServer
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import labels, ls_project_of, pushed, round_of, task_of, unlabelled
+from tests.labeling.helpers import labels, ls_project_of, pushed, round_of, task_of, unlabelled
 from tests.labeling.test_push_pull import SIZE, drawn
 
 

@@ -14,7 +14,7 @@ from labeling import results, tasks
 from labeling.client import Studio
 from tests.curate.cli.test_cli import Run, ok, run
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import ls_project_of
+from tests.labeling.helpers import ls_project_of
 from tests.train.conftest import TINY, works
 
 __all__ = ["run", "works"]

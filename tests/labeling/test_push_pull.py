@@ -21,7 +21,7 @@ from labeling.client import Studio
 from tests import fakes
 from tests.conftest import LINE, Make
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import history, labelled, labels, ls_project_of, pushed, round_of, task_of, unlabelled
+from tests.labeling.helpers import history, labelled, labels, ls_project_of, pushed, round_of, task_of, unlabelled
 
 SIZE = (32, 24)
 

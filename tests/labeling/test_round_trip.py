@@ -19,7 +19,7 @@ from labeling.client import Studio
 from tests import fakes
 from tests.conftest import Make
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import labelled, labels, ls_project_of, pushed, task_of, unlabelled
+from tests.labeling.helpers import labelled, labels, ls_project_of, pushed, task_of, unlabelled
 
 SIZE = (37, 19)
 Random = np.random.Generator

@@ -12,11 +12,10 @@ import pytest
 
 from curate.files import writer_lock
 from curate.project import Project
-from labeling import annotations as words
-from labeling import pull, results, watch
+from labeling import annotators, pull, results, watch
 from labeling.client import Studio
 from tests.labeling import studio as ls_helpers
-from tests.labeling.desks import labels, ls_project_of, pushed, task_of, unlabelled
+from tests.labeling.helpers import labels, ls_project_of, pushed, task_of, unlabelled
 from tests.labeling.test_push_pull import SIZE, drawn
 
 PATIENCE = 60.0
@@ -97,9 +96,9 @@ def test_the_report_counts_what_stands_and_names_who(indexed: Project, studio: S
     for id in (one, two):
         ls_helpers.annotate(anna, task_of(indexed, studio, id), results.of_label(drawn(), SIZE), lead_time=10)
     pull.run(indexed, studio)
-    found = words.report(indexed)
+    found = annotators.report(annotators.logged(indexed), indexed.active_classes)
     assert (found["images"], found["images_with_several"]) == (2, 1)
     assert found["annotators"][anna.me.email]["lead_time_median"] == 10
     assert found["annotators"][ben.me.email]["images"] == 1
     assert found["classes"]["crack"]["dice"] == 1.0
-    assert words.report(indexed, 2)["images"] == 0
+    assert annotators.logged(indexed, 2) == []

@@ -67,7 +67,8 @@ training = store.training_folder(project, "key")
 training.mkdir(parents=True)
 (training / loop.BEST).write_bytes((whole / loop.BEST).read_bytes())
 found["model"] = said(lambda: store.finish(project, "key", training / loop.BEST, {}))
-found["left"] = sorted(str(one.relative_to(store.models_folder(project))) for one in store.models_folder(project).rglob("*"))
+home = store.models_folder(project)
+found["left"] = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
 found["finished"] = store.finish(project, "key", training / loop.BEST, {}).key
 print(json.dumps(found))
 """
