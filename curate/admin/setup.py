@@ -37,13 +37,27 @@ class PlacedImage:
 
 @dataclass(frozen=True)
 class ProjectPlan:
-    """A project that can be created. `guessed`: the keys of its source that were guessed."""
+    """A project that can be created.
+
+    Args:
+        folder: Its folder.
+        source: Its first source, as project.toml has it.
+        classes: The classes that the label files name.
+        guessed: The keys of the source that were guessed.
+        placed: The images with their group and stratum.
+    """
 
     folder: Path
     source: dict[str, Any]
     classes: list[str]
     guessed: tuple[str, ...] = ()
     placed: tuple[PlacedImage, ...] = ()
+
+    @property
+    def made(self) -> bool:
+        """True if the project stands there already, with just this config."""
+        file, text = self.folder / FILE, _text(self.folder, [self.source], self.classes)
+        return file.exists() and file.read_bytes() == text.encode()
 
     def examples(self, most: int) -> list[PlacedImage]:
         """One image of each stratum (of each group, where there are no strata), those without any first."""
@@ -69,7 +83,9 @@ def init(
 
 
 def make(planned: ProjectPlan) -> Project:
-    """Write the config of a planned project."""
+    """Write the config of a planned project; one that stands there already, with just this config, is left as it is."""
+    if planned.made:
+        return load(planned.folder)
     return write(planned.folder, [planned.source], planned.classes)
 
 
@@ -109,12 +125,23 @@ def plan(
     if format not in PRODUCTION_FORMATS:
         _check_layout(source)
         classes = formats.discover_classes(format, root, label_path, fully_labelled, source["options"])
-        return ProjectPlan(folder, source, classes, placed=_placed(source, records if layout != NOT_GIVEN else ()))
+        placed = _placed(source, records if layout != NOT_GIVEN else ())
+        return _checked_plan(ProjectPlan(folder, source, classes, placed=placed))
     images = list(records)
     guessed = _guessed([image.path for image in images], source)
     source |= guessed
     _check_layout(source)
-    return ProjectPlan(folder, source, [], tuple(guessed), _placed(source, images))
+    return _checked_plan(ProjectPlan(folder, source, [], tuple(guessed), _placed(source, images)))
+
+
+def _checked_plan(planned: ProjectPlan) -> ProjectPlan:
+    """Refuse a plan for a folder that holds another project, or the same one with other settings."""
+    file = planned.folder / FILE
+    if file.exists() and not planned.made:
+        raise CurateError(
+            f"project '{planned.folder.name}' exists already, with other settings: edit {file}, or choose another name"
+        )
+    return planned
 
 
 def _check_layout(source: Mapping[str, Any]) -> None:
@@ -193,8 +220,6 @@ def _new_folder(name: str) -> Path:
         raise CurateError(
             f"project name '{shown}' may hold letters, digits, '.', '_' and '-' only, a letter or digit first"
         )
-    if (folder / FILE).exists():
-        raise CurateError(f"project '{folder.name}' exists already: edit {folder / FILE}, or choose another name")
     return folder
 
 

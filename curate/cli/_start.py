@@ -66,15 +66,20 @@ def init(
 
     layout = Layout(template, stratum, group)
     planned = setup.plan(name, format, data, labels, fully_labelled, kind, option or [], layout)
-    file = str(planned.folder / "project.toml")
+    file, made = str(planned.folder / "project.toml"), planned.made
     if not dry_run:
         file = str(setup.make(planned).file)
     if json:
-        about = {"project": planned.folder.name, "file": file, "classes": planned.classes, "written": not dry_run}
+        written = not dry_run and not made
+        about = {"project": planned.folder.name, "file": file, "classes": planned.classes, "written": written}
         examples = [vars(example) for example in planned.examples(EXAMPLES)]
         emit(about | {key: planned.source[key] or None for key in setup.LAYOUT} | {"examples": examples})
         return
-    say(f"{file} (nothing was written: --dry-run)" if dry_run else file, "would make" if dry_run else "made", "green")
+    if made:
+        say(f"{file} is there already, with just this config; nothing was changed", "done", "green")
+    else:
+        note = f"{file} (nothing was written: --dry-run)" if dry_run else file
+        say(note, "would make" if dry_run else "made", "green")
     say(f"classes: {', '.join(planned.classes) or 'none yet'}")
     _show_layout(planned)
     say()

@@ -132,9 +132,18 @@ def test_an_existing_project_is_never_overwritten(here: Path) -> None:
     file = setup.init("plant", "voc", data).file
     file.write_text(file.read_text() + "# mine\n")
     before = file.read_bytes()
-    with pytest.raises(CurateError, match="project 'plant' exists already: edit"):
+    with pytest.raises(CurateError, match="project 'plant' exists already, with other settings: edit"):
         setup.init("plant", "voc", data)
     assert file.read_bytes() == before
+
+
+def test_init_repeated_is_done(here: Path) -> None:
+    data = voc_data(here.parent / "lib")
+    file = setup.init("plant", "voc", data).file
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    assert setup.plan("plant", "voc", data).made
+    assert setup.init("plant", "voc", data).file == file
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
 
 
 @pytest.mark.parametrize(
