@@ -40,8 +40,9 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
-test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own; a failed one is tried again.
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --reruns 1
+test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own. Keeps durations in out/tests.xml.
+	@mkdir -p out
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --junitxml out/tests.xml
 
 kill: setup ## Kill -9 at every write and at random moments of every command; MINUTES, and ONLY=index,select for some.
 	@$(BIN)/python -m tests.kill.run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
