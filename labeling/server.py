@@ -293,11 +293,12 @@ def _make_credentials(folder: Path) -> Credentials:
     credentials = Credentials(EMAIL, secrets.token_urlsafe(16), secrets.token_hex(20))
     aside = path.with_suffix(".part")
     aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-        json.dump(asdict(credentials), handle, indent=2)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, path)
+    with files.explain_full_disk(path):
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+            json.dump(asdict(credentials), handle, indent=2)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
     return credentials
 
 

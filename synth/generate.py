@@ -376,7 +376,8 @@ class _Rows:
         return [self._lines[number] for number in sorted(self._lines)]
 
     def add(self, row: dict[str, Any]) -> None:
-        with (self.folder / ROWS).open("a", encoding="utf-8") as handle:
+        file = self.folder / ROWS
+        with files.explain_full_disk(file), file.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
         self._lines[row["number"]] = row
 
@@ -467,10 +468,11 @@ def _png(pixels: Pixels) -> bytes:
 
 def _write(file: Path, content: bytes) -> None:
     """Whole or not at all. Not synced: what a power cut spoils, the checksum in the manifest tells."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.part")
-    aside.write_bytes(content)
-    aside.replace(file)
+    with files.explain_full_disk(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        aside.replace(file)
 
 
 def _write_table(file: Path, images: Sequence[SyntheticImage]) -> None:

@@ -1,11 +1,12 @@
-"""Kill every writing command at its writes and at random moments, and compare with a run that nobody disturbed.
+"""Kill every writing command at its writes and at random moments, fill its disk, and compare with an undisturbed run.
 
     python -m tests.kill.run --minutes 30                  all commands, in turn, until the time is up
     python -m tests.kill.run --only index,select --minutes 2 --json
 
 Of each command: a prepared project is copied and the command is run to its end twice, which gives the state to reach
 and the list of its writes. Then, again and again: a fresh copy, the command killed, `status`, the same command once
-more, and the state compared. Every different place in the code that writes is tried before any is tried twice.
+more, and the state compared. Every different place in the code that writes is tried before any is tried twice. In
+between the disk is full, or nearly, instead of a kill: one line has to name the file, and then all goes on as before.
 
 A warm process that has imported everything, but has neither threads nor connections, forks a child for each step:
 starting Python and importing FiftyOne and torch would take longer than all the rest.
@@ -43,6 +44,9 @@ from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
 TIMEOUT = 600
 RANDOM_EVERY = 4  # one of so many kills comes at a random moment
+FULL_EVERY = 6  # and one of so many trials is a full disk
+FREE = (0, 16 << 10, 256 << 10, 64 << 10, 1 << 20)  # bytes that are left on it
+DISK = "500m"  # size of the disk that the projects lie on, where this process may mount one
 BROKEN = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
 
 
@@ -76,6 +80,7 @@ class Tally:
     places_killed: int = 0
     kills_at_writes: int = 0
     kills_at_moments: int = 0
+    full_disks: int = 0
     labels_lost: int = 0
     failed: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -83,14 +88,20 @@ class Tally:
 
 @dataclass(frozen=True)
 class Kill:
-    """When: at a write (`torn`: with half of a log's new bytes), or so many seconds after the start."""
+    """When: at a write (`torn`: with half of a log's new bytes), or so many seconds after the start.
+
+    Or not at all: on a disk with so many bytes `free`.
+    """
 
     write: int | None = None
     seconds: float | None = None
     torn: bool = False
     where: str = ""
+    free: int | None = None
 
     def __str__(self) -> str:
+        if self.free is not None:
+            return f"a disk with {self.free:,} bytes free"
         if self.write is None:
             return f"after {self.seconds:.3f} s"
         return f"{'torn ' if self.torn else ''}write {self.write}: {self.where}"
@@ -103,8 +114,12 @@ class Warm:
     """Forks children of this process, in which everything is imported; `home` is where they work."""
 
     def __init__(self, scratch: Path) -> None:
-        self.scratch, self.home = scratch, scratch / "run"
-        self.home.mkdir()
+        self.scratch, self.disk = scratch, scratch / "disk"
+        self.home = self.disk / "run"
+        self.home.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.disk)]
+        self.mounted = os.geteuid() == 0 and not subprocess.run(mount, capture_output=True).returncode
+        self.home.mkdir(exist_ok=True)
         self.server, self.uri = _mongod(scratch / "db")
         os.environ[database.URI] = self.uri
         self.studio: Path | None = None
@@ -127,7 +142,21 @@ class Warm:
             server.stop(self.studio / "server")
         self.server.terminate()
         self.server.wait()
+        if self.mounted:
+            subprocess.run(["umount", "-l", str(self.disk)], check=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def filled(self, free: int) -> Iterator[None]:
+        """Leave so many bytes free on the disk of the projects."""
+        filler = self.disk / "filler"
+        with filler.open("wb", buffering=0) as handle:
+            with contextlib.suppress(OSError):
+                while handle.write(b"x" * (1 << 12)):
+                    pass
+            handle.truncate(max(0, handle.tell() - free))
+        yield
+        filler.unlink()
 
     def child(
         self, function: Callable[[], Any], kill: Kill | None = None, count: bool = False, embedded: bool = False
@@ -165,7 +194,7 @@ class Warm:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             os.chdir(self.home)
-            os.environ["TMPDIR"] = str(self.home.parent / "tmp")
+            os.environ["TMPDIR"] = str(self.scratch / "tmp")
             tempfile.tempdir = None
             if embedded:
                 _own_database()
@@ -472,7 +501,9 @@ class Trial:
         points, asked = self._points(), 0
         while True:
             asked += 1
-            if asked % RANDOM_EVERY == 0:
+            if asked % FULL_EVERY == 0 and self.warm.mounted and not self.command.embedded:
+                yield Kill(free=FREE[asked // FULL_EVERY % len(FREE)])
+            elif asked % RANDOM_EVERY == 0:
                 yield Kill(seconds=chance.uniform(0.02, self.seconds))
             elif point := next(points, None):
                 yield point
@@ -501,13 +532,22 @@ class Trial:
         """Kill, look, run again, compare."""
         tally = self.tally
         self._lay_out()
-        killed = self._run(kill=kill)
-        if kill.write:
-            tally.kills_at_writes += 1
-        else:
-            tally.kills_at_moments += 1
         symptoms: list[tuple[str, list[str]]] = []
-        if killed.code not in (0, -signal.SIGKILL):
+        if kill.free is not None:
+            with self.warm.filled(kill.free):
+                killed = self._run()
+            tally.full_disks += 1
+            line = (_tail(killed.output) or [""])[-1]
+            told = killed.code == 1 and line.startswith("error: ") and "No space left on device" in line
+            if killed.code and (not told or _broken(killed.output)):
+                symptoms.append(
+                    (f"ended with {killed.code}, and not by one line on the full disk", _tail(killed.output))
+                )
+        else:
+            killed = self._run(kill=kill)
+            tally.kills_at_writes += bool(kill.write)
+            tally.kills_at_moments += not kill.write
+        if kill.free is None and killed.code not in (0, -signal.SIGKILL):
             symptoms.append((f"ended with {killed.code} instead of being killed", _tail(killed.output)))
         looked = self._status() if tally.kills_at_writes % 2 else Ended(0, "")  # the next command may be another one
         if looked.code not in (0, self.status) or any(mark in looked.output for mark in BROKEN):
@@ -647,7 +687,8 @@ def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Call
 def _line(tally: Tally) -> str:
     return (
         f"{tally.command}: {tally.kills_at_writes} kills at writes ({tally.places_killed} of {tally.places} places, "
-        f"{tally.writes} writes), {tally.kills_at_moments} at random moments; {tally.failed} of them left something "
+        f"{tally.writes} writes), {tally.kills_at_moments} at random moments, {tally.full_disks} full disks; "
+        f"{tally.failed} of them left something "
         f"wrong, {tally.labels_lost} labels lost"
     )
 
@@ -671,7 +712,8 @@ def main() -> None:
     if given.json:
         print(json.dumps({"commands": [asdict(one) for one in tallies]}))
     total = sum(one.kills_at_writes + one.kills_at_moments for one in tallies)
-    say(f"{total} kills, {sum(one.failed for one in tallies)} left something wrong")
+    full, wrong = sum(one.full_disks for one in tallies), sum(one.failed for one in tallies)
+    say(f"{total} kills and {full} full disks: {wrong} left something wrong")
     raise SystemExit(any(one.findings for one in tallies))
 
 

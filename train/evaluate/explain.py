@@ -300,7 +300,7 @@ def _write(
     files.remove(folder)
     with files.written_aside(folder) as aside:
         aside.mkdir()
-        cv2.imwrite(str(aside / SHEET), sheet(cells))
+        (aside / SHEET).write_bytes(cv2.imencode(".png", sheet(cells))[1].tobytes())
         files.write_json(aside / REPORT, report | {"failed": failed, "step": STEP})
 
 
