@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,23 @@ BY_PATH = {
 }
 
 
+def _needs(path: Path) -> set[str]:
+    """Return the marks of a whole file or folder."""
+    name = path.relative_to(HERE).as_posix()
+    return {mark for place, mark in BY_PATH.items() if name == place or name.startswith(f"{place}/")}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files of which an `-m "not ..."` selects nothing: importing them takes longer than all quick tests."""
+    excluded = set(re.findall(r"\bnot (\w+)", config.option.markexpr or ""))
+    return True if collection_path.is_relative_to(HERE) and _needs(collection_path) & excluded else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need; long files begin, so that two workers end at about the same time."""
     for item in items:
-        names, path = set(getattr(item, "fixturenames", ())), item.path.relative_to(HERE).as_posix()
-        needs = {mark for fixture, mark in BY_FIXTURE.items() if fixture in names}
-        needs |= {mark for place, mark in BY_PATH.items() if path == place or path.startswith(f"{place}/")}
-        for mark in needs:
+        names = set(getattr(item, "fixturenames", ()))
+        for mark in {mark for fixture, mark in BY_FIXTURE.items() if fixture in names} | _needs(item.path):
             item.add_marker(mark)
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
