@@ -14,7 +14,7 @@ from curate.admin import setup
 from curate.index import database, sync
 from curate.index.dataset import Index
 from curate.project import ENV_PROJECT, Project, load
-from tests import fakes
+from tests import fakes, forked
 
 os.environ.pop(ENV_PROJECT, None)
 os.environ.pop(database.URI, None)
@@ -86,6 +86,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a `mongod` of this session; FiftyOne connects to it once, on first use."""
     uri = database.start(tmp_path_factory.mktemp("mongo") / "db")
     os.environ[database.URI] = uri
+    forked.uris.append(uri)
     yield uri
     os.environ.pop(database.URI)
 

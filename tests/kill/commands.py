@@ -159,11 +159,13 @@ COMMANDS = {
     "push": Command("chosen", ("push",), studio="empty"),
     "pull": Command("pushed", ("pull",), studio="kept"),
     "backup": Command("chosen", ("backup", "{home}/archive.tar.gz")),
-    "restore": Command("archived", ("restore", "{home}/archive.tar.gz", "--to", "{home}/projects/back")),
-    "restore-force": Command("archived", ("restore", "{home}/archive.tar.gz", "--to", "{project}", "--force")),
+    "restore": Command("archived", ("restore", "{home}/archive.tar.gz", "--trust", "--to", "{home}/projects/back")),
+    "restore-force": Command(
+        "archived", ("restore", "{home}/archive.tar.gz", "--trust", "--to", "{project}", "--force")
+    ),
     "restore-embedded": Command(
         "archived",
-        ("restore", "{home}/archive.tar.gz", "--to", "{home}/projects/back"),
+        ("restore", "{home}/archive.tar.gz", "--trust", "--to", "{home}/projects/back"),
         embedded=True,
         project="projects/back",
     ),

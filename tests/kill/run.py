@@ -17,11 +17,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import importlib
 import json
 import os
 import pickle
-import pkgutil
 import random
 import shutil
 import signal
@@ -40,6 +38,7 @@ from typing import Any
 
 from curate import mongod
 from curate.index import database
+from tests import forked
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
 TIMEOUT = 600
@@ -197,7 +196,8 @@ class Warm:
             os.environ["TMPDIR"] = str(self.scratch / "tmp")
             tempfile.tempdir = None
             if embedded:
-                _own_database()
+                os.environ.pop(database.URI, None)
+                forked.follow_database()
             writes = self._watched(kill) if count or (kill and kill.write) else None
             found = function()
             code = found if isinstance(found, int) else 0
@@ -299,52 +299,16 @@ def _in_studio() -> dict[str, str]:
 
 
 def _import_all() -> None:
-    """Everything that a command may import; FiftyOne's connection is closed again, so that no thread is left."""
-    database.silence_fiftyone()
-    import fiftyone as fo
+    """Everything that a command may import."""
     import lance  # noqa: F401 - warm
-    import numpy as np
     import torch
     import typer
 
-    import curate
-    import labeling
-    import synth
-    import train
     from curate import cli
-    from curate.data import Defect
-    from curate.masks import shapes
-    from curate.masks.shapes import defect_from_mask
 
     torch.set_num_threads(1)
-    for package in (curate, train, synth, labeling):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.endswith("__main__"):
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(module.name)
+    forked.import_all("curate", "train", "synth", "labeling")
     cli.app = typer.main.get_command(cli.app)  # type: ignore[assignment] - built once, and not in each child
-    mask = np.zeros((8, 8), np.uint8)
-    mask[2:5, 2:5] = 1
-    defect = defect_from_mask("crack", mask)
-    assert isinstance(defect, Defect)
-    shapes.crop_of(defect)  # numba loads its kernels when they are first called
-    fo.core.odm.database._disconnect()
-    atexit.unregister(fo.core.odm.database._delete_non_persistent_datasets_if_allowed)
-
-
-def _own_database() -> None:
-    """In a child: no server is given, and FiftyOne follows to the one that the command starts."""
-    import fiftyone as fo
-
-    os.environ.pop(database.URI, None)
-    theirs = database.start
-
-    def start(folder: Path) -> str:
-        uri = theirs(folder)
-        fo.config.database_uri = uri
-        return uri
-
-    database.start = start
 
 
 # --- prepared projects ----------------------------------------------------------------------------------------------

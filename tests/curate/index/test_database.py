@@ -103,7 +103,9 @@ def test_another_user_is_told_whose_database_it_is(tmp_path: Path, monkeypatch: 
         raise PermissionError(1, "Operation not permitted", str(path))
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    with pytest.raises(CurateError, match=r"db: Operation not permitted.*Only its owner can use.*set FIFTYONE_DATABASE_URI"):
+    with pytest.raises(
+        CurateError, match=r"db: Operation not permitted.*Only its owner can use.*set FIFTYONE_DATABASE_URI"
+    ):
         database.start(tmp_path / "db")
 
 

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,9 @@ import pytest
 
 from curate.admin import setup
 from curate.index import database
+from tests import forked
 from tests.fakes import REPOSITORY
+from tests.forked import Forked
 
 SHOW = """
 import json, sys
@@ -36,10 +36,8 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != database.URI}
 
 
-def curate(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from curate.cli import main; main()", *arguments, "--project", str(project)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment(), cwd=REPOSITORY, text=True, **streams)  # type: ignore[call-overload]
+def curate(project: Path, *arguments: str) -> Forked:
+    return forked.start(forked.CURATE, *arguments, "--project", project, env=environment())
 
 
 def index(project: Path) -> dict[str, Any]:
@@ -51,14 +49,14 @@ def index(project: Path) -> dict[str, Any]:
 
 
 def shown(project: Path) -> dict[str, Any]:
-    command = [sys.executable, "-c", SHOW, str(project)]
-    result = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result = forked.start(SHOW, project, env=environment()).completed(timeout=120)
+    assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return {id: [value for value in row if str(project) not in str(value)] for id, row in found.items()}
 
 
 @pytest.fixture
-def projects(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def projects(tmp_path: Path, server: str) -> Iterator[tuple[Path, Path]]:
     """Two equal demo plants: one to disturb, one to leave alone."""
     disturbed, calm = tmp_path / "a" / "plant", tmp_path / "b" / "plant"
     setup.demo(disturbed, 400, 1, lambda done: None)
@@ -68,7 +66,7 @@ def projects(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         database.stop(project / "work" / "db")
 
 
-def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, lines: int, process: Forked) -> None:
     """Until the label log has so many lines: the moment to strike, whatever the speed of the machine."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -77,7 +75,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def strike(process: subprocess.Popen[str]) -> None:
+def strike(process: Forked) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

@@ -1,7 +1,7 @@
-"""That the default selects well: on a demo plant of 20,000 images, painted, read and embedded for real.
+"""That the default selects well: on a demo plant of 5,000 images, painted, read and embedded for real.
 
-No labels but five exemplars of the rarest class (0.3 %): about fifty images, in two dozen coils of several thousand,
-are still to be found. Distinct coils are counted: a second image of a known coil adds little.
+No labels but five exemplars of the rarest class (0.3 %): about ten images, in half a dozen of a thousand coils, are
+still to be found. Distinct coils are counted: a second image of a known coil adds little.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from curate.select.rules import BARE, SelectionRules, choose
 from curate.vectors import nearest
 from curate.vectors import run as embedding
 
-IMAGES, BUDGET, SEEDS, RARE = 20_000, 500, 5, "edge_crack"
-pytestmark = pytest.mark.timeout(1800)  # some minutes on two cores: all images are painted, written, read and embedded
+IMAGES, BUDGET, SEEDS, RARE = 5_000, 125, 5, "edge_crack"
+pytestmark = pytest.mark.timeout(1800)  # a minute on two cores: all images are painted, written, read and embedded
 PLANT_SEED = 11  # another plant than the one on which encoder and strategy were tuned
 
 
@@ -139,13 +139,13 @@ def test_there_is_something_to_find(plant: Plant) -> None:
     pool = plant.pool
     left = [row for row in np.flatnonzero(pool.candidates) if RARE in plant.shows.get(pool.ids[row], ())]
     assert len(plant.pool) == IMAGES
-    assert len(left) >= 45
-    assert len({int(pool.groups[row]) for row in left}) >= 20
+    assert len(left) >= 10
+    assert len({int(pool.groups[row]) for row in left}) >= 4
 
 
 def test_five_times_the_rare_groups_of_random(results: dict[str, list[dict[str, int]]]) -> None:
     by = {name: mean(count[RARE] for count in counts) for name, counts in results.items()}
-    assert by["portfolio"] >= 5 * max(by["random"], 1), by
+    assert by["portfolio"] >= 5 * max(by["random"], 0.5), by
 
 
 @pytest.mark.parametrize("name", CLASSES)

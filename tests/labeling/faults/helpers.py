@@ -24,7 +24,8 @@ from curate.masks import shapes
 from curate.project import Project, load
 from labeling import client, push, remote_project, results, tasks
 from labeling.client import Studio
-from tests import fakes
+from tests import fakes, forked
+from tests.forked import Forked
 from tests.labeling import studio as ls_helpers
 from tests.labeling.helpers import history, ls_project_of, task_of
 
@@ -32,9 +33,6 @@ SIZE = (32, 24)
 
 
 PYTHON = Path(sys.executable)
-
-
-COMMAND = "from curate.cli import main; main()"
 
 
 def drawn(name: str = "crack", seed: int = 1) -> Label:
@@ -162,15 +160,12 @@ def command(project: Project, *arguments: str) -> subprocess.CompletedProcess[st
     return ended(start(project, *arguments))
 
 
-def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    line = [PYTHON, "-c", COMMAND, *arguments]
-    return subprocess.Popen(line, env=environment(project), text=True, **pipes)
+def start(project: Project, *arguments: str, code: str = forked.CURATE) -> Forked:
+    return forked.start(code, *arguments, env=environment(project))
 
 
-def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def ended(process: Forked) -> subprocess.CompletedProcess[str]:
+    return process.completed(timeout=240)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

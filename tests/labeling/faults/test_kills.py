@@ -64,8 +64,7 @@ main()
 
 def killed(project: Project, place: str, turn: int, when: str, *arguments: str) -> None:
     """The command, killed (-9) the nth time that it gets to this place."""
-    line = [PYTHON, "-c", DIES, place, str(turn), when, *arguments]
-    done = subprocess.run(line, env=environment(project), capture_output=True, text=True, timeout=240)
+    done = ended(start(project, place, str(turn), when, *arguments, code=DIES))
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -139,7 +138,7 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 
 PULL_DIES = [
     ("curate.labels.log:LabelLog.append", 2, "after"),
-    ("curate.labels.log:LabelLog.flush", 2, "after"),
+    ("curate.labels.log:LabelLog.flush", 1, "after"),
     ("curate.index.app_edits:show", 2, "before"),
     ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
