@@ -156,7 +156,7 @@ def _resolved(task: ReturnedTask, least: float) -> Entry:
     merged = agreement.consensus([annotation.label for annotation in by_person], task.size, least)
     extra: dict[str, Any] = {"agreement": round(merged.agreement or 0.0, 3)}
     if merged.disputed:
-        extra["others"] = {f"label-studio: {one.who}": one.label.to_json() for one in by_person}
+        extra["others"] = {f"label-studio: {annotation.who}": annotation.label.to_json() for annotation in by_person}
     return Entry(task.id, merged.label, ORIGIN, CONSENSUS, last.at, extra=extra)
 
 

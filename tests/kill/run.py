@@ -149,13 +149,15 @@ class Warm:
     def filled(self, free: int) -> Iterator[None]:
         """Leave so many bytes free on the disk of the projects."""
         filler = self.disk / "filler"
-        with filler.open("wb", buffering=0) as handle:
-            with contextlib.suppress(OSError):
-                while handle.write(b"x" * (1 << 12)):
-                    pass
-            handle.truncate(max(0, handle.tell() - free))
-        yield
-        filler.unlink()
+        try:
+            with filler.open("wb", buffering=0) as handle:
+                with contextlib.suppress(OSError):
+                    while handle.write(b"x" * (1 << 12)):
+                        pass
+                handle.truncate(max(0, handle.tell() - free))
+            yield
+        finally:
+            filler.unlink()
 
     def child(
         self, function: Callable[[], Any], kill: Kill | None = None, count: bool = False, embedded: bool = False
