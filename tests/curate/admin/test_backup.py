@@ -419,7 +419,7 @@ def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -
     for start in range(0, 10_000, 1000):
         numbers = range(start, start + 1000)
         pictures = [ImageFacts(f"{number:064x}", 32, 24, 1, 900, "image/png", None) for number in numbers]
-        place = {"source": "public", "format": "images", "stratum": None, "state": state, "key": ""}
+        place = {"source": "public", "format": "images", "stratum": None, "state": state}
         index.add(
             [
                 NewSample(image, tmp_path / image.id, f"line:{image.id}.png", group=image.id, **place)

@@ -182,10 +182,10 @@ def test_an_app_edit_is_disputed_although_the_pull_was_killed(indexed: Project, 
     assert (shown.status, shown.reason, shown.present) == ("disputed", "edited-in-app", {"hole"})
 
 
-def test_a_word_and_the_dispute_that_it_raises_get_to_the_disk_together(
+def test_an_annotation_and_the_dispute_that_it_raises_reach_the_disk_together(
     indexed: Project, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill between the two would let the word replace what a curator drew in the App."""
+    """A kill between the two would let the annotation replace what a curator drew in the App."""
     ids = unlabelled(indexed)
     pushed(indexed, studio, ids)
     for seed, id in enumerate(ids):
@@ -201,8 +201,8 @@ def test_a_word_and_the_dispute_that_it_raises_get_to_the_disk_together(
     def watched(log: LabelLog, entry: Entry) -> None:
         append(log, entry)
         stored = [line for *_, line in Segments(indexed.work / "labels").lines() if line["origin"] == "label-studio"]
-        words = {line["id"] for line in stored if "updated" in line["extra"]}
-        assert words == {line["id"] for line in stored if "of" in line["extra"]}
+        annotated = {line["id"] for line in stored if "updated" in line["extra"]}
+        assert annotated == {line["id"] for line in stored if "of" in line["extra"]}
 
     monkeypatch.setattr(LabelLog, "append", watched)
     assert pull.run(indexed, studio).edited_in_app == len(ids)

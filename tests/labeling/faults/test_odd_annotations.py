@@ -113,7 +113,7 @@ BENT: dict[str, Any] = {  # Label Studio 1.23 refuses to store it; other version
 }
 
 
-def test_words_that_mean_nothing_are_disputed_and_cost_no_other_task(
+def test_annotations_that_mean_nothing_are_disputed_and_cost_no_other_task(
     indexed: Project, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = unlabelled(indexed)
@@ -124,9 +124,9 @@ def test_words_that_mean_nothing_are_disputed_and_cost_no_other_task(
         ls_helpers.annotate(studio, numbers[id], GOOD)
     made = {id: ls_helpers.annotate(studio, numbers[id], GOOD)["id"] for id in odd}
     pull.run(indexed, studio)
-    words = [*STORED.items()]
-    for start in range(0, len(words), len(odd)):
-        part = dict(zip(odd, words[start : start + len(odd)], strict=False))
+    results_stored = [*STORED.items()]
+    for start in range(0, len(results_stored), len(odd)):
+        part = dict(zip(odd, results_stored[start : start + len(odd)], strict=False))
         for id, (_, result) in part.items():
             ls_helpers.change(studio, made[id], result)
         pull.run(indexed, studio)

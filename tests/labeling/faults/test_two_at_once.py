@@ -30,7 +30,7 @@ def test_two_pushes_at_once_make_one_task_each(indexed: Project, studio: Studio)
     one_task_each(indexed, studio, ids)
 
 
-def test_two_folders_that_share_a_dataset_end_on_one_desk(
+def test_two_folders_that_share_a_dataset_end_on_one_label_studio_project(
     indexed: Project, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both find no project at the same moment, and each makes one; a server in trouble may even make three."""
