@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +34,14 @@ from curate.errors import CurateError
 
 URI = "FIFTYONE_DATABASE_URI"
 START_SECONDS = 90
+CRASHED = ".crashed"  # beside the data: they are to be validated first
 CACHE_GB = "1"
+LEAST_FREE = 8 << 20  # bytes; MongoDB does not start with less
+# A shell notes its own process and becomes MongoDB: no kill leaves a server that nobody finds.
+NOTE_AND_BECOME = (
+    """printf '{"pid": %d, "socket": "%s"}' $$ "$2" >"$1.part" && mv "$1.part" "$1" || exit 28\n"""
+    """shift 2\nexec "$@" """
+)
 LONGEST_SOCKET = 100  # bytes in the path of a Unix socket: the kernel takes 107 on Linux, 103 on macOS
 
 _clients: dict[Path, IO[str]] = {}
@@ -131,7 +140,10 @@ def start(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         with _start_lock(folder):
-            server = running(folder) or _launch(folder)
+            server = running(folder) or _starting(folder) or _launch(folder)
+            if (folder / CRASHED).exists():
+                _validate_collections(_uri(server))
+                (folder / CRASHED).unlink()
             _register(folder)
     except PermissionError as error:
         raise CurateError(
@@ -143,13 +155,34 @@ def start(folder: Path) -> str:
 
 def running(folder: Path) -> dict[str, Any] | None:
     """Return pid and socket of the server on `folder`, or None. (One of an older curate has a port instead.)"""
+    server = _noted(folder)
+    return server if server and _answers(server) else None
+
+
+def _noted(folder: Path) -> dict[str, Any] | None:
+    """Return the server that `server.json` names, if that process is one on this folder."""
     try:
         server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
+        server = {"pid": int(server["pid"])} | (
+            {"socket": str(server["socket"])} if "socket" in server else {"port": int(server["port"])}
+        )
         command = Path(f"/proc/{server['pid']}/cmdline").read_bytes() if Path("/proc").is_dir() else b"mongod"
         ours = b"mongod" in command and (str(folder.resolve()).encode() in command or not Path("/proc").is_dir())
-        return server if ours and _answers(server) else None
+        return server if ours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _starting(folder: Path) -> dict[str, Any] | None:
+    """Return the server on `folder` that answers by and by: a command started it and was killed."""
+    end = time.monotonic() + START_SECONDS
+    while Path("/proc").is_dir() and (server := _noted(folder)) and not _is_zombie(server["pid"]):
+        if _answers(server):
+            return server
+        if time.monotonic() > end:
+            raise CurateError(f"MongoDB did not answer within {START_SECONDS} s; see {folder / 'mongod.log'}")
+        time.sleep(0.05)
+    return None
 
 
 def _uri(server: Mapping[str, Any]) -> str:
@@ -176,15 +209,17 @@ def _launch(folder: Path) -> dict[str, Any]:
     command += ["--bind_ip", str(where), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
     _trim_log(folder / "mongod.log")
     lock = folder / "mongod.lock"
-    crashed = lock.exists() and lock.stat().st_size > 0  # an orderly end empties it
+    if lock.exists() and lock.stat().st_size > 0:  # an orderly end empties it
+        (folder / CRASHED).touch()
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ["/bin/sh", "-c", NOTE_AND_BECOME, "sh", str(folder / "server.json"), str(where), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     server = {"pid": process.pid, "socket": str(where)}
     _wait_until_it_answers(process, server, folder)
-    if crashed:
-        _validate_collections(_uri(server))
-    files.write_json(folder / "server.json", server)
     return server
 
 
@@ -201,6 +236,8 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], server: Mapping[str
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
+            if shutil.disk_usage(folder).free < LEAST_FREE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             raise CurateError(f"MongoDB ended with code {process.returncode}; see {folder / 'mongod.log'}")
         if _answers(server):
             return

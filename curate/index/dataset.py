@@ -75,6 +75,8 @@ class Index:
         if create:
             _declare_fields(dataset, self.fo)
             state.record(self.project, dataset=name, folder=str(self.project.folder))
+        elif _undeclared(dataset, self.fo):
+            raise CurateError(f"the index of project '{self.project.name}' is not complete yet. Run: curate index")
         elif not self.project.config.dataset:  # a dataset with a name of its own may be shared with other machines
             self._find_moved_images(dataset)
         return dataset
@@ -298,6 +300,15 @@ def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _declare_fields(dataset: Any, fo: Any) -> None:
     """Create the missing fields and database indexes, so that bulk writes need not look for new fields."""
+    for name, kind in _undeclared(dataset, fo).items():
+        dataset.add_sample_field(name, **kind)
+    if dataset.media_type is None:
+        dataset.media_type = "image"
+    _create_indexes(dataset)
+
+
+def _undeclared(dataset: Any, fo: Any) -> dict[str, dict[str, Any]]:
+    """Return the fields that the dataset lacks: name -> arguments of `add_sample_field`."""
     wanted: dict[str, dict[str, Any]] = {name: {"ftype": fo.StringField} for name in STRINGS}
     wanted |= {name: {"ftype": fo.IntField} for name in ("width", "height", "label_line")}
     wanted |= {name: {"ftype": fo.ListField, "subfield": fo.StringField} for name in ("paths", "versions")}
@@ -307,12 +318,7 @@ def _declare_fields(dataset: Any, fo: Any) -> None:
     for name, kind in (("defects", fo.Detections), ("other_defects", fo.Detections), ("classes", fo.Classifications)):
         wanted[name] = {"ftype": fo.EmbeddedDocumentField, "embedded_doc_type": kind}
     known = dataset.get_field_schema()
-    for name, kind in wanted.items():
-        if name not in known:
-            dataset.add_sample_field(name, **kind)
-    if dataset.media_type is None:
-        dataset.media_type = "image"
-    _create_indexes(dataset)
+    return {name: kind for name, kind in wanted.items() if name not in known}
 
 
 def _create_indexes(dataset: Any) -> None:

@@ -256,6 +256,7 @@ class LabelLog:
         if allowed is not None:
             self.allow(allowed)
         self._changes: set[str] = set()
+        self._class_events: dict[str, str] = {}  # the last noted change of each class
         self.writer = Writer(self.segments)
         self._images: dict[str, _ImageEntries] = {}
         self._recent: dict[tuple[str, int], Entry] = {}
@@ -321,9 +322,11 @@ class LabelLog:
         self.writer.flush()
 
     def note(self, event: str, name: str, who: str) -> None:
-        """Record a change of the classes that changes no label."""
-        self.writer.append({"event": event, "name": name, "who": who, "at": now()})
-        self.writer.flush()
+        """Record a change of a class that changes no label, unless it is this class's last change already."""
+        if self._class_events.get(name) != event:
+            line = {"event": event, "name": name, "who": who, "at": now()}
+            self._fold(line, *self.writer.append(line))
+            self.writer.flush()
 
     def flush(self) -> None:
         self.writer.flush()
@@ -408,7 +411,10 @@ class LabelLog:
         if line.get("event") == "rename":
             self._add_renames(line["names"])
             self._changes |= {line["change"]} if "change" in line else set()
-        elif "event" not in line:
+            self._class_events.clear()
+        elif "event" in line:
+            self._class_events[str(line.get("name"))] = line["event"]
+        else:
             self._add_entry(line, segment, offset)
 
     def _add_renames(self, names: Mapping[str, str]) -> None:

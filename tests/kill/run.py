@@ -46,6 +46,7 @@ RANDOM_EVERY = 4  # one of so many kills comes at a random moment
 FULL_EVERY = 6  # and one of so many trials is a full disk
 FREE = (0, 16 << 10, 256 << 10, 64 << 10, 1 << 20)  # bytes that are left on it
 DISK = "500m"  # size of the disk that the projects lie on, where this process may mount one
+FULL = ("No space left on device", "disk is full")  # the system's words, and SQLite's
 BROKEN = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
 
 
@@ -504,7 +505,7 @@ class Trial:
                 killed = self._run()
             tally.full_disks += 1
             line = (_tail(killed.output) or [""])[-1]
-            told = killed.code == 1 and line.startswith("error: ") and "No space left on device" in line
+            told = killed.code == 1 and line.startswith("error: ") and any(words in line for words in FULL)
             if killed.code and (not told or _broken(killed.output)):
                 symptoms.append(
                     (f"ended with {killed.code}, and not by one line on the full disk", _tail(killed.output))

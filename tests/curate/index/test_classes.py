@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from curate import files
 from curate.admin.status import summarise
 from curate.errors import CurateError
 from curate.index import classes, sync
@@ -112,6 +113,29 @@ def test_add_and_retire(indexed: Project) -> None:
     assert [(line["event"], line["name"]) for line in events] == [("add", "dent"), ("retire", "crack")]
     assert "class dent" in Index(project).dataset.list_saved_views()
     assert by_class(project)["crack"] == 8, "labels of a retired class stay: no defect turns into a clean image"
+
+
+@pytest.mark.parametrize("command", ["add", "retire"])
+def test_a_change_that_was_cut_short_is_noted_once(
+    indexed: Project, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C came when it stood in the log, and not yet in the config."""
+    change, name = getattr(classes, command), {"add": "dent", "retire": "crack"}[command]
+    text = indexed.file.read_text()
+    write = files.write_text
+
+    def interrupted(target: Path, text: str) -> None:
+        if target == indexed.file:
+            raise KeyboardInterrupt
+        write(target, text)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "write_text", interrupted)
+        change(indexed, name)
+    assert indexed.file.read_text() == text
+    change(load(indexed.folder), name)
+    events = [line for _, _, line in LabelLog(indexed.work / "labels").segments.lines() if "event" in line]
+    assert [(line["event"], line["name"]) for line in events] == [(command, name)]
 
 
 def test_comments_of_the_config_stay(indexed: Project) -> None:

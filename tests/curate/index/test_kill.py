@@ -75,6 +75,12 @@ def wait_for(path: Path, lines: int, process: Forked) -> None:
         time.sleep(0.005)
 
 
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def strike(process: Forked) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -105,6 +111,53 @@ def test_kill_9_of_the_database_loses_nothing(projects: tuple[Path, Path]) -> No
     assert server is not None
     os.kill(server["pid"], signal.SIGKILL)
     strike(process)
+    index(disturbed)
+    index(calm)
+    assert shown(disturbed) == shown(calm)
+
+
+def test_a_server_whose_command_was_killed_before_it_answered_is_found(tmp_path: Path, server: str) -> None:
+    """The command dies right after it started MongoDB: the next one waits for that server and starts no second one."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from curate.index import database
+database._wait_until_it_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+database.start(Path(sys.argv[1]))
+"""
+    folder = tmp_path / "db"
+    assert forked.start(code, folder, env=environment()).completed().returncode == -signal.SIGKILL
+    wait_for_file(folder / "server.json")
+    left = json.loads((folder / "server.json").read_text())["pid"]
+    show = "import sys; from pathlib import Path; from curate.index import database; database.start(Path(sys.argv[1]))"
+    show += "; print(database.running(Path(sys.argv[1]))['pid'])"
+    second = forked.start(show, folder, env=environment()).completed(timeout=120)
+    assert second.stdout.strip() == str(left), second.stderr
+    assert database.running(folder) is None, "the last command out stops the server"
+
+
+def test_a_dataset_without_all_its_fields_is_no_index_yet(projects: tuple[Path, Path]) -> None:
+    """`curate index` was killed while it declared them: readers say what to run, and that completes it."""
+    disturbed, calm = projects
+    code = """
+import os, signal, sys
+from pathlib import Path
+from curate.index.dataset import Index
+from curate.index import database
+from curate.project import load
+fo = database.connect(load(Path(sys.argv[1])).work)
+theirs = fo.Dataset.add_sample_field
+def add_sample_field(self, name, **kind):
+    theirs(self, name, **kind)
+    if name == "status":
+        os.kill(os.getpid(), signal.SIGKILL)
+fo.Dataset.add_sample_field = add_sample_field
+Index(load(Path(sys.argv[1])), create=True)
+"""
+    assert forked.start(code, disturbed, env=environment()).completed().returncode == -signal.SIGKILL
+    status = curate(disturbed, "select", "--budget", "3").completed()
+    assert (status.returncode, status.stderr.count("\n")) == (1, 1), status.stderr
+    assert "is not complete yet. Run: curate index" in status.stderr
     index(disturbed)
     index(calm)
     assert shown(disturbed) == shown(calm)
