@@ -69,8 +69,8 @@ class SourceConfig(_Model):
     def _compiles(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"not a regular expression: {str(error) or type(error).__name__}") from None
         return value
 
     @field_validator("name")

@@ -31,6 +31,7 @@ from synth.masks import Place
 from synth.nouns import CandidateImage, Mask, MaskBank, Pixels, Scene, Site, SyntheticImage
 from train.data.pixels import read, with_channels
 
+MOST_PIXELS = 1 << 30  # of a picture of a batch, which may come from another machine
 STEP = 1  # raise it when the same request and bank give another batch than before
 FIT = Catalogue("synth.synthesisers", "synthesiser", "fit")
 MAKE = Catalogue("synth.synthesisers", "synthesiser", "generate")
@@ -530,7 +531,7 @@ def both_of(batch: SyntheticBatch, image: SyntheticImage) -> tuple[Pixels, Mask]
 def pixels_of(batch: SyntheticBatch, image: SyntheticImage) -> Pixels:
     """Raises CurateError where the file is not the one that was made."""
     try:
-        pixels = read(image.id, safe_join(batch.folder, image.file), 1 << 40)
+        pixels = read(image.id, safe_join(batch.folder, image.file), MOST_PIXELS)
     except LabelProblem as problem:
         raise CurateError(f"{batch.folder / image.file}: {problem}".replace("Run: curate index", batch.again)) from None
     return with_channels(pixels, 3 if pixels.ndim == 3 and pixels.shape[2] == 3 else 1)
@@ -538,7 +539,7 @@ def pixels_of(batch: SyntheticBatch, image: SyntheticImage) -> Pixels:
 
 def mask_of(batch: SyntheticBatch, image: SyntheticImage) -> Mask:
     try:
-        return np.asarray(grey_file(safe_join(batch.folder, image.mask_file)) > 127, bool)
+        return np.asarray(grey_file(safe_join(batch.folder, image.mask_file), MOST_PIXELS) > 127, bool)
     except (OSError, LabelProblem) as problem:
         raise CurateError(f"{batch.folder / image.mask_file} cannot be read ({problem}). {batch.again}") from None
 

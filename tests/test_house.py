@@ -32,6 +32,7 @@ LARGEST = 200_000
 FIXTURE_LARGEST = 1_000_000  # an old project's backup
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for room in sorted(ROOMS):

@@ -165,7 +165,7 @@ def _yaml_names(source: Path) -> dict[int, str]:
         if not all(isinstance(name, str | int | float) for _, name in pairs):
             raise TypeError("a name is no text")
         return {int(key): str(name) for key, name in pairs}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as problem:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as problem:
         reason = short(str(problem))
         raise CurateError(f"'{source}' has no readable list `names` ({reason}). Correct it or set `names`") from None
 

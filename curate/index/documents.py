@@ -152,6 +152,7 @@ READ_FIELDS = (
     *("content_id", "width", "height", "status", "status_reason", "label_digest", "last_modified_at"),
     *("defects.detections", "classes.classifications.label"),
 )
+ARRAY_HEADER = 1024  # bytes that numpy writes before an array's values, and some more
 INCOMPLETE, UNREADABLE = "incomplete-region", "unreadable-mask"
 
 
@@ -198,24 +199,33 @@ def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
         return INCOMPLETE
     x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     try:
-        pixels = _pixels(region)
+        pixels = _pixels(region, width * height)
     except (OSError, ValueError, EOFError, zlib.error, LabelProblem):
         return UNREADABLE
     severity = region.get("severity")
     if pixels is None:
         return make_defect(name, (x, y, w, h), severity=severity)
     left, top, wide, high = round(x), round(y), max(1, round(w)), max(1, round(h))
+    if wide * high > 4 * width * height:  # one that was drawn over the edges a little is clipped later
+        return INCOMPLETE
     if pixels.shape != (high, wide):  # in the App a person can resize a mask's box: the mask is stretched with it
         pixels = _stretch(pixels, wide, high)
     return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels), severity)
 
 
-def _pixels(region: Mapping[str, Any]) -> Any:
-    """Return the mask of a region, from the document or from a file of its own; None for a plain box."""
+def _pixels(region: Mapping[str, Any], most: int) -> Any:
+    """Return the mask of a region, from the document or from a file of its own; None for a plain box.
+
+    One of more than `most` pixels, those of the image, raises ValueError or LabelProblem before it is unpacked.
+    """
     if region.get("mask"):
-        mask = np.load(io.BytesIO(zlib.decompress(region["mask"])))
+        unpacked = zlib.decompressobj()
+        array = io.BytesIO(unpacked.decompress(region["mask"], ARRAY_HEADER + 8 * most))
+        if unpacked.unconsumed_tail:
+            raise ValueError(f"a mask of more than {most} pixels")
+        mask = np.load(array, allow_pickle=False)
     elif region.get("mask_path"):
-        mask = shapes.grey_file(Path(region["mask_path"]))
+        mask = shapes.grey_file(Path(region["mask_path"]), most)
     else:
         return None
     if mask.ndim != 2 or not mask.size:

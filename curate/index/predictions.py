@@ -54,10 +54,10 @@ def load(index: Index, ids: Iterable[str], field: str = DEFECTS) -> Iterator[tup
 
 def _declare_fields(index: Index) -> None:
     fo = index.fo
-    index.declare(predicted_by=fo.StringField)
     for name, kind in ((DEFECTS, fo.Detections), (CLASSES, fo.Classifications)):
         if index.dataset.get_field(name) is None:
             index.dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
+    index.declare(predicted_by=fo.StringField)  # the last: where it is, the others are
 
 
 def _fields(by: str, prediction: Prediction, width: int, height: int) -> dict[str, Any]:

@@ -211,16 +211,17 @@ def show(index: Index, only: set[str] | None = None) -> int:
     fo = index.fo
     index.declare(round=fo.IntField, slot=fo.StringField, pick_rank=fo.IntField)
     index.declare(pick_score=fo.FloatField, pick_reason=fo.StringField)
+    _tag(index, outdated)  # before the fields, which tell the next run what is left to do
     values = {id: _fields(wanted.get(id)) or (None,) * len(FIELDS) for id in outdated}
     index.set({name: {id: value[place] for id, value in values.items()} for place, name in enumerate(FIELDS)})
-    _tag(index, outdated)
     return len(outdated)
 
 
 def _shown(index: Index) -> dict[str, tuple[Any, ...]]:
-    if index.dataset.get_field("round") is None:
+    if any(index.dataset.get_field(name) is None for name in FIELDS):  # no round yet, or they are being declared
         return {}
-    return {id: tuple(values) for id, *values in index.rows(*FIELDS) if values[0] is not None}
+    shown = {id: tuple(values) for id, *values in index.rows(*FIELDS)}
+    return {id: values for id, values in shown.items() if any(value is not None for value in values)}
 
 
 def _fields(pick: tuple[Round, dict[str, Any]] | None) -> tuple[Any, ...] | None:

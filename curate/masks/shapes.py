@@ -140,9 +140,9 @@ def _check_values(shape: MaskFile, values: NDArray[Any], mask: NDArray[np.bool_]
         raise LabelProblem(f"mask {shape.path} has grey values from 0 to {values.max()} only, {wanted}")
 
 
-def grey_file(path: Path) -> NDArray[Any]:
-    """Return the pixel values of a grey image file. Raises OSError if missing, LabelProblem if damaged."""
-    with decode.opened(files.read_bytes(path)) as image:
+def grey_file(path: Path, max_pixels: int) -> NDArray[Any]:
+    """Return the pixel values of a grey image file. Raises OSError if missing, LabelProblem if damaged or larger."""
+    with decode.opened(files.read_bytes(path), max_pixels) as image:
         return _grey(image)
 
 

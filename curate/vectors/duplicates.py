@@ -177,7 +177,10 @@ def _cluster(rows: Sequence[int], ids: Sequence[str], images: Mapping[str, Dupli
 
 
 def _write(index: Index, clusters: Sequence[Cluster]) -> None:
-    """Write the fields of every member; those of images that are in no cluster any more are emptied."""
+    """Write the fields of every member; those of images that are in no cluster any more are emptied.
+
+    `near_cluster` comes last: from it the next run knows what a killed one left.
+    """
     values: dict[str, dict[str, Any]] = {name: {} for name in FIELDS}
     if index.dataset.get_field(FIELDS[0]) is not None:
         outdated = [id for id, cluster in index.rows(FIELDS[0]) if cluster is not None]
@@ -185,15 +188,15 @@ def _write(index: Index, clusters: Sequence[Cluster]) -> None:
     if not clusters and not values[FIELDS[0]]:
         return
     fo = index.fo
-    index.declare(near_cluster=fo.StringField, near_of=fo.StringField, near_similarity=fo.FloatField)
-    index.declare(near_splits=fo.StringField)
+    index.declare(near_of=fo.StringField, near_similarity=fo.FloatField, near_splits=fo.StringField)
+    index.declare(near_cluster=fo.StringField)
     for cluster in clusters:
         for image in cluster.members:
             values["near_cluster"][image.id] = cluster.kept.id[:12]
             values["near_of"][image.id] = None if image is cluster.kept else cluster.kept.id
             values["near_similarity"][image.id] = round(cluster.similarity[image.id], 4)
             values["near_splits"][image.id] = ", ".join(cluster.splits) if len(cluster.splits) > 1 else None
-    index.set(values)
+    index.set({name: values[name] for name in reversed(FIELDS)})
 
 
 def _join(project: Project, index: Index, clusters: Sequence[Cluster], report: DuplicatesReport) -> None:

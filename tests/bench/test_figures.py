@@ -37,6 +37,7 @@ def test_seeds_and_recipes_choose_runs() -> None:
     assert [plan.seed for plan in found] == [3, 3, 4, 4]
 
 
+@pytest.mark.slow
 def test_positives_leave_clean_images_out(tmp_path: Path) -> None:
     rows = {
         "group": ["a", "a", "b", "c", "d"],

@@ -82,6 +82,7 @@ def test_what_was_ranked_ahead_is_not_asked_for_again(monkeypatch: pytest.Monkey
     assert second.tolist() == first[5:].tolist()
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_is_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "python_of", lambda name: Path(sys.executable))
     monkeypatch.setattr(ask, "PATIENCE", 300.0)

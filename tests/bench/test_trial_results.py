@@ -35,6 +35,7 @@ def test_the_bar_says_what_the_lines_say(poisson: float, gan: float, harmless: s
     assert helped in rows[2]
 
 
+@pytest.mark.slow
 def test_poisson_blending_is_met_at_its_own_ratio_and_gate() -> None:
     shares = {
         arm: 0.1 * place

@@ -23,6 +23,7 @@ LABELS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(LABELS)
 def test_a_label_comes_back_from_json_with_its_digest(label: Label) -> None:
     again = Label.from_json(json.loads(json.dumps(label.to_json())))
@@ -32,6 +33,7 @@ def test_a_label_comes_back_from_json_with_its_digest(label: Label) -> None:
     assert sorted(again.defects, key=repr) == sorted(label.defects, key=repr)
 
 
+@pytest.mark.slow
 @given(LABELS, st.randoms(use_true_random=False))
 def test_the_order_of_regions_does_not_matter_to_the_digest(label: Label, shuffler: Any) -> None:
     defects, classes = list(label.defects), list(label.classes)
@@ -40,6 +42,7 @@ def test_the_order_of_regions_does_not_matter_to_the_digest(label: Label, shuffl
     assert Label(label.status, tuple(defects), tuple(classes), label.reason).digest == label.digest
 
 
+@pytest.mark.slow
 @given(LABELS, LABELS)
 def test_labels_that_say_something_else_have_another_digest(one: Label, two: Label) -> None:
     assert (one.digest == two.digest) == (one.to_json() == two.to_json())

@@ -142,6 +142,12 @@ RATIO
         ("KIND", "options = [1]", 15, "sources.options: Input should be a valid dictionary"),
         (
             "KIND",
+            f'group = "{5000 * "("}{5000 * ")"}"',
+            15,
+            "sources.group: not a regular expression: maximum recursion",
+        ),
+        (
+            "KIND",
             'group = "("',
             15,
             "sources.group: not a regular expression: missing ), unterminated subpattern at pos",

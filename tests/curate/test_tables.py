@@ -137,6 +137,7 @@ for n in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_whole_appends(tmp_path: Path) -> None:
     path = tmp_path / "t-1.lance"
     for delay in (0.3, 1.0):

@@ -359,7 +359,7 @@ def _voc_objects(path: Path) -> int:
     """Objects that stand there whole; else 1 for anything that is no annotation without objects."""
     if not _plain(path):
         return 1
-    content = _text(path)
+    content = _text(path).replace("\0", "")  # UTF-16 is XML as well
     whole = re.findall(r"<object>\s*<name>[^<]*\w[^<]*</name>\s*<bndbox>", content)
     nothing_there = re.search(r"<annotation[\s/>]", content) and not re.search(r"bndbox|xmin|<object", content)
     return len(whole) or int(not nothing_there)

@@ -93,7 +93,7 @@ def _mask(case: dict[str, Any], root: Path) -> str:
     from curate.masks import shapes
 
     with contextlib.suppress(CurateError, OSError):  # what its callers take for "cannot be read"
-        shapes.grey_file(root / "a.png")
+        shapes.grey_file(root / "a.png", 33 * 17)
     shapes.defect_of(Region("crack", MaskFile("a.png")), 33, 17, root, True)
     return OK
 

@@ -21,6 +21,7 @@ TIMES |= {"seconds_taken", "entered_at", "began", "modified"}
 IDS = {"_id", "_dataset_id", "_uuid", "change"}
 LEFT = re.compile(r"^\..*\.(part|training|making|fitting|drawing|old)$|\.tmp$")
 PASSED = {".lock", ".start", ".clients", "server.json", "mongod.log", "credentials.json", ".DS_Store"}
+SAFE_COPY = re.compile(r"\.before-\d+$|-before-(\d+|N)$")  # a restore keeps what it found, also its own half work
 OBJECT_ID = re.compile(r"\b[0-9a-f]{24}\b")
 Flat = dict[str, str]
 
@@ -56,8 +57,8 @@ def files(home: Path) -> Flat:
                 found |= _log(here / name, str(place / name))
             else:
                 kept.append(name)
-        folders[:] = sorted(kept)
-        for name in sorted(names):
+        folders[:] = sorted(name for name in kept if not SAFE_COPY.search(name))
+        for name in sorted(name for name in names if not SAFE_COPY.search(name)):
             if LEFT.search(name) and not _swept(place, name):
                 found[f"left over: {place / re.sub(r'[0-9]{2,}', 'N', name)}"] = "file"
             elif name not in PASSED and not LEFT.search(name):
@@ -159,6 +160,8 @@ def _index() -> Flat:
     views = {one["_id"]: one for one in db.views.find()}
     for dataset in db.datasets.find():
         name = re.sub(r"[0-9]{10,}", "N", dataset["name"])
+        if SAFE_COPY.search(name):
+            continue
         found[f"dataset {name}"] = "there"
         fields = [field["name"] for field in dataset.get("sample_fields", ())]
         found |= {f"dataset {name} field {field}": str(fields.count(field)) for field in fields}

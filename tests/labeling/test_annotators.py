@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from curate.data import Label, make_defect
 from labeling.annotations import Annotation
@@ -42,9 +41,12 @@ def unit(counts: str) -> list[int]:
 # --- kappa and alpha --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30))
 def test_cohen_is_scikit_learn_s(pairs: list[tuple[str, str]]) -> None:
+    from sklearn.metrics import cohen_kappa_score
+
     first, second = zip(*pairs, strict=True)
     found = cohen_kappa(first, second)
     assert found.images == len(pairs)
@@ -110,6 +112,7 @@ def alpha_by_pairs(units: Sequence[Sequence[str]]) -> float:
     return 1 - observed / expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(RATINGS)
 def test_krippendorff_by_counting_pairs(units: list[list[str]]) -> None:
@@ -169,7 +172,10 @@ def test_the_report_counts_what_is_there() -> None:
     assert (dent["dice"], dent["comparisons"], dent["alpha"], dent["cohen"]) == (None, 0, None, None)
 
 
+@pytest.mark.slow
 def test_the_report_tells_pairs_and_people_apart() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
     found = report(SMALL, ["crack", "dent"])
     assert [pair["annotators"] for pair in found["pairs"]] == [["ann", "bob"], ["ann", "eve"], ["bob", "eve"]]
     first = found["pairs"][0]

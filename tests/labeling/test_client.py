@@ -127,6 +127,7 @@ def test_a_password_in_the_address_is_not_repeated() -> None:
     assert "//...@host:8080" in refusal(caught.value, SECRET)
 
 
+@pytest.mark.slow
 def test_nobody_answers() -> None:
     with pytest.raises(CurateError, match="cannot reach Label Studio") as caught:
         client.open_studio(f"http://127.0.0.1:{server.any_port()}", SECRET)
@@ -143,6 +144,7 @@ def test_no_proxy_leads_to_this_machine(
     assert client.open_studio(studio.url, server.read_credentials(studio_server.folder).token).me == studio.me
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"[]", b'{"id": 1}'])
 def test_another_program_answers(body: bytes) -> None:
     with answering(reply(200, body)) as (url, _), pytest.raises(CurateError, match="is no Label Studio"):

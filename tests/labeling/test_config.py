@@ -51,6 +51,7 @@ def attributes(text: str, tag: str, what: str) -> list[str | None]:
 WRITABLE = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.lists(WRITABLE, unique=True, max_size=15))
 def test_any_class_name_is_offered_as_it_is(names: list[str]) -> None:
     text = config.build(project(names))

@@ -102,6 +102,7 @@ def test_an_endless_body_costs_no_memory(address: tuple[str, int], capfd: pytest
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_silent_and_slow_callers_are_hung_up_on(address: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
     def drip(caller: socket.socket) -> None:
         caller.sendall(post(LARGEST))
@@ -119,6 +120,7 @@ def test_silent_and_slow_callers_are_hung_up_on(address: tuple[str, int], capfd:
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_idle_callers_hold_a_bounded_number_of_threads(address: tuple[str, int]) -> None:
     before = threading.active_count()
     idle = [socket.create_connection(address, timeout=30) for _ in range(4 * http_server.CALLERS)]

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from label_studio_sdk.converter.brush import encode_rle
-from label_studio_sdk.converter.utils import convert_annotation_to_yolo_obb
 from numpy.typing import NDArray
 
 from curate.data import Defect, Label, make_defect
 from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import LabelStudioConfig
+from labeling import brush
 from labeling import results as ls_results
 from tests import fakes
 
@@ -74,6 +73,13 @@ def cases(draw: Draw, least: int = 0) -> tuple[Size, Label]:
     return size, draw(labels(size, least))
 
 
+def encode_rle(pixels: NDArray[np.uint8]) -> list[int]:
+    """As Label Studio encodes a stroke; importing its converter takes seconds."""
+    from label_studio_sdk.converter.brush import encode_rle
+
+    return list(encode_rle(pixels.reshape(-1)))
+
+
 def sent(value: Any) -> Any:
     """As it arrives on the other side of a connection."""
     return json.loads(json.dumps(value))
@@ -82,6 +88,7 @@ def sent(value: Any) -> Any:
 # --- the identity -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(deadline=None, max_examples=300)
 def test_what_goes_out_comes_back_the_same(case: tuple[Size, Label]) -> None:
@@ -98,6 +105,7 @@ def test_a_box_survives_per_cents_on_an_image_of_any_size(data: st.DataObject, s
     assert ls_results.label_in(sent(ls_results.of_label(label, size)), size).digest == label.digest
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(deadline=None)
 def test_a_prediction_means_what_the_model_said(case: tuple[Size, Label]) -> None:
@@ -221,10 +229,13 @@ def test_ellipses_turn_about_their_centre(size: Size, turn: float) -> None:
     assert clear.mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", [15, 45, 90, 181, 300, -60])
 @pytest.mark.parametrize("size", [(40, 24), (24, 40), (160, 26)], ids=str)
 def test_a_turned_rectangle_is_enclosed(size: Size, turn: float) -> None:
     """About its left upper corner, in pixels: the SDK's own converter is the reference."""
+    from label_studio_sdk.converter.utils import convert_annotation_to_yolo_obb
+
     result = shaped("rectangle", size, x=51.5, y=47.5, width=21.3, height=33.3, rotation=turn)
     value = {name: result["value"][name] for name in ("x", "y", "width", "height", "rotation")}
     named = {"original_width": size[0], "original_height": size[1], **value}
@@ -271,16 +282,18 @@ def test_a_region_of_two_classes_is_a_defect_of_each() -> None:
     assert [one.label for one in read(both).defects] == ["crack", "hole"]
 
 
+@pytest.mark.slow
 def test_a_stroke_with_soft_edges_counts_from_half_on() -> None:
     alpha = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
     image = np.zeros((2, 3, 4), np.uint8)
     image[..., 0], image[..., 3] = 200, alpha
-    result = shaped("brush", (3, 2), format="rle", rle=list(encode_rle(image.reshape(-1))))
+    result = shaped("brush", (3, 2), format="rle", rle=encode_rle(image))
     np.testing.assert_array_equal(painted([result], (3, 2)), alpha > 127)
 
 
+@pytest.mark.slow
 def test_a_stroke_that_was_rubbed_out_leaves_nothing() -> None:
-    erased = shaped("brush", (3, 2), format="rle", rle=list(encode_rle(np.zeros(24, np.uint8))))
+    erased = shaped("brush", (3, 2), format="rle", rle=encode_rle(np.zeros((2, 3, 4), np.uint8)))
     assert ls_results.label_in([erased], (3, 2)).clean
 
 
@@ -331,7 +344,7 @@ UNREADABLE: dict[str, Any] = {
     "no run-lengths": shaped("brush", SIZE, format="rle", rle=None),
     "run-lengths of text": shaped("brush", SIZE, format="rle", rle="1 2 3"),
     "run-lengths cut off": STROKE | {"value": STROKE["value"] | {"rle": STROKE["value"]["rle"][:-5]}},
-    "run-lengths of another image": STROKE | {"value": STROKE["value"] | {"rle": list(encode_rle(np.zeros(4, "u1")))}},
+    "run-lengths of another image": STROKE | {"value": STROKE["value"] | {"rle": ONE_PIXEL}},
     "run-lengths with junk": STROKE | {"value": STROKE["value"] | {"rle": [*STROKE["value"]["rle"][:-1], 256]}},
     "two points": POLYGON | {"value": POLYGON["value"] | {"points": [[1, 1], [2, 2]]}},
     "points that are no pairs": POLYGON | {"value": POLYGON["value"] | {"points": [1, 2, 3]}},
@@ -401,6 +414,7 @@ def with_junk(value: Any, path: Sequence[Any], new: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 @given(st.data(), cases(least=1), junk)
 @settings(deadline=None, max_examples=400)
 def test_junk_anywhere_never_raises_and_never_makes_an_image_clean(
@@ -423,6 +437,7 @@ def test_junk_anywhere_never_raises_and_never_makes_an_image_clean(
         assert y + h <= size[1] + 1e-9
 
 
+@pytest.mark.slow
 @given(junk)
 @settings(deadline=None, max_examples=300)
 def test_junk_alone_never_raises(junk: Any) -> None:

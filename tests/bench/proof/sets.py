@@ -119,7 +119,7 @@ def _magnetic() -> Iterator[Seen]:
 
 
 def _mask_box(root: Path, shape: MaskFile) -> Box | None:
-    y, x = np.nonzero(grey_file(root / shape.path) >= shape.low)
+    y, x = np.nonzero(grey_file(root / shape.path, 1 << 24) >= shape.low)
     return Box(x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1) if len(x) else None
 
 

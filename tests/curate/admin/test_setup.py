@@ -209,6 +209,7 @@ def test_odd_class_names_from_label_files(here: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXT, unique=True, max_size=4), st.dictionaries(TEXT, TEXT, max_size=3), TEXT)
 def test_any_text_comes_back(tmp_path: Path, classes: list[str], mapped: dict[str, str], value: str) -> None:

@@ -271,6 +271,7 @@ def simulated(rng: np.random.Generator) -> tuple[AuditFacts, float, float]:
     return facts, float(y.mean()), float(flagged[y].mean())
 
 
+@pytest.mark.slow
 def test_the_intervals_cover_the_truth_and_the_share_among_all_picks_does_not() -> None:
     rng, runs = np.random.default_rng(5), 150
     covered, naive = np.zeros(2), 0
@@ -288,6 +289,7 @@ def test_the_intervals_cover_the_truth_and_the_share_among_all_picks_does_not() 
     assert naive == 0
 
 
+@pytest.mark.slow
 def test_several_rounds_cover_the_truth_too() -> None:
     """The second round audits what the first one left: poorer in defects, since the model took many."""
     rng, runs, covered, estimated = np.random.default_rng(6), 150, 0, []

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
 
 from curate.audit import estimates, stopping
 from curate.audit.stopping import Audit, advice
@@ -58,7 +57,10 @@ def test_good_turing_is_nearly_unbiased_and_its_bound_holds(power: float) -> Non
 # --- change -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kappa_is_scikit_learn_s() -> None:
+    from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
+
     rng = np.random.default_rng(0)
     before = rng.random((300, 3))
     after = np.clip(before + rng.normal(0, 0.2, before.shape), 0, 1)

@@ -270,6 +270,7 @@ def test_what_classes_and_index_did_is_shown_as_it_is(run: Run, odd: Project, tm
     assert run("classes", "no-such", "[/red]")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_few_letters_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "data" / "裂纹é").mkdir(parents=True)
     fakes.save_image(tmp_path / "data" / "裂纹é" / "a.png", 8, 8, seed=1)
@@ -331,6 +332,7 @@ def test_an_argument_that_is_no_utf8_is_wrong_usage() -> None:
     assert "error: argument 'caf\\udce9' is not valid UTF-8" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("formats",), ("formats", "--json"), ("--help",)])
 def test_a_reader_that_went_away_is_no_error(command: tuple[str, ...]) -> None:
     reading, writing = os.pipe()

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
-from scipy import ndimage  # type: ignore[import-untyped]
 
 from curate import exports, formats
 from curate.data import Defect, Item, Label, Record, make_defect
@@ -101,6 +100,8 @@ def read_back(name: str, folder: Path, fully: bool = True) -> dict[str, list[Def
 
 def parts(defect: Defect) -> list[Defect]:
     """The plain boxes of a defect, one for each 8-connected part; not written like the code under test."""
+    from scipy import ndimage  # type: ignore[import-untyped]
+
     crop = crop_of(defect)
     if crop is None:
         return [defect]
@@ -188,6 +189,7 @@ def test_no_cell_of_an_export_is_run_by_a_spreadsheet(tmp_path: Path, formula: s
 # --- round trips --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(WRITERS))
 @given(seed=st.integers(0, 2**32 - 1), size=st.tuples(st.integers(1, 60), st.integers(1, 60)), density=st.floats(0, 1))
 @settings(max_examples=25, deadline=None)

@@ -148,6 +148,7 @@ def _spy(function: Any, seen: list[str]) -> Any:
     return spied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", formats.names())
 def test_contract_damaged_label_files_give_rejects_or_one_line(name: str, root: Path) -> None:
     """Whatever is in a label file: no traceback, and no image that is rejected and yielded."""
@@ -651,7 +652,9 @@ def test_yolo_names(file: str, text: str, root: Path) -> None:
     assert {path: state(r) for path, r in records(entries).items()} == {"images/a.jpg": frozenset({"hole"})}
 
 
-@pytest.mark.parametrize("text", ["", "nc: 3", "names: 5", "names: crack", "names: {a: b}", "names: [", "- names"])
+@pytest.mark.parametrize(
+    "text", ["", "nc: 3", "names: 5", "names: crack", "names: {a: b}", "names: [", "names: {.inf: b}", "- names"]
+)
 def test_yolo_bad_names_file(text: str, root: Path) -> None:
     save_text(root / "data.yaml", text)
     with pytest.raises(CurateError, match="has no readable list `names`"):
@@ -866,6 +869,7 @@ def test_real_magnetic_tile() -> None:
     assert sum(len(names) > 1 for names in tiles.values()) == 21
 
 
+@pytest.mark.slow
 def test_real_neu_det() -> None:
     entries = real("neu_det", "neu_det")
     by_file = Counter(PurePosixPath(record.path).stem.rpartition("_")[0] for record in entries)

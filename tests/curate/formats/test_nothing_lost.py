@@ -134,6 +134,7 @@ def count(name: str, annotations: list[Any]) -> int:
     return sum(any(image) for image in annotations) if name in ("kolektor", "mask_folder") else len(annotations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -151,6 +152,7 @@ def test_as_many_regions_as_drawn_or_none_of_the_image(name: str, data: st.DataO
             assert len(taken[stem].defects) == count(name, drawings)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.sampled_from(STEMS), min_size=1, max_size=6), places=st.lists(st.integers(0, 200), max_size=4))
 @example(rows=["a"], places=[0, 0, 91, 0])  # a valid cell, which names the image "a.png
@@ -176,6 +178,7 @@ DRAWN = st.fixed_dictionaries({"points": st.lists(POINT, min_size=1, max_size=5)
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(DRAWN, max_size=3))
 def test_what_annotators_draw_comes_in_or_disputes_the_image(drawings: list[dict[str, Any]]) -> None:

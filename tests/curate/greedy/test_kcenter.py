@@ -105,6 +105,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(CASES)
 def test_picks_are_those_of_the_plain_method(case: dict[str, Any]) -> None:
@@ -137,6 +138,7 @@ def test_picks_by_independent_arithmetic(seed: int, rows: int, dimensions: int, 
     same(kcenter(x, rows, covered=known), plain(x, rows, known, distances=by_numpy))
 
 
+@pytest.mark.slow
 def test_many_covered_rows() -> None:
     """More covered rows than one matrix product takes, some shared by enough rows to help in pruning."""
     x: Floats = np.concatenate([clustered(3000, 24, 10), drawn("far away", 3000, 24, 3)])
@@ -238,6 +240,7 @@ def test_the_input_stays_as_it_is() -> None:
     assert candidates.all()
 
 
+@pytest.mark.slow
 def test_compiled_code_is_kept() -> None:
     """A second process compiles nothing."""
     kcenter(clustered(100, 8), 5)

@@ -63,6 +63,7 @@ def test_many_copies_still_go_to_the_lowest_rows() -> None:
     assert (similarity == 1).all()
 
 
+@pytest.mark.slow
 def test_torch_finds_the_same() -> None:
     x = np.random.default_rng(2).standard_normal((500, 16)).astype(np.float32)
     for skip_self in (False, True):
@@ -88,6 +89,7 @@ def plain_pairs(x: Vectors, threshold: float, y: Vectors | None) -> set[tuple[in
     return {(int(i), int(j)) for i, j in np.argwhere(np.triu(close, 1) if y is None else close)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [False, True])
 @pytest.mark.parametrize("sketch", [False, True])
 def test_pairs_above_finds_every_pair(other: bool, sketch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +111,7 @@ def test_pairs_above_finds_every_pair(other: bool, sketch: bool, monkeypatch: py
     assert ticks[-1][0] == ticks[-1][1] == len(ticks)
 
 
+@pytest.mark.slow
 def test_sketches_are_used_where_they_pay() -> None:
     random = np.random.default_rng(5)
     narrow = (random.standard_normal((4200, 16)) @ random.standard_normal((16, 160))).astype(np.float32)

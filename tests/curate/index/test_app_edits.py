@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import tracemalloc
+import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from curate.data import UNLABELLED, Defect, Label, make_defect
 from curate.errors import CurateError
+from curate.index import documents
 from curate.index.app_edits import MARKED, label_from_edit, with_tight_boxes
 from curate.index.conflicts import choose
 from curate.labels.log import DUPLICATE_LABELS
@@ -20,10 +26,38 @@ from curate.masks import rle
 from curate.masks.shapes import defect_from_mask, mask_of
 
 CLASSES = {"crack", "hole"}
+BOMB = np.zeros((4000, 4000), np.uint8)
 CRACK = make_defect("crack", (1, 2, 3, 4))
 HOLE = make_defect("hole", (5, 5, 1, 1))
 LABELLED = Label("labelled", (CRACK,))
 DISPUTED = Label("disputed", (CRACK,), (), DUPLICATE_LABELS)
+
+
+def _packed(mask: Any) -> bytes:
+    array = io.BytesIO()
+    np.save(array, mask)
+    return zlib.compress(array.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("region", "fault"),
+    [
+        ({"mask": _packed(BOMB)}, documents.UNREADABLE),
+        ({"mask_path": "bomb.png"}, documents.UNREADABLE),
+        ({"mask": _packed(BOMB[:4, :4]), "bounding_box": [0, 0, 1e5, 1e5]}, documents.INCOMPLETE),
+    ],
+)
+def test_no_mask_of_the_app_is_larger_than_its_image(
+    region: dict[str, Any], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(BOMB).save("bomb.png")
+    tracemalloc.start()
+    found = documents.defect({"label": "crack", "bounding_box": [0, 0, 1, 1]} | region, 32, 24)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == fault
+    assert most < BOMB.size / 8, "nothing was unpacked"
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,7 @@ def test_restore_waits_for_no_writer(indexed: Project, tmp_path: Path) -> None:
         backup.restore(tmp_path / "b.tar.gz", indexed.folder, {}, force=True, trust=True)
 
 
+@pytest.mark.slow
 def test_demo_data_are_its_own_wherever_you_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data" / "library").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -129,9 +129,10 @@ def test_a_change_that_was_cut_short_is_noted_once(
             raise KeyboardInterrupt
         write(target, text)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(files, "write_text", interrupted)
-        change(indexed, name)
+        with pytest.raises(KeyboardInterrupt):
+            change(indexed, name)
     assert indexed.file.read_text() == text
     change(load(indexed.folder), name)
     events = [line for _, _, line in LabelLog(indexed.work / "labels").segments.lines() if "event" in line]

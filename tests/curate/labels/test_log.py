@@ -353,6 +353,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(OPERATIONS)
 def test_a_log_does_what_the_plain_model_does(operations: list[Any]) -> None:

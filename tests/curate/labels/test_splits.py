@@ -79,6 +79,7 @@ def test_splits_are_the_same_on_every_machine() -> None:
     assert {name: split for name, split in placed.items() if split != "train"} == {"c3": "val", "c6": "test"}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from((*CLASSES, "clean")), st.integers(1, 40), min_size=1), st.integers(0, 9))
 def test_shares_are_near_the_ratio_for_each_class_and_in_all(counts: dict[str, int], seed: int) -> None:
@@ -97,6 +98,7 @@ def test_shares_are_near_the_ratio_for_each_class_and_in_all(counts: dict[str, i
         assert abs(everywhere[split] - share * len(placed)) <= 1.5 * len(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("total", "train"), [(1, 1), (2, 2), (3, 1), (4, 2), (5, 3), (6, 4), (10, 7), (20, 14)])
 def test_a_class_of_three_groups_or_more_can_be_evaluated_in_val_and_in_test(total: int, train: int) -> None:
     for seed in range(20):
@@ -107,6 +109,7 @@ def test_a_class_of_three_groups_or_more_can_be_evaluated_in_val_and_in_test(tot
         assert (have["val"] >= 1 and have["test"] >= 1) == (total >= 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(3, 8), st.lists(st.sets(st.sampled_from(("hole", "scale"))), min_size=20, max_size=40), st.data())
 def test_the_rarest_class_is_everywhere_also_where_groups_show_several(
@@ -144,6 +147,7 @@ def test_a_split_once_given_stays(tmp_path: Path) -> None:
         assert {name: seen.split(name) for name in "abcd"} == {"a": "train", "b": "val", "c": "test", "d": None}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(GROUPS, GROUPS, st.integers(0, 9))
 def test_new_groups_never_move_old_ones(first: list[Group], later: list[Group], seed: int) -> None:
@@ -199,6 +203,7 @@ def test_joining_without_two_splits_is_no_leak(tmp_path: Path, ours: str | None,
     assert decisions.split("a") == decisions.split("b") == Decisions(tmp_path).split("b") == (ours or theirs)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(SPLITS)),

@@ -82,6 +82,7 @@ def test_every_form_round_trips(mask: Mask) -> None:
     assert_round_trips(mask)
 
 
+@pytest.mark.slow
 @given(masks)
 @settings(deadline=None)
 def test_any_mask_round_trips(mask: Mask) -> None:
@@ -315,6 +316,7 @@ def test_impossible_sizes_are_refused(height: int, width: int) -> None:
     assert refused(coco_to_mask, "1", height, width, "here") == message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "severstal").is_dir(), reason=f"no real data: {REAL / 'severstal'} is absent")
 def test_every_severstal_row_comes_back_as_the_same_text() -> None:
     with (REAL / "severstal" / "train.csv").open(newline="") as lines:

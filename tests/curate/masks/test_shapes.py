@@ -61,6 +61,7 @@ def clear_of_centres(ring: list[tuple[float, float]]) -> bool:
     return True
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(RING)
 def test_a_polygon_holds_the_pixels_whose_centre_it_holds(ring: list[tuple[float, float]]) -> None:
@@ -130,6 +131,7 @@ def test_a_polygon_far_outside_is_refused_before_a_kernel_sees_it(value: float, 
 EXTREME = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([1e9, -1e9, 1e18, 2.0**31, 2.0**63, 0.5])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(EXTREME, EXTREME), min_size=3, max_size=6), st.booleans())
 def test_no_polygon_of_any_numbers_ends_the_process_or_gives_a_clean_image(ring: Any, relative: bool) -> None:

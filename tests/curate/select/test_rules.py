@@ -21,6 +21,7 @@ def rows(pool: Pool, batch: object) -> np.ndarray:
     return pool.rows_of([pick.id for pick in batch.picks])  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_groups_are_spread_for_every_strategy(name: str) -> None:
     pool = with_tiles(drawn())  # three images a group, a hundred groups; 60 labelled images touch most of them

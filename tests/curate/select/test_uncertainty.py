@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.stats  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,13 +31,20 @@ def softmax(shape: tuple[int, ...], seed: int = 0, spread: float = 3) -> Array:
     return result
 
 
+def entropy(values: Any, axis: int) -> npt.NDArray[np.float64]:
+    """SciPy's, whose import takes a second."""
+    import scipy.stats  # type: ignore[import-untyped]
+
+    return np.asarray(scipy.stats.entropy(values, axis=axis))
+
+
 def sigmoids(shape: tuple[int, ...], seed: int = 0) -> Array:
     return np.random.default_rng(seed).random(shape).astype(np.float32)
 
 
 def bernoulli(p: npt.ArrayLike) -> npt.NDArray[np.float64]:
     p = np.asarray(p, dtype=np.float64)
-    return np.asarray(scipy.stats.entropy([p, 1 - p], axis=0))
+    return entropy([p, 1 - p], axis=0)
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
@@ -48,7 +55,7 @@ def test_scores_of_softmax_match_a_loop_over_rows() -> None:
     rows = [sorted(map(float, row)) for row in p]
     np.testing.assert_allclose(uncertainty.least_confidence(p), [1 - r[-1] for r in rows], atol=1e-6)
     np.testing.assert_allclose(uncertainty.margin(p), [1 - (r[-1] - r[-2]) for r in rows], atol=1e-6)
-    reference = scipy.stats.entropy(p.astype(np.float64), axis=1)
+    reference = entropy(p.astype(np.float64), axis=1)
     np.testing.assert_allclose(uncertainty.entropy(p), reference, rtol=1e-5)
     np.testing.assert_allclose(uncertainty.entropy(p, normalise=True), reference / np.log(5), rtol=1e-5)
 
@@ -60,6 +67,7 @@ def test_scores_of_sigmoids_match_scipy() -> None:
     np.testing.assert_allclose(uncertainty.predictive_entropy_multilabel(p, mean=True), bernoulli(p).mean(1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 9999), st.sampled_from([0.1, 3.0, 300.0]))
 def test_ranges_types_and_order_of_classes(classes: int, seed: int, spread: float) -> None:
@@ -129,7 +137,7 @@ def test_mistakenness_of_an_image_is_its_worst_class_and_finds_planted_errors() 
 def test_bald_matches_its_definition() -> None:
     samples = softmax((7, 30, 4))
     mean = samples.astype(np.float64).mean(0)
-    total, each = scipy.stats.entropy(mean, axis=1), scipy.stats.entropy(samples.astype(np.float64), axis=2).mean(0)
+    total, each = entropy(mean, axis=1), entropy(samples.astype(np.float64), axis=2).mean(0)
     np.testing.assert_allclose(uncertainty.bald(samples), total - each, atol=1e-6)
     np.testing.assert_allclose(uncertainty.predictive_entropy(samples), total, atol=1e-6)
     assert uncertainty.mutual_information is uncertainty.bald
@@ -164,6 +172,7 @@ def test_bald_is_largest_where_sure_passes_contradict_each_other() -> None:
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 999))
 def test_tile_means_cover_every_pixel_once(height: int, width: int, tile: int, seed: int) -> None:
@@ -280,6 +289,7 @@ def test_one_pixel_that_is_nan_reaches_every_score_of_the_image() -> None:
     assert np.isnan(uncertainty.boundary_free(uncertainty.class_entropy(inside), inside))
 
 
+@pytest.mark.slow
 def test_tensors_are_welcome() -> None:
     torch = pytest.importorskip("torch")
     p = sigmoids((2, 30, 40))

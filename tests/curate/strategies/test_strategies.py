@@ -128,6 +128,7 @@ def test_audit_draws_from_every_stratum_with_known_chances() -> None:
         assert rows
 
 
+@pytest.mark.slow
 def test_audit_chances_are_the_true_ones() -> None:
     """Drawn again and again, each image comes as often as its recorded chance says."""
     pool = drawn(60, labelled=10)
