@@ -29,6 +29,7 @@ Draw = st.DrawFn
 REASONS = LabelStudioConfig().skip_reasons
 CLASSES = ("crack", "hole", "clean", "not sure", "Riß, längs", '<b>"&', "1")
 SIZE = (40, 24)
+ONE_PIXEL = brush.encode(np.ones((1, 1), np.uint8))
 
 sizes = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
