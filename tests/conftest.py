@@ -30,7 +30,7 @@ FIRST = (
     "test_round_trip.py",
 )
 HERE = Path(__file__).parent
-BY_FIXTURE = {"server": "mongo", "studio_server": "studio"}
+BY_FIXTURE = {"server": "mongo", "studio_server": "studio", "template": "studio"}
 # What a whole file or folder needs, where no fixture tells: servers and processes that tests start by themselves.
 BY_PATH = {
     "labeling/test_server.py": "studio",

@@ -458,6 +458,8 @@ class Trial:
         self._lay_out()
         _must(self._run())
         other = self._dumped()
+        if not isinstance(other, dict):
+            raise SystemExit(f"after an undisturbed run of {self.name} the state cannot be read:\n{other}")
         self.varies = {place for place, text in other.items() if self.wanted[0].get(place) != text}
         self.again = self._run().code
         self.wanted.append(self._dumped())

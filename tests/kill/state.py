@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TIMES = {"at", "made", "made_at", "took", "created_at", "last_modified_at", "labelled_at", "last_loaded_at", "since"}
 TIMES |= {"seconds_taken", "entered_at", "began", "modified"}
 IDS = {"_id", "_dataset_id", "_uuid", "change"}
@@ -127,7 +129,7 @@ def _table(path: Path, place: str) -> Flat:
     table = tables.Table(path)
     names = list(table.columns)
     counted = Counter(
-        _digest([str(chunk[name][row].tolist() if name != "id" else chunk[name][row]) for name in names])
+        _digest([str(np.asarray(chunk[name][row]).tolist()) for name in names])
         for chunk in table.chunks(names)
         for row in range(len(chunk["id"]))
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +16,37 @@ from labeling.server import RunningServer
 from tests.labeling.studio import projects
 
 
+def started_before(folder: Path, like: Path) -> Path:
+    """Make a server's folder with a database whose migrations are done, and its credentials: the first start, which
+    does them, takes a minute of a core."""
+    folder.mkdir(parents=True)
+    for name in ("label_studio.sqlite3", "credentials.json"):
+        shutil.copy(like / name, folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server whose document root is empty: `push` copies there what a test pushes."""
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a server that was started once and ended; all test processes of a run share it."""
     if not server.installed():
         pytest.skip("Label Studio is not installed: pip install 'steel-curate[labelstudio]'")
+    home = tmp_path_factory.getbasetemp()
+    home = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "labelstudio-template"
+    home.mkdir(exist_ok=True)
+    with open(home / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "made").exists():
+            server.launch(home / "server", home / "files", server.any_port())
+            server.stop(home / "server")
+            (home / "made").touch()
+    return home / "server"
+
+
+@pytest.fixture(scope="session")
+def studio_server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[RunningServer]:
+    """A server whose document root is empty: `push` copies there what a test pushes."""
     home = tmp_path_factory.mktemp("labelstudio")
+    started_before(home / "server", template)
     served = server.launch(home / "server", home / "files", server.any_port())
     yield served
     server.stop(served.folder)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -31,6 +30,7 @@ from labeling.server import RunningServer
 from tests import fakes
 from tests.fakes import REPOSITORY
 from tests.labeling import studio as ls_helpers
+from tests.labeling.conftest import started_before
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 CHOICES = (
@@ -245,20 +245,12 @@ def stranger() -> Iterator[tuple[int, list[str]]]:
         listener.server_close()
 
 
-def seeded(project: Project, like: RunningServer) -> Path:
-    """The project's server folder, with a database whose migrations are done: the first start takes a minute."""
-    folder = server.folder_of(project)
-    folder.mkdir(parents=True)
-    shutil.copy(like.folder / "label_studio.sqlite3", folder)
-    return folder
-
-
 @needs_proc
 def test_a_port_that_another_program_takes_meanwhile_gets_no_token(
-    studio_server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = plant(tmp_path)
-    folder = seeded(project, studio_server)
+    folder = started_before(server.folder_of(project), template)
     with stranger() as (port, heard):
         monkeypatch.setattr(server, "_free_port", lambda host, wanted: port)
         with pytest.raises(CurateError, match=f"another program took port {port}"):
@@ -280,10 +272,10 @@ def test_a_port_that_another_program_takes_meanwhile_gets_no_token(
 
 
 @needs_proc
-def test_two_projects_that_start_at_once_get_a_server_each(studio_server: RunningServer, tmp_path: Path) -> None:
+def test_two_projects_that_start_at_once_get_a_server_each(template: Path, tmp_path: Path) -> None:
     made = [plant(tmp_path, name) for name in ("one", "two")]
     for project in made:
-        seeded(project, studio_server)
+        started_before(server.folder_of(project), template)
     try:
         told = [answer(one) for one in [command(project, "up", "--json") for project in made]]
         assert [one["started"] for one in told] == [True, True]

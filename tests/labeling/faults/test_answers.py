@@ -16,6 +16,7 @@ from curate.project import Project
 from labeling import client, images, pull, push, server
 from labeling.client import Studio, Unanswered, Unreachable
 from labeling.server import RunningServer
+from tests.labeling.conftest import started_before
 from tests.labeling.faults.helpers import Gate, answer, drawn, each_logged_once, nth, one_task_each, through
 from tests.labeling.helpers import labels, pushed, round_of, unlabelled
 
@@ -58,7 +59,8 @@ def test_a_pull_that_got_no_answer_is_repeated(indexed: Project, studio: Studio,
 class Mortal:
     """A Label Studio that a test may kill."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: Path) -> None:
+        started_before(folder / "server", template)
         self.folder, self.files, self.port = folder / "server", folder / "files", server.any_port()
         self.start()
 
@@ -74,8 +76,10 @@ class Mortal:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mortal]:
-    made = Mortal(tmp_path / "mortal")
+def mortal(
+    tmp_path: Path, template: Path, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mortal]:
+    made = Mortal(tmp_path / "mortal", template)
     monkeypatch.setenv(client.KEY, server.read_credentials(made.folder).token)
     monkeypatch.setenv(images.ROOT, str(made.files))
     yield made
