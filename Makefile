@@ -11,13 +11,14 @@ WORKERS ?= 2
 KERNELS := $(addprefix tests/curate/,masks/test_shapes.py masks/test_rle.py greedy/test_kcenter.py greedy/test_neighbours.py formats/test_nothing_lost.py) tests/labeling/test_brush.py
 MINUTES ?= 10
 SEED ?= 0
+MARKS := not exhaustive
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test quick constraints lint bench kill figures trial proof proof-full clean test-bounds fuzz
+.PHONY: help setup demo test test-all quick constraints lint bench kill figures trial proof proof-full clean test-bounds fuzz
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -40,9 +41,12 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
-test: setup ## Run all tests; each of the WORKERS has a database and a Label Studio of its own. Keeps durations in out/tests.xml.
+test: setup ## Run the tests; each of the WORKERS has a database and a Label Studio of its own. Keeps durations in out/tests.xml.
 	@mkdir -p out
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --junitxml out/tests.xml
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --junitxml out/tests.xml -m "$(MARKS)"
+
+test-all: MARKS :=
+test-all: test ## The same with the exhaustive ones: every place of a kill, every screen, long fits, Ray.
 
 kill: setup ## Kill -9 at every write and at random moments of every command; MINUTES, and ONLY=index,select for some.
 	@$(BIN)/python -m tests.kill.run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
@@ -51,7 +55,7 @@ test-bounds: setup ## Run the tests of the numba kernels with their bounds check
 	@NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest $(KERNELS)
 
 quick: setup ## Run the tests that need no database, server, browser or training.
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not mongo and not studio and not browser and not train and not slow"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not mongo and not studio and not browser and not train and not slow and not exhaustive"
 
 constraints: setup ## Pin the versions that are installed, after `make test` has passed with them.
 	@{ echo "# Made by 'make constraints': the versions that were tested together."; $(BIN)/pip freeze --exclude-editable; } > constraints.txt

@@ -71,7 +71,7 @@ def check_rle(case: dict[str, Any], root: Path) -> str:
             raise Fault(WRONG, f"{sum(numbers[1::2])} pixels were told, {mask.sum()} are there")
     elif case["kind"] == "counts":
         again = rle.mask_to_counts(mask)
-        if sum(case["value"][1::2]) != int(mask.sum(dtype="int64")):
+        if sum(list(case["value"])[1::2]) != int(mask.sum(dtype="int64")):
             raise Fault(WRONG, f"{sum(case['value'][1::2])} pixels were told, {mask.sum()} are there")
     else:
         again = rle.mask_to_coco(mask)

@@ -30,6 +30,7 @@ from tests.curate.index.test_browser import FLAGS, SCREENSHOTS, chromium  # noqa
 from tests.labeling.helpers import history, labels, ls_project_of, round_of, unlabelled
 
 pytestmark = pytest.mark.browser
+EXHAUSTIVE = pytest.mark.exhaustive
 WIDE, HIGH = 400, 200
 CENTRE, RADIUS = (300, 100), 20  # of the dark blob, in pixels of the image
 PATH = [(60, 60), (120, 60), (120, 140)]  # along which the mouse paints
@@ -264,6 +265,7 @@ def _is_stroke(painted: Defect) -> None:
     assert away[mask > 0].max() <= width.max() / 2 + 2
 
 
+@pytest.mark.exhaustive
 def test_every_key_selects_its_class_and_none_is_a_tool_s(
     make: Make, tmp_path: Path, studio: Studio, page: Any
 ) -> None:
@@ -286,8 +288,16 @@ def test_every_key_selects_its_class_and_none_is_a_tool_s(
     assert page.locator("input[type=checkbox]:checked").count() == 1
 
 
-@pytest.mark.parametrize("size", [(1600, 256), (128, 128), (2048, 1000), (256, 1600)])
-@pytest.mark.parametrize("screen", [(1366, 768), (1920, 1080)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1600, 256),
+        (256, 1600),
+        pytest.param((128, 128), marks=EXHAUSTIVE),
+        pytest.param((2048, 1000), marks=EXHAUSTIVE),
+    ],
+)
+@pytest.mark.parametrize("screen", [(1366, 768), pytest.param((1920, 1080), marks=EXHAUSTIVE)])
 def test_classes_verdict_and_image_fit_on_the_screen(
     make: Make, tmp_path: Path, studio: Studio, page: Any, size: tuple[int, int], screen: tuple[int, int]
 ) -> None:
@@ -342,6 +352,7 @@ def test_tabs_show_what_an_annotator_reads(make: Make, tmp_path: Path, studio: S
     assert not {"content_id", "suggested_by", "Inner", "key"} & set(text.split())
 
 
+@pytest.mark.exhaustive
 def test_a_class_whose_name_holds_a_dollar_keeps_it(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
     project = plant(make, tmp_path, [(WIDE, HIGH)] * 2, ["$title", "clean"])
     ids = unlabelled(project)

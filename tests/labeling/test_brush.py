@@ -333,6 +333,7 @@ except IndexError:
 """
 
 
+@pytest.mark.exhaustive
 def test_no_kernel_looks_or_writes_outside_its_arrays(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(

@@ -179,6 +179,7 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
     assert labels(indexed)[done].digest == drawn().digest
 
 
+@pytest.mark.exhaustive
 def test_copies_that_wait_for_nobody_go_after_a_while(
     indexed: Project, studio: Studio, studio_server: RunningServer
 ) -> None:

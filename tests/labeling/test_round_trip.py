@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from curate.data import Defect, Label, make_defect
@@ -129,6 +130,7 @@ def test_boxes_degrees_and_classes_without_a_place(make: Make, studio: Studio, t
 # --- real masks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_every_mask_of_the_magnetic_tiles(make: Make, studio: Studio) -> None:
     """All defect images, their masks read here once more; 4 have an empty mask, which leaves the class alone."""
     folder = fakes.real_data("magnetic_tile")

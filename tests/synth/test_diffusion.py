@@ -43,6 +43,7 @@ def generate(folder: Path, *scenes: Any, **options: Any) -> list[np.ndarray]:
 # --- what it paints ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
     for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
@@ -92,6 +93,7 @@ def test_guidance_makes_the_class_plainer(fitted: Path) -> None:
 # --- how it learns ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parts, "JUDGED", 1)  # looks are most of so short a fit
     some, calls = examples(), iter(range(100))
@@ -122,6 +124,7 @@ def test_a_finished_fit_is_not_done_again(fitted: Path) -> None:
     assert fit(fitted, steps=60, progress=never)["steps"] == 60
 
 
+@pytest.mark.exhaustive
 def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
     """The held-out windows are noise: the better the network knows steel, the worse it does there."""
     random, some = np.random.default_rng(0), examples()

@@ -40,6 +40,7 @@ def generate(folder: Path, *scenes: Any) -> list[np.ndarray]:
     return gan.generate(scenes, folder, device="cpu")
 
 
+@pytest.mark.exhaustive
 def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
     for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
@@ -84,6 +85,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert left == right
 
 
+@pytest.mark.exhaustive
 def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
     """There, cracks are dark and holes bright: what is learnt of the classes is wrong."""
     held = {window.group for window in _parts.split(examples(), 0)[1]}

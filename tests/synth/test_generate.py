@@ -83,6 +83,7 @@ def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Proje
     assert generate.opened(mill, first.key[:6]).key == first.key
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
     command = ["synth", "generate", "paste", "--count", "100", "--window", "48", "--project", str(mill.folder)]
     process = subprocess.Popen(

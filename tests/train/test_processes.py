@@ -104,6 +104,7 @@ def test_a_batch_is_shared_evenly() -> None:
             processes.launch(2, [], "cuda")
 
 
+@pytest.mark.exhaustive
 def test_the_command_goes_on_in_two_processes(works: Project) -> None:
     """Two processes resume a run of one: one JSON object, one model, one candidate."""
     sets = [*CNN[:-1], "batch=4", "epochs=4", "patience=99"]

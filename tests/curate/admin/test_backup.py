@@ -410,6 +410,7 @@ def test_a_killed_restore_and_a_killed_backup_leave_nothing_behind(
     ]
 
 
+@pytest.mark.exhaustive
 def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -> None:
     """Entries without files: an archive holds no image."""
     (tmp_path / "line").mkdir()

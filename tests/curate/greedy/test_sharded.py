@@ -159,6 +159,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         kcenter_sharded([Shard(np.arange(50), x)], 5, engine="ray")
 
 
+@pytest.mark.exhaustive
 def test_actors_of_ray_pick_the_same() -> None:
     ray = pytest.importorskip("ray")
     functions: list[Source] = [partial(read_part, 0), read_part(1)]

@@ -137,6 +137,7 @@ def test_saved_views_filter_to_a_class_and_to_conflicts(app: tuple[Path, str], p
     assert not re.search(r"\b200 samples\b", page.inner_text("body"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.browser
 def test_a_curator_filters_in_the_sidebar(app: tuple[Path, str], page: Any) -> None:
     _, address = app

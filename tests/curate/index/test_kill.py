@@ -22,6 +22,7 @@ from tests import forked
 from tests.fakes import REPOSITORY
 from tests.forked import Forked
 
+IMAGES = 160
 SHOW = """
 import json, sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def shown(project: Path) -> dict[str, Any]:
 def projects(tmp_path: Path, server: str) -> Iterator[tuple[Path, Path]]:
     """Two equal demo plants: one to disturb, one to leave alone."""
     disturbed, calm = tmp_path / "a" / "plant", tmp_path / "b" / "plant"
-    setup.demo(disturbed, 400, 1, lambda done: None)
+    setup.demo(disturbed, IMAGES, 1, lambda done: None)
     shutil.copytree(disturbed, calm)
     yield disturbed, calm
     for project in (disturbed, calm):
@@ -168,7 +169,7 @@ def test_a_torn_last_line_of_the_log_is_passed_over(projects: tuple[Path, Path])
     index(disturbed)
     segment = disturbed / "work" / "labels" / "000001.jsonl"
     (disturbed / "work" / "labels" / "000002.jsonl").write_bytes(segment.read_bytes().splitlines(keepends=True)[0][:50])
-    assert index(disturbed)["unchanged"] == 400
+    assert index(disturbed)["unchanged"] == IMAGES
     index(calm)
     assert shown(disturbed) == shown(calm)
 

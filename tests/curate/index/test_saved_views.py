@@ -83,6 +83,7 @@ def tiny(make: Make, tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)  # a minute where the machine is free
 def test_a_kill_at_any_write_leaves_whole_views(tiny: Project) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tests.curate.index.kill_at_writes", str(tiny.folder)]

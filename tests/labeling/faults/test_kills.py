@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +68,22 @@ def killed(project: Project, place: str, turn: int, when: str, *arguments: str) 
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def often(places: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The first two in every run of the tests; `make kill` plays them all, and more."""
+    return [*places[:2], *(pytest.param(*place, marks=pytest.mark.exhaustive) for place in places[2:])]
+
+
 PUSH_DIES = [
-    ("labeling.remote_project:_created", "after"),
-    ("labeling.push:_send", "before"),
     ("labeling.push:_store", "after"),
+    ("labeling.push:_send", "before"),
+    ("labeling.remote_project:_created", "after"),
     ("labeling.push:_overlap", "before"),
     ("labeling.push:_mark", "before"),
     ("labeling.tabs:show", "before"),
 ]
 
 
-@pytest.mark.parametrize(("place", "when"), PUSH_DIES)
+@pytest.mark.parametrize(("place", "when"), often(PUSH_DIES))
 def test_a_push_that_is_killed_is_completed_by_the_next(
     indexed: Project, studio: Studio, place: str, when: str
 ) -> None:
@@ -138,16 +143,16 @@ def suggest(project: Project, model: str, said: Mapping[str, Label]) -> None:
 
 PULL_DIES = [
     ("curate.labels.log:LabelLog.append", 2, "after"),
+    ("curate.index.app_edits:show", 2, "after"),
     ("curate.labels.log:LabelLog.flush", 1, "after"),
     ("curate.index.app_edits:show", 2, "before"),
-    ("curate.index.app_edits:show", 2, "after"),
     ("curate.index.dataset:Index.set", 1, "before"),
     ("curate.index.sync:assign_splits", 1, "before"),
     ("labeling.remote_project:LabelStudioProject.save", 1, "before"),
 ]
 
 
-@pytest.mark.parametrize(("place", "turn", "when"), PULL_DIES)
+@pytest.mark.parametrize(("place", "turn", "when"), often(PULL_DIES))
 def test_a_pull_that_is_killed_is_completed_by_the_next(
     indexed: Project, studio: Studio, place: str, turn: int, when: str
 ) -> None:

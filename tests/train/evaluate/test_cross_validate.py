@@ -175,6 +175,7 @@ def test_repeats_are_averaged() -> None:
 # --- the whole of it ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_every_image_is_judged_once_a_repeat_and_test_is_not_touched(
     plant: Project, result: cross_validate.CrossValidation
 ) -> None:

@@ -175,6 +175,7 @@ def test_explain_as_people_and_scripts_meet_it(run: Run, trained: Project) -> No
     assert "unknown saved view 'x'" in failed(run(*arguments, "--view", "x"))
 
 
+@pytest.mark.exhaustive
 def test_another_model_s_mistakes_are_not_explained(trained: Project) -> None:
     first = store.find(trained).key
     training.run(

@@ -141,6 +141,7 @@ def test_robustness_as_people_and_scripts_meet_it(run: Run, trained: Project, mo
     assert "allowed: test, val" in failed(run(*arguments[:4], "train"))
 
 
+@pytest.mark.exhaustive
 def test_an_image_that_cannot_be_read_is_named(trained: Project) -> None:
     plan = evaluating.make_plan(Index(trained), CPU)
     Path(plan.items[0].path).write_bytes(b"no image")
@@ -170,6 +171,7 @@ def tiles(works: Project) -> Project:
     return works
 
 
+@pytest.mark.exhaustive
 def test_leave_one_exposure_out(run: Run, tiles: Project, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     task = leave_out.make_task(tiles, CPU, "exposure")
     assert task.values == ["1", "2"]

@@ -190,6 +190,7 @@ def test_calibration_takes_real_images_of_train_rare_classes_among_them() -> Non
     assert exporting.calibration_items(every, CLASSES, 10**6)[:8] == chosen
 
 
+@pytest.mark.exhaustive
 def test_calibration_reads_nothing_but_train(
     works: Project, model: store.StoredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "calibration_batches", dark)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("broken")
 def test_the_gate_refuses_what_calibration_broke_and_force_is_recorded(
     works: Project, model: store.StoredModel
@@ -355,6 +357,7 @@ def _without_the_rarest(project: Project) -> None:
     _with(project, change, ExportRequest(), r"no labelled image of val shows hole.*gate cannot measure.*--force")
 
 
+@pytest.mark.exhaustive
 def test_a_network_that_onnx_cannot_say_is_named(tmp_path: Path) -> None:
     from torch import nn
 
@@ -368,6 +371,7 @@ def test_a_network_that_onnx_cannot_say_is_named(tmp_path: Path) -> None:
         onnx_int8.write(Odd(), tmp_path / "odd.onnx", (64, 64, 3), "model x (Odd)", True)
 
 
+@pytest.mark.exhaustive
 def test_a_network_that_freezes_its_size_is_written_for_that_size(tmp_path: Path) -> None:
     import torch
     from torch import nn

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CHILD = """
 import json, resource, sys
 from pathlib import Path
@@ -74,6 +76,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     house = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-c", CHILD, str(tmp_path)]

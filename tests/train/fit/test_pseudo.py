@@ -151,6 +151,7 @@ def test_who_lends(works: Project) -> None:
     assert f"model {key} is sure of no unlabelled image" in nobody.notes[-1]
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_is_one_line(works: Project) -> None:
     with pytest.raises(CurateError, match="no trained model yet"):
         prepared_data(works)

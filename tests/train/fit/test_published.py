@@ -283,6 +283,7 @@ def test_a_gate_by_hand() -> None:
     assert torch.allclose(gate(flat, level), expected.expand(1, 4, 8, 8), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_gates_learn_and_are_the_u_net_s_alone(tmp_path: Path) -> None:
     small = [*SMALL, "model.encoder=resnet18", "epochs=2", "model.attention=gate", "augmentation.defect_crops=1"]
     resolved, training_data = recipe.load("unet-attention", small), data(tmp_path, 8, 4)
@@ -358,6 +359,7 @@ def test_the_gate_learns_whether_a_class_is_anywhere() -> None:
     assert torch.equal(gate_logits > 0.5, target.amax((2, 3)).bool())
 
 
+@pytest.mark.exhaustive
 def test_the_loop_asks_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step; what the gate remembers between forward and cost is in no checkpoint, and no shadow."""
     asked: list[torch.Size] = []

@@ -119,6 +119,7 @@ def test_an_app_edit_teaches(run: Run, works: Project) -> None:  # noqa: F811
     assert second["data"]["train"] == first["data"]["train"] - 1
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_is_resumed(works: Project) -> None:
     """`kill -9` in the middle: the next run goes on at the epoch that was reached, and the folder is swept."""
     command = [sys.executable, "-c", "from curate.cli import main; main()", "train", "--json"]

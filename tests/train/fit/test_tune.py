@@ -89,6 +89,7 @@ def test_the_printed_line_trains_what_the_trial_was(run: Run, works: Project) ->
     assert "nothing to do: this recipe is trained" in run(*TUNE, *project, "--trials", 4, "--apply")[1]
 
 
+@pytest.mark.exhaustive
 def test_what_was_interrupted_is_what_was_not(works: Project) -> None:
     """Ctrl-C, time that is up, `kill -9`: the same trials, and of the one they hit only an epoch is done again."""
     count = Steps()

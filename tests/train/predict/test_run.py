@@ -55,6 +55,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
     return Predictor("0" * 24, CLASSES, resolved, False, model.eval()), folder
 
 
+@pytest.mark.exhaustive
 def test_a_segmenter_overfits_eight_images(learnt: tuple[Predictor, Path]) -> None:
     predictor, _ = learnt
     scores: dict[str, list[float]] = {name: [] for name in CLASSES}
@@ -175,6 +176,7 @@ def test_predict_goes_on_where_it_was_killed(works: Project, monkeypatch: pytest
     assert len(table) == len(set(table.ids())) == 30
 
 
+@pytest.mark.exhaustive
 def test_ray_says_the_same(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two actors, a broken image among theirs: scores, regions and reasons as in this process."""
     ray = pytest.importorskip("ray")

@@ -390,6 +390,7 @@ def test_what_was_played_is_kept_and_a_killed_run_goes_on(tmp_path: Path) -> Non
     assert len(list((tmp_path / "full").iterdir())) == 2  # what all labels are worth is learnt once a seed
 
 
+@pytest.mark.exhaustive
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     runs = [(tiny_oracle(), setting) for setting in settings("random", "rare")]
     alone, beside = (grid.run_all(runs, tmp_path / str(jobs), jobs) for jobs in (1, 2))
