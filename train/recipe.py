@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curate.errors import CurateError, did_you_mean, unknown
+from curate.pretrained import PACKAGE
 from train import losses
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -39,7 +40,8 @@ class _Strict(BaseModel):
 class Model(_Strict):
     """The network. `architecture`: one of smp's (Unet, FPN, ...) or a file of `train/architectures/`, with `options`.
 
-    `weights`: `hub` (ImageNet weights, downloaded), `none` (random), or a local file.
+    `weights`: `hub` (ImageNet weights, downloaded), `package` (ImageNet weights of an installed package, for the
+    encoders `tf_efficientnet_lite0` to `2`), `none` (random), or a local file.
     """
 
     architecture: str
@@ -199,6 +201,15 @@ class Recipe(_Strict):
     def parts(self) -> tuple[Phase, ...]:
         """The phases; without any, one phase of `epochs` that trains everything."""
         return self.phases or (Phase(epochs=self.epochs),)
+
+    @model_validator(mode="after")
+    def _scale_of_package(self) -> Recipe:
+        if self.model.weights == PACKAGE and self.input.scale != "tf":
+            raise ValueError(
+                f"weights 'package' were trained with input.scale 'tf', not '{self.input.scale}'; add: --set "
+                "input.scale=tf"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_prior(self) -> Recipe:

@@ -51,7 +51,7 @@ def train(
         list[str] | None, typer.Option("--set", help="A key of the recipe, as optimiser.lr=1e-3 (repeatable).")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help=r"What to start from: hub, none, or a file \[default: the recipe's].")
+        str | None, typer.Option(help=r"What to start from: hub, package, none, or a file \[default: the recipe's].")
     ] = None,
     allow_double_prior: Annotated[
         bool, typer.Option("--allow-double-prior", help="Let both sampler and loss favour rare classes.")

@@ -52,7 +52,7 @@ def tune(
         list[str] | None, typer.Option("--set", help="A key of the recipe; what is set is not searched (repeatable).")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help=r"What to start from: hub, none, or a file \[default: the recipe's].")
+        str | None, typer.Option(help=r"What to start from: hub, package, none, or a file \[default: the recipe's].")
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Train the best when the trials are done.")] = False,
     device: DeviceOption = "auto",

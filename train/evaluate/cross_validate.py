@@ -27,6 +27,7 @@ from curate.hashing import key_of, seeded_number, sha256_of
 from curate.index.dataset import Index
 from curate.labels import splits
 from curate.labels.splits import Member
+from curate.pretrained import PACKAGE
 from curate.project import Project
 from curate.tables import Table
 from curate.units import duration
@@ -203,7 +204,7 @@ def make_task(project: Project, request: CrossValidateRequest) -> CrossValidatio
 def _weight_notes(project: Project, recipe: Recipe) -> Iterator[str]:
     """Yield a note where the first weights are those of a model of this project, which was trained on these groups."""
     weights = recipe.model.weights
-    if weights in ("none", "hub"):
+    if weights in ("none", "hub", PACKAGE):
         return
     mark = pretrained.mark_of(recipe.model)
     for model in store.all_models(project):

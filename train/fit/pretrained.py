@@ -1,4 +1,4 @@
-"""Weights that a network starts from: the hub's, a local file's, or none; and which of its norms must stay frozen.
+"""Weights that a network starts from: the hub's, a package's, a local file's, or none; and the norms that stay frozen.
 
 In files with batch norm folded into the convolutions the norms have identity statistics. Training would replace them by
 batch statistics and spoil every feature, so such norms stay in eval mode (`frozen`) as long as the model lives.
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curate import pretrained
 from curate.devices import weights_of
 from curate.errors import CurateError
 from curate.hashing import sha256_of
+from curate.pretrained import PACKAGE
 from train.recipe import Model
 
 REMEDY = "Train with --weights none, or with a local file: --weights FILE"
@@ -32,6 +34,8 @@ def mark_of(config: Model) -> str:
     """Return a text that changes with the weights, without loading them."""
     if config.weights in ("none", "hub"):
         return config.weights
+    if config.weights == PACKAGE:
+        return pretrained.package_of(_packaged_model(config)).sha256
     file = Path(config.weights).expanduser()
     if not file.is_file():
         raise CurateError(f"no weights file at {file}. {REMEDY}")
@@ -45,6 +49,9 @@ def load_into(module: Any, config: Model, channels: int) -> Start:
         return Start(mark)
     if config.weights == "hub":
         _load_from_hub(module, config, channels)
+        return Start(mark)
+    if config.weights == PACKAGE:
+        _load_from_package(module, config)
         return Start(mark)
     return Start(mark, _load_from_file(module, config.weights))
 
@@ -74,6 +81,33 @@ def _hub_encoder(config: Model, channels: int) -> Any:
         return timm_head.encoder(config, channels, pretrained=True)
     weights: Any = True if config.encoder.startswith("tu-") else "imagenet"
     return get_encoder(config.encoder, in_channels=channels, weights=weights)
+
+
+def _packaged_model(config: Model) -> str:
+    """Return timm's name of the recipe's encoder, whose weights a package holds.
+
+    smp's own `timm-tf_efficientnet_lite0` pads differently: the same tensors give other features there.
+    """
+    prefix = "" if config.architecture.replace("-", "_") == "timm_head" else "tu-"
+    allowed = [prefix + name for name in pretrained.PACKAGES]
+    if config.encoder not in allowed:
+        raise CurateError(
+            f"weights 'package' do not fit encoder '{config.encoder}' of architecture '{config.architecture}'; "
+            f"allowed: {', '.join(allowed)}. Add: --set model.encoder={allowed[0]} --set input.scale=tf"
+        )
+    return config.encoder.removeprefix("tu-")
+
+
+def _load_from_package(module: Any, config: Model) -> None:
+    """Load the encoder's weights; for grey images the first layer adds up what it gives to three equal channels."""
+    tensors = pretrained.state_dict_of(_packaged_model(config))
+    expected = module.encoder.state_dict()
+    inner = {key: tensors[key.removeprefix("model.")] for key in expected if key.removeprefix("model.") in tensors}
+    for key, value in inner.items():
+        if value.ndim == 4 and value.shape[1] == 3 and expected[key].shape[1] == 1:
+            inner[key] = value.sum(1, keepdim=True)
+    _check_shapes(f"the package's {_packaged_model(config)}", inner, expected)
+    module.encoder.load_state_dict(inner)
 
 
 def _load_from_file(module: Any, name: str) -> tuple[str, ...]:
