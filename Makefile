@@ -73,6 +73,7 @@ bench: setup ## Measure speed: ratios against peers in the same run (installs th
 	@$(BIN)/python -m tests.bench.bench_rle
 	@$(BIN)/python -m tests.bench.bench_index
 	@$(BIN)/python -m tests.bench.bench_embed
+	@$(BIN)/python -m tests.bench.bench_dense
 	@$(BIN)/python -m tests.bench.bench_kcenter --million
 	@$(BIN)/python -m tests.bench.bench_coverage
 	@$(BIN)/python -m tests.bench.bench_select

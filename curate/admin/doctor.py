@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from curate import mongod, project, workers
+from curate import mongod, pretrained, project, workers
 from curate.errors import CurateError
 from curate.index import database
 
@@ -130,11 +130,13 @@ def _ray() -> DoctorCheck:
 
 
 def _weights() -> DoctorCheck:
-    found = sorted(_weight_files(), key=str)
-    if found:
-        return DoctorCheck("weights", "ok", ", ".join(str(path) for path in found[:3]))
-    remedy = "give a local file where a command takes --weights, or reach the hub; the offline defaults need none"
-    return DoctorCheck("weights", "absent", "no downloaded weights in the hub caches", remedy)
+    """The weights that curate brings are read whole: a damaged file is found here, and not in the first training."""
+    downloaded = sorted(_weight_files(), key=str)
+    try:
+        found = [pretrained.file_of(pretrained.DEFAULT), *downloaded[:3]]
+    except CurateError as error:
+        return DoctorCheck("weights", "missing", *str(error).rsplit(". ", 1))
+    return DoctorCheck("weights", "ok", ", ".join(map(str, found)))
 
 
 def _weight_files() -> Iterator[Path]:

@@ -203,7 +203,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_encoder_has_a_summary_and_tiles() -> None:
-    assert set(embed.names()) == {"model", "pretrained", "texture", "timm", "torchvision_file"}
+    assert set(embed.names()) == {"dense", "model", "pretrained", "texture", "timm", "torchvision_file"}
     for name in embed.names():
         assert embed.summary(name)
         assert {"tile", "overlap"} <= embed.options(name).keys()
