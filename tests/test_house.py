@@ -270,3 +270,31 @@ def test_make_clean_never_touches_a_project(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert [name for name in kept if not (tmp_path / name).exists()] == []
         assert [name for name in gone if (tmp_path / name).exists()] == []
+
+
+EXTENDED = {
+    "curate/strategies": ("select",),
+    "curate/embed": ("build",),
+    "curate/formats": ("read",),
+    "curate/exports": ("write",),
+    "train/architectures": ("build",),
+    "synth/synthesisers": ("fit", "generate"),
+}
+
+
+def extended() -> Iterator[tuple[str, str]]:
+    for folder, names in EXTENDED.items():
+        for path in sorted((HOUSE / folder).glob("[a-z]*.py")):
+            yield from ((path.relative_to(HOUSE).as_posix(), name) for name in names)
+
+
+@pytest.mark.parametrize(("file", "name"), extended())
+def test_what_users_extend_says_what_it_takes_and_returns(file: str, name: str) -> None:
+    tree = ast.parse((HOUSE / file).read_text(encoding="utf-8"))
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    text = ast.get_docstring(function) or ""
+    arguments = text.partition("Args:")[2]
+    silent = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+    silent = [argument for argument in silent if f"{argument}:" not in arguments and f"{argument}," not in arguments]
+    assert not silent, f"no word about {silent}"
+    assert "Returns:" in text or "Yields:" in text

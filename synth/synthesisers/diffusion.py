@@ -65,7 +65,25 @@ def fit(
     rate: float | None = None,
     patience: int = 4,
 ) -> dict[str, Any]:
-    """`minutes` ends the run by the clock, so that two runs differ; `patience` counts looks, of which there are 12."""
+    """Learn from the examples.
+
+    Args:
+        examples: windows of the train split, with their masks.
+        classes: the names of the classes.
+        folder: where it keeps what `generate` needs, and its progress; a second call goes on there.
+        progress: called with the stage and the steps done.
+        device: `cpu` or `cuda`.
+        seed: of all chance.
+        size: of the network: `cpu` or `gpu`.
+        steps: the number of steps.
+        minutes: end by the clock, so that two runs differ.
+        batch: examples a step.
+        rate: the learning rate.
+        patience: looks at held-out groups without an improvement before it stops; there are 12 looks.
+
+    Returns:
+        What a person should know of it: seconds, steps, losses. It goes into the manifest.
+    """
     if done := parts.finished(folder):
         return done
     chosen = SIZES[size]
@@ -105,7 +123,19 @@ def fit(
 def generate(
     scenes: Sequence[Scene], folder: Path, *, device: str, steps: int = 15, guidance: float = 1.5, batch: int = 64
 ) -> list[Pixels]:
-    """`guidance` above 1 makes the class plainer, 1 takes half the time; `strength` below 1 starts from good steel."""
+    """Paint the scenes. A `strength` below 1 starts from good steel.
+
+    Args:
+        scenes: grounds with the masks to fill, and donors.
+        folder: what `fit` wrote.
+        device: `cpu` or `cuda`.
+        steps: denoising steps.
+        guidance: above 1 makes the class plainer, 1 takes half the time.
+        batch: scenes at a time.
+
+    Returns:
+        A window for each scene; away from the mask its pixels are the ground's.
+    """
     import torch
 
     parts.at_least(steps=(steps, 1), batch=(batch, 1), guidance=(guidance, 0))

@@ -40,7 +40,24 @@ def fit(
     rate: float = 1e-3,
     patience: int = 4,
 ) -> dict[str, Any]:
-    """`minutes` ends the run by the clock, so that two runs differ; `patience` counts looks, of which there are 12."""
+    """Learn from the examples.
+
+    Args:
+        examples: windows of the train split, with their masks.
+        classes: the names of the classes.
+        folder: where it keeps what `generate` needs, and its progress; a second call goes on there.
+        progress: called with the stage and the steps done.
+        device: `cpu` or `cuda`.
+        seed: of all chance.
+        steps: the number of steps.
+        minutes: end by the clock, so that two runs differ.
+        batch: examples a step.
+        rate: the learning rate.
+        patience: looks at held-out groups without an improvement before it stops; there are 12 looks.
+
+    Returns:
+        What a person should know of it: seconds, steps, losses. It goes into the manifest.
+    """
     from synth.synthesisers._spade import STRIDE
 
     if done := parts.finished(folder):
@@ -82,7 +99,17 @@ def fit(
 
 
 def generate(scenes: Sequence[Scene], folder: Path, *, device: str, batch: int = 64) -> list[Pixels]:
-    """A scene's `strength` mixes the painted defect with its own steel."""
+    """Paint the scenes. A scene's `strength` mixes the painted defect with its own steel.
+
+    Args:
+        scenes: grounds with the masks to fill, and donors.
+        folder: what `fit` wrote.
+        device: `cpu` or `cuda`.
+        batch: scenes at a time.
+
+    Returns:
+        A window for each scene; away from the mask its pixels are the ground's.
+    """
     import torch
 
     from synth.synthesisers._spade import STRIDE, Generator

@@ -26,10 +26,33 @@ BORDER = 2 * FEATHER + 4  # mirrored around the window, since OpenCV cannot clon
 def fit(
     examples: Examples, classes: Sequence[str], folder: Path, *, progress: Progress, device: str, seed: int
 ) -> dict[str, Any]:
+    """Learn nothing.
+
+    Args:
+        examples: windows of the train split, with their masks.
+        classes: the names of the classes.
+        folder: where it keeps what `generate` needs, and its progress; a second call goes on there.
+        progress: called with the stage and the steps done.
+        device: `cpu` or `cuda`.
+        seed: of all chance.
+
+    Returns:
+        An empty dict.
+    """
     return {}
 
 
 def generate(scenes: Sequence[Scene], folder: Path, *, device: str) -> list[Pixels]:
+    """Blend each scene's donor into its ground by Poisson's equation.
+
+    Args:
+        scenes: grounds with the masks to fill, and donors.
+        folder: what `fit` wrote.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        A window for each scene; away from the mask its pixels are the ground's.
+    """
     return [_cloned(scene) for scene in scenes]
 
 

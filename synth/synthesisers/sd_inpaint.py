@@ -45,7 +45,26 @@ def fit(
     rank: int = 8,
     patience: int = 4,
 ) -> dict[str, Any]:
-    """`minutes` ends the run by the clock, so that two runs differ; `patience` counts looks, of which there are 12."""
+    """Learn an adapter from the examples.
+
+    Args:
+        examples: windows of the train split, with their masks.
+        classes: the names of the classes.
+        folder: where it keeps what `generate` needs, and its progress; a second call goes on there.
+        progress: called with the stage and the steps done.
+        device: `cpu` or `cuda`.
+        seed: of all chance.
+        path: the folder of a Stable-Diffusion inpainting pipeline.
+        steps: the number of steps.
+        minutes: end by the clock, so that two runs differ.
+        batch: examples a step.
+        rate: the learning rate.
+        rank: of the adapter.
+        patience: looks at held-out groups without an improvement before it stops; there are 12 looks.
+
+    Returns:
+        What a person should know of it: seconds, steps, losses. It goes into the manifest.
+    """
     if done := parts.finished(folder):
         return done
     parts.at_least(steps=(steps, 1), batch=(batch, 1), patience=(patience, 1), rank=(rank, 1), rate=(rate, 1e-8))
@@ -91,7 +110,19 @@ def generate(
     guidance: float = 5.0,
     best_of: int = 8,
 ) -> list[Pixels]:
-    """A scene's `strength` below 1 starts from its own steel."""
+    """Paint the scenes. A scene's `strength` below 1 starts from its own steel.
+
+    Args:
+        scenes: grounds with the masks to fill, and donors.
+        folder: what `fit` wrote.
+        device: `cpu` or `cuda`.
+        steps: denoising steps.
+        guidance: above 1 makes the class plainer.
+        best_of: paintings of each scene, of which the one that fits best is kept.
+
+    Returns:
+        A window for each scene; away from the mask its pixels are the ground's.
+    """
     from peft import set_peft_model_state_dict
 
     parts.at_least(steps=(steps, 1), best_of=(best_of, 1), guidance=(guidance, 0))

@@ -17,6 +17,17 @@ GRID = 8  # side of the map before the dense layers, as of a 128-pixel image; la
 
 
 def build(config: Model, channels: int, outputs: int, *, dense: list[int] | None = None) -> Any:
+    """Build the network.
+
+    Args:
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits.
+        dense: the widths of the dense layers; without it those of the paper.
+
+    Returns:
+        A torch module with random weights, from normalised images to logits.
+    """
     from torch import nn
 
     from train.architectures import _parts

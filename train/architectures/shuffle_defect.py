@@ -22,6 +22,17 @@ PARTS = ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5")
 
 
 def build(config: Model, channels: int, outputs: int, *, width: Literal["0.5x", "1x", "1.5x", "2x"] = "1x") -> Any:
+    """Build the network.
+
+    Args:
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits.
+        width: how wide its layers are.
+
+    Returns:
+        A torch module with random weights, from normalised images to logits.
+    """
     from torch import nn
     from torchvision.models import ShuffleNetV2
 

@@ -10,6 +10,17 @@ WIDTHS = (32, 64, 128)
 
 
 def build(config: Model, channels: int, outputs: int, *, widths: list[int] | None = None) -> Any:
+    """Build the network.
+
+    Args:
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits.
+        widths: the channels of each convolution.
+
+    Returns:
+        A torch module with random weights, from normalised images to logits.
+    """
     from torch import nn
 
     from train.architectures import _parts

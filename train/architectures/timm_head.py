@@ -13,6 +13,17 @@ from train.recipe import Model
 
 
 def build(config: Model, channels: int, outputs: int, *, hidden: int = 0) -> Any:
+    """Build an encoder of timm with a head.
+
+    Args:
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits.
+        hidden: the width of a dense layer before the logits; 0 has none.
+
+    Returns:
+        A torch module with random weights, from normalised images to logits.
+    """
     from train.architectures import _parts
 
     whole = encoder(config, channels)

@@ -14,6 +14,17 @@ TASK = "segmentation"
 
 
 def build(config: Model, channels: int, outputs: int, *, gate: str = "mobilenet_v2") -> Any:
+    """Build the gate and the segmenter behind it.
+
+    Args:
+        config: the recipe's model.
+        channels: of the input image, 1 or 3.
+        outputs: the number of logits.
+        gate: the gate's encoder.
+
+    Returns:
+        A torch module with random weights, from normalised images to logits.
+    """
     from train.architectures import _gate, _smp
 
     fast = _gate.ClassGate(_smp.encoder(gate_config(config, gate), channels), outputs, config.dropout)
