@@ -64,6 +64,50 @@ def best_match(queries: Vectors, x: Vectors) -> tuple[Singles, Rows]:
     return similarity[:, 0], rows[:, 0]
 
 
+def nearest_of_others(
+    queries: Vectors, query_groups: Rows, x: Vectors, groups: Rows, k: int, *, progress: Progress | None = None
+) -> tuple[Singles, Rows]:
+    """Find the k most similar rows of x that belong to another group than the query.
+
+    Args:
+        queries: (q, d).
+        query_groups: (q,).
+        x: (n, d).
+        groups: (n,).
+        k: Neighbours of each query.
+        progress: Called with the number of queries done and of all.
+
+    Returns:
+        Cosines, descending, and rows; both (q, k). Where a query has fewer than k such rows: -inf, and row -1.
+    """
+    queries, x = finite(queries, "queries"), finite(x, "x")
+    similarity, index = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+    tile = np.empty(_TALL * _WIDE, np.float32)
+    for top in range(0, len(queries) if len(x) else 0, _TALL):
+        part = slice(top, top + _TALL)
+        block = units(queries[part])
+        for start in range(0, len(x), _WIDE):
+            columns = units(x[start : start + _WIDE])
+            out = tile[: len(block) * len(columns)].reshape(len(block), len(columns))
+            np.matmul(block, columns.T, out=out)
+            _keep_largest_of_others(out, start, query_groups[part], groups, similarity[part], index[part])
+        _measure_again(queries[part], x, similarity[part], index[part])
+        if progress is not None:
+            progress(min(top + _TALL, len(queries)), len(queries))
+    return similarity, index
+
+
+def _measure_again(queries: Vectors, x: Vectors, similarity: Singles, index: Rows) -> None:
+    """Compute the neighbours' cosines in a fixed order, and sort them: the best first, of equal ones the lower row."""
+    step = max(1, _GATHER // max(1, index.shape[1] * x.shape[1]))
+    for lo in range(0, len(queries), step):
+        part = slice(lo, lo + step)
+        exact = _dots(singles(queries[part]), singles(x[np.maximum(index[part], 0)]))
+        exact[index[part] < 0] = -np.inf
+        order = np.lexsort((index[part], -exact), axis=1)
+        similarity[part], index[part] = np.take_along_axis(exact, order, 1), np.take_along_axis(index[part], order, 1)
+
+
 def pairs_above(
     x: Vectors, threshold: float, y: Vectors | None = None, *, progress: Progress | None = None
 ) -> tuple[Rows, Rows, Singles]:
@@ -307,6 +351,28 @@ def _keep_largest(tile: Singles, start: int, own: int, values: Singles, rows: Ro
                 continue
             for j in range(begin, end):
                 if tile[i, j] > low and j != i + own:
+                    _replace_root(heap, place, tile[i, j], start + j)
+                    low = heap[0]
+
+
+@compiled
+def _keep_largest_of_others(
+    tile: Singles, start: int, query_groups: Rows, groups: Rows, values: Singles, rows: Rows
+) -> None:
+    """Merge a tile into the min-heap of each of its rows; a row's own group is skipped."""
+    height, width = tile.shape
+    for i in range(height):
+        heap, place = values[i], rows[i]
+        low, own = heap[0], query_groups[i]
+        for begin in range(0, width, 16):
+            end = min(begin + 16, width)
+            above = 0
+            for j in range(begin, end):
+                above += tile[i, j] > low
+            if above == 0:
+                continue
+            for j in range(begin, end):
+                if tile[i, j] > low and groups[start + j] != own:
                     _replace_root(heap, place, tile[i, j], start + j)
                     low = heap[0]
 

@@ -1,9 +1,11 @@
 """The default: rare candidates, uncertain images, unseen kinds and an audit, each with a fixed share.
 
-`rare`: candidates for the scarcest classes. `uncertain`: class-stratified uncertainty. `explore`: coverage of what is
-not labelled. `audit`: uniformly random within strata, so that unbiased error estimates stay possible. The shares depend
-on the labels and the model that exist, and on whether the user asks for classes that can be looked for; each can be
-set, 0 leaves a slot out. The share of a slot that cannot work goes to the others.
+`rare`: candidates for the scarcest classes, by similarity to the exemplars until people have refused some, then by a
+probe on windows. `uncertain`: class-stratified uncertainty. `explore`: the most unusual images while kinds of defect
+are likely to be unseen (Good, 1953), then coverage of what is not labelled. `audit`: uniformly random within strata, so
+that unbiased error estimates stay possible. The shares depend on the labels and the model that exist, and on whether
+the user asks for classes that can be looked for; each can be set, 0 leaves a slot out. The share of a slot that cannot
+work goes to the others.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from dataclasses import replace
 import numpy as np
 
 from curate.errors import CurateError
-from curate.select import linear_probe
+from curate.select import linear_probe, window_probe
 from curate.select.pool import Picks, Pool, shares
+from curate.strategies import anomaly, class_stratified, maxherding, random
 from curate.strategies import audit as audit_slot
-from curate.strategies import class_stratified, maxherding, random
 from curate.strategies import rare as rare_slot
+from curate.strategies import window_probe as window_slot
 from curate.strategies._common import Rng
 
 REGIMES = {
@@ -29,11 +32,38 @@ REGIMES = {
     "classes asked for": {"rare": 0.70, "uncertain": 0.10, "explore": 0.05, "audit": 0.15},
 }
 MOST = 1000.0  # of a share; shares are relative to each other
+UNSEEN = 0.1  # the share of defects of unseen kinds from which on `explore` looks for them
+
+
+def find_rare(pool: Pool, budget: int, rng: Rng) -> Picks:
+    """The window probe where it can learn from what people refused, else similarity and the model."""
+    names = window_slot.sought_classes(pool)
+    if names and all(window_probe.refused(pool, name).any() for name in names):
+        return window_slot.select(pool, budget, rng)
+    return rare_slot.select(pool, budget, rng)
+
+
+def find_unseen(pool: Pool, budget: int, rng: Rng) -> Picks:
+    """The most unusual images while kinds are likely to be unseen, then coverage."""
+    return (anomaly if unseen_mass(pool) >= UNSEEN else maxherding).select(pool, budget, rng)
+
+
+def unseen_mass(pool: Pool) -> float:
+    """Good and Turing's estimate of the share of defective groups whose kind nobody has seen yet.
+
+    It is the share of the labelled defective groups that show a class seen in no other; classes that have a name but
+    were never seen count like these. 1 while nothing defective is labelled.
+    """
+    counts = np.array([pool.group_count(name) for name in pool.classes], np.int64)
+    rare_kinds, groups = int((counts <= 1).sum()), int(counts.sum() + (counts == 0).sum())
+    return rare_kinds / groups if counts.any() else 1.0
+
+
 SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
     "audit": audit_slot.select,  # first: it draws from all candidates, before other slots take some
-    "rare": rare_slot.select,
+    "rare": find_rare,
     "uncertain": class_stratified.select,
-    "explore": maxherding.select,
+    "explore": find_unseen,
     "spare": random.select,
 }
 

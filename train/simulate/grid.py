@@ -24,7 +24,10 @@ CODE = (
     *("curate/greedy", "curate/strategies", "curate/select/cost.py", "curate/vectors/nearest.py"),
     *(
         f"curate/select/{name}.py"
-        for name in ("pool", "build_pool", "linear_probe", "uncertainty", "rules", "whitening")
+        for name in (
+            *("pool", "build_pool", "linear_probe", "window_probe"),
+            *("uncertainty", "rules", "whitening", "anomaly"),
+        )
     ),
     *(f"train/simulate/{name}.py" for name in ("test_scores", "learners", "one_run", "oracle_dataset")),
 )
