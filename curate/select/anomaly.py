@@ -23,8 +23,8 @@ from curate.select.whitening import SHRINKAGE, Whitening, whitening_of, windows_
 
 NEAREST, SPARE = 5, 15  # the neighbour that counts; neighbours beyond it, which stand in for those that leave
 EXACT = 100_000  # windows of a bank that holds all; a larger one is reduced to a core-set
-CORE, CORE_OF = 4096, 32_768  # windows of a core-set, and those it is chosen from
-PAIRS = 500_000_000  # comparisons of a search; beyond it only the windows farthest from the mean are searched
+CORE, CORE_OF = 2048, 8192  # windows of a core-set, and those it is chosen from
+PAIRS = 250_000_000  # comparisons of a search; beyond it only the windows farthest from the mean are searched
 ENOUGH = 50  # groups that a stratum needs for a bank of its own
 JOINING = 1024  # windows of clean images that join a core-set: the most unusual ones
 EVERYWHERE = -1  # the bank of all strata
@@ -82,16 +82,20 @@ def neighbours(pool: Pool) -> Neighbours:
 
 def banks(pool: Pool) -> Rows:
     """The bank that each image is compared with: its stratum where that has enough groups, else `EVERYWHERE`."""
-    pairs = np.unique(np.stack([pool.strata, pool.groups]), axis=1)[0]
-    groups = np.bincount(pairs, minlength=int(pool.strata.max(initial=0)) + 1)
-    return np.where(groups[pool.strata] >= ENOUGH, pool.strata, EVERYWHERE)
+    return pool.once("banks", lambda: _banks(pool))
+
+
+def _banks(pool: Pool) -> Rows:
+    strata, count = pool.strata, int(pool.groups.max(initial=0)) + 1
+    groups = np.bincount(np.unique(strata * count + pool.groups) // count, minlength=int(strata.max(initial=0)) + 1)
+    return np.where(groups[strata] >= ENOUGH, strata, EVERYWHERE)
 
 
 # --- the search, without labels -------------------------------------------------------------------------------------
 
 
 class _Plan(NamedTuple):
-    """What is searched for one bank: places of windows in the stream. `sample`: what its core-set is chosen from."""
+    """The search of one bank, as places of windows in the stream. `sample`: what its core-set is chosen from."""
 
     bank: int
     queries: Rows

@@ -6,6 +6,8 @@ that one kind of stain does not fill a round.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from curate.errors import CurateError
@@ -47,10 +49,10 @@ def _spread(pool: Pool, rows: Rows, budget: int, diversity: float) -> tuple[Rows
     score, white = anomaly(pool).score[rows], _windows(pool, rows)
     finite = np.isfinite(score)
     score = np.where(finite, score, score[finite].min(initial=0) - 1)  # images that were not searched come last
-    near: Floats = np.zeros(len(rows), np.float32)
-    covered = pool.covered[anomaly(pool).window[pool.covered] >= 0]
-    if len(covered) and diversity:
-        near = np.maximum(near, best_match(white, _windows(pool, covered))[0])
+    near = pool.once("anomaly near labelled", lambda: _near_labelled(pool))[rows]
+    if pool.chosen:
+        chosen = _windows(pool, pool.rows_of([pick.id for pick in pool.chosen]))
+        near = np.maximum(near, best_match(white, chosen)[0])
     groups, numbers = np.unique(pool.groups[rows], return_inverse=True)
     times, left = np.zeros(len(groups), np.int64), np.ones(len(rows), bool)
     picks, values = np.empty(min(budget, len(rows)), np.int64), np.empty(min(budget, len(rows)), np.float32)
@@ -62,6 +64,15 @@ def _spread(pool: Pool, rows: Rows, budget: int, diversity: float) -> tuple[Rows
         times[numbers[best]] += 1
         near = np.maximum(near, white @ white[best])
     return rows[picks], values
+
+
+def _near_labelled(pool: Pool) -> Floats:
+    """(n,): similarity to the nearest labelled image; 0 for images that are too ordinary to be compared."""
+    near, labelled = np.zeros(len(pool), np.float32), np.flatnonzero(pool.labelled)
+    rows = top(replace(pool, candidates=pool.population), anomaly(pool).score, 2 * CONSIDERED)
+    if len(labelled):
+        near[rows] = np.maximum(best_match(_windows(pool, rows), _windows(pool, labelled))[0], 0)
+    return near
 
 
 def _windows(pool: Pool, rows: Rows) -> Floats:

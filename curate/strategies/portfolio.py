@@ -45,7 +45,9 @@ def find_rare(pool: Pool, budget: int, rng: Rng) -> Picks:
 
 def find_unseen(pool: Pool, budget: int, rng: Rng) -> Picks:
     """The most unusual images while kinds are likely to be unseen, then coverage."""
-    return (anomaly if unseen_mass(pool) >= UNSEEN else maxherding).select(pool, budget, rng)
+    if unseen_mass(pool) >= UNSEEN:
+        return anomaly.select(pool, budget, rng)
+    return maxherding.select(pool, budget, rng)
 
 
 def unseen_mass(pool: Pool) -> float:

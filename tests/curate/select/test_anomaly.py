@@ -63,10 +63,11 @@ def test_distance_to_the_kth_window_of_other_groups(enough: int, monkeypatch: py
 
 
 def test_what_people_call_clean_is_ordinary_by_itself_and_the_search_is_made_once() -> None:
-    pool = with_tiles(drawn(200, labelled=0))
+    pool = drawn(200, labelled=0)
     before = unusual.anomaly(pool)
     row = int(before.distance.argmax())
-    other = next(r for r in np.argsort(-before.distance) if pool.groups[r] != pool.groups[row])
+    comparable = (pool.groups != pool.groups[row]) & (pool.strata == pool.strata[row])
+    other = int(np.flatnonzero(comparable)[before.distance[comparable].argmax()])
     vectors = pool.vectors.copy()
     vectors[other] = vectors[row]
     twin = replace(pool, vectors=vectors, windows=None, memo={}, lasting={})
@@ -86,7 +87,7 @@ def test_a_core_set_ranks_nearly_as_all_windows_do(monkeypatch: pytest.MonkeyPat
     fresh = replace(pool, memo={}, lasting={})
     rough = unusual.anomaly(fresh)
     assert not unusual.neighbours(fresh).complete
-    assert len(unusual.neighbours(fresh).rows) <= 1000
+    assert len(unusual.neighbours(fresh).rows) < 3 * len(pool)  # not all windows are searched
     best = set(np.argsort(-exact.distance)[:60].tolist())
     assert len(best & set(np.argsort(-rough.score)[:120].tolist())) >= 30
     again = unusual.anomaly(replace(pool, memo={}, lasting={}))
