@@ -34,10 +34,15 @@ def simulate(
         str, typer.Option(help="Which to play, commas between; random is always played beside them.")
     ] = "portfolio,random",
     start: Annotated[
-        str, typer.Option(help="What is known at first: none, exemplars (of --rare), or so many images a class.")
+        str,
+        typer.Option(
+            help="Known at first: none, exemplars (of --rare), hidden (all but --rare), or so many images a class."
+        ),
     ] = "none",
     rare: Annotated[str | None, typer.Option(help="The class whose pieces are counted first.")] = None,
-    exemplars: Annotated[int, typer.Option(min=1, help="How many, with --start exemplars; one a group.")] = 5,
+    exemplars: Annotated[
+        int, typer.Option(min=1, help="How many, one a group; with --start hidden, images for each other class.")
+    ] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="How often to select, reveal and train.")] = 5,
     budget: Annotated[
         str, typer.Option(help="A round's: images (40), a share of the pool (2%), or annotators' simulated time (30m).")
@@ -111,20 +116,31 @@ def _show(result: SimulateResult) -> None:
 
 def _table(section: dict[str, Any]) -> None:
     judged = any(row.get("full") is not None for row in section["rows"])
+    cold = any("discovery" in row for row in section["rows"])
     head = ["", "pieces found", "gap closed", "images found", *(["macro F1", "labels to 90 %", "to 95 %"] * judged)]
-    rows([(*head, "s a round"), *(_row(row, judged) for row in section["rows"])], right=set(range(1, 8)))
+    head += ["labels until all classes are seen", "in 3 pieces"] * cold
+    rows([(*head, "s a round"), *(_row(row, judged, cold) for row in section["rows"])], right=set(range(1, 10)))
     full = next((row["full"] for row in section["rows"] if row.get("full") is not None), None)
     if full is not None:
         say(f"a learner with all labels of the pool: macro F1 {full:.3f}")
 
 
-def _row(row: dict[str, Any], judged: bool) -> tuple[str, ...]:
+def _row(row: dict[str, Any], judged: bool, cold: bool) -> tuple[str, ...]:
     if not row["plays"]:
         return (row["strategy"], row["failed"] or "not played")
     cells = [_share(row.get(name)) for name in ("group_recall", "gap_closed", "image_recall")]
     if judged:
         cells += [_fixed(row["macro_f1"], 3), *(_fixed(row[f"labels_{share}"], 0, "not reached") for share in (90, 95))]
+    if cold:
+        cells += [labels_to_discover(row, name) for name in ("once", "thrice")]
     return (row["strategy"], *cells, _fixed(row["seconds"], 2))
+
+
+def labels_to_discover(row: dict[str, Any], name: str) -> str:
+    """`87`, or `more than 104 (3 of 6 runs)` where some runs ended before."""
+    found = row["discovery"]
+    labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]
+    return f"{labels:.0f}" if reached == row["plays"] else f"more than {labels:.0f} ({reached} of {row['plays']} runs)"
 
 
 def _share(value: float | None) -> str:

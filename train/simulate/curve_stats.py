@@ -7,13 +7,13 @@ seeds and groups (Owen 2007, the pigeonhole bootstrap, whose intervals are conse
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.simulate.one_run import Curve, CurvePoint
+from train.simulate.one_run import HIDDEN, NO_LABELS, Curve, CurvePoint
 
 DRAWS = 2000
 EXACT = 16  # differences up to which every pattern of signs is tried
@@ -70,6 +70,30 @@ def full_data_value(curve: Curve, metric: str) -> float:
 def labels_to(curve: Curve, share: float, metric: str = "macro_f1", across: str = "labels") -> float:
     """Return the labels at which the metric first reaches this share of the full-data value; inf: never."""
     return crossing(line(curve, across), line(curve, metric), share * full_data_value(curve, metric))
+
+
+def to_discover(curve: Curve) -> list[str]:
+    """Return the classes that nobody has seen at the start, and that there are to find."""
+    start, rare = curve.setting.start, curve.setting.rare
+    names = {NO_LABELS: list(curve.points[0].by_class), HIDDEN: [str(rare)]}.get(start, [])
+    return [name for name in names if math.isfinite(curve.points[0].by_class[name]["group_recall"])]
+
+
+def discovered(curve: Curve, groups: int = 1) -> list[int]:
+    """Return, for every point, how many of these classes have been found in so many groups, or in all there are."""
+    names = to_discover(curve)
+    return [sum(_found(point.by_class[name], groups) for name in names) for point in curve.points]
+
+
+def _found(scores: Mapping[str, float], groups: int) -> bool:
+    return scores["groups"] >= groups or scores["group_recall"] == 1
+
+
+def labels_to_discover(curve: Curve, groups: int = 1) -> float:
+    """Return the labels after which all these classes have been found in so many groups; inf: not within the run."""
+    wanted = len(to_discover(curve))
+    counts = zip(curve.points, discovered(curve, groups), strict=True)
+    return next((float(point.labels) for point, count in counts if count == wanted), math.inf)
 
 
 def crossing(xs: Sequence[float], ys: Sequence[float], target: float) -> float:

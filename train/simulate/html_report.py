@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from train.evaluate.html_report import CSS, Line, draw_plot, html_legend, html_section, html_table, two_in_a_row
+from train.simulate.summary import DISCOVERED
 
 COLORS = ("#2563eb", "#e07b00", "#12805c", "#c02650", "#7c3aed", "#0891b2", "#b45309", "#be185d", "#4d7c0f", "#475569")
 BASELINE_COLOR = "#9aa6b5"
@@ -57,7 +58,9 @@ def section_title(section: Row) -> str:
     """`NEU-DET 30:1, 5 exemplars of crazing, 5 rounds of 2%`, or `NEU-DET, 2 images a class, for crazing, ...`."""
     setting = section["setting"]
     tail = f" {setting['imbalance']:g}:1" if setting["imbalance"] > 1 else ""
-    start = {"none": "from nothing", "exemplars": f"{setting['exemplars']} exemplars"}.get(setting["start"])
+    starts = {"none": "from nothing", "exemplars": f"{setting['exemplars']} exemplars"}
+    starts["hidden"] = f"{setting['exemplars']} images of each other class"
+    start = starts.get(setting["start"])
     start = start or f"{setting['start']} images a class"
     rare = setting["rare"] and (
         f" of {setting['rare']}" if setting["start"] == "exemplars" else f", for {setting['rare']}"
@@ -75,6 +78,7 @@ def _setting(section: Row, baseline: str) -> str:
         _curves(rows, colors, "image_recall", f"Images with {rare or 'each class (mean)'}: share found", "share found"),
         _curves(rows, colors, "seconds", "Time to choose a round", "seconds"),
     ]
+    plots[:0] = [_discovery(rows, colors)] if any("discovery" in row for row in rows) else []
     table = html_section(section_title(section), _about(section, rows), _results_table(section, colors, baseline))
     return table + "".join(two_in_a_row(*plots))
 
@@ -114,6 +118,17 @@ def _curves(rows: Sequence[Row], colors: Mapping[str, str], metric: str, title: 
     )
 
 
+def _discovery(rows: Sequence[Row], colors: Mapping[str, str]) -> str:
+    lines: list[Line] = [
+        (row["strategy"], colors[row["strategy"]], list(zip(row["labels"], row["discovery"]["seen"], strict=True)), "")
+        for row in rows
+    ]
+    top, right = max(row["discovery"]["classes"] for row in rows), max(row["labels"][-1] for row in rows)
+    plot = draw_plot(lines, "labels", "classes seen", (0, right), (0, top))
+    legend = html_legend((row["strategy"], colors[row["strategy"]]) for row in rows)
+    return html_section("Classes that nobody had seen: found so far", "", plot + legend)
+
+
 def _least(values: Sequence[float], least: float) -> list[float]:
     return [max(value, least) for value in values]
 
@@ -122,6 +137,8 @@ def _results_table(section: Row, colors: Mapping[str, str], baseline: str) -> st
     on_test = any(_known(row.get("full", math.nan)) for row in section["rows"])
     head = ["strategy", f"against {baseline}", "pieces found", "gap closed", "images found"]
     head += ["macro F1", "labels to 90\u00a0%", "labels to 95\u00a0%"] if on_test else []
+    cold = any("discovery" in row for row in section["rows"])
+    head += ["labels until all classes are seen", "in 3 pieces"] * cold
     head += ["seconds a round", "minutes of labelling"]
     return html_table(head, [_line(section, row, on_test, colors, baseline) for row in section["rows"]])
 
@@ -137,6 +154,7 @@ def _line(section: Row, row: Row, on_test: bool, colors: Mapping[str, str], base
     ]
     if on_test:
         cells += [_test_score(row), *(_needed(row, share) for share in (90, 95))]
+    cells += [_discovered(row, name) for name in DISCOVERED if "discovery" in row]
     cells += [_fixed(row["seconds"], 2), _fixed(row["minutes"], 0)]
     name = row["strategy"] + (f" ({row['failed']})" if row["failed"] else "")
     return _cells(name, cells, colors.get(row["strategy"]))
@@ -166,6 +184,13 @@ def _needed(row: Row, share: int) -> str:
         return "–"
     words = f"{value:.0f}" if math.isfinite(value) else "not reached"
     return f"<span>{words}</span><small>{reached}</small>"
+
+
+def _discovered(row: Row, name: str) -> str:
+    found = row["discovery"]
+    labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]
+    words = f"{labels:.0f}" if reached == row["plays"] else f"more than {labels:.0f}"
+    return f"<span>{words}</span><small>{reached} of {row['plays']} runs</small>"
 
 
 def _against(section: Row, row: Row, baseline: str) -> str:

@@ -26,7 +26,7 @@ from train.simulate.learners import Learner, probe
 from train.simulate.oracle_dataset import OracleDataset, with_long_tail, with_test_fold
 from train.simulate.test_scores import score_on_test
 
-NO_LABELS, EXEMPLARS = "none", "exemplars"
+NO_LABELS, EXEMPLARS, HIDDEN = "none", "exemplars", "hidden"
 SECONDS_PER_IMAGE, SECONDS_PER_REGION = (
     10.0,
     20.0,
@@ -51,9 +51,11 @@ class RunSettings:
 
     Args:
         strategy: a strategy's name, or a name that the `picker_for` of `run_all` knows. options: of our strategies.
-        start: `none`; a number such as `3`: labelled images for each class and for clean; or `exemplars` of `rare`.
+        start: `none`; a number such as `3`: labelled images for each class and for clean; `exemplars` of `rare`; or
+            `hidden`: labelled images for each class but `rare`, whose name nobody knows until it is found.
         rare: the class whose recall is the main metric; exemplars and subsampling are of this class.
-        exemplars: number of exemplars, one from each group; their groups are in neither pool nor test.
+        exemplars: number of exemplars, one from each group; their groups are in neither pool nor test. With `hidden`,
+            the number of images for each other class.
         budget: of a round: images (`40`), a share of the pool (`2%`), or simulated time (`30m`).
         wanted: as `curate select --classes`; empty: all.
         learner: the learner's name; `probe` is the linear one.
@@ -177,19 +179,25 @@ def prepare(oracle: OracleDataset, setting: RunSettings) -> RunStart:
         given = _exemplars(oracle, setting)
         gone = np.isin(oracle.groups, oracle.groups[given])
         return RunStart(replace(oracle, spare=oracle.spare | gone, test=oracle.test & ~gone), given, NO_ROWS)
+    rng = np.random.default_rng([setting.seed, 3])
+    if setting.start == HIDDEN:
+        shows = oracle.present[:, oracle.number(str(setting.rare))]
+        named = replace(oracle, spare=oracle.spare | np.isin(oracle.groups, oracle.groups[shows]))
+        return RunStart(oracle, NO_ROWS, _random_start(named, setting.exemplars, rng))
     each = 0 if setting.start == NO_LABELS else int(setting.start)
-    return RunStart(oracle, NO_ROWS, _random_start(oracle, each, np.random.default_rng([setting.seed, 3])))
+    return RunStart(oracle, NO_ROWS, _random_start(oracle, each, rng))
 
 
 def _check(oracle: OracleDataset, setting: RunSettings) -> None:
-    if setting.start not in (NO_LABELS, EXEMPLARS) and not re.fullmatch(r"[1-9][0-9]{0,3}", setting.start):
+    if setting.start not in (NO_LABELS, EXEMPLARS, HIDDEN) and not re.fullmatch(r"[1-9][0-9]{0,3}", setting.start):
         raise CurateError(
-            f"start '{setting.start}'; allowed: {NO_LABELS}, {EXEMPLARS}, or a number of images for each class"
+            f"start '{setting.start}'; allowed: {NO_LABELS}, {EXEMPLARS}, {HIDDEN}, or a number of images for each "
+            "class"
         )
     for name in (*setting.wanted, *([setting.rare] if setting.rare is not None else [])):
         oracle.number(name)
-    if setting.start == EXEMPLARS and setting.rare is None:
-        raise CurateError(f"start '{EXEMPLARS}' needs a class: --rare {' or '.join(oracle.classes)}")
+    if setting.start in (EXEMPLARS, HIDDEN) and setting.rare is None:
+        raise CurateError(f"start '{setting.start}' needs a class: --rare {' or '.join(oracle.classes)}")
     parse_round_budget(setting.budget, len(oracle))
     if setting.rounds < 1 or setting.exemplars < 1:
         raise CurateError(f"{setting.rounds} rounds, {setting.exemplars} exemplars; allowed: 1 or more of each")
@@ -307,17 +315,22 @@ class _RunState:
         """Return the round's pool, without hidden labels and without test and spare rows."""
         oracle, rows, known = self.oracle, self.rows, self.known[self.rows]
         scores = self.output.scores() if self.output and self.setting.feed else oracle.scores
+        named = self._named()
+        classes = tuple(name for name, there in zip(oracle.classes, named, strict=True) if there)
         pool = Pool(
             ids=tuple(oracle.ids[row] for row in rows),
             vectors=self.vectors,
             candidates=~known,
             labelled=known,
-            present=oracle.present[rows] & known[:, None],
-            classes=oracle.classes,
+            present=oracle.present[rows][:, named] & known[:, None],
+            classes=classes,
             groups=np.unique(oracle.groups[rows], return_inverse=True)[1].astype(np.int64),
             strata=oracle.strata[rows],
             stratum_names=tuple(str(number) for number in range(int(oracle.strata.max(initial=0)) + 1)),
-            scores={name: np.asarray(values[rows]) for name, values in scores.items()},
+            scores={
+                name: np.asarray(values[rows] if values.ndim == 1 else values[rows][:, named])
+                for name, values in scores.items()
+            },
             windows=self.windows,
             held_out=known & self.untaught[rows],
             wanted=self.setting.wanted,
@@ -327,6 +340,14 @@ class _RunState:
         return replace(
             pool, exemplars=_pool_exemplars(oracle, pool, rows), memo={}
         )  # the old memo was computed without exemplars
+
+    def _named(self) -> Mask:
+        """The classes that have a name: with `hidden`, the rare one has none until an image of it is labelled."""
+        named = np.ones(len(self.oracle.classes), bool)
+        if self.setting.start == HIDDEN:
+            number = self.oracle.number(str(self.setting.rare))
+            named[number] = (self.oracle.present[:, number] & self.known).any()
+        return named
 
     def _picks(self, pool: Pool) -> Picks:
         setting, most = self.setting, int(pool.candidates.sum())

@@ -14,6 +14,7 @@ from train.simulate import curve_stats
 from train.simulate.one_run import SECONDS_PER_IMAGE, SECONDS_PER_REGION, Curve
 
 BASELINE = "random"
+DISCOVERED = {"once": 1, "thrice": 3}  # in so many groups
 SIGNIFICANT = 0.05
 FEWEST = 6  # differences below which a sign-flip test cannot reach p < 0.05
 CURVE_METRICS = ("group_recall", "image_recall", "macro_f1", "map", "seconds")
@@ -111,7 +112,30 @@ def _row(name: str, curves: Sequence[Curve], base: Sequence[Curve]) -> dict[str,
     row["seconds"] = float(
         np.median([value for curve in curves for value in curve_stats.line(curve, "seconds")[1:] or [0.0]])
     )
+    if curve_stats.to_discover(curves[0]):
+        row["discovery"] = _discovery(curves)
     return row | (_comparison(curves, base) if base else {})
+
+
+def _discovery(curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return the mean labels until all classes are seen; a run that does not get there counts its own and a round.
+
+    `seen`: the mean number of classes after each round.
+    """
+    longest = max(len(curve.points) for curve in curves)
+    seen = [curve_stats.discovered(curve) for curve in curves]
+    result: dict[str, Any] = {
+        "classes": len(curve_stats.to_discover(curves[0])),
+        "seen": np.mean([line + line[-1:] * (longest - len(line)) for line in seen], axis=0).tolist(),
+    }
+    for name, groups in DISCOVERED.items():
+        needed = [curve_stats.labels_to_discover(curve, groups) for curve in curves]
+        ends = [curve.points[-1].labels + curve.points[-1].labels - curve.points[-2].labels for curve in curves]
+        result |= {
+            f"labels_{name}": float(np.mean([min(labels, end) for labels, end in zip(needed, ends, strict=True)])),
+            f"reached_{name}": sum(map(math.isfinite, needed)),
+        }
+    return result
 
 
 def _mean(curves: Sequence[Curve], metric: str) -> float:

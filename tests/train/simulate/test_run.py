@@ -201,10 +201,52 @@ def test_a_start_with_labels_counts_them_and_without_any_nothing_is_known() -> N
     assert (nothing.points[0].labels, nothing.points[0].macro_f1) == (0, 0.0)
 
 
+def test_a_hidden_class_has_no_name_until_it_is_found() -> None:
+    whole, watcher = tiny_oracle(), Watcher()
+    setting = replace(FIRST, start="hidden", rounds=6, budget="20%", fold=None, exemplars=4)
+    found = simulate(whole, setting, watcher)
+    named = []
+    for pool in watcher.pools:
+        labelled = np.array([int(id) for id in pool.ids])[pool.labelled]
+        named.append(bool(whole.present[labelled, 2].any()))
+        assert pool.classes == (("a", "b", "c") if named[-1] else ("a", "b"))
+        assert pool.present.shape[1] == len(pool.classes)
+        assert all(values.shape[1:] in ((), (len(pool.classes),)) for values in pool.scores.values())
+        assert "c" in pool.classes or "c" not in pool.exemplars.classes
+    assert (named[0], named[-1]) == (False, True)
+    assert found.points[0].labels == 12
+    assert curve_stats.to_discover(found) == ["c"]
+    turn = watcher.pools[named.index(True)].turn
+    assert curve_stats.labels_to_discover(found) == found.points[turn - 1].labels
+    ours = simulate(whole, replace(setting, strategy="portfolio", rounds=3))
+    assert ours.points[-1].labels > ours.points[0].labels
+
+
+def test_classes_that_nobody_had_seen_are_counted_by_hand() -> None:
+    whole, watcher = tiny_oracle(), Watcher()
+    setting = replace(FIRST, start="none", rare=None, rounds=5, budget="3%", fold=None, rules=False)
+    found = simulate(whole, setting, watcher)
+    assert curve_stats.to_discover(found) == ["a", "b", "c"]
+    for groups in (1, 3):
+        counts = []
+        for point in found.points:
+            rows = np.array([int(id) for id in watcher.took[: point.labels]], int)
+            pieces = [len(np.unique(whole.groups[rows[whole.present[rows, number]]])) for number in range(3)]
+            counts.append(sum(piece >= groups for piece in pieces))
+        assert curve_stats.discovered(found, groups) == counts
+        reached = [point.labels for point, count in zip(found.points, counts, strict=True) if count == 3]
+        assert curve_stats.labels_to_discover(found, groups) == (reached[0] if reached else math.inf)
+    short = replace(found, points=found.points[:2])
+    discovery = summary([short])["sections"][0]["rows"][0]["discovery"]
+    assert (discovery["reached_thrice"], discovery["labels_thrice"]) == (0, 2 * short.points[1].labels)
+    assert curve_stats.to_discover(simulate(whole, replace(FIRST, rounds=1))) == []
+
+
 def test_what_cannot_be_played_says_so() -> None:
     for change, text in (
-        ({"start": "some"}, "start 'some'; allowed: none, exemplars"),
+        ({"start": "some"}, "start 'some'; allowed: none, exemplars, hidden"),
         ({"rare": None}, "needs a class: --rare"),
+        ({"start": "hidden", "rare": None}, "start 'hidden' needs a class: --rare"),
         ({"rare": "d"}, "unknown class 'd'"),
         ({"exemplars": 99}, "leave nothing to find"),
         ({"budget": "0%"}, "budget '0%'; allowed for a round: images"),
@@ -565,6 +607,12 @@ def test_simulate_as_people_and_scripts_meet_it(run: Run, steel: Project) -> Non
     assert not code, err
     assert "nothing to do" in out
     assert "pieces found" in out
+    cold = ok(run(*SIMULATE, *project, "--json"))
+    assert all(row["discovery"]["classes"] == 2 for row in cold["sections"][0]["rows"])
+    assert "labels until all classes are seen" in run(*SIMULATE, *project)[1]
+    page = (Path(cold["folder"]) / "report.html").read_text(encoding="utf-8")
+    assert "Classes that nobody had seen" in page
+    assert ok(run(*SIMULATE, *project, "--start", "hidden", "--exemplars", "2", "--json"))["verdict"]
 
 
 def test_what_failed_is_tried_again(steel: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,6 +664,7 @@ def test_what_is_wrong_is_one_line(run: Run, steel: Project) -> None:  # noqa: F
         ("exemplars", "Tiles, 5 exemplars of crack, 3 rounds of 2%"),
         ("2", "Tiles, 2 images a class, for crack, 3 rounds of 2%"),
         ("none", "Tiles, from nothing, for crack, 3 rounds of 2%"),
+        ("hidden", "Tiles, 5 images of each other class, for crack, 3 rounds of 2%"),
     ],
 )
 def test_a_heading_says_what_was_known_at_first(start: str, heading: str) -> None:
