@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import stat
@@ -68,6 +69,8 @@ def _full_disk_reason(error: Exception) -> str | None:
         return os.strerror(error.errno) if error.errno in FULL else None
     if isinstance(error, CurateError):
         return None
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's words
+        return os.strerror(errno.ENOSPC)
     messages = (*(os.strerror(number) for number in FULL), "database or disk is full", "disk I/O error")
     return next((message for message in messages if message in str(error)), None)
 

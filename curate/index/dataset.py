@@ -75,7 +75,7 @@ class Index:
         if create:
             _declare_fields(dataset, self.fo)
             state.record(self.project, dataset=name, folder=str(self.project.folder))
-        elif _undeclared(dataset, self.fo):
+        elif not _fields(self.fo).keys() <= dataset.get_field_schema().keys():
             raise CurateError(f"the index of project '{self.project.name}' is not complete yet. Run: curate index")
         elif not self.project.config.dataset:  # a dataset with a name of its own may be shared with other machines
             self._find_moved_images(dataset)
@@ -269,11 +269,8 @@ class Index:
             self.dataset.delete_samples(self.dataset.select_by("content_id", chunk))
 
     def declare(self, **kinds: Any) -> None:
-        """Add fields that are missing: name -> FiftyOne's field type."""
-        known = self.dataset.get_field_schema()
-        for name, kind in kinds.items():
-            if name not in known:
-                self.dataset.add_sample_field(name, kind)
+        """Add fields that are missing, all in one write: name -> FiftyOne's field type, or a list's or a document's."""
+        _declare(self.dataset, self.fo, kinds)
 
     def _set_shared(self, name: str, values: Iterable[tuple[Any, list[str]]]) -> None:
         from pymongo import UpdateMany
@@ -300,25 +297,35 @@ def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _declare_fields(dataset: Any, fo: Any) -> None:
     """Create the missing fields and database indexes, so that bulk writes need not look for new fields."""
-    for name, kind in _undeclared(dataset, fo).items():
-        dataset.add_sample_field(name, **kind)
+    _declare(dataset, fo, _fields(fo))
     if dataset.media_type is None:
         dataset.media_type = "image"
     _create_indexes(dataset)
 
 
-def _undeclared(dataset: Any, fo: Any) -> dict[str, dict[str, Any]]:
-    """Return the fields that the dataset lacks: name -> arguments of `add_sample_field`."""
-    wanted: dict[str, dict[str, Any]] = {name: {"ftype": fo.StringField} for name in STRINGS}
-    wanted |= {name: {"ftype": fo.IntField} for name in ("width", "height", "label_line")}
-    wanted |= {name: {"ftype": fo.ListField, "subfield": fo.StringField} for name in ("paths", "versions")}
-    wanted["missing"] = {"ftype": fo.BooleanField}
-    wanted["lead_time"] = {"ftype": fo.FloatField}
-    wanted["folds"] = {"ftype": fo.ListField, "subfield": fo.IntField}
-    for name, kind in (("defects", fo.Detections), ("other_defects", fo.Detections), ("classes", fo.Classifications)):
-        wanted[name] = {"ftype": fo.EmbeddedDocumentField, "embedded_doc_type": kind}
+def _fields(fo: Any) -> dict[str, Any]:
+    """Return the fields of every index: name -> FiftyOne's field type, or a list's or a document's."""
+    kinds: dict[str, Any] = dict.fromkeys(STRINGS, fo.StringField)
+    kinds |= dict.fromkeys(("width", "height", "label_line"), fo.IntField)
+    kinds |= {name: [fo.StringField] for name in ("paths", "versions")}
+    kinds |= {"missing": fo.BooleanField, "lead_time": fo.FloatField, "folds": [fo.IntField]}
+    return kinds | {"defects": fo.Detections, "other_defects": fo.Detections, "classes": fo.Classifications}
+
+
+def _declare(dataset: Any, fo: Any, kinds: Mapping[str, Any]) -> None:
+    """Add the fields that are missing. FiftyOne's `add_sample_field` would read the whole dataset anew after each."""
     known = dataset.get_field_schema()
-    return {name: kind for name, kind in wanted.items() if name not in known}
+    new = {name: fo.core.odm.create_field(name, **_kind(fo, kind)) for name, kind in kinds.items() if name not in known}
+    if new:
+        dataset._merge_sample_field_schema(new)
+
+
+def _kind(fo: Any, kind: Any) -> dict[str, Any]:
+    if isinstance(kind, list):
+        return {"ftype": fo.ListField, "subfield": kind[0]}
+    if issubclass(kind, fo.Label):
+        return {"ftype": fo.EmbeddedDocumentField, "embedded_doc_type": kind}
+    return {"ftype": kind}
 
 
 def _create_indexes(dataset: Any) -> None:

@@ -35,7 +35,8 @@ def store(index: Index, by: str, predictions: Mapping[str, Prediction]) -> None:
         by: The model's name.
         predictions: By content id.
     """
-    _declare_fields(index)
+    fo = index.fo
+    index.declare(**{DEFECTS: fo.Detections, CLASSES: fo.Classifications, BY: fo.StringField})
     sizes = {image.id: (image.width, image.height) for image in index.shown(predictions)}
     index.update({id: _fields(by, predictions[id], *size) for id, size in sizes.items()})
 
@@ -50,14 +51,6 @@ def load(index: Index, ids: Iterable[str], field: str = DEFECTS) -> Iterator[tup
         for row in index.documents(chunk, names):
             if row.get(field) or row.get(CLASSES):
                 yield row["content_id"], _read(row, field)
-
-
-def _declare_fields(index: Index) -> None:
-    fo = index.fo
-    for name, kind in ((DEFECTS, fo.Detections), (CLASSES, fo.Classifications)):
-        if index.dataset.get_field(name) is None:
-            index.dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
-    index.declare(predicted_by=fo.StringField)  # the last: where it is, the others are
 
 
 def _fields(by: str, prediction: Prediction, width: int, height: int) -> dict[str, Any]:

@@ -209,8 +209,8 @@ def show(index: Index, only: set[str] | None = None) -> int:
     if not outdated:
         return 0
     fo = index.fo
-    index.declare(round=fo.IntField, slot=fo.StringField, pick_rank=fo.IntField)
-    index.declare(pick_score=fo.FloatField, pick_reason=fo.StringField)
+    kinds = (fo.IntField, fo.StringField, fo.IntField, fo.FloatField, fo.StringField)
+    index.declare(**dict(zip(FIELDS, kinds, strict=True)))
     _tag(index, outdated)  # before the fields, which tell the next run what is left to do
     values = {id: _fields(wanted.get(id)) or (None,) * len(FIELDS) for id in outdated}
     index.set({name: {id: value[place] for id, value in values.items()} for place, name in enumerate(FIELDS)})
@@ -218,7 +218,7 @@ def show(index: Index, only: set[str] | None = None) -> int:
 
 
 def _shown(index: Index) -> dict[str, tuple[Any, ...]]:
-    if any(index.dataset.get_field(name) is None for name in FIELDS):  # no round yet, or they are being declared
+    if index.dataset.get_field("round") is None:
         return {}
     shown = {id: tuple(values) for id, *values in index.rows(*FIELDS)}
     return {id: values for id, values in shown.items() if any(value is not None for value in values)}

@@ -188,8 +188,8 @@ def _write(index: Index, clusters: Sequence[Cluster]) -> None:
     if not clusters and not values[FIELDS[0]]:
         return
     fo = index.fo
-    index.declare(near_of=fo.StringField, near_similarity=fo.FloatField, near_splits=fo.StringField)
-    index.declare(near_cluster=fo.StringField)
+    text = fo.StringField
+    index.declare(near_cluster=text, near_of=text, near_similarity=fo.FloatField, near_splits=text)
     for cluster in clusters:
         for image in cluster.members:
             values["near_cluster"][image.id] = cluster.kept.id[:12]

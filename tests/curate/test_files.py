@@ -205,3 +205,21 @@ def test_a_lock_that_does_not_say_who_is_still_a_lock(tmp_path: Path, holder: su
 def test_projects_do_not_wait_for_each_other(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with writer_lock(tmp_path / "other", "curate index"):
         assert holder.poll() is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError("11222 requested and 3040 written"),
+        RuntimeError("disk I/O error"),
+    ],
+)
+def test_a_full_disk_in_any_library_s_words_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(CurateError, match=r"vectors\.npy cannot be written: .*Make room"),
+        written_aside(tmp_path / "vectors.npy"),
+    ):
+        raise error
+    with pytest.raises(ValueError, match="other"), written_aside(tmp_path / "vectors.npy"):
+        raise ValueError("other")

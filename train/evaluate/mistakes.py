@@ -109,7 +109,8 @@ def show(
     index: Index, rows: Rows, suspects: Mapping[str, float], shown_predictions: Mapping[str, Prediction], by: str
 ) -> int:
     """Write mistakes and predictions to the index's fields; return the number of images that changed."""
-    _declare(index)
+    numbers, fo = ("eval_confidence", "eval_dice", "mistakenness"), index.fo
+    index.declare(**{name: fo.FloatField if name in numbers else [fo.StringField] for name in MISTAKES + CHANGED})
     wanted: Rows = {id: dict(rows.get(id, {})) for id in rows.keys() | suspects.keys()}
     for id, row in wanted.items():
         row["mistakenness"] = suspects.get(id)
@@ -134,17 +135,6 @@ def register(index: Index, manifest: Mapping[str, Any]) -> None:
 def _without_empty(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row without empty values, and with FiftyOne's lists as plain lists, so that rows can be compared."""
     return {name: list(value) if isinstance(value, list) else value for name, value in row.items() if value}
-
-
-def _declare(index: Index) -> None:
-    fo, known = index.fo, index.dataset.get_field_schema()
-    for name in sorted(MISTAKES + CHANGED, key=lambda name: name == "eval_missed"):  # the last: the App looks for it
-        if name in known:
-            continue
-        if name in ("eval_confidence", "eval_dice", "mistakenness"):
-            index.declare(**{name: fo.FloatField})
-        else:
-            index.dataset.add_sample_field(name, fo.ListField, subfield=fo.StringField)
 
 
 def decided_classes(file: Path) -> dict[str, list[str]]:

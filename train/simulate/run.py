@@ -90,8 +90,8 @@ def run(
         runs = [(oracle, setting) for setting in settings]
         curves = grid.run_all(runs, kept, jobs, grid.no_pickers, factory_for, progress)
         result = summary(curves, next(setting.label for setting in settings if setting.strategy == BASELINE))
-        result = _write(home / key, oracle, curves, result | {"notes": [*notes, *result["notes"]]})
         files.remove(kept / "worlds")  # copies of vectors and labels, which are made again when needed
+        result = _write(home / key, oracle, curves, result | {"notes": [*notes, *result["notes"]]})
     return SimulateResult(home / key, result, fresh=True)
 
 

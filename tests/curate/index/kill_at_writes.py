@@ -109,7 +109,7 @@ def evaluated(project: Path, turn: int) -> None:
     index = Index(load(project))
     for name in ("eval_missed", "eval_false_alarm", "eval_missed_sizes", "eval_fixed", "eval_broken"):
         if index.dataset.get_field(name) is None:
-            index.dataset.add_sample_field(name, index.fo.ListField, subfield=index.fo.StringField)
+            index.declare(**{name: [index.fo.StringField]})
     index.declare(eval_confidence=index.fo.FloatField, mistakenness=index.fo.FloatField)
     ids = index.ids()
     index.set({"eval_missed": {id: [["hole"], []][turn % 2] for id in ids}})

@@ -29,7 +29,7 @@ def breaking_off(index: Index, at: int, patch: pytest.MonkeyPatch) -> None:
 
         return write
 
-    for owner, name in ((index.fo.Dataset, "add_sample_field"), (index, "_set_shared"), (index, "tag")):
+    for owner, name in ((index, "declare"), (index, "_set_shared"), (index, "tag")):
         patch.setattr(owner, name, counted(getattr(owner, name)))
 
 

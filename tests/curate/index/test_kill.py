@@ -147,12 +147,7 @@ from curate.index.dataset import Index
 from curate.index import database
 from curate.project import load
 fo = database.connect(load(Path(sys.argv[1])).work)
-theirs = fo.Dataset.add_sample_field
-def add_sample_field(self, name, **kind):
-    theirs(self, name, **kind)
-    if name == "status":
-        os.kill(os.getpid(), signal.SIGKILL)
-fo.Dataset.add_sample_field = add_sample_field
+fo.Dataset._merge_sample_field_schema = lambda self, fields: os.kill(os.getpid(), signal.SIGKILL)
 Index(load(Path(sys.argv[1])), create=True)
 """
     assert forked.start(code, disturbed, env=environment()).completed().returncode == -signal.SIGKILL
