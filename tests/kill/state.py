@@ -114,6 +114,10 @@ def _ledger(path: Path, place: str) -> Flat:
     """Rows without the number of the run that saw them."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
         names = [row[1] for row in db.execute("pragma table_info(files)")]
+        if not names:  # the study of another program, full of times
+            tables = [row[0] for row in db.execute("select name from sqlite_master where type = 'table'")]
+            counts = [f"{name} {db.execute(f'select count(*) from {name}').fetchone()[0]}" for name in sorted(tables)]
+            return {place: ", ".join(counts)}
         kept = ", ".join(name for name in names if name not in ("run", "place"))
         newest = "(select coalesce(max(run), 0) from files)"
         rows = sorted(map(str, db.execute(f"select {kept}, run = {newest} from files")))
