@@ -17,6 +17,8 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 export NO_ALBUMENTATIONS_UPDATE := 1
 export FIFTYONE_DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled modules are kept: tests start hundreds of commands, each of which would compile everything anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test test-all quick constraints lint bench kill figures trial proof proof-full clean test-bounds fuzz
 .DEFAULT_GOAL := help

@@ -22,6 +22,7 @@ from curate.errors import CurateError
 CALLERS = 16  # that are served at the same time
 DRAINED = 1 << 20  # bytes that are let pass after a refusal
 SECONDS = 20.0  # in which a request has to be sent in full
+EVERY = 0.1  # seconds between two looks for callers that are silent, and at whether to stop
 
 
 class Routes(BaseHTTPRequestHandler):
@@ -109,7 +110,7 @@ class Listener(ThreadingHTTPServer):
         self.since.pop(request, None)
 
     def service_actions(self) -> None:
-        """Called by `serve_forever` twice a second."""
+        """Called by `serve_forever` every `EVERY` seconds."""
         for request, begun in list(self.since.items()):
             if time.monotonic() - begun > SECONDS:
                 with contextlib.suppress(OSError):
@@ -128,7 +129,7 @@ def listening(host: str, port: int, routes: type[Routes]) -> Iterator[str]:
         server = Listener((host, port), routes)
     except OSError as error:
         raise CurateError(f"port {port} on {host}: {error.strerror}. Choose another with --port") from None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(EVERY,), daemon=True).start()
     try:
         yield f"http://{host}:{server.server_port}"
     finally:

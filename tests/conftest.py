@@ -60,6 +60,7 @@ BY_PATH = {
     "curate/vectors/test_run.py": "slow",
     "curate/audit/test_estimates.py": "slow",
     "curate/embed": "slow",
+    "curate/test_pretrained.py": "slow",
     "curate/index/test_reading.py": "slow",
     "labeling/test_agreement.py": "slow",
     "labeling/test_brush.py": "slow",

@@ -6,13 +6,11 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from curate import pretrained
 from curate.devices import weights_of
@@ -22,25 +20,34 @@ OPSET = 18
 Maps = Callable[[NDArray[np.uint8]], Any]
 
 
-class JoinedMaps(nn.Module):  # type: ignore[misc]
-    """From bytes (N, H, W, 1 or 3) to two maps, each averaged over 3x3 places, joined at the finer one's stride."""
+@cache
+def joined_maps() -> Any:
+    """Return the class of the network, which is made only where torch is needed."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
 
-    def __init__(self, features: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.features = features
-        self.channels = tuple(features.feature_info.channels())
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255)
+    class JoinedMaps(nn.Module):  # type: ignore[misc]
+        """From bytes (N, H, W, 1 or 3) to two maps, each averaged over 3x3 places, joined at the finer one's stride."""
 
-    def forward(self, image: Any) -> Any:
-        colour = image.permute(0, 3, 1, 2).to(self.mean.dtype).expand(-1, 3, -1, -1)
-        levels = self.features((colour - self.mean) / self.std)
-        fine, coarse = (functional.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels)
-        coarse = functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
-        return torch.cat((fine, coarse), 1).permute(0, 2, 3, 1)
+        def __init__(self, features: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+            super().__init__()
+            self.features = features
+            self.channels = tuple(features.feature_info.channels())
+            self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255)
+            self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255)
+
+        def forward(self, image: Any) -> Any:
+            colour = image.permute(0, 3, 1, 2).to(self.mean.dtype).expand(-1, 3, -1, -1)
+            levels = self.features((colour - self.mean) / self.std)
+            fine, coarse = (functional.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels)
+            coarse = functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
+            return torch.cat((fine, coarse), 1).permute(0, 2, 3, 1)
+
+    return JoinedMaps
 
 
-def build(model: str, weights: str, fine: int, coarse: int) -> JoinedMaps:
+def build(model: str, weights: str, fine: int, coarse: int) -> Any:
     """Return the network with its weights.
 
     Args:
@@ -72,13 +79,13 @@ def build(model: str, weights: str, fine: int, coarse: int) -> JoinedMaps:
     features.load_state_dict({key: tensors[key] for key in expected})
     config = timm.get_pretrained_cfg(model)
     mean, std = (config.mean, config.std) if config else pretrained.SCALE
-    maps = JoinedMaps(features, mean, std)
-    maps.eval()
-    return maps
+    return joined_maps()(features, mean, std).eval()
 
 
-def torch_function(module: JoinedMaps, device: str) -> Maps:
+def torch_function(module: Any, device: str) -> Maps:
     """Return the network on this device, in channels-last memory format; on a GPU in half precision."""
+    import torch
+
     module = module.to(device, memory_format=torch.channels_last)
     on_gpu = device != "cpu"
 
@@ -91,12 +98,13 @@ def torch_function(module: JoinedMaps, device: str) -> Maps:
     return maps
 
 
-def onnx_function(module: JoinedMaps) -> Maps:
+def onnx_function(module: Any) -> Maps:
     """Return a session of ONNX Runtime on one thread: a process for each core is faster than threads.
 
     torch's newer exporter takes half an hour over sizes that are not fixed.
     """
     import onnxruntime
+    import torch
 
     file = io.BytesIO()
     axes = {"image": {0: "n", 1: "height", 2: "width", 3: "colours"}}

@@ -92,6 +92,7 @@ def test_a_peer_that_fails_is_out_with_its_reason(monkeypatch: pytest.MonkeyPatc
             ask._peer("nobody.else", learnt(), 4, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_a_peer_that_does_not_answer_runs_out_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     silent = tmp_path / "python"
     silent.write_text("#!/bin/sh\nexec sleep 600\n")

@@ -65,7 +65,7 @@ def answering(answer: Answer) -> Iterator[tuple[str, list[str]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
         made.daemon_threads = True
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{made.server_address[1]}", asked
         made.shutdown()
 

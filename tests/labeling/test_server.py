@@ -237,7 +237,7 @@ def stranger() -> Iterator[tuple[int, list[str]]]:
             pass
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield listener.server_port, heard
     finally:

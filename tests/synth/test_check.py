@@ -74,6 +74,7 @@ def moved(standard: RealReference, **near: float) -> RealReference:
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_defect_like_the_real_ones_passes(standard: RealReference) -> None:
     fair = moved(standard, low=0.0, high=2.0)
     assert reasons(fair, look(100)) == set()

@@ -83,6 +83,7 @@ def test_kmeans_on_a_sample_and_with_emptied_clusters(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(centres[1:], x[[-1, -2]])
 
 
+@pytest.mark.slow
 def test_about_as_good_as_scikit_learns_kmeans() -> None:
     cluster_module = pytest.importorskip("sklearn.cluster")
     x = rng(3).standard_normal((3000, 12)).astype(np.float32)

@@ -80,7 +80,7 @@ class Gate(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Door)
         self.harm: Harm = lambda method, path: ""
         self.http = httpx.Client(base_url=target, trust_env=False, timeout=120)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
