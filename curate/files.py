@@ -110,6 +110,17 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(file: Path) -> Any:
+    """Return what a command wrote and can make anew. Raises CurateError, with the file and the remedy, if damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise CurateError(
+            f"{file} is damaged or missing ({reason}). Remove {file.parent}, then run the command again"
+        ) from None
+
+
 def write_csv(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write rows; a cell that a spreadsheet would run as a formula gets an apostrophe in front."""
     csv.writer(file).writerows([_cell(value) for value in row] for row in rows)

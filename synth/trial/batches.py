@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,7 +157,7 @@ def _saved(folder: Path, file: str, bank: MaskBank, scene: Scene, site: Site, wi
 
 
 def _read(folder: Path) -> list[SyntheticItem]:
-    return [_sample(folder, row) for row in json.loads((folder / ROWS).read_text(encoding="utf-8"))]
+    return [_sample(folder, row) for row in files.read_json(folder / ROWS)]
 
 
 def _sample(folder: Path, row: Mapping[str, Any]) -> SyntheticItem:
@@ -193,5 +192,5 @@ def judged(
         standard = check.standard_of(bank, judge.encoder)
         checked = check.inspected(looks(bank, lot), standard, judge.segmenter(), (), progress)
         files.write_json(file, [{"id": row.id, "name": row.name, "reasons": row.reasons} for row in checked.rows])
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = files.read_json(file)
     return rows

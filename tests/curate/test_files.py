@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from curate.errors import CurateError
-from curate.files import remove, write_json, write_text, writer_lock, written_aside
+from curate.files import read_json, remove, write_json, write_text, writer_lock, written_aside
 
 HOLDER = """
 import sys, time
@@ -223,3 +223,16 @@ def test_a_full_disk_in_any_library_s_words_names_the_file(tmp_path: Path, error
         raise error
     with pytest.raises(ValueError, match="other"), written_aside(tmp_path / "vectors.npy"):
         raise ValueError("other")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", 20_000 * "[", "\0", '{"a": NaN'])
+def test_a_damaged_result_names_its_file_and_the_remedy(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "result.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(
+        CurateError, match=r"result\.json is damaged or missing .*Remove .*, then run the command again"
+    ):
+        read_json(file)
+    write_json(file, {"a": [1]})
+    assert read_json(file) == {"a": [1]}

@@ -8,7 +8,6 @@ network that was trained on nothing of its group. The networks are removed; thei
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -163,7 +162,7 @@ def run(task: CrossValidationTask, progress: Progress = lambda stage, done, tota
                 _run_fold(task, fold, progress)
                 progress("folds", 1, len(task.folds))
             files.write_json(task.result_file, _result(task))
-    result: dict[str, Any] = json.loads(task.result_file.read_text(encoding="utf-8"))
+    result: dict[str, Any] = files.read_json(task.result_file)
     return CrossValidation(task.folder, result["manifest"], result["figures"], fresh)
 
 
@@ -355,7 +354,7 @@ def _train(
 
 
 def _result(task: CrossValidationTask) -> dict[str, Any]:
-    done = [json.loads(task.fold_file(fold).read_text(encoding="utf-8")) for fold in task.folds]
+    done = [files.read_json(task.fold_file(fold)) for fold in task.folds]
     failed = {id: why for record in done for id, why in record["failed"].items()}
     good = [item for item in task.items if item.id not in failed]
     if not good:

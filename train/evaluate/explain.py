@@ -10,7 +10,6 @@ one cell is 32 pixels of the network's input. Compare the share of heat on a mas
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,7 +271,7 @@ def run(project: Project, request: ExplainRequest, progress: Progress = lambda s
         fresh = not (folder / REPORT).is_file()
         if fresh:
             _write(folder, project, load_predictor(project, model.key, request.device), requests, request, progress)
-    return Explanation(folder, json.loads((folder / REPORT).read_text(encoding="utf-8")), fresh)
+    return Explanation(folder, files.read_json(folder / REPORT), fresh)
 
 
 def _write(

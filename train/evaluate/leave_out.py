@@ -7,7 +7,6 @@ itself predicts the same images for comparison. A training that was killed conti
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,7 +115,7 @@ def _answers_of(task: LeaveOutTask, value: str, progress: Progress) -> Rows:
         without = _train(task, value, scratch, progress)
         files.write_json(file, _evaluate_value(task, value, without))
         files.remove(scratch)
-    rows: Rows = json.loads(file.read_text(encoding="utf-8"))
+    rows: Rows = files.read_json(file)
     return rows
 
 

@@ -8,7 +8,6 @@ way each time. The harder test is `train/evaluate/leave_out.py`: an exposure tha
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -296,7 +295,7 @@ def _key(plan: EvaluationPlan) -> str:
 
 
 def read_result(folder: Path, fresh: bool = False) -> Robustness:
-    manifest, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MANIFEST, METRICS_FILE))
+    manifest, metrics = (files.read_json(folder / name) for name in (MANIFEST, METRICS_FILE))
     return Robustness(folder, manifest, metrics, fresh)
 
 

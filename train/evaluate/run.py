@@ -7,7 +7,6 @@ temperature are fitted on val alone and measured on the split itself. The model 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,16 +135,8 @@ def _is_done(plan: EvaluationPlan, folder: Path) -> bool:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    manifest, values = (_read_json(folder / name) for name in (MANIFEST, METRICS_FILE))
+    manifest, values = (files.read_json(folder / name) for name in (MANIFEST, METRICS_FILE))
     return Evaluation(folder, manifest, values)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CurateError(f"{file} is damaged or missing; remove {file.parent} and evaluate again") from None
-    return content
 
 
 def evaluations(project: Project, split: str | None = None) -> list[Evaluation]:

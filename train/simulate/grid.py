@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -147,7 +146,7 @@ def _run_job(job: _RunJob) -> Curve:
         file = job.target / "full" / f"{key_of([job.oracle_folder.name, code_digest(), key])}.json"
         if not file.is_file():
             files.write_json(file, without_nan(compute()))
-        return {name: _number(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {name: _number(value) for name, value in files.read_json(file).items()}
 
     try:
         with threadpool_limits(1):
@@ -171,7 +170,7 @@ def _load_oracle(folder: Path) -> OracleDataset:
 
 
 def _read_curve(file: Path, setting: RunSettings) -> Curve:
-    known = json.loads(file.read_text(encoding="utf-8"))
+    known = files.read_json(file)
     points = tuple(CurvePoint(**{name: _with_nan(value) for name, value in point.items()}) for point in known["points"])
     return Curve(known["world"], setting, points, _with_nan(known["full"]), known["pieces"], tuple(known["notes"]))
 

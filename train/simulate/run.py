@@ -7,7 +7,6 @@ result is in `work/simulations/<key>/`: simulation.json, curves.parquet, report.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -166,7 +165,7 @@ def _read_complete(folder: Path) -> dict[str, Any] | None:
     """Read a result without failed runs; failed runs are tried again."""
     if not (folder / RESULT).is_file():
         return None
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    result: dict[str, Any] = files.read_json(folder / RESULT)
     return None if any(row.get("failed") for section in result["sections"] for row in section["rows"]) else result
 
 
