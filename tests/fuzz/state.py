@@ -288,7 +288,6 @@ def _without_database(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Restores take an empty index for good; a database would make this a hundred times slower."""
     from curate.admin import backup
 
-        return {}
     index = SimpleNamespace(dataset_exists=lambda name: False), SimpleNamespace(count=lambda field: 1)
     patch.setattr(backup, "_loaded_index", lambda *given: contextlib.nullcontext(index))
     patch.setattr(backup, "_settle", lambda *given: [])
