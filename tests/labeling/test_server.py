@@ -51,7 +51,13 @@ def command(project: Project, *words: str) -> subprocess.Popen[str]:
     words = ("labelstudio", *words, "--project", str(project.folder))
     line = [sys.executable, "-c", "from curate.cli import main; main()", *words]
     return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job ignores Ctrl-C
     )
 
 
