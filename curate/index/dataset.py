@@ -25,6 +25,7 @@ from curate.project import Project
 CHUNK = 1000
 FEW = 100  # up to this many different values of a field, each is one update
 PRESENT = ("defects.detections.label", "classes.classifications.label")  # the paths of an image's classes
+FIFTYONES_INDEXES = ("filepath", "created_at", "last_modified_at")  # a kill may come before it has made them
 STRINGS = (
     *("content_id", "source", "group", "stratum", "split", "status", "status_reason"),
     *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_digest", "state_key"),
@@ -332,6 +333,6 @@ def _create_indexes(dataset: Any) -> None:
     known = dataset.list_indexes()
     if "content_id" not in known:
         dataset.create_index("content_id", unique=True)
-    for name in ("status", "group", "split", "source", "stratum", "defects.detections.label"):
+    for name in ("status", "group", "split", "source", "stratum", "defects.detections.label", *FIFTYONES_INDEXES):
         if name not in known:
             dataset.create_index(name)

@@ -75,3 +75,11 @@ def test_what_broke_off_is_completed(
         show(index, second)
         assert list(shown(index)) == wanted, f"write {at}"
     assert at > 3
+
+
+def test_database_indexes_that_a_kill_left_out_are_made(indexed: Project) -> None:
+    index = Index(indexed)
+    known = set(index.dataset.list_indexes())
+    for name in ("created_at", "last_modified_at", "status"):
+        index._samples().drop_index(f"{name}_1")
+    assert set(Index(indexed, create=True).dataset.list_indexes()) == known
