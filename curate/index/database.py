@@ -282,6 +282,9 @@ def leave(folder: Path) -> None:
         finally:
             handle.close()
         stop(folder)
+    fiftyone = sys.modules.get("fiftyone")
+    if fiftyone is not None:  # what it does as the process ends would wait half a minute for the server that is gone
+        atexit.unregister(fiftyone.core.odm.database._delete_non_persistent_datasets_if_allowed)
 
 
 def stop(folder: Path) -> None:

@@ -234,3 +234,22 @@ def test_a_server_that_is_lost_in_the_middle_of_index(tmp_path: Path) -> None:
         shared.end()
     assert status["samples"] == 5
     assert status["by_status"] == {"labelled": 2, "unlabelled": 3}
+
+
+def test_who_has_left_the_database_does_not_wait_for_it_at_the_end(tmp_path: Path) -> None:
+    """FiftyOne looks for datasets to delete as the process ends; without a server that takes it half a minute."""
+    code = """
+import atexit, sys
+from pathlib import Path
+from curate.index import database
+fo = database.connect(Path(sys.argv[1]))
+database.leave(Path(sys.argv[1]) / "db")
+left = atexit._ncallbacks()
+atexit.unregister(fo.core.odm.database._delete_non_persistent_datasets_if_allowed)
+print(left - atexit._ncallbacks())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != database.URI}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == "0", ended.stderr
