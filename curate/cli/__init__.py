@@ -155,6 +155,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, CurateError):
         return str(error)
     if _lost_database(error):
+        if database := sys.modules.get("curate.index.database"):
+            database.skip_cleanup()
         remedy = "Run the command again: it completes what is left. If that fails, see: curate doctor"
         return f"lost the database ({textwrap.shorten(str(error), 100) or type(error).__name__}). {remedy}"
     if isinstance(error, OSError) and error.errno in files.DENIED and error.filename:

@@ -282,8 +282,13 @@ def leave(folder: Path) -> None:
         finally:
             handle.close()
         stop(folder)
+    skip_cleanup()
+
+
+def skip_cleanup() -> None:
+    """Drop what FiftyOne does as the process ends: it would wait half a minute for a server that is gone."""
     fiftyone = sys.modules.get("fiftyone")
-    if fiftyone is not None:  # what it does as the process ends would wait half a minute for the server that is gone
+    if fiftyone is not None:
         atexit.unregister(fiftyone.core.odm.database._delete_non_persistent_datasets_if_allowed)
 
 

@@ -167,6 +167,8 @@ def _index() -> Flat:
     for dataset in db.datasets.find():
         name = re.sub(r"[0-9]{10,}", "N", dataset["name"])
         if SAFE_COPY.search(name):
+            for reference in dataset.get("saved_views", ()):
+                views.pop(getattr(reference, "id", reference), None)
             continue
         found[f"dataset {name}"] = "there"
         fields = [field["name"] for field in dataset.get("sample_fields", ())]

@@ -236,14 +236,16 @@ def test_a_server_that_is_lost_in_the_middle_of_index(tmp_path: Path) -> None:
     assert status["by_status"] == {"labelled": 2, "unlabelled": 3}
 
 
-def test_who_has_left_the_database_does_not_wait_for_it_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ['database.leave(Path(sys.argv[1]) / "db")', "cli._explained(ConnectionError())"])
+def test_without_a_database_no_process_waits_for_it_at_the_end(tmp_path: Path, end: str) -> None:
     """FiftyOne looks for datasets to delete as the process ends; without a server that takes it half a minute."""
-    code = """
+    code = f"""
 import atexit, sys
 from pathlib import Path
+from curate import cli
 from curate.index import database
 fo = database.connect(Path(sys.argv[1]))
-database.leave(Path(sys.argv[1]) / "db")
+{end}
 left = atexit._ncallbacks()
 atexit.unregister(fo.core.odm.database._delete_non_persistent_datasets_if_allowed)
 print(left - atexit._ncallbacks())
