@@ -33,6 +33,7 @@ class Command:
     """What is run and killed. `embedded`: on a database of its own, as a user has it, and not on the run's.
 
     `studio`: with a real Label Studio, from which all projects are removed first ("empty") or which is left as it is.
+    `indexed`: the project has an index afterwards, and `status` works.
     """
 
     base: str
@@ -40,6 +41,7 @@ class Command:
     embedded: bool = False
     project: str = "projects/plant"
     studio: str = ""
+    indexed: bool = True
 
 
 # --- the plant ------------------------------------------------------------------------------------------------------
@@ -187,6 +189,6 @@ COMMANDS = {
     "robustness": Command("evaluated", ("robustness",)),
     "export-model": Command("evaluated", ("export-model", "--force", "--calibration", "2")),
     "tune": Command("indexed", ("tune", *TRAIN[1:], "--trials", "2", "--time", "10m")),
-    "init": Command("drawn", INIT),
-    "demo": Command("drawn", ("demo", "--images", "60"), project="projects/demo"),
+    "init": Command("drawn", INIT, indexed=False),
+    "demo": Command("drawn", ("demo", "--images", "60"), project="projects/demo", indexed=False),
 }

@@ -580,7 +580,7 @@ class Trial:
 
             if embedded and not (project / "work" / "db").is_dir():
                 return state.files(home)
-            if status and (code := _main(["status", "--json", "--project", str(project)])):
+            if status and self.command.indexed and (code := _main(["status", "--json", "--project", str(project)])):
                 return code
             database.connect(project / "work")
             return state.dump(home) | (_in_studio() if studio else {})
