@@ -418,6 +418,12 @@ def _named(wanted: str, here: Path) -> Path:
     projects = known_projects(here)
     if wanted in projects:
         return projects[wanted]
+    before = sorted((here / path).glob(f"{FILE}.before-*"))
+    if before:
+        raise CurateError(
+            f"{here / path} is no project: a restore into it was interrupted. Run that restore again; what was there "
+            f"before is kept as {before[-1].name}, and beside it"
+        )
     raise unknown("project", wanted, projects, "Give a name, or the folder that holds project.toml")
 
 

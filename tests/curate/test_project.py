@@ -364,3 +364,11 @@ def test_no_project_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv(ENV_PROJECT, raising=False)
     with pytest.raises(CurateError, match=r"no project found at or below .* Make one: curate init"):
         find(None, tmp_path)
+
+
+def test_a_folder_with_half_a_restore_says_what_to_do(tmp_path: Path) -> None:
+    """`curate restore --force` moves the config away first and into place last."""
+    (tmp_path / "plant").mkdir()
+    (tmp_path / "plant" / "project.toml.before-1796030637").write_text("")
+    with pytest.raises(CurateError, match=r"into it was interrupted\. Run .* kept as project\.toml\.before-1"):
+        find(str(tmp_path / "plant"), tmp_path)
