@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 TIMES = {"at", "made", "made_at", "took", "created_at", "last_modified_at", "labelled_at", "last_loaded_at", "since"}
-TIMES |= {"seconds_taken", "entered_at", "began", "modified"}
+TIMES |= {"seconds", "seconds_taken", "entered_at", "began", "modified"}
 IDS = {"_id", "_dataset_id", "_uuid", "change"}
 LEFT = re.compile(r"^\..*\.(part|training|making|fitting|drawing|old)$|\.tmp$")
 PASSED = {".lock", ".start", ".clients", "server.json", "mongod.log", "credentials.json", ".DS_Store"}
