@@ -98,12 +98,8 @@ def torch_function(module: Any, device: str) -> Maps:
     return maps
 
 
-def onnx_function(module: Any) -> Maps:
-    """Return a session of ONNX Runtime on one thread: a process for each core is faster than threads.
-
-    torch's newer exporter takes half an hour over sizes that are not fixed.
-    """
-    import onnxruntime
+def exported(module: Any) -> bytes:
+    """Return the network as an ONNX file. torch's newer exporter takes half an hour over sizes that are not fixed."""
     import torch
 
     file = io.BytesIO()
@@ -114,7 +110,14 @@ def onnx_function(module: Any) -> Maps:
         example = torch.zeros(1, 64, 96, 3, dtype=torch.uint8)
         names: dict[str, Any] = {"input_names": ["image"], "output_names": ["maps"], "dynamic_axes": axes}
         torch.onnx.export(module, (example,), file, dynamo=False, opset_version=OPSET, **names)
+    return file.getvalue()
+
+
+def onnx_function(file: bytes) -> Maps:
+    """Return a session of ONNX Runtime on one thread: a process for each core is faster than threads."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"image": images})[0]

@@ -7,6 +7,8 @@ map. The maximum keeps a small defect that the mean would lose. A window's edge 
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import pretrained
+from curate import files, pretrained
 from curate.devices import device_of
 from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, unit, whole_image
 from curate.errors import CurateError
@@ -68,12 +70,24 @@ def build(
     place = device_of(device)
     onnx = _takes_onnx(runtime, place)
     make = partial(_maps_of, model, weights, fine, coarse)
-    channels = make().channels
+    maps = make()
     packaged = weights == pretrained.PACKAGE
     digest = pretrained.package_of(model).sha256 if packaged else sha256_of(Path(weights).expanduser())
     key = short_key(STEP, model, digest, fine, coarse, pixels, tile, overlap)
     name = f"dense-{model.replace('/', '_').replace(':', '_')}"
-    return DenseEncoder(name, key, channels, tile, overlap, fine, pixels, make, place, onnx)
+    file = _exported(maps) if onnx else ""
+    return DenseEncoder(name, key, maps.channels, tile, overlap, fine, pixels, make, place, onnx, file)
+
+
+def _exported(maps: Any) -> str:
+    """Write the network to a file for the processes that decode: none of them has to import torch. It ends with us."""
+    from curate.embed import _maps
+
+    handle, file = tempfile.mkstemp(prefix="curate-dense-", suffix=".onnx")
+    atexit.register(Path(file).unlink, missing_ok=True)
+    with open(handle, "wb") as opened, files.explain_full_disk(Path(file)):
+        opened.write(_maps.exported(maps))
+    return file
 
 
 def _takes_onnx(runtime: str, device: str) -> bool:
@@ -102,6 +116,7 @@ class DenseEncoder:
     """A network's maps as an encoder.
 
     With ONNX Runtime the processes that decode images also compute, on one thread each: `prepare_image` gives vectors.
+    They read the network from `file`, or make it themselves where that is not (on another machine, by Ray).
     Otherwise it gives the image, and then a box for each other window, and `encode` computes on the device.
     """
 
@@ -115,6 +130,7 @@ class DenseEncoder:
     make: Callable[[], Any]
     device: str = "cpu"
     onnx: bool = False
+    file: str = ""
     module: Any = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,8 +207,13 @@ class DenseEncoder:
         if self.module is None:
             from curate.embed import _maps
 
-            made = self.make()
-            self.module = _maps.onnx_function(made) if self.onnx else _maps.torch_function(made, self.device)
+            if self.onnx:
+                there = Path(self.file).is_file()
+                self.module = _maps.onnx_function(
+                    Path(self.file).read_bytes() if there else _maps.exported(self.make())
+                )
+            else:
+                self.module = _maps.torch_function(self.make(), self.device)
         return partial(self._run, self.module)
 
     def _run(self, function: Callable[[Array], Any], images: Array) -> Any:

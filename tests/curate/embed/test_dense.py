@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def test_what_only_encoding_needs_is_not_pickled(onnx: DenseEncoder) -> None:
     copy = pickle.loads(pickle.dumps(onnx))
     assert copy.module is None
     assert len(pickle.dumps(onnx)) < 5000
+
+
+def test_where_the_written_network_is_not_it_is_made_again(onnx: DenseEncoder) -> None:
+    assert Path(onnx.file).is_file()
+    elsewhere = replace(pickle.loads(pickle.dumps(onnx)), file="/another/machine.onnx")
+    assert np.allclose(vectors(elsewhere, drawn((64, 100))), vectors(onnx, drawn((64, 100))), atol=1e-6)
 
 
 @pytest.mark.parametrize(
