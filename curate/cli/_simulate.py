@@ -132,11 +132,11 @@ def _row(row: dict[str, Any], judged: bool, cold: bool) -> tuple[str, ...]:
     if judged:
         cells += [_fixed(row["macro_f1"], 3), *(_fixed(row[f"labels_{share}"], 0, "not reached") for share in (90, 95))]
     if cold:
-        cells += [labels_to_discover(row, name) for name in ("once", "thrice")]
+        cells += [_labels_to_discover(row, name) for name in ("once", "thrice")]
     return (row["strategy"], *cells, _fixed(row["seconds"], 2))
 
 
-def labels_to_discover(row: dict[str, Any], name: str) -> str:
+def _labels_to_discover(row: dict[str, Any], name: str) -> str:
     """`87`, or `more than 104 (3 of 6 runs)` where some runs ended before."""
     found = row["discovery"]
     labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]

@@ -69,7 +69,9 @@ def build(model: str, weights: str, fine: int, coarse: int) -> Any:
         raise CurateError(f"timm's {model} gives no maps ({reason}). Take a convolutional one") from None
     if not (fine < coarse and {fine, coarse} <= set(strides)):
         allowed = ", ".join(map(str, strides))
-        raise CurateError(f"fine={fine} and coarse={coarse} are not two strides of {model}, the finer first: {allowed}")
+        raise CurateError(
+            f"fine={fine}, coarse={coarse}: not two strides of {model}, the finer first; allowed: {allowed}"
+        )
     levels = (strides.index(fine), strides.index(coarse))
     features = timm.create_model(model, pretrained=False, features_only=True, out_indices=levels)
     expected = features.state_dict()

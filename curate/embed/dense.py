@@ -28,10 +28,10 @@ from curate.errors import CurateError
 from curate.hashing import sha256_of, short_key
 
 STEP = 1  # raise it when vectors change
-STRIDE = 32  # sides are padded to a multiple of it, so that nothing that the network halves leaves a rest
+STRIDE = 32  # sides are padded to a multiple of it, so that every halving in the network is exact
 SMALLEST = 64  # pixels of the shorter side; smaller images are enlarged
 LEAST_PIXELS = SMALLEST**2
-BATCH = 1 << 24  # pixels of equal images in one forward pass on a GPU
+BATCH = 1 << 24  # pixels of equal images in one forward pass on a GPU; on a CPU it is one image
 PARTS = 4
 NEEDED = ("onnx", "onnxruntime")
 
@@ -80,7 +80,7 @@ def build(
 
 
 def _exported(maps: Any) -> str:
-    """Write the network to a file for the processes that decode: none of them has to import torch. It ends with us."""
+    """Write the network to a file for the processes that decode: none of them has to import torch. Removed at exit."""
     from curate.embed import _maps
 
     handle, file = tempfile.mkstemp(prefix="curate-dense-", suffix=".onnx")
@@ -116,7 +116,7 @@ class DenseEncoder:
     """A network's maps as an encoder.
 
     With ONNX Runtime the processes that decode images also compute, on one thread each: `prepare_image` gives vectors.
-    They read the network from `file`, or make it themselves where that is not (on another machine, by Ray).
+    They read the network from `file`, or make it themselves where there is no such file (Ray, on another machine).
     Otherwise it gives the image, and then a box for each other window, and `encode` computes on the device.
     """
 
@@ -162,7 +162,7 @@ class DenseEncoder:
     def _encoded(self, images: Sequence[Sequence[Array]]) -> Iterator[NDArray[np.float32]]:
         """Yield the vectors of images of one size, whose windows are the same."""
         first, *boxes = images[0]
-        together = max(1, BATCH // (first.shape[0] * first.shape[1]))
+        together = 1 if self.device == "cpu" else max(1, BATCH // (first.shape[0] * first.shape[1]))
         rows = np.vstack([whole_image(first), *boxes])
         for start in range(0, len(images), together):
             joined = self._loaded()(np.stack([arrays[0] for arrays in images[start : start + together]]))

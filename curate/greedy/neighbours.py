@@ -51,7 +51,8 @@ def nearest(
         return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
     wanted = min(len(x), k + 4 + k // 8 + skip_self)
     device = device or gpu()
-    shortlist = (_shortlist(queries, x, wanted, skip_self) if device is None
+    own = np.arange(len(queries)) if skip_self else np.full(len(queries), -1)
+    shortlist = (_shortlist(queries, x, wanted, own, np.arange(len(x))) if device is None
              else _torch_shortlist(queries, x, wanted, skip_self, device))  # fmt: skip
     return _measured(queries, x, k, skip_self, shortlist)
 
@@ -64,9 +65,7 @@ def best_match(queries: Vectors, x: Vectors) -> tuple[Singles, Rows]:
     return similarity[:, 0], rows[:, 0]
 
 
-def nearest_of_others(
-    queries: Vectors, query_groups: Rows, x: Vectors, groups: Rows, k: int, *, progress: Progress | None = None
-) -> tuple[Singles, Rows]:
+def nearest_of_others(queries: Vectors, query_groups: Rows, x: Vectors, groups: Rows, k: int) -> tuple[Singles, Rows]:
     """Find the k most similar rows of x that belong to another group than the query.
 
     Args:
@@ -75,37 +74,12 @@ def nearest_of_others(
         x: (n, d).
         groups: (n,).
         k: Neighbours of each query.
-        progress: Called with the number of queries done and of all.
 
     Returns:
         Cosines, descending, and rows; both (q, k). Where a query has fewer than k such rows: -inf, and row -1.
     """
     queries, x = finite(queries, "queries"), finite(x, "x")
-    similarity, index = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-    tile = np.empty(_TALL * _WIDE, np.float32)
-    for top in range(0, len(queries) if len(x) else 0, _TALL):
-        part = slice(top, top + _TALL)
-        block = units(queries[part])
-        for start in range(0, len(x), _WIDE):
-            columns = units(x[start : start + _WIDE])
-            out = tile[: len(block) * len(columns)].reshape(len(block), len(columns))
-            np.matmul(block, columns.T, out=out)
-            _keep_largest_of_others(out, start, query_groups[part], groups, similarity[part], index[part])
-        _measure_again(queries[part], x, similarity[part], index[part])
-        if progress is not None:
-            progress(min(top + _TALL, len(queries)), len(queries))
-    return similarity, index
-
-
-def _measure_again(queries: Vectors, x: Vectors, similarity: Singles, index: Rows) -> None:
-    """Compute the neighbours' cosines in a fixed order, and sort them: the best first, of equal ones the lower row."""
-    step = max(1, _GATHER // max(1, index.shape[1] * x.shape[1]))
-    for lo in range(0, len(queries), step):
-        part = slice(lo, lo + step)
-        exact = _dots(singles(queries[part]), singles(x[np.maximum(index[part], 0)]))
-        exact[index[part] < 0] = -np.inf
-        order = np.lexsort((index[part], -exact), axis=1)
-        similarity[part], index[part] = np.take_along_axis(exact, order, 1), np.take_along_axis(index[part], order, 1)
+    return _exact(queries, x, _shortlist(queries, x, k, query_groups, groups)[1])
 
 
 def pairs_above(
@@ -184,8 +158,8 @@ def gpu() -> str | None:
 # --- Nearest ------------------------------------------------------------------------------------------------------
 
 
-def _shortlist(queries: Vectors, x: Vectors, wanted: int, skip_self: bool) -> tuple[Singles, Rows]:
-    """The rows with the largest products, unsorted."""
+def _shortlist(queries: Vectors, x: Vectors, wanted: int, query_groups: Rows, groups: Rows) -> tuple[Singles, Rows]:
+    """The rows of other groups with the largest products, unsorted; -inf and -1 where there are fewer."""
     values = np.full((len(queries), wanted), -np.inf, np.float32)
     rows = np.full((len(queries), wanted), -1, np.int64)
     tile = np.empty(_TALL * _WIDE, np.float32)
@@ -195,8 +169,8 @@ def _shortlist(queries: Vectors, x: Vectors, wanted: int, skip_self: bool) -> tu
             columns = units(x[start : start + _WIDE])
             out = tile[: len(block) * len(columns)].reshape(len(block), len(columns))
             np.matmul(block, columns.T, out=out)
-            own = top - start if skip_self else -(_TALL + _WIDE)
-            _keep_largest(out, start, own, values[top : top + _TALL], rows[top : top + _TALL])
+            part = slice(top, top + _TALL)
+            _keep_largest(out, query_groups[part], groups[start : start + _WIDE], start, values[part], rows[part])
     return values, rows
 
 
@@ -226,19 +200,26 @@ def _measured(
 ) -> tuple[Singles, Rows]:
     """The k best of each shortlist by fixed-order products; all rows are compared where a tie may be cut off."""
     values, rows = shortlist
-    similarity, index = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    step = max(1, _GATHER // max(1, rows.shape[1] * x.shape[1]))
-    for lo in range(0, len(queries), step):
-        part = slice(lo, lo + step)
-        exact = _dots(singles(queries[part]), singles(x[np.maximum(rows[part], 0)]))
-        exact[(rows[part] < 0) | ~np.isfinite(values[part])] = -np.inf
-        order = np.lexsort((rows[part], -exact), axis=1)[:, :k]
-        similarity[part], index[part] = np.take_along_axis(exact, order, 1), np.take_along_axis(rows[part], order, 1)
+    similarity, index = _exact(queries, x, np.where(np.isfinite(values), rows, -1))
+    similarity, index = np.ascontiguousarray(similarity[:, :k]), np.ascontiguousarray(index[:, :k])
     if rows.shape[1] < len(x) - skip_self:
         doubtful = np.flatnonzero(values.min(axis=1) >= similarity[:, -1] - _DOUBT)
         for query in doubtful:
             similarity[query], index[query] = _scan(queries, x, int(query), k, skip_self)
     return similarity, index
+
+
+def _exact(queries: Vectors, x: Vectors, rows: Rows) -> tuple[Singles, Rows]:
+    """Fixed-order products with these rows, and the rows, sorted: the best first, of equal ones the lower row."""
+    similarity, index = np.empty(rows.shape, np.float32), np.empty_like(rows)
+    step = max(1, _GATHER // max(1, rows.shape[1] * x.shape[1]))
+    for lo in range(0, len(queries) if len(x) else 0, step):
+        part = slice(lo, lo + step)
+        exact = _dots(singles(queries[part]), singles(x[np.maximum(rows[part], 0)]))
+        exact[rows[part] < 0] = -np.inf
+        order = np.lexsort((rows[part], -exact), axis=1)
+        similarity[part], index[part] = np.take_along_axis(exact, order, 1), np.take_along_axis(rows[part], order, 1)
+    return (similarity, index) if len(x) else (np.full(rows.shape, -np.inf, np.float32), rows)
 
 
 def _scan(queries: Vectors, x: Vectors, query: int, k: int, skip_self: bool) -> tuple[Singles, Rows]:
@@ -336,30 +317,8 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def _keep_largest(tile: Singles, start: int, own: int, values: Singles, rows: Rows) -> None:
-    """Merge a tile into one min-heap for each of its rows, skipping sixteen values at a time."""
-    height, width = tile.shape
-    for i in range(height):
-        heap, place = values[i], rows[i]
-        low = heap[0]
-        for begin in range(0, width, 16):
-            end = min(begin + 16, width)
-            above = 0
-            for j in range(begin, end):
-                above += tile[i, j] > low
-            if above == 0:
-                continue
-            for j in range(begin, end):
-                if tile[i, j] > low and j != i + own:
-                    _replace_root(heap, place, tile[i, j], start + j)
-                    low = heap[0]
-
-
-@compiled
-def _keep_largest_of_others(
-    tile: Singles, start: int, query_groups: Rows, groups: Rows, values: Singles, rows: Rows
-) -> None:
-    """Merge a tile into the min-heap of each of its rows; a row's own group is skipped."""
+def _keep_largest(tile: Singles, query_groups: Rows, groups: Rows, start: int, values: Singles, rows: Rows) -> None:
+    """Merge a tile into one min-heap for each of its rows, skipping sixteen values at a time, and its own group."""
     height, width = tile.shape
     for i in range(height):
         heap, place = values[i], rows[i]
@@ -372,7 +331,7 @@ def _keep_largest_of_others(
             if above == 0:
                 continue
             for j in range(begin, end):
-                if tile[i, j] > low and groups[start + j] != own:
+                if tile[i, j] > low and groups[j] != own:
                     _replace_root(heap, place, tile[i, j], start + j)
                     low = heap[0]
 

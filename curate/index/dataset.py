@@ -270,7 +270,7 @@ class Index:
             self.dataset.delete_samples(self.dataset.select_by("content_id", chunk))
 
     def declare(self, **kinds: Any) -> None:
-        """Add fields that are missing, all in one write: name -> FiftyOne's field type, or a list's or a document's."""
+        """Add missing fields in one write: name -> a field type, [the type of a list's values], or a label class."""
         _declare(self.dataset, self.fo, kinds)
 
     def _set_shared(self, name: str, values: Iterable[tuple[Any, list[str]]]) -> None:
@@ -305,7 +305,7 @@ def _declare_fields(dataset: Any, fo: Any) -> None:
 
 
 def _fields(fo: Any) -> dict[str, Any]:
-    """Return the fields of every index: name -> FiftyOne's field type, or a list's or a document's."""
+    """Return the fields of every index, as `Index.declare` takes them."""
     kinds: dict[str, Any] = dict.fromkeys(STRINGS, fo.StringField)
     kinds |= dict.fromkeys(("width", "height", "label_line"), fo.IntField)
     kinds |= {name: [fo.StringField] for name in ("paths", "versions")}

@@ -130,7 +130,8 @@ def _discovery(curves: Sequence[Curve]) -> dict[str, Any]:
     }
     for name, groups in DISCOVERED.items():
         needed = [curve_stats.labels_to_discover(curve, groups) for curve in curves]
-        ends = [curve.points[-1].labels + curve.points[-1].labels - curve.points[-2].labels for curve in curves]
+        # Where a run ends before, as if the next round had reached it.
+        ends = [2 * curve.points[-1].labels - curve.points[-2:][0].labels for curve in curves]
         result |= {
             f"labels_{name}": float(np.mean([min(labels, end) for labels, end in zip(needed, ends, strict=True)])),
             f"reached_{name}": sum(map(math.isfinite, needed)),

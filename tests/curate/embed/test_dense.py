@@ -110,7 +110,7 @@ def test_where_the_written_network_is_not_it_is_made_again(onnx: DenseEncoder) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fine": 32, "coarse": 16}, "fine=32 and coarse=16 are not two strides of .*: 2, 4, 8, 16, 32"),
+        ({"fine": 32, "coarse": 16}, "fine=32, coarse=16: not two strides of .*; allowed: 2, 4, 8, 16, 32"),
         ({"fine": 3}, "not two strides"),
         ({"model": "resnet18"}, "unknown model with weights from a package 'resnet18'; allowed: tf_eff"),
         ({"model": "tf_efficientnet_lite9"}, "unknown timm model 'tf_efficientnet_lite9'"),
