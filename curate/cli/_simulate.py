@@ -118,7 +118,7 @@ def _table(section: dict[str, Any]) -> None:
     judged = any(row.get("full") is not None for row in section["rows"])
     cold = any("discovery" in row for row in section["rows"])
     head = ["", "pieces found", "gap closed", "images found", *(["macro F1", "labels to 90 %", "to 95 %"] * judged)]
-    head += ["labels until all classes are seen", "in 3 pieces"] * cold
+    head += ["labels to see all classes", "each in 3 pieces"] * cold
     rows([(*head, "s a round"), *(_row(row, judged, cold) for row in section["rows"])], right=set(range(1, 10)))
     full = next((row["full"] for row in section["rows"] if row.get("full") is not None), None)
     if full is not None:
@@ -137,10 +137,10 @@ def _row(row: dict[str, Any], judged: bool, cold: bool) -> tuple[str, ...]:
 
 
 def _labels_to_discover(row: dict[str, Any], name: str) -> str:
-    """`87`, or `more than 104 (3 of 6 runs)` where some runs ended before."""
+    """`87`, or `> 104 (3 of 6 runs)` where the other runs ended before."""
     found = row["discovery"]
     labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]
-    return f"{labels:.0f}" if reached == row["plays"] else f"more than {labels:.0f} ({reached} of {row['plays']} runs)"
+    return f"{labels:.0f}" if reached == row["plays"] else f"> {labels:.0f} ({reached} of {row['plays']} runs)"
 
 
 def _share(value: float | None) -> str:

@@ -138,8 +138,7 @@ def _results_table(section: Row, colors: Mapping[str, str], baseline: str) -> st
     head = ["strategy", f"against {baseline}", "pieces found", "gap closed", "images found"]
     head += ["macro F1", "labels to 90\u00a0%", "labels to 95\u00a0%"] if on_test else []
     cold = any("discovery" in row for row in section["rows"])
-    head += ["labels until all classes are seen", "in 3 pieces"] * cold
-    head += ["seconds a round", "minutes of labelling"]
+    head += ["labels to see all classes"] * cold + ["minutes of labelling"]
     return html_table(head, [_line(section, row, on_test, colors, baseline) for row in section["rows"]])
 
 
@@ -154,8 +153,10 @@ def _line(section: Row, row: Row, on_test: bool, colors: Mapping[str, str], base
     ]
     if on_test:
         cells += [_test_score(row), *(_needed(row, share) for share in (90, 95))]
-    cells += [_discovered(row, name) for name in DISCOVERED if "discovery" in row]
-    cells += [_fixed(row["seconds"], 2), _fixed(row["minutes"], 0)]
+    cells += [_discovered(row)] if "discovery" in row else []
+    cells.append(
+        f"<span>{_fixed(row['minutes'], 0)}</span><small>{_fixed(row['seconds'], 2)} s to choose a round</small>"
+    )
     name = row["strategy"] + (f" ({row['failed']})" if row["failed"] else "")
     return _cells(name, cells, colors.get(row["strategy"]))
 
@@ -186,11 +187,13 @@ def _needed(row: Row, share: int) -> str:
     return f"<span>{words}</span><small>{reached}</small>"
 
 
-def _discovered(row: Row, name: str) -> str:
-    found = row["discovery"]
-    labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]
-    words = f"{labels:.0f}" if reached == row["plays"] else f"more than {labels:.0f}"
-    return f"<span>{words}</span><small>{reached} of {row['plays']} runs</small>"
+def _discovered(row: Row) -> str:
+    """Return the labels until all classes are seen; below, until each is seen in three pieces."""
+    found, words = row["discovery"], []
+    for name in DISCOVERED:
+        labels, reached = found[f"labels_{name}"], found[f"reached_{name}"]
+        words.append(f"{labels:.0f}" if reached == row["plays"] else f"&gt; {labels:.0f} ({reached} of {row['plays']})")
+    return f"<span>{words[0]}</span><small>3 pieces of each: {words[1]}</small>"
 
 
 def _against(section: Row, row: Row, baseline: str) -> str:

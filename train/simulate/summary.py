@@ -125,7 +125,7 @@ def _discovery(curves: Sequence[Curve]) -> dict[str, Any]:
     longest = max(len(curve.points) for curve in curves)
     seen = [curve_stats.discovered(curve) for curve in curves]
     result: dict[str, Any] = {
-        "classes": len(curve_stats.to_discover(curves[0])),
+        "classes": max(len(curve_stats.to_discover(curve)) for curve in curves),  # a fold may hold all of a class out
         "seen": np.mean([line + line[-1:] * (longest - len(line)) for line in seen], axis=0).tolist(),
     }
     for name, groups in DISCOVERED.items():

@@ -609,7 +609,7 @@ def test_simulate_as_people_and_scripts_meet_it(run: Run, steel: Project) -> Non
     assert "pieces found" in out
     cold = ok(run(*SIMULATE, *project, "--json"))
     assert all(row["discovery"]["classes"] == 2 for row in cold["sections"][0]["rows"])
-    assert "labels until all classes are seen" in run(*SIMULATE, *project)[1]
+    assert "labels to see all classes" in run(*SIMULATE, *project)[1]
     page = (Path(cold["folder"]) / "report.html").read_text(encoding="utf-8")
     assert "Classes that nobody had seen" in page
     assert ok(run(*SIMULATE, *project, "--start", "hidden", "--exemplars", "2", "--json"))["verdict"]
