@@ -3,10 +3,12 @@
     python -m tests.kill.run --minutes 30                  all commands, in turn, until the time is up
     python -m tests.kill.run --only index,select --minutes 2 --json
 
-Of each command: a prepared project is copied and the command is run to its end twice, which gives the state to reach
-and the list of its writes. Then, again and again: a fresh copy, the command killed, `status`, the same command once
-more, and the state compared. Every different place in the code that writes is tried before any is tried twice. In
-between the disk is full, or nearly, instead of a kill: one line has to name the file, and then all goes on as before.
+Of each command: a prepared project is copied and the command is run to its end, which gives the state to reach. Before
+each of its writes the process stops itself, and what a kill would leave there, files and database, is kept; a write
+that changed nothing leaves the same state, which is tried once. Then for each state: it is laid out, `status`, the
+command once more, and the outcome compared. Commands that start their own database or talk to Label Studio are really
+killed at each write, all others at random moments, and within the last line of a log. In between the disk is full, or
+nearly, instead of a kill: one line has to name the file, and then all goes on as before.
 
 A warm process that has imported everything, but has neither threads nor connections, forks a child for each step:
 starting Python and importing FiftyOne and torch would take longer than all the rest.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -42,8 +45,9 @@ from tests import forked
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
 TIMEOUT = 600
-RANDOM_EVERY = 4  # one of so many kills comes at a random moment
-FULL_EVERY = 6  # and one of so many trials is a full disk
+RANDOM_EVERY = 7  # one of so many kills comes at a random moment
+MOMENTS = 6  # random moments at least, of each command
+FULL_EVERY = 10  # and one of so many trials is a full disk
 FREE = (0, 16 << 10, 256 << 10, 64 << 10, 1 << 20)  # bytes that are left on it
 DISK = "500m"  # size of the disk that the projects lie on, where this process may mount one
 FULL = ("No space left on device", "disk is full")  # the system's words, and SQLite's
@@ -72,12 +76,11 @@ class Finding:
 
 @dataclass
 class Tally:
-    """The kills of one command; `writes` it makes undisturbed, at `places` in the code."""
+    """The kills of one command; `writes` it makes undisturbed, of which `writes_killed` have been tried."""
 
     command: str
     writes: int = 0
-    places: int = 0
-    places_killed: int = 0
+    writes_killed: int = 0
     kills_at_writes: int = 0
     kills_at_moments: int = 0
     full_disks: int = 0
@@ -98,6 +101,7 @@ class Kill:
     torn: bool = False
     where: str = ""
     free: int | None = None
+    left: Path | None = None  # what is there after the kill, where that was kept: nothing is killed then
 
     def __str__(self) -> str:
         if self.free is not None:
@@ -122,7 +126,10 @@ class Warm:
         self.home.mkdir(exist_ok=True)
         self.server, self.uri = _mongod(scratch / "db")
         os.environ[database.URI] = self.uri
+        keeper = [sys.executable, "-m", "tests.kill.documents", self.uri]
+        self.keeper = subprocess.Popen(keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.studio: Path | None = None
+        self.children = 0
         _import_all()
 
     def label_studio(self) -> None:
@@ -135,7 +142,18 @@ class Warm:
                 raise SystemExit(f"Label Studio does not start:\n{ended.output}")
             os.environ |= ended.result
 
+    def documents(self, what: str, file: Path) -> None:
+        """Save the database to a file, load it or drop all, by a process of its own: this one has no connections."""
+        assert self.keeper.stdin
+        assert self.keeper.stdout
+        self.keeper.stdin.write(f"{what} {file}\n")
+        self.keeper.stdin.flush()
+        if self.keeper.stdout.readline() != "done\n":
+            raise SystemExit(f"the documents could not be handled: {what} {file}")
+
     def close(self) -> None:
+        self.keeper.terminate()
+        self.keeper.wait()
         if self.studio:
             from labeling import server
 
@@ -161,22 +179,29 @@ class Warm:
             filler.unlink()
 
     def child(
-        self, function: Callable[[], Any], kill: Kill | None = None, count: bool = False, embedded: bool = False
+        self,
+        function: Callable[[], Any],
+        kill: Kill | None = None,
+        count: bool = False,
+        embedded: bool = False,
+        look: Callable[[], None] | None = None,
     ) -> Ended:
-        """Run a function in a child; `count` its writes, which are its result then."""
-        output, result = self.scratch / "output", self.scratch / "result"
-        for file in (output, result):
-            file.unlink(missing_ok=True)
+        """Run a function in a child; `count` its writes, which are its result then; `look` before each of them."""
+        self.children += 1  # one may run while another one is looked at
+        output, result = (self.scratch / f"{name}{self.children}" for name in ("output", "result"))
         begun = time.monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lance warns of any fork; nobody has used it here
             pid = os.fork()
         if pid == 0:
-            self._be_child(function, kill, count, embedded, output, result)
-        code = _waited(pid, begun, kill.seconds if kill else None)
+            self._be_child(function, kill, count, embedded, look is not None, output, result)
+        code = _waited(pid, begun, kill.seconds if kill else None, look)
         seconds = time.monotonic() - begun
         found = pickle.loads(result.read_bytes()) if result.exists() else None
-        return Ended(code, output.read_text(errors="replace") if output.exists() else "", found, seconds)
+        said = output.read_text(errors="replace") if output.exists() else ""
+        for file in (output, result):
+            file.unlink(missing_ok=True)
+        return Ended(code, said, found, seconds)
 
     def _be_child(
         self,
@@ -184,6 +209,7 @@ class Warm:
         kill: Kill | None,
         count: bool,
         embedded: bool,
+        stops: bool,
         output: Path,
         result: Path,
     ) -> None:
@@ -201,7 +227,7 @@ class Warm:
             if embedded:
                 os.environ.pop(database.URI, None)
                 forked.follow_database()
-            writes = self._watched(kill) if count or (kill and kill.write) else None
+            writes = self._watched(kill, stops) if count or (kill and kill.write) else None
             found = function()
             code = found if isinstance(found, int) else 0
             atexit._run_exitfuncs()
@@ -215,15 +241,15 @@ class Warm:
                 sys.stderr.flush()
             os._exit(code)
 
-    def _watched(self, kill: Kill | None) -> Any:
+    def _watched(self, kill: Kill | None, stops: bool) -> Any:
         from tests.kill.writes import Writes
 
-        writes = Writes(self.home, kill.write if kill else None, kill.torn if kill else False)
+        writes = Writes(self.home, kill.write if kill else None, kill.torn if kill else False, stops)
         writes.start()
         return writes
 
-    def curate(self, *words: str, kill: Kill | None = None, count: bool = False, embedded: bool = False) -> Ended:
-        return self.child(lambda: _main(words), kill, count, embedded)
+    def curate(self, *words: str, **options: Any) -> Ended:
+        return self.child(lambda: _main(words), **options)
 
 
 def _main(words: Sequence[str]) -> int:
@@ -241,12 +267,18 @@ def _main(words: Sequence[str]) -> int:
     return 0
 
 
-def _waited(pid: int, begun: float, seconds: float | None) -> int:
-    """The child's exit code; killed after so many seconds, or where it hangs."""
+def _waited(pid: int, begun: float, seconds: float | None, look: Callable[[], None] | None) -> int:
+    """The child's exit code; killed after so many seconds, or where it hangs; `look` wherever it stops itself."""
     end = begun + (TIMEOUT if seconds is None else seconds)
     while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
+        ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if ended and os.WIFSTOPPED(status):
+            looked = time.monotonic()
+            if look:
+                look()
+            end += time.monotonic() - looked
+            os.kill(pid, signal.SIGCONT)
+        elif ended:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= end:
             os.kill(pid, signal.SIGKILL)
@@ -327,10 +359,19 @@ class Bases:
     def lay_out(self, name: str) -> None:
         """A copy of this project at `home`, and its documents in the database."""
         self._make(name)
-        self._copy(self._tree(name), self.warm.home)
+        self.lay(self._tree(name))
+
+    def lay(self, tree: Path) -> None:
+        """A copy of what was kept there."""
+        self._copy(tree, self.warm.home)
         shutil.rmtree(self.warm.scratch / "tmp", ignore_errors=True)
         (self.warm.scratch / "tmp").mkdir()
-        _must(self.warm.child(lambda: _load(self._documents(name))))
+        self.warm.documents("load", _documents(tree))
+
+    def keep(self, tree: Path) -> None:
+        """Keep what is at `home` and in the database now."""
+        self._copy(self.warm.home, tree)
+        self.warm.documents("save", _documents(tree))
 
     def _make(self, name: str) -> None:
         if name in self.made:
@@ -341,27 +382,27 @@ class Bases:
         else:
             shutil.rmtree(self.warm.home, ignore_errors=True)
             self.warm.home.mkdir(parents=True)
-            _must(self.warm.child(_load_nothing))
+            self.warm.documents("drop", self.warm.home)
         for words in base.commands:
             _must(self.warm.curate(*filled(words, self.warm.home), "--project", str(self.warm.home / "projects/plant")))
         if base.edit:
             edit = base.edit
             _must(self.warm.child(lambda: edit(self.warm.home)))
-        self._copy(self.warm.home, self._tree(name))
-        _must(self.warm.child(lambda: _save(self._documents(name))))
+        self.keep(self._tree(name))
         self.made.add(name)
 
     def _tree(self, name: str) -> Path:
         return self.warm.scratch / "bases" / name
-
-    def _documents(self, name: str) -> Path:
-        return self.warm.scratch / "bases" / f"{name}.documents"
 
     @staticmethod
     def _copy(source: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+
+
+def _documents(tree: Path) -> Path:
+    return tree.with_name(f"{tree.name}.documents")
 
 
 def _must(ended: Ended) -> None:
@@ -380,48 +421,6 @@ def filled(words: Sequence[str], home: Path) -> list[str]:
     return found
 
 
-def _database() -> Any:
-    import pymongo
-
-    return pymongo.MongoClient(os.environ[database.URI])["fiftyone"]
-
-
-def _save(file: Path) -> None:
-    from bson import raw_bson
-
-    db = _database()
-    options = {"document_class": raw_bson.RawBSONDocument}
-    found = {}
-    for name in db.list_collection_names(filter={"type": "collection"}):
-        codec = db.codec_options.with_options(**options)
-        rows = [bytes(one.raw) for one in db.get_collection(name, codec_options=codec).find()]
-        found[name] = (rows, dict(db[name].index_information()))
-    file.write_bytes(pickle.dumps(found))
-
-
-def _load_nothing() -> None:
-    db = _database()
-    for name in db.list_collection_names():
-        if name.startswith("samples.") or name in ("datasets", "views", "runs"):
-            db.drop_collection(name)
-
-
-def _load(file: Path) -> None:
-    from bson import raw_bson
-
-    db, wanted = _database(), pickle.loads(file.read_bytes())
-    for name in db.list_collection_names():
-        db.drop_collection(name)
-    for name, (rows, indexes) in wanted.items():
-        db.create_collection(name)
-        for about in indexes.values():
-            if about["key"] != [("_id", 1)]:
-                kind = {option: about[option] for option in ("unique", "sparse") if option in about}
-                db[name].create_index(about["key"], **kind)
-        if rows:
-            db[name].insert_many([raw_bson.RawBSONDocument(row) for row in rows])
-
-
 # --- one command ----------------------------------------------------------------------------------------------------
 
 
@@ -438,18 +437,37 @@ class Trial:
         self.again = 0
         self.seconds = 0.0
         self.noted: list[tuple[str, str]] = []
+        self.states = warm.scratch / "states"  # what is there before each write, where that could be kept
+        self.digests: dict[str, int] = {}
+        self.same: dict[int, int] = {}  # writes before which all is as before that earlier one
         self.status = 0
 
     def prepare(self) -> None:
-        """The state to reach, and the writes of a run that nobody disturbs."""
+        """The state to reach, the writes of a run that nobody disturbs, and what is there before each of them."""
         self._lay_out()
         self.before, self.status = self._dumped(status=False), self._status().code
-        first = self._run(count=True)
+        shutil.rmtree(self.states, ignore_errors=True)
+        self.states.mkdir()
+        stops = not (self.command.embedded or self.command.studio)
+        first = self._run(count=True, look=self._keep if stops else None)
         if first.code:
             raise SystemExit(f"{self.name} undisturbed ended with {first.code}:\n{first.output}")
-        self.noted, self.seconds = first.result, first.seconds
-        self.wanted = [self._dumped()]
-        self.tally.writes, self.tally.places = len(self.noted), len(set(self.noted))
+        self.noted, self.wanted = first.result, [self._dumped()]
+        if stops:
+            self._lay_out()
+            first = self._run()
+        self.seconds, self.tally.writes = first.seconds, len(self.noted)
+
+    def _keep(self) -> None:
+        """Keep what is there now, unless it is as before an earlier write."""
+        number = len(self.same) + 1
+        tree = self.states / str(number)
+        self.bases.keep(tree)
+        digest = _digest(tree)
+        self.same[number] = self.digests.setdefault(digest, number)
+        if self.same[number] != number:
+            shutil.rmtree(tree)
+            _documents(tree).unlink()
 
     def _look_closer(self) -> None:
         """Where something differs: the state after two runs, which is as good, and what differs between equal runs."""
@@ -465,19 +483,20 @@ class Trial:
         self.wanted.append(self._dumped())
 
     def kills(self, seed: int) -> Iterator[Kill]:
-        """Every place in the code once, then all writes, with random moments in between; without end."""
+        """Every place in the code once, then all writes, with random moments in between; at least six of those."""
         chance = random.Random(f"{seed} {self.name}")
-        points, asked = self._points(), 0
-        while True:
+        points, asked, moments = self._points(), 0, 0
+        point = next(points, None)
+        while point or moments < MOMENTS:
             asked += 1
             if asked % FULL_EVERY == 0 and self.warm.mounted and not self.command.embedded:
                 yield Kill(free=FREE[asked // FULL_EVERY % len(FREE)])
-            elif asked % RANDOM_EVERY == 0:
+            elif asked % RANDOM_EVERY == 0 or not point:
+                moments += 1
                 yield Kill(seconds=chance.uniform(0.02, self.seconds))
-            elif point := next(points, None):
-                yield point
             else:
-                yield Kill(seconds=chance.uniform(0.02, self.seconds))
+                yield point
+                point = next(points, None)
 
     def _points(self) -> Iterator[Kill]:
         first: dict[tuple[str, str], int] = {}
@@ -487,20 +506,24 @@ class Trial:
             last[noted] = number
         logs = [n for n, (what, _) in enumerate(self.noted, 1) if what.startswith("fsync") and what.endswith(".jsonl")]
         once = _spread([*first.values(), *(n for n in last.values() if n not in first.values())])
-        for number in once:
-            yield self._at(number)
-            if number in logs:
+        done = set()
+        for number in [*once, *_spread([n for n in range(1, len(self.noted) + 1) if n not in once])]:
+            if (state := self.same.get(number, number)) not in done:
+                done.add(state)
+                yield self._at(state)
+            if number in logs and number in once:
                 yield self._at(number, torn=True)
-        yield from map(self._at, _spread([n for n in range(1, len(self.noted) + 1) if n not in once]))
 
     def _at(self, number: int, torn: bool = False) -> Kill:
         what, site = self.noted[number - 1]
-        return Kill(write=number, torn=torn, where=f"{what} ({site})")
+        left = None if torn or number not in self.same else self.states / str(number)
+        return Kill(write=number, torn=torn, where=f"{what} ({site})", left=left)
 
     def attempt(self, kill: Kill) -> None:
         """Kill, look, run again, compare."""
         tally = self.tally
-        self._lay_out()
+        if not kill.left:
+            self._lay_out()
         symptoms: list[tuple[str, list[str]]] = []
         if kill.free is not None:
             with self.warm.filled(kill.free):
@@ -513,7 +536,9 @@ class Trial:
                     (f"ended with {killed.code}, and not by one line on the full disk", _tail(killed.output))
                 )
         else:
-            killed = self._run(kill=kill)
+            if kill.left:
+                self.bases.lay(kill.left)
+            killed = Ended(0, "") if kill.left else self._run(kill=kill)
             tally.kills_at_writes += bool(kill.write)
             tally.kills_at_moments += not kill.write
         if kill.free is None and killed.code not in (0, -signal.SIGKILL):
@@ -564,8 +589,8 @@ class Trial:
         if self.command.words[0] not in ("init", "demo", "restore"):
             self.words += ["--project", str(self.warm.home / "projects/plant")]
 
-    def _run(self, kill: Kill | None = None, count: bool = False) -> Ended:
-        return self.warm.curate(*self.words, kill=kill, count=count, embedded=self.command.embedded)
+    def _run(self, **options: Any) -> Ended:
+        return self.warm.curate(*self.words, embedded=self.command.embedded, **options)
 
     def _status(self) -> Ended:
         folder = self.warm.home / self.command.project
@@ -599,6 +624,19 @@ class Trial:
                     found.append(command[:100])
                     os.kill(int(folder.name), signal.SIGKILL)
         return found
+
+
+def _digest(tree: Path) -> str:
+    """A checksum over a kept state: names, contents, documents."""
+    found = hashlib.blake2b(_documents(tree).read_bytes())
+    for folder, folders, names in os.walk(tree):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(folder) / name
+            found.update(os.fsencode(file.relative_to(tree)) + b"\0")
+            found.update(os.fsencode(os.readlink(file)) if file.is_symlink() else file.read_bytes())
+        found.update(os.fsencode("/".join(folders)))
+    return found.hexdigest()
 
 
 def _spread(numbers: Sequence[int]) -> list[int]:
@@ -640,14 +678,14 @@ def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Call
     end = time.monotonic() + seconds
     trial.prepare()
     say(f"{trial.name}: prepared, {trial.tally.writes} writes, {trial.seconds:.1f} s a run")
-    tally, places = trial.tally, set()
+    tally, states = trial.tally, set()
     for number, kill in enumerate(trial.kills(seed)):
         if number == most or (most is None and time.monotonic() >= end):
             break
         trial.attempt(kill)
-        if kill.write:
-            places.add(trial.noted[kill.write - 1])
-        tally.places_killed = len(places)
+        if kill.write and not kill.torn:
+            states.add(kill.write)
+        tally.writes_killed = sum(trial.same.get(n, n) in states for n in range(1, tally.writes + 1))
         for finding in tally.findings[-3:] if tally.findings and tally.findings[-1].kill == str(kill) else ():
             say(f"  {finding.kill}\n    {finding.symptom}\n      " + "\n      ".join(finding.detail))
     say(_line(tally))
@@ -656,8 +694,8 @@ def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Call
 
 def _line(tally: Tally) -> str:
     return (
-        f"{tally.command}: {tally.kills_at_writes} kills at writes ({tally.places_killed} of {tally.places} places, "
-        f"{tally.writes} writes), {tally.kills_at_moments} at random moments, {tally.full_disks} full disks; "
+        f"{tally.command}: killed at {tally.writes_killed} of {tally.writes} writes ({tally.kills_at_writes} trials), "
+        f"at {tally.kills_at_moments} random moments, {tally.full_disks} full disks; "
         f"{tally.failed} of them left something "
         f"wrong, {tally.labels_lost} labels lost"
     )

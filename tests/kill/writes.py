@@ -29,10 +29,11 @@ class Writes(monitoring.CommandListener):
     """The writes of one process below `root` and to its database; `number` of them so far.
 
     `torn`: where the last write is the `fsync` of a log, only half of what it would have made durable is there.
+    `stops`: the process stops itself before each write, until it is sent SIGCONT.
     """
 
-    def __init__(self, root: Path, kill_at: int | None = None, torn: bool = False) -> None:
-        self.root, self.kill_at, self.torn = str(root), kill_at, torn
+    def __init__(self, root: Path, kill_at: int | None = None, torn: bool = False, stops: bool = False) -> None:
+        self.root, self.kill_at, self.torn, self.stops = str(root), kill_at, torn, stops
         self.pid, self.number = os.getpid(), 0
         self.noted: list[tuple[str, str]] = []  # what each write was, and which code made it
         self.durable: dict[str, int] = {}
@@ -52,6 +53,8 @@ class Writes(monitoring.CommandListener):
         self.number += 1
         if self.kill_at is None:
             self.noted.append((f"{kind} {what.replace(self.root, '').replace(str(self.pid), 'PID')}", _site()))
+            if self.stops:
+                os.kill(self.pid, signal.SIGSTOP)
         elif self.number == self.kill_at:
             if self.torn:
                 return True
