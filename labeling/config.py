@@ -19,7 +19,7 @@ SEEN = "Seen, but not to be outlined"
 NO_KEY = "–"  # what has no key is given one by Label Studio, even one of its own tools: this is on no keyboard
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 INVISIBLE = "\u200b"
-KEYLESS = "curate-row curate-keyless"  # a row of choices without keys: Label Studio would show the key as [–]
+KEYLESS = "curate-row curate-keyless"  # a row of choices without keys: Label Studio would show each key as [–]
 # No `>`: it gets to the browser as `&gt;`.
 STYLE = """
 .curate-keyless .lsf-hint { display: none; }
@@ -49,7 +49,10 @@ def build(project: Project, old: Sequence[str] = (), beside: bool = False) -> st
     """
     _check([*project.active_classes, *old])
     page = Element("View", className="curate-beside" if beside else "curate-above")
-    SubElement(page, "Style").text = STYLE
+    keyed = min(len(project.active_classes), len(DIGITS))
+    SubElement(page, "Style").text = (
+        STYLE + f".lsf-label:nth-child(n+{keyed + 1}) .lsf-label__hotkey {{ display: none; }}\n"
+    )
     view = SubElement(page, "View", className="curate-controls")
     SubElement(view, "Header", value="$title", size="5")
     view.append(_row("Paint", _labels(project, "BrushLabels", BRUSH, DIGITS, old)))

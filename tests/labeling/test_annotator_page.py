@@ -272,6 +272,8 @@ def test_every_key_selects_its_class_and_none_is_a_tool_s(
     project = plant(make, tmp_path, [(WIDE, HIGH)], TWELVE)
     pushed(project, studio, unlabelled(project))
     open_queue(page, project, studio)
+    shown = page.locator(".lsf-label__hotkey:visible").all_inner_texts()
+    assert shown == [*config.DIGITS, *config.LETTERS]
     for keys, wanted in ((config.DIGITS, ["brush-tool"]), (config.LETTERS, [])):
         for name, key in zip(TWELVE, keys, strict=False):
             page.keyboard.press(key)
