@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from curate.data import STATUSES, Box, Defect, Label, make_defect
+from curate.data import STATUSES, Label
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.documents import INCOMPLETE, UNREADABLE, ShownLabel
@@ -127,26 +127,8 @@ def with_tight_boxes(label: Label, size: tuple[int, int] | None = None) -> tuple
     defects, outside = [], False
     for defect in label.defects:
         try:
-            inside = _tight(defect, size)
+            inside = shapes.tight(defect, size)
         except LabelProblem:
             inside, outside = defect, True
         defects += [inside] if inside else []
     return replace(label, defects=tuple(defects)), outside
-
-
-def _tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
-    crop = shapes.crop_of(defect)
-    if crop is None:
-        plain = shapes.defect_from_box(defect.label, Box(*defect.box), *size, clip=True) if size else defect
-        return replace(plain, severity=defect.severity)
-    left, top = int(defect.box[0]), int(defect.box[1])
-    if size:
-        right, bottom = size[0] - left, size[1] - top
-        crop, left, top = crop[max(0, -top) : bottom, max(0, -left) : right], max(0, left), max(0, top)
-        if not crop.size:
-            raise LabelProblem(f"mask of '{defect.label}' lies outside the image")
-    defects = shapes.defect_from_mask(defect.label, crop)
-    if defects is None:
-        return None
-    x, y, w, h = defects.box
-    return make_defect(defect.label, (x + left, y + top, w, h), defects.rle, defect.severity)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.data import Defect
+from curate.errors import LabelProblem
 from curate.index import documents
 from curate.index.dataset import CHUNK, Index, chunks
+from curate.masks import shapes
 
 DEFECTS, CLASSES, BY = "predictions", "predicted_classes", "predicted_by"
 
@@ -66,11 +68,19 @@ def _fields(by: str, prediction: Prediction, width: int, height: int) -> dict[st
 def _read(row: Mapping[str, Any], field: str) -> Prediction:
     size = row["width"], row["height"]
     regions = (row.get(field) or {}).get("detections") or ()
-    pairs = ((documents.defect(region, *size), _confidence(region)) for region in regions)
+    pairs = ((_inside(documents.defect(region, *size), size), _confidence(region)) for region in regions)
     whole = (row.get(CLASSES) or {}).get("classifications") or ()
     names = tuple((str(entry.get("label")), _confidence(entry)) for entry in whole if field == DEFECTS)
-    kept = tuple((defect, confidence) for defect, confidence in pairs if isinstance(defect, Defect))
+    kept = tuple((defect, confidence) for defect, confidence in pairs if defect)
     return Prediction(kept, names, str(row.get(BY) or "") if field == DEFECTS else field)
+
+
+def _inside(defect: Defect | str, size: tuple[int, int]) -> Defect | None:
+    """Return what of the region lies on the image; None for nothing, and for a fault."""
+    try:
+        return shapes.tight(defect, size) if isinstance(defect, Defect) else None
+    except LabelProblem:
+        return None
 
 
 def _confidence(region: Mapping[str, Any]) -> float:

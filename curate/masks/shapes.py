@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,29 @@ def defect_from_box(label: str, box: Box, width: int, height: int, clip: bool) -
         shown = f"{left:g},{top:g} to {right:g},{bottom:g}"
         raise LabelProblem(f"box of '{label}' leaves the image: {shown} in {width}x{height}")
     return make_defect(label, (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]))
+
+
+def tight(defect: Defect, size: tuple[int, int] | None) -> Defect | None:
+    """Return the defect with a tight box inside an image of this size, or None if its mask is empty.
+
+    Raises:
+        LabelProblem: it lies wholly outside.
+    """
+    crop = crop_of(defect)
+    if crop is None:
+        plain = defect_from_box(defect.label, Box(*defect.box), *size, clip=True) if size else defect
+        return replace(plain, severity=defect.severity)
+    left, top = int(defect.box[0]), int(defect.box[1])
+    if size:
+        right, bottom = size[0] - left, size[1] - top
+        crop, left, top = crop[max(0, -top) : bottom, max(0, -left) : right], max(0, left), max(0, top)
+        if not crop.size:
+            raise LabelProblem(f"mask of '{defect.label}' lies outside the image")
+    moved = defect_from_mask(defect.label, crop)
+    if moved is None:
+        return None
+    x, y, w, h = moved.box
+    return make_defect(defect.label, (x + left, y + top, w, h), moved.rle, defect.severity)
 
 
 def _pixels(region: Region, width: int, height: int, root: Path, where: str) -> Mask:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
+
 from curate.data import Label, make_defect
 from curate.index import app_edits, predictions
 from curate.index.dataset import Index
@@ -49,6 +51,26 @@ def test_another_tools_field_is_read_too(indexed: Project) -> None:
     ((_, found),) = predictions.load(index, [id], "theirs")
     assert [defect for defect, _ in found.defects] == list(next(iter(index.shown([id]))).label.defects)
     assert found.by == "theirs"
+
+
+def test_regions_of_another_tool_that_leave_the_image_are_cut(indexed: Project) -> None:
+    import fiftyone as fo
+
+    index = Index(indexed)
+    image = next(iter(index.shown()))
+    mask = np.ones((8, 8), bool)
+    size = 8 / image.width, 8 / image.height
+    over = fo.Detection(label="crack", mask=mask, bounding_box=[1 - size[0] / 2, 0, *size])
+    outside = [
+        fo.Detection(label="crack", mask=mask, bounding_box=[1.5, 0, *size]),
+        fo.Detection(label="crack", bounding_box=[-1, -1, 0.5, 0.5]),
+    ]
+    index.dataset.add_sample_field("theirs", fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections)
+    index.dataset.match({"content_id": image.id}).set_values("theirs", [fo.Detections(detections=[over, *outside])])
+    ((_, found),) = predictions.load(index, [image.id], "theirs")
+    ((defect, _),) = found.defects
+    assert defect.box == (image.width - 4, 0, 4, 8)
+    assert shapes.mask_of(defect, image.width, image.height).sum() == 32
 
 
 def test_a_severity_goes_through_log_and_index(indexed: Project) -> None:
