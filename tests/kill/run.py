@@ -20,6 +20,7 @@ import argparse
 import atexit
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -51,6 +52,8 @@ FULL_EVERY = 10  # and one of so many trials is a full disk
 FREE = (0, 16 << 10, 256 << 10, 64 << 10, 1 << 20)  # bytes that are left on it
 DISK = "500m"  # size of the disk that the projects lie on, where this process may mount one
 FULL = ("No space left on device", "disk is full")  # the system's words, and SQLite's
+LATE = {"alembic", "albumentations", "diffusers", "matplotlib", "onnx", "onnxruntime", "optuna", "scipy"}
+LATE |= {"segmentation_models_pytorch", "sklearn", "sqlalchemy", "timm", "torch", "torchvision", "transformers"}
 BROKEN = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
 
 
@@ -232,7 +235,7 @@ class Warm:
             code = found if isinstance(found, int) else 0
             atexit._run_exitfuncs()
             if writes or not isinstance(found, int):
-                result.write_bytes(pickle.dumps(writes.noted if writes else found))
+                result.write_bytes(pickle.dumps((writes.noted, list(sys.modules)) if writes else found))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -346,6 +349,14 @@ def _import_all() -> None:
     cli.app = typer.main.get_command(cli.app)  # type: ignore[assignment] - built once, and not in each child
 
 
+def _import_late(modules: Sequence[str]) -> None:
+    """Import what a command imported only when it ran: its repetitions need not do so again."""
+    for name in modules:
+        if name not in sys.modules and name.split(".")[0] in LATE:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
 # --- prepared projects ----------------------------------------------------------------------------------------------
 
 
@@ -452,7 +463,8 @@ class Trial:
         first = self._run(count=True, look=self._keep if stops else None)
         if first.code:
             raise SystemExit(f"{self.name} undisturbed ended with {first.code}:\n{first.output}")
-        self.noted, self.wanted = first.result, [self._dumped()]
+        (self.noted, modules), self.wanted = first.result, [self._dumped()]
+        _import_late(modules)
         if stops:
             self._lay_out()
             first = self._run()
