@@ -163,7 +163,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_second_writer_is_told_who_writes(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_second_writer_is_reported_who_writes(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(CurateError) as problem, writer_lock(tmp_path, "curate index"):
         pytest.fail("two writers")
     message = str(problem.value)

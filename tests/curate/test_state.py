@@ -72,7 +72,7 @@ def test_a_newer_schema_is_refused_and_left_alone(project: Project) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": null}', '{"schema": "x"}', "5"])
-def test_a_damaged_state_is_told(project: Project, text: str) -> None:
+def test_a_damaged_state_is_reported(project: Project, text: str) -> None:
     save_text(project.work / "state.json", text)
     with pytest.raises(CurateError, match=r'state\.json is damaged; it should hold {"schema": '):
         state.ensure(project)

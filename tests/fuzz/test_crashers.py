@@ -76,7 +76,7 @@ def whole_log(folder: Path) -> None:
         {"event": "rename", "names": {"crack": ["x"]}},
     ],
 )
-def test_a_damaged_line_of_the_label_log_is_told_in_one_line(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_damaged_line_of_the_label_log_is_reported_in_one_line(changed: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"damaged line in an append-only log.*curate restore") as error:
         whole_log(log(tmp_path / "labels", LINE | changed))
     assert "\n" not in str(error.value)
@@ -89,7 +89,7 @@ def test_a_line_that_is_no_entry_is_damage(line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of", ["x", {"7@x": ["2026"]}, {"7@x": 5}])
-def test_a_damaged_note_on_annotations_is_told(of: Any, tmp_path: Path) -> None:
+def test_a_damaged_note_on_annotations_is_reported(of: Any, tmp_path: Path) -> None:
     line = {**LINE, "origin": "label-studio", "extra": {"task": "1@x", "of": of}}
     book = LabelLog(log(tmp_path / "labels", json.dumps(line, separators=(",", ":"))))
     with pytest.raises(CurateError, match=r"damaged line in an append-only log"):
@@ -112,7 +112,7 @@ def test_a_reason_for_quarantine_is_one_line(tmp_path: Path) -> None:
     assert all(one.row.problem and "\n" not in one.row.problem for one in outcomes)
 
 
-def test_a_folder_in_the_place_of_a_log_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_log_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "000001.jsonl").mkdir()
     with pytest.raises(CurateError, match=r"000001.jsonl cannot be read: Is a directory"):
         LabelLog(tmp_path)
@@ -130,7 +130,7 @@ def test_a_folder_in_the_place_of_a_log_file_is_told(tmp_path: Path) -> None:
         {"split": "train"},
     ],
 )
-def test_a_damaged_split_is_told_in_one_line(line: dict[str, Any], tmp_path: Path) -> None:
+def test_a_damaged_split_is_reported_in_one_line(line: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"000001.jsonl:1: damaged line"):
         Decisions(log(tmp_path / "splits", line))
 
@@ -143,7 +143,7 @@ def test_groups_that_are_joined_in_a_circle_do_not_hang(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"schema": 1e400}', '{"schema": []}', "9" * 5000])
-def test_a_damaged_state_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_state_is_reported_in_one_line(text: str, tmp_path: Path) -> None:
     config = ProjectConfig.model_validate({"sources": [{"format": "images", "data": "data"}]})
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "state.json").write_text(text)
@@ -157,7 +157,7 @@ PICK: dict[str, Any] = {"id": "a" * 64, "path": "library:a.png", "slot": "audit"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '{"round": 1e400}', '{"round": 1, "withdrawn": [[1]]}'])
-def test_a_damaged_round_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_round_is_reported_in_one_line(text: str, tmp_path: Path) -> None:
     made = rounds.write(tmp_path, {"round": 1}, [PICK])
     (made.folder / rounds.MANIFEST).write_text(text)
     with pytest.raises(CurateError, match=r"round.json is damaged or missing"):
@@ -197,7 +197,9 @@ def everything(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[8:], lambda b: b"\xff" * len(b)]
 )
-def test_a_damaged_table_is_told_in_one_line(pattern: str, change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_a_damaged_table_is_reported_in_one_line(
+    pattern: str, change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     """Lance raises ValueError, OSError or a panic of its own, which is no Exception."""
     path = tmp_path / "scores" / "model-1.lance"
     table = Table.create(path, {"margin": "float32"})
@@ -208,7 +210,7 @@ def test_a_damaged_table_is_told_in_one_line(pattern: str, change: Callable[[byt
     assert "\n" not in str(error.value)
 
 
-def test_a_table_with_other_columns_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_reported_in_one_line(tmp_path: Path) -> None:
     import lance
     import pyarrow as pa
 
@@ -221,7 +223,7 @@ def test_a_table_with_other_columns_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("about", [{}, {"key": "k"}, {"key": "k", "dim": "x"}, {"key": "k", "dim": "5"}, {"dim": "-1"}])
-def test_vectors_that_are_none_of_ours_are_told(about: dict[str, str], tmp_path: Path) -> None:
+def test_vectors_that_are_none_of_ours_are_reported(about: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "vectors" / "texture-1.lance"
     columns = {"tile": "int16", **dict.fromkeys(vectors.PLACE, "int32"), "vector": "float16[4]"}
     table = Table.create(path, columns, about)
@@ -240,6 +242,6 @@ def test_damaged_vectors_are_not_taken_for_missing_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[", "5", "[1]", '{"a": 1}', "[" * 100_000])
-def test_the_classes_of_a_damaged_table_are_told(text: str, tmp_path: Path) -> None:
+def test_the_classes_of_a_damaged_table_are_reported(text: str, tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"its classes are not a list of names"):
         Table.create(tmp_path / "model-1.lance", {"margin": "float32"}, {"classes": text}).classes  # noqa: B018

@@ -72,7 +72,7 @@ def test_a_class_of_theirs_without_a_name_here_is_disputed_not_lost(indexed: Pro
     assert (labels(indexed)[id].status, labels(indexed)[id].reason) == ("disputed", "unknown-class: Riss")
 
 
-def test_what_cannot_be_adopted_is_said(indexed: Project, studio: Studio) -> None:
+def test_what_cannot_be_adopted_is_reported(indexed: Project, studio: Studio) -> None:
     with pytest.raises(CurateError, match=r"class 'rift'.*allowed: crack, hole"):
         adopt.run(indexed, studio, 1, {"Riss": "rift"})
     with pytest.raises(CurateError, match="Label Studio project '999999'"):

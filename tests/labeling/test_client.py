@@ -106,7 +106,7 @@ def test_the_environment_names_the_server(studio: Studio, studio_server: Running
 
 
 @pytest.mark.parametrize(("there", "missing"), [(client.URL, client.KEY), (client.KEY, client.URL)])
-def test_half_an_address_is_told(plain: Project, monkeypatch: pytest.MonkeyPatch, there: str, missing: str) -> None:
+def test_half_an_address_is_reported(plain: Project, monkeypatch: pytest.MonkeyPatch, there: str, missing: str) -> None:
     monkeypatch.setenv(there, SECRET)
     with pytest.raises(CurateError, match=f"{there} is set, but {missing} is not") as caught:
         client.connect(plain)
@@ -220,7 +220,7 @@ def test_what_is_not_there(studio: Studio) -> None:
         studio.client.projects.get(id=10**6)
 
 
-def test_the_server_s_reason_is_told(studio: Studio) -> None:
+def test_the_server_s_reason_is_reported(studio: Studio) -> None:
     with pytest.raises(CurateError, match=r"refuses that \(400.*label_config"):
         studio.post("/api/projects", {"title": "broken", "label_config": "<View>"})
 

@@ -119,7 +119,7 @@ def test_the_version_changes_with_classes_colours_and_reasons() -> None:
     assert config.version(config.build(made[0], ["old"])) != versions[0]
 
 
-def test_what_was_removed_by_hand_is_told() -> None:
+def test_what_was_removed_by_hand_is_reported() -> None:
     one = project(["crack", "$hole"])
     text = config.build(one)
     without = fromstring(text)
@@ -140,7 +140,7 @@ def test_what_was_removed_by_hand_is_told() -> None:
     assert config.lacking(more, one) == [], "what somebody added is theirs"
 
 
-def test_a_name_that_no_config_can_hold_is_told() -> None:
+def test_a_name_that_no_config_can_hold_is_reported() -> None:
     with pytest.raises(CurateError, match=r"class 'a\\x07b' holds the character"):
         config.build(project(["a\x07b"]))
 

@@ -50,7 +50,7 @@ def synthetic(project: Project) -> dict[str, tuple[object, ...]]:
     return {id: tuple(row) for id, *row in Index(project).rows(*names) if row[0] == "synthetic"}
 
 
-def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(mill: Project) -> None:
+def test_accepted_images_join_train_with_mask_group_tag_and_view_until_dropped(mill: Project) -> None:
     before, batch = dump(mill), checked(generate.generate(mill, "paste", SMALL), failing=1)
     result = accept.accept(mill, batch.key[:8], forced=True)
     assert (result.entered, result.refused, result.classes) == (5, 1, {"crack": 2, "hole": 3})
@@ -86,7 +86,7 @@ def test_what_passed_enters_train_with_mask_group_tag_and_view_and_leaves_again(
     assert dump(mill) == before
 
 
-def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batch: SyntheticBatch) -> None:
+def test_accepting_twice_changes_nothing_and_a_dropped_batch_can_return(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
     again = accept.accept(mill, batch.key, forced=True)
@@ -102,7 +102,7 @@ def test_entering_twice_changes_nothing_and_it_may_come_back(mill: Project, batc
         accept.drop(mill, batch.key)
 
 
-def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_are_completed(
+def test_a_rebuilt_database_regains_synthetic_images_and_completes_half_accepted_ones(
     mill: Project, batch: SyntheticBatch
 ) -> None:
     accept.accept(mill, batch.key, forced=True)
@@ -121,7 +121,7 @@ def test_a_lost_database_gets_its_synthetic_images_back_and_half_entered_ones_ar
     assert Index(mill).count(missing=True) == 0
 
 
-def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: SyntheticBatch) -> None:
+def test_edits_of_synthetic_images_are_kept(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     index = Index(mill)
     id = sorted(synthetic(mill))[0]
@@ -136,7 +136,7 @@ def test_a_curator_s_edit_of_a_synthetic_image_holds(mill: Project, batch: Synth
     assert id not in Index(mill).ids()
 
 
-def test_a_backup_holds_what_was_let_in(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
+def test_a_backup_holds_accepted_images(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
     other = generate.generate(mill, "paste", GenerateRequest(count=1, window=48, seed=9))
     accept.accept(mill, batch.key, forced=True)
     before = dump(mill)
@@ -159,7 +159,7 @@ def _names(file: Path) -> list[str]:
         return tar.getnames()
 
 
-def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Project, batch: SyntheticBatch) -> None:
+def test_an_image_whose_donor_moved_to_val_is_no_longer_trained_on(mill: Project, batch: SyntheticBatch) -> None:
     accept.accept(mill, batch.key, forced=True)
     images = {image.id: image for image in batch.made()}
     donor = next(image.donor_group for image in images.values() if image.donor_group != image.ground_group)
@@ -175,7 +175,7 @@ def test_when_its_donor_turns_out_to_be_of_val_an_image_teaches_no_more(mill: Pr
     assert not theirs & {item.id for item in (*learnt.train, *learnt.val)}
 
 
-def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teaches_no_more(
+def test_a_batch_whose_synthesiser_saw_images_now_in_val_is_no_longer_trained_on(
     mill: Project, batch: SyntheticBatch
 ) -> None:
     index, images = Index(mill), {image.id: image for image in batch.made()}
@@ -196,7 +196,7 @@ def test_when_its_synthesiser_has_learnt_from_what_is_val_now_a_whole_batch_teac
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
+def test_nothing_is_accepted_without_check_and_verdict(mill: Project) -> None:
     batch = generate.generate(mill, "paste", SMALL)
     with pytest.raises(CurateError, match=f"not checked yet. Run: curate synth check {batch.key[:8]}"):
         accept.accept(mill, batch.key, forced=True)
@@ -227,7 +227,7 @@ def test_without_check_or_verdict_nothing_enters(mill: Project) -> None:
         accept.accept(mill, batch.key, forced=True)
 
 
-def test_whatever_leaks_is_refused(mill: Project, batch: SyntheticBatch) -> None:
+def test_leaking_batches_are_refused(mill: Project, batch: SyntheticBatch) -> None:
     index, image = Index(mill), batch.made()[0]
     ground = dict(index.rows("split"))[image.ground]
     for id in (image.ground, image.donor.split(":")[0]):
@@ -250,7 +250,7 @@ def test_whatever_leaks_is_refused(mill: Project, batch: SyntheticBatch) -> None
     assert not synthetic(mill)
 
 
-def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
+def test_a_replaced_image_file_is_refused(mill: Project, batch: SyntheticBatch) -> None:
     image = batch.made()[-1]
     (batch.folder / image.file).write_bytes((batch.folder / batch.made()[0].file).read_bytes())
     with pytest.raises(CurateError, match="Generate it again"):
@@ -259,7 +259,7 @@ def test_a_file_that_was_exchanged_does_not_enter(mill: Project, batch: Syntheti
     assert not sync.run(mill).added
 
 
-def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: SyntheticBatch) -> None:
+def test_a_replaced_mask_file_is_refused(mill: Project, batch: SyntheticBatch) -> None:
     image = batch.made()[-1]
     mask = generate.mask_of(batch, image).astype("uint8") * 255
     for changed, words in ((mask[:-1], "is not of its image's size"), (mask | 255, "is not the mask that was made")):
@@ -269,7 +269,7 @@ def test_a_mask_that_was_exchanged_does_not_enter(mill: Project, batch: Syntheti
     assert not synthetic(mill)
 
 
-def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
+def test_paths_in_foreign_manifests_are_refused(mill: Project, batch: SyntheticBatch, tmp_path: Path) -> None:
     """A manifest that names another folder as its batch, one that says too little, a class that is not ours."""
     images, manifest = batch.made(), batch.manifest
     (tmp_path / "mine").mkdir()
@@ -295,7 +295,7 @@ def test_what_comes_from_elsewhere_leads_nowhere(mill: Project, batch: Synthetic
     assert not synthetic(mill)
 
 
-def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
+def test_forced_acceptance_is_logged_and_paths_in_the_log_stay_inside(
     mill: Project, batch: SyntheticBatch, tmp_path: Path
 ) -> None:
     shutil.copy(batch.folder / batch.made()[0].file, mill.work / "stray.png")
@@ -319,7 +319,7 @@ def test_the_log_says_what_was_forced_and_leads_out_of_no_folder(
     assert [(origin["in"], origin["forced"]) for origin in origins] == [(True, True)] * 6
 
 
-def test_a_kill_while_files_go_leaves_no_half_batch(
+def test_a_kill_during_drop_leaves_no_half_batch(
     mill: Project, batch: SyntheticBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = batch.made()[0].file

@@ -96,7 +96,7 @@ def test_real_pairs_of_different_groups_are_no_copies(bank: MaskBank, standard: 
         assert standard.limits[name].near.low == pytest.approx(apart.min(), rel=1e-3)
 
 
-def test_nonsense_is_refused(standard: RealReference) -> None:
+def test_noise_is_refused(standard: RealReference) -> None:
     plain = look(100)
     noise = np.random.default_rng(0).integers(0, 255, plain.pixels.shape, np.uint8)
     assert "nonsense" in reasons(standard, replace(plain, pixels=noise))
@@ -129,7 +129,7 @@ def test_a_hard_seam_is_refused(standard: RealReference) -> None:
     assert "seam" in reasons(standard, replace(plain, pixels=hard))
 
 
-def test_resegmentation_wants_the_defect_where_the_label_is(standard: RealReference) -> None:
+def test_resegmentation_must_find_the_defect_where_its_label_is(standard: RealReference) -> None:
     fair, plain = moved(standard, low=0.0, high=9.0), look(100)
     shifted = replace(plain, mask=np.roll(plain.mask, 12, axis=1))
     result = check.inspected([plain, shifted], fair, brightness()).rows
@@ -140,7 +140,7 @@ def test_resegmentation_wants_the_defect_where_the_label_is(standard: RealRefere
         check.inspected([plain], fair, replace(brightness(), classes=("hole",)))
 
 
-def test_a_segmenter_is_tried_on_the_real_defects_first(bank: MaskBank, standard: RealReference) -> None:
+def test_a_segmenter_is_first_tested_on_real_defects(bank: MaskBank, standard: RealReference) -> None:
     looks = [look(100), look(101, "hole")]
     report = check._report("key", check.inspected(looks, standard, None), standard, brightness(), ())
     check._add_reference(report, bank, brightness())
@@ -212,7 +212,7 @@ def test_a_batch_is_judged_and_shown(
     assert "kernel distance" in out
 
 
-def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Project) -> None:
+def test_a_segmenter_trained_on_val_groups_is_refused(works: Project) -> None:
     index = Index(works)
     bank, splits = masks.bank(index), dict(index.rows("split"))
     train, val = ([id for id, split in splits.items() if split == wanted] for wanted in ("train", "val"))
@@ -230,7 +230,7 @@ def test_a_segmenter_that_learnt_from_val_or_its_pieces_is_refused(works: Projec
             check.segmenter_of(index, bank, None, "cpu")
 
 
-def test_val_decides_nothing(works: Project) -> None:
+def test_val_has_no_influence(works: Project) -> None:
     """Other val images, the same decisions: only the floor may move."""
     batch = generate.generate(works, "paste", generate.GenerateRequest(count=2, window=64), device="cpu")
     before = check.check(works, batch.key, without=["resegmentation"])

@@ -44,7 +44,7 @@ def generate(folder: Path, *scenes: Any, **options: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.exhaustive
-def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
+def test_classes_get_their_own_look(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
     for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
         change = painted[source.mask].mean() - source.ground[source.mask].mean()
@@ -84,7 +84,7 @@ def test_a_weak_defect_stays_nearer_to_the_steel(fitted: Path) -> None:
     assert change(0.15) < 0.7 * change(1.0)
 
 
-def test_guidance_makes_the_class_plainer(fitted: Path) -> None:
+def test_guidance_makes_the_class_more_distinct(fitted: Path) -> None:
     single = scene("hole", 0)
     none, plain, led = (generate(fitted, single, guidance=value)[0][single.mask].mean() for value in (0.0, 1.0, 3.0))
     assert led < plain - 2 < none - 12
@@ -94,7 +94,7 @@ def test_guidance_makes_the_class_plainer(fitted: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_fit_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parts, "JUDGED", 1)  # looks are most of so short a fit
     some, calls = examples(), iter(range(100))
 
@@ -117,7 +117,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == [_parts.FITTED, _parts.WEIGHTS]
 
 
-def test_a_finished_fit_is_not_done_again(fitted: Path) -> None:
+def test_a_finished_fit_is_not_repeated(fitted: Path) -> None:
     def never(stage: str, done: int, total: int) -> None:
         raise AssertionError(stage)
 
@@ -125,7 +125,7 @@ def test_a_finished_fit_is_not_done_again(fitted: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
+def test_fitting_stops_when_held_out_groups_get_worse(tmp_path: Path) -> None:
     """The held-out windows are noise: the better the network knows steel, the worse it does there."""
     random, some = np.random.default_rng(0), examples()
     held = {window.group for window in _parts.split(some, 0)[1]}
@@ -142,7 +142,7 @@ def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
     assert result["held_loss"] == min(losses)
 
 
-def test_the_clock_ends_it_too(tmp_path: Path) -> None:
+def test_fitting_stops_at_its_time_limit(tmp_path: Path) -> None:
     result = fit(tmp_path, steps=10_000, minutes=1e-4)
     assert result["steps"] == 1
     assert len(generate(tmp_path, scene("hole", 0), steps=2)) == 1
@@ -156,7 +156,7 @@ def test_colour(tmp_path: Path) -> None:
         generate(tmp_path, scene("crack", 0))
 
 
-def test_the_large_network_is_built_as_it_is_described() -> None:
+def test_the_large_network_has_its_documented_size() -> None:
     net = diffusion._network({"size": "gpu", "channels": 1, "classes": ["a", "b"]})
     assert sum(weights.numel() for weights in net.parameters()) / 1e6 == pytest.approx(22, abs=1)
     attending = ["Attn" in type(block).__name__ for block in net.down_blocks]
@@ -213,7 +213,7 @@ def test_out_of_memory_names_the_batch_to_try() -> None:
         raise RuntimeError("some other trouble")
 
 
-def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
+def test_data_that_cannot_be_fitted_is_an_error(tmp_path: Path) -> None:
     uneven = TrainingWindow(np.zeros((30, 30, 1), np.uint8), shape("hole", 0, 30), "hole", "g")
     for some, reason in (
         ([window("", 1)], "no example shows a defect"),
@@ -229,7 +229,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
         fit(tmp_path, steps=24, rate=1e30)
 
 
-def test_what_cannot_be_painted_is_said(fitted: Path, tmp_path: Path) -> None:
+def test_windows_that_cannot_be_painted_are_an_error(fitted: Path, tmp_path: Path) -> None:
     with pytest.raises(CurateError, match="unknown class 'dent'"):
         generate(fitted, scene("dent", 0))
     with pytest.raises(CurateError, match=r"no fitted synthesiser. Run: curate synth fit"):

@@ -41,7 +41,7 @@ def generate(folder: Path, *scenes: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.exhaustive
-def test_it_learns_what_the_classes_look_like(fitted: Path) -> None:
+def test_classes_get_their_own_look(fitted: Path) -> None:
     scenes = [scene(name, number) for number in range(3) for name in CLASSES]
     for painted, source in zip(generate(fitted, *scenes), scenes, strict=True):
         change = painted[source.mask].mean() - source.ground[source.mask].mean()
@@ -67,7 +67,7 @@ def test_a_scene_s_bits_do_not_depend_on_its_batch(fitted: Path) -> None:
     assert (generate(fitted, replace(scenes[0], seed=99))[0] != together[0]).any()
 
 
-def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_killed_fit_resumes_to_the_same_weights(tmp_path: Path) -> None:
     some, calls = examples(), iter(range(100))
 
     def killing(stage: str, done: int, total: int) -> None:
@@ -86,7 +86,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_it_stops_when_held_out_groups_look_worse(tmp_path: Path) -> None:
+def test_fitting_stops_when_held_out_groups_get_worse(tmp_path: Path) -> None:
     """There, cracks are dark and holes bright: what is learnt of the classes is wrong."""
     held = {window.group for window in _parts.split(examples(), 0)[1]}
     some = [
@@ -128,7 +128,7 @@ def test_the_critic_looks_only_near_the_mask_and_gradients_pass_the_changes() ->
     assert steep == pytest.approx(still.square().sum().item() / 2)
 
 
-def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
+def test_data_that_cannot_be_fitted_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CurateError, match="no example shows a defect"):
         fit(tmp_path, [window("", 1)])
     with pytest.raises(CurateError, match="28x28 px; this network takes multiples of 8"):

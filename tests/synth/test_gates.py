@@ -19,7 +19,7 @@ def disc(size: int = 40, radius: float = 8.0, stretch: float = 1.0) -> np.ndarra
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_gate_refuses_what_it_is_for_with_the_numbers() -> None:
+def test_each_gate_refuses_its_own_fault_and_gives_the_numbers() -> None:
     near = np.array([0.01, 0.2, 0.9])
     spans = [ValueRange(0.05, 0.5)] * 3
     assert [bool(value) for value in gates.new(near, spans)] == [True, False, False]
@@ -34,7 +34,7 @@ def test_each_gate_refuses_what_it_is_for_with_the_numbers() -> None:
     assert gates.on_steel(np.array([1.0, 0.5])) == ["", "only 50% of the mask lie on steel"]
 
 
-def test_a_mask_that_is_not_what_the_manifest_says() -> None:
+def test_a_mask_that_differs_from_the_manifest_is_refused() -> None:
     result = gates.sound(np.array([0.0, 9, 9, 9]), np.array([0.0, 9, 8, 9]), np.array([0.0, 0, 0, 2]))
     assert result[0] == "the mask is empty"
     assert result[1] == ""
@@ -42,20 +42,20 @@ def test_a_mask_that_is_not_what_the_manifest_says() -> None:
     assert result[3] == "2 pixels of the mask lie outside the window"
 
 
-def test_what_nobody_knows_refuses_nothing() -> None:
+def test_unknown_values_refuse_nothing() -> None:
     value = np.array([0.3])
     assert gates.new(value, [gates.UNKNOWN]) == gates.likely(value, [gates.UNKNOWN]) == [""]
     assert gates.usual(value, [gates.span(np.array([math.nan]))]) == [""]
 
 
-def test_reasons_are_gathered_by_image() -> None:
+def test_reasons_are_grouped_by_image() -> None:
     assert gates.gathered(["a", "", ""], ["b", "", "c"]) == [("a", "b"), (), ("c",)]
 
 
 # --- what is usual ----------------------------------------------------------------------------------------------------
 
 
-def test_nearness_is_learnt_from_pairs_of_different_groups() -> None:
+def test_the_copy_threshold_comes_from_pairs_of_different_groups() -> None:
     random = np.random.default_rng(0)
     features, groups = random.normal(size=(12, 5)), [str(row // 3) for row in range(12)]
     features[1] = features[0] + 1e-6  # exposures of one piece: no matter how alike
@@ -126,7 +126,7 @@ def test_kernel_distance_is_the_sum_over_pairs() -> None:
     assert math.isnan(gates.kernel_distance(a[:1], b))
 
 
-def test_kernel_distance_of_the_same_is_around_zero_and_of_others_is_not() -> None:
+def test_kernel_distance_is_near_zero_within_a_distribution_and_not_between_two() -> None:
     random = np.random.default_rng(2)
     same = [gates.kernel_distance(*random.normal(size=(2, 60, 8))) for _ in range(30)]
     other = gates.kernel_distance(random.normal(size=(60, 8)), random.normal(1, 1, size=(60, 8)))
@@ -153,7 +153,7 @@ def test_precision_recall_density_coverage_by_hand() -> None:
     assert result["coverage"] == pytest.approx(hits.any(axis=1).mean())
 
 
-def test_prdc_of_the_same_of_strangers_and_of_too_few() -> None:
+def test_prdc_of_equal_distributions_of_disjoint_ones_and_of_too_few_samples() -> None:
     points = np.random.default_rng(4).normal(size=(20, 3))
     same, strange = gates.prdc(points, points), gates.prdc(points, points + 100)
     assert [same[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]

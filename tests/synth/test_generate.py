@@ -84,7 +84,7 @@ def test_a_batch_is_made_once_and_the_same_seed_gives_the_same_bytes(mill: Proje
 
 
 @pytest.mark.exhaustive
-def test_a_killed_run_goes_on_where_it_was(mill: Project) -> None:
+def test_a_killed_run_resumes(mill: Project) -> None:
     command = ["synth", "generate", "paste", "--count", "100", "--window", "48", "--project", str(mill.folder)]
     process = subprocess.Popen(
         [sys.executable, "-c", "from curate.cli import main; main()", *command],
@@ -142,7 +142,7 @@ IMPOSSIBLE = [
 ]
 
 
-def test_a_wish_that_cannot_be_is_one_line(mill: Project) -> None:
+def test_an_impossible_request_is_one_line(mill: Project) -> None:
     for request, words in IMPOSSIBLE:
         with pytest.raises(CurateError, match=words) as caught:
             generate.generate(mill, "paste", request)
@@ -151,7 +151,7 @@ def test_a_wish_that_cannot_be_is_one_line(mill: Project) -> None:
     assert not generate.every(mill)
 
 
-def test_what_must_learn_first_says_so_and_damage_is_told(mill: Project) -> None:
+def test_an_unfitted_synthesiser_and_a_damaged_one_are_errors(mill: Project) -> None:
     with pytest.raises(CurateError, match=r"unknown synthesiser 'past'.*did you mean 'paste'"):
         generate.generate(mill, "past", SMALL)
     with pytest.raises(CurateError, match=r"diffusion is not fitted yet\. Run: curate synth fit diffusion"):
@@ -193,7 +193,7 @@ def test_a_network_is_fitted_once_to_train_alone_and_generates(mill: Project, mo
         generate.generate(mill, "diffusion", GenerateRequest(window=32))
 
 
-def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
+def test_every_class_name_gives_a_safe_folder_name() -> None:
     names = ["crack", "../x", "a/b", "a_b", ".", "裂纹", "rolled in"]
     folders = [generate.folder_of(name) for name in names]
     assert len(set(folders)) == len(names)
@@ -204,7 +204,7 @@ def test_a_class_s_name_is_a_folder_s_whatever_it_holds() -> None:
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_says_what_is_scarce_and_how_many_to_make(tmp_path: Path) -> None:
+def test_the_plan_names_scarce_classes_and_how_many_to_make(tmp_path: Path) -> None:
     real = items(tmp_path, 24)
     few = [image for image in real if "hole" not in image.label.present or image.group == "piece01"]
     plan = planning.planned(masks.bank_of(few, [], (*CLASSES, "rust"), 10**6), few, {}, None)
@@ -231,14 +231,14 @@ def test_a_class_that_the_last_model_misses_is_scarce_too(tmp_path: Path) -> Non
     assert [lines[name].verdict for name in CLASSES] == ["0.5 times the real ones", "enough"]
 
 
-def test_the_plan_says_what_is_not_known(tmp_path: Path) -> None:
+def test_the_plan_names_what_is_unknown(tmp_path: Path) -> None:
     real = items(tmp_path, 8)
     plan = planning.planned(masks.bank_of(real, [], CLASSES, 10**6), real, {}, None)
     assert {line.verdict for line in plan.lines} == {"enough by number; recall not known"}
     assert "Run: curate evaluate --split val" in plan.notes[-1]
 
 
-def test_test_does_not_steer_what_is_made(mill: Project) -> None:
+def test_the_test_split_has_no_influence_on_the_plan(mill: Project) -> None:
     for split, recall in (("test", 0.1), ("val", 0.9)):
         folder = mill.work / "evaluations" / "m" / f"{split}-1"
         folder.mkdir(parents=True)

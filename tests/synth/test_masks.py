@@ -53,7 +53,7 @@ def test_the_bank_holds_every_defect_with_its_margin_and_every_clean_image(bank:
         assert min(wide - donor.extent[0], high - donor.extent[1]) >= margin  # on one side at the very least
 
 
-def test_what_must_not_be_seen_is_refused_by_id_and_by_group(steel: list[Item]) -> None:
+def test_blocked_images_are_refused_by_id_and_by_group(steel: list[Item]) -> None:
     for hidden in (replace(steel[0], group="other"), replace(steel[0], id="f" * 64)):
         with pytest.raises(CurateError, match="in val or test, by id or group"):
             masks.bank_of(steel, [hidden], CLASSES, 10**6)
@@ -62,7 +62,7 @@ def test_what_must_not_be_seen_is_refused_by_id_and_by_group(steel: list[Item]) 
     assert not {donor.group for donor in bank.donors} & bank.blocked_groups
 
 
-def test_synthetic_images_boxes_and_unreadable_files_give_no_donor(steel: list[Item], tmp_path: Path) -> None:
+def test_synthetic_images_boxes_and_unreadable_files_are_no_donors(steel: list[Item], tmp_path: Path) -> None:
     boxed = replace(steel[0], label=Label("labelled", (Defect("crack", (2.0, 2.0, 9.0, 9.0)),)))
     synthetic = replace(steel[1], source="synthetic")
     gone = replace(steel[2], path=tmp_path / "gone.png")
@@ -74,7 +74,7 @@ def test_synthetic_images_boxes_and_unreadable_files_give_no_donor(steel: list[I
         masks.scene(masks.bank_of([boxed, *steel[4:8]], [], ("crack",), 10**6), "crack", SIZE, 0)
 
 
-def test_the_digest_follows_images_and_labels_alone(steel: list[Item], bank: MaskBank) -> None:
+def test_the_digest_depends_on_images_and_labels_alone(steel: list[Item], bank: MaskBank) -> None:
     assert masks.bank_of(steel[::-1], [], CLASSES, 10**6).digest == bank.digest
     assert masks.bank_of(steel[1:], [], CLASSES, 10**6).digest != bank.digest
     assert (
@@ -83,7 +83,7 @@ def test_the_digest_follows_images_and_labels_alone(steel: list[Item], bank: Mas
     )
 
 
-def test_parts_that_lie_apart_are_defects_of_their_own(steel: list[Item]) -> None:
+def test_disconnected_parts_are_separate_defects(steel: list[Item]) -> None:
     clean = next(item for item in steel if item.label.clean)
     mask = np.zeros((80, 96), np.uint8)
     mask[10:14, 10:20] = mask[10:14, 23:30] = 1  # near enough to be one
@@ -97,7 +97,7 @@ def test_parts_that_lie_apart_are_defects_of_their_own(steel: list[Item]) -> Non
 
 
 @pytest.mark.parametrize("dark", [0, 3])
-def test_steel_is_what_no_black_rim_covers(dark: int) -> None:
+def test_the_black_rim_is_no_steel(dark: int) -> None:
     pixels = np.full((60, 100, 1), 120, np.uint8)
     pixels[:, :30] = dark
     pixels[20:24, 60:64] = 0  # a black defect on steel is steel
@@ -144,7 +144,7 @@ def test_sizes_stay_about_those_of_train_and_vary(bank: MaskBank) -> None:
         assert len(set(area)) > 6
 
 
-def test_what_is_set_by_hand_holds(bank: MaskBank) -> None:
+def test_explicit_settings_are_kept(bank: MaskBank) -> None:
     for seed in range(4):
         scene, site = masks.scene(bank, "hole", 64, seed, area=200, aspect=2.0, place=(0.0, 1.0), strength=0.5)
         wide, high = extent_of(scene.mask)
@@ -167,7 +167,7 @@ def test_severity_chooses_donors(steel: list[Item]) -> None:
         masks.scene(bank, "crack", SIZE, 0, severity="low")
 
 
-def test_defects_keep_off_the_black_rim(tmp_path: Path, steel: list[Item]) -> None:
+def test_defects_avoid_the_black_rim(tmp_path: Path, steel: list[Item]) -> None:
     from PIL import Image
 
     from tests.synth.conftest import item_of
@@ -215,7 +215,7 @@ def test_an_unchanged_warp_is_the_donor_itself(bank: MaskBank) -> None:
         ("crack", SIZE, {"area": 5000}, "an area of 5000 pixels does not fit: allowed 4 to 1024 in 48x48"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_impossible_settings_are_one_line(
     bank: MaskBank, name: str, size: int, hand: dict[str, float], words: str
 ) -> None:
     with pytest.raises(CurateError, match=words) as caught:
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_clean_images_nothing_can_be_painted(steel: list[Item]) -> None:
+def test_without_clean_images_nothing_can_be_generated(steel: list[Item]) -> None:
     bank = masks.bank_of([item for item in steel if not item.label.clean], [], CLASSES, 10**6)
     with pytest.raises(CurateError, match="no clean labelled image in the train split"):
         masks.scene(bank, "crack", SIZE, 0)
@@ -255,7 +255,7 @@ def test_examples_of_windows_larger_than_any_image_are_refused(bank: MaskBank) -
 
 
 @pytest.mark.parametrize("module", [paste, poisson])
-def test_far_from_the_mask_every_pixel_is_the_ground_s_own(module: object, scenes: list[Scene]) -> None:
+def test_pixels_far_from_the_mask_are_those_of_the_background(module: object, scenes: list[Scene]) -> None:
     result = module.generate(scenes, Path(), device="cpu")  # type: ignore[attr-defined]
     for scene, window in zip(scenes, result, strict=True):
         away = cv2.distanceTransform((~scene.mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -267,20 +267,20 @@ def test_far_from_the_mask_every_pixel_is_the_ground_s_own(module: object, scene
 
 
 @pytest.mark.parametrize("module", [paste, poisson])
-def test_a_scene_is_filled_alike_alone_and_among_others(module: object, scenes: list[Scene]) -> None:
+def test_a_scene_is_filled_the_same_alone_and_in_a_batch(module: object, scenes: list[Scene]) -> None:
     together = module.generate(scenes, Path(), device="cpu")  # type: ignore[attr-defined]
     (alone,) = module.generate(scenes[3:4], Path(), device="cpu")  # type: ignore[attr-defined]
     assert np.array_equal(alone, together[3])
 
 
-def test_what_is_pasted_takes_the_light_of_its_place(scenes: list[Scene]) -> None:
+def test_a_pasted_defect_takes_the_brightness_of_its_place(scenes: list[Scene]) -> None:
     scene = scenes[0]
     bright = replace(scene, ground=np.clip(scene.ground.astype(int) + 60, 0, 255).astype(np.uint8))
     dim, lit = (paste.generate([source], Path(), device="cpu")[0] for source in (scene, bright))
     assert lit[scene.mask].mean() > dim[scene.mask].mean() + 30
 
 
-def test_strength_fades_what_is_pasted(scenes: list[Scene]) -> None:
+def test_strength_fades_the_pasted_defect(scenes: list[Scene]) -> None:
     scene = scenes[0]
     full, faint = (paste.generate([replace(scene, strength=by)], Path(), device="cpu")[0] for by in (1.0, 0.4))
     changes = [np.abs(source.astype(int) - scene.ground)[scene.mask].mean() for source in (full, faint)]

@@ -123,7 +123,7 @@ def test_the_adapter_and_the_prompt_reach_the_picture(fitted: Path, weights: Pat
     assert (generate(fitted, replace(single, name="hole"), best_of=1)[0] != painted).any()
 
 
-def test_a_killed_fit_goes_on_to_the_same_weights(weights: Path, tmp_path: Path) -> None:
+def test_a_killed_fit_resumes_to_the_same_weights(weights: Path, tmp_path: Path) -> None:
     some, calls = examples(), iter(range(100))
 
     def killing(stage: str, done: int, total: int) -> None:
@@ -162,7 +162,7 @@ def test_training_cuts_as_the_pipeline_does(weights: Path) -> None:
     assert (latents != grounds).any()
 
 
-def test_a_path_that_is_no_pipeline_is_said(weights: Path, tmp_path: Path) -> None:
+def test_a_path_without_a_pipeline_is_an_error(weights: Path, tmp_path: Path) -> None:
     def broken(name: str, content: str) -> Path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text(content)

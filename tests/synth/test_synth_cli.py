@@ -59,7 +59,7 @@ def test_from_the_plan_to_train_and_out_again(run: Run, mill: Project) -> None:
     assert not generate.every(mill)
 
 
-def test_people_get_words(run: Run) -> None:
+def test_output_without_json_is_readable_text(run: Run) -> None:
     code, out, err = run("plan")
     assert code == 0
     assert "clean images of" in out
@@ -85,7 +85,7 @@ MISTAKES: list[tuple[tuple[object, ...], str]] = [
 ]
 
 
-def test_mistakes_are_one_line(run: Run) -> None:
+def test_user_errors_are_one_line(run: Run) -> None:
     for words, line in MISTAKES:
         code, out, err = run(*words)
         assert (code, out) == (1, "")

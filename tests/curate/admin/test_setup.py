@@ -103,7 +103,7 @@ def test_a_labelled_source_is_never_guessed_but_may_be_told(here: Path) -> None:
         (Layout(group="("), "sources.group: not a regular expression"),
     ],
 )
-def test_a_layout_that_cannot_be_is_told_and_nothing_is_written(here: Path, layout: Layout, says: str) -> None:
+def test_a_layout_that_cannot_be_is_reported_and_nothing_is_written(here: Path, layout: Layout, says: str) -> None:
     coils(here / "photos")
     before = everything(here)
     with pytest.raises(CurateError) as problem:
@@ -164,7 +164,7 @@ def test_init_repeated_is_done(here: Path) -> None:
         ({"format": "severstal", "data": Path("file")}, "is not a folder"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_written(here: Path, change: dict[str, Any], says: str) -> None:
+def test_a_mistake_is_reported_and_nothing_is_written(here: Path, change: dict[str, Any], says: str) -> None:
     voc_data(here / "lib")
     (here / "file").touch()
     before = everything(here)

@@ -65,7 +65,7 @@ def test_the_next_step(facts: dict[str, Any], first: str) -> None:
         (MIXED | {"without_vectors": 3}, "curate select --budget 500"),  # three that may be beyond reading
     ],
 )
-def test_where_there_is_a_choice_a_second_step_is_told(facts: dict[str, Any], second: str) -> None:
+def test_where_there_is_a_choice_a_second_step_is_reported(facts: dict[str, Any], second: str) -> None:
     assert steps(**facts)[1] == second
 
 

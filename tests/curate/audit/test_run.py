@@ -129,7 +129,7 @@ def test_picks_without_a_label_are_left_out_and_told() -> None:
     assert auditing.survey(few, CLASSES).notes == ["1 of 20 audit picks are left out (1 skipped)"]
 
 
-def test_a_stratum_without_a_labelled_pick_is_told_and_widens_the_interval() -> None:
+def test_a_stratum_without_a_labelled_pick_is_reported_and_widens_the_interval() -> None:
     facts = two_strata()
     known = {id: image if id[0] == "a" else ImageHistory("waiting") for id, image in facts.images.items()}
     report = auditing.survey(AuditFacts(facts.draws, known), CLASSES)

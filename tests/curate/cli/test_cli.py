@@ -213,7 +213,7 @@ def test_doctor_says_when_the_server_does_not_answer(run: Run, indexed: Project,
     assert "topsecret" not in out + err
 
 
-def test_gc_lists_first_and_deletes_only_when_told(run: Run, indexed: Project) -> None:
+def test_gc_lists_first_and_deletes_only_when_asked(run: Run, indexed: Project) -> None:
     part = indexed.work / "vectors" / ".x.lance.123.part"
     fakes.save_text(part / "data", "x" * 1000)
     labels = sorted((indexed.work / "labels").iterdir())

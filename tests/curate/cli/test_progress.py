@@ -47,7 +47,7 @@ def test_a_stage_that_begins_anew_counts_anew(written: io.StringIO) -> None:
     assert [line.partition(",")[0] for line in written.getvalue().splitlines()] == ["judge: 2 of 2", "judge: 3 of 3"]
 
 
-def test_what_an_interrupted_stage_reached_is_said(written: io.StringIO) -> None:
+def test_what_an_interrupted_stage_reached_is_reported(written: io.StringIO) -> None:
     def interrupted() -> None:
         with _common.bars() as step:
             step("embed [x]", 3, 9)

@@ -100,7 +100,7 @@ def test_severstal_counts(make: Make) -> None:
     assert rows == {"1": 201, "2": 68, "3": 827, "4": 333}
 
 
-def test_severstal_images_without_rows_are_clean_only_when_told(make: Make) -> None:
+def test_severstal_images_without_rows_are_clean_only_when_asked(make: Make) -> None:
     folder = real_data("severstal")
     project = project_of(make, "severstal", folder, fully_labelled=True)
     sync.run(project)

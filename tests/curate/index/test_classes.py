@@ -166,7 +166,7 @@ def log_of(project: Project) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"did": "x", "change": "y", "moves": {"crack": 5}}'])
-def test_a_damaged_plan_is_told(indexed: Project, text: str) -> None:
+def test_a_damaged_plan_is_reported(indexed: Project, text: str) -> None:
     (indexed.work / classes.PENDING).write_text(text)
     with pytest.raises(CurateError, match=r"classes\.json is damaged"):
         sync.run(indexed)

@@ -96,7 +96,7 @@ def test_a_damaged_note_of_the_server_is_as_good_as_none(tmp_path: Path, text: s
     assert database.running(tmp_path) is None
 
 
-def test_another_user_is_told_whose_database_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_is_reported_whose_database_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """(The tests may run as root, who may do all: the refusal is played.)"""
 
     def refuse(path: Path, mode: int) -> None:

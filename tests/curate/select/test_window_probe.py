@@ -57,7 +57,7 @@ def test_refused_images_push_their_like_down() -> None:
     assert gap[1] > gap[0] > 0
 
 
-def test_without_a_positive_window_nothing_is_said() -> None:
+def test_without_a_positive_window_nothing_is_reported() -> None:
     pool, _, _ = with_defects()
     none = Exemplars((), np.zeros(0, np.int16), np.zeros((0, pool.vectors.shape[1]), np.float32), ())
     likely, tile = window_probe.scores(replace(pool, exemplars=none, memo={}), "blister")

@@ -30,7 +30,7 @@ from tests.labeling.faults.helpers import (
 from tests.labeling.helpers import labels, ls_project_of, pushed, round_of, unlabelled
 
 
-def test_a_wrong_token_is_told_with_its_remedy_and_never_printed(
+def test_a_wrong_token_is_reported_with_its_remedy_and_never_printed(
     indexed: Project, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = "wrong0secret0token0of0forty0letters00000"
@@ -130,7 +130,9 @@ def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studi
     assert config_of(indexed, studio) == ours
 
 
-def test_a_config_that_existing_annotations_forbid_is_told_and_blocks_no_push(indexed: Project, studio: Studio) -> None:
+def test_a_config_that_existing_annotations_forbid_is_reported_and_blocks_no_push(
+    indexed: Project, studio: Studio
+) -> None:
     """Label Studio takes no config without a tag that annotations use."""
     project = settings(indexed, severities=["light", "deep"])
     first, second = ids = unlabelled(indexed)[:2]

@@ -47,7 +47,7 @@ def plant(groups: int = 24) -> list[Item]:
 # --- folds and budgets ------------------------------------------------------------------------------------------------
 
 
-def test_every_group_is_tested_once_and_never_learnt_from_there() -> None:
+def test_every_group_is_tested_once_and_never_trained_on_in_that_fold() -> None:
     items = plant()
     parts = arms.parts(items, 4, cleans=1000)
     assert sorted(item.id for part in parts for item in part.test) == sorted(item.id for item in items)
@@ -104,7 +104,7 @@ def test_real_shows_images_as_they_are_and_balanced_every_class_alike() -> None:
 
 
 @pytest.mark.parametrize(("count", "share"), [(2, 1 / 3), (4, 1 / 2), (8, 1 / 2)])
-def test_synthetic_defects_take_their_share_of_their_class_and_never_more_than_half(count: int, share: float) -> None:
+def test_synthetic_defects_take_their_share_of_their_class_and_at_most_half(count: int, share: float) -> None:
     real = [shown(n, str(n), "crack") for n in range(4)] + [shown(n, str(n)) for n in range(10, 40)]
     real += [shown(n, str(n), "hole") for n in range(100, 110)]
     items = [*real, *lot("crack", count)]
@@ -121,7 +121,7 @@ def test_an_arm_without_synthetic_images_is_the_balanced_one() -> None:
     assert nothing.tolist() == arms.repeats(BALANCED, items, CLASSES).tolist()
 
 
-def test_drawn_keeps_the_shares_and_the_length() -> None:
+def test_sampled_epochs_keep_shares_and_length() -> None:
     items = [shown(n, str(n), "crack") for n in range(3)] + [shown(n, str(n)) for n in range(10, 47)]
     chances = arms.repeats(BALANCED, items, CLASSES)
     found = arms.drawn(items, chances, 400, seed=1)
@@ -137,7 +137,7 @@ def test_drawn_keeps_the_shares_and_the_length() -> None:
 # --- worth ------------------------------------------------------------------------------------------------------------
 
 
-def test_worth_reads_the_learning_curve_backwards() -> None:
+def test_the_worth_in_real_images_inverts_the_learning_curve() -> None:
     curve = {5: 0.2, 10: 0.4, 20: 0.5}
     assert arms.worth(curve, 0.4) == (pytest.approx(10), "")
     assert arms.worth(curve, 0.3) == (pytest.approx(math.sqrt(50)), "")
@@ -164,7 +164,7 @@ def lines(
 PASTE = Arm("paste", 1, True)
 
 
-def test_better_worse_and_no_difference_in_words() -> None:
+def test_verdicts_in_words() -> None:
     found = lines(PASTE, {"crack": 0.5, "hole": 0.5}, {"crack": 0.7, "hole": 0.5})
     apart = found.differences["crack"]["iou"]
     assert apart.value == pytest.approx(0.2, abs=0.02)
@@ -176,7 +176,7 @@ def test_better_worse_and_no_difference_in_words() -> None:
     assert texts["hole"].startswith("hole: 12 groups show no change of its IoU")
 
 
-def test_harm_to_one_class_takes_the_door_from_all() -> None:
+def test_harm_to_one_class_refuses_the_arm() -> None:
     found = lines(PASTE, {"crack": 0.5, "hole": 0.5}, {"crack": 0.7, "hole": 0.3})
     assert verdict.positive(found.differences) == {"crack": False, "hole": False}
     assert verdict.words(found)["hole"].startswith("hole: worse IoU than balanced real defects alone (-0.")
@@ -193,7 +193,7 @@ def test_a_better_iou_that_costs_recall_or_false_alarms_is_no_help() -> None:
     assert verdict.words(lines(PASTE, base, base, missed=("hole",)))["hole"].endswith(", worse recall")
 
 
-def test_few_groups_are_never_enough_for_a_yes() -> None:
+def test_few_groups_never_give_a_yes() -> None:
     found = lines(PASTE, {"crack": 0.5, "hole": 0.5}, {"crack": 0.9, "hole": 0.9}, groups=4)
     assert verdict.positive(found.differences) == {"crack": False, "hole": False}
     assert "4 groups are too few to say" in verdict.words(found)["crack"]
@@ -217,13 +217,13 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert apart((0.3, 0.6, 0.9)) > 5 * apart((0.6, 0.6, 0.6))
 
 
-def test_more_false_alarms_on_clean_images_are_said() -> None:
+def test_more_false_alarms_on_clean_images_are_reported() -> None:
     hits = {"crack": 0.5, "hole": 0.5}
     table = verdict.table({(10, BALANCED): [judged(hits)], (10, PASTE): [judged(hits, alarms=0.9)]})
     assert verdict.words(table[1])["clean"].startswith("raises more false alarms on clean images (+0.")
 
 
-def test_worth_is_told_where_there_is_a_curve() -> None:
+def test_worth_is_reported_where_there_is_a_curve() -> None:
     hits = {5: 0.3, 10: 0.5, 20: 0.7}
     runs = {(budget, BALANCED): [judged({"crack": item, "hole": item})] for budget, item in hits.items()}
     runs[5, PASTE] = [judged({"crack": 0.5, "hole": 0.1})]
@@ -278,7 +278,7 @@ def test_images_shrink_with_their_masks(tmp_path: Path) -> None:
 # --- lots -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_defect_that_finds_no_place_gives_way_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_that_fits_nowhere_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three clean images are combs of steel, too narrow for any crack."""
     monkeypatch.setattr(masks, "DRAWS", 1)
     real = [item for item in steel.items(tmp_path, 8) if item.label.present]
@@ -410,7 +410,7 @@ def _no_leak(project: Project, request: TrialRequest) -> None:
             trial.bank_of(leaking, fold, 1000)
 
 
-def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
+def test_impossible_trials_are_one_line(works: Project) -> None:
     for request, words in (
         (replace(SMALL, stage="all"), "unknown stage 'all'"),
         (replace(SMALL, arms=("paste",)), "have nothing to be held against: add balanced"),
@@ -426,7 +426,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(works: Project) -> None:
             design.planned(works, request)
 
 
-def test_a_damaged_verdict_is_written_anew_and_a_firm_one_outlives_a_screening(tmp_path: Path) -> None:
+def test_a_damaged_verdict_is_rewritten_and_a_screening_keeps_a_full_one(tmp_path: Path) -> None:
     file = tmp_path / "verdict.json"
     firm, screened = {"conclusive": True, "positive": {}}, {"conclusive": False, "positive": {}}
     for text in ("", "[]", "{"):

@@ -74,7 +74,7 @@ def test_nothing_to_learn(works: Project) -> None:
         dataset.collect(index)
 
 
-def test_a_class_of_one_group_is_said(works: Project) -> None:
+def test_a_class_of_one_group_is_reported(works: Project) -> None:
     index = Index(works)
     index.set({"group": {id: "one" for (id,) in index.rows()}})
     assert any("class crack comes from one group" in note for note in dataset.collect(index).notes)
@@ -128,7 +128,7 @@ def test_image_and_masks_change_alike() -> None:
         assert same is both
 
 
-def test_classes_that_do_not_exclude_each_other_are_told_of(works: Project) -> None:
+def test_classes_that_do_not_exclude_each_other_are_reported(works: Project) -> None:
     (note,) = (line for line in dataset.collect(Index(works), "classification").notes if "sigmoids" in line)
     assert "images show more than one class" in note
     assert not any("sigmoids" in line for line in dataset.collect(Index(works)).notes)  # each pixel has its own answer

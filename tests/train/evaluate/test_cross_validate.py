@@ -128,7 +128,7 @@ def test_a_fold_knows_the_classes_that_its_train_shows() -> None:
     ]
 
 
-def test_too_little_to_deal_is_said() -> None:
+def test_too_little_to_deal_is_reported() -> None:
     items = pieces(("hole",), ("crack",), ())
     with pytest.raises(CurateError, match="4 folds need at least 4 labelled groups, there are 3: --folds 2"):
         list(cross_validate.make_folds(items, all_of(items), 4, 1, 0, SHARES))
@@ -221,7 +221,7 @@ def test_folds_are_no_models_and_leave_nothing_behind(plant: Project, result: cr
     assert again.metrics == result.metrics
 
 
-def test_weights_of_this_project_are_told_of(plant: Project, tmp_path: Path) -> None:
+def test_weights_of_this_project_are_reported(plant: Project, tmp_path: Path) -> None:
     own = store.find(plant)
     other = tmp_path / "other.safetensors"
     other.write_bytes(own.weights.read_bytes() + b" ")
@@ -234,7 +234,7 @@ class Pulled(Exception):
     """The plug."""
 
 
-def test_killed_it_goes_on_to_the_same_result(plant: Project, result: cross_validate.CrossValidation) -> None:
+def test_killed_it_resumes_to_the_same_result(plant: Project, result: cross_validate.CrossValidation) -> None:
     names = {file.name for file in result.folder.iterdir()}
     shutil.rmtree(result.folder)
 
@@ -291,7 +291,7 @@ def _gathered(task: CrossValidationTask, fold: Fold, which: str) -> EvaluatedIma
     return per_image.evaluated_images(table, items, CLASSES, False)
 
 
-def test_synthetic_images_stay_out_and_chosen_ones_are_told(plant: Project) -> None:
+def test_synthetic_images_stay_out_and_chosen_ones_are_reported(plant: Project) -> None:
     victim, chosen = sorted(ids(plant, "train"))[:2]
     index = Index(plant)
     index.set({"source": {victim: "synthetic", chosen: "production"}})

@@ -129,7 +129,7 @@ def test_any_name_is_only_a_name() -> None:
     parsed(page)
 
 
-def test_what_cannot_be_measured_is_said() -> None:
+def test_what_cannot_be_measured_is_reported() -> None:
     evaluated = with_regions(with_pixels(drawn(60)))
     empty = evaluated.present & [False, True, True]
     page = everything_of(EvaluatedImages(**{**vars(evaluated), "present": empty}), [])

@@ -57,7 +57,7 @@ def test_the_first_is_free_and_what_cannot_be_compared_needs_force(works: Projec
         (0.1, None),
     ],
 )
-def test_what_a_promotion_does_not_ask_is_said(tmp_path: Path, alarms: float | None, warning: str | None) -> None:
+def test_what_a_promotion_does_not_ask_is_reported(tmp_path: Path, alarms: float | None, warning: str | None) -> None:
     project = setup.write(tmp_path / "plant", [{"name": "line", "format": "images", "data": tmp_path}], ("crack",))
     assert "was not evaluated on test" in promote.warnings(project, "m")[0]
     folder = project.work / "evaluations" / "m" / "test-1"

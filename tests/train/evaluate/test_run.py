@@ -193,7 +193,7 @@ def test_a_corrected_label_costs_one_image(plant: Project, evaluation: Evaluatio
     assert len(Table(table.path)) == before + 2
 
 
-def test_killed_in_the_middle_it_goes_on(plant: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_the_middle_it_resumes(plant: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     key = models(plant)["poor"]
     monkeypatch.setattr(judging, "CHUNK", 8)
     looked: list[str] = []

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_one_line(run: Run, works: Project, monkeypatch: pytest
     assert not store.all_models(works)  # nothing was trained from random weights instead
 
 
-def test_a_head_on_random_features_is_told_of() -> None:
+def test_a_head_on_random_features_is_reported() -> None:
     named = recipe.load("mobilenetv2-two-phase", ["model.weights=none"])
     assert "phase 1 trains only 'head'" in next(training._phases_on_random_features(named))
     for changes in (["model.weights=some.pth"], ["model.weights=none", "phases=[]"]):

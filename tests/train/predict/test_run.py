@@ -157,7 +157,7 @@ def test_train_predict_select(works: Project) -> None:
     assert selecting.run(works, SelectRequest("4", strategy="portfolio"), dry=True).picks
 
 
-def test_predict_goes_on_where_it_was_killed(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_resumes_where_it_was_killed(works: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     training.run(works, FAST)
     monkeypatch.setattr(predicting, "CHUNK", 4)
 

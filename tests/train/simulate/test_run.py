@@ -416,7 +416,7 @@ def settings(*names: str, seeds: int = 2) -> list[RunSettings]:
     return [replace(FIRST, strategy=name, seed=seed) for name in names for seed in range(seeds)]
 
 
-def test_what_was_played_is_kept_and_a_killed_run_goes_on(tmp_path: Path) -> None:
+def test_what_was_played_is_kept_and_a_killed_run_resumes(tmp_path: Path) -> None:
     runs = [(tiny_oracle(), setting) for setting in settings("random", "nearest")]
     seen: list[int] = []
     first = grid.run_all(runs, tmp_path, progress=lambda stage, done, total: seen.append(done))
