@@ -140,7 +140,7 @@ BASES = {
         "made", (("synth", "check", BATCH, *(w for gate in GATES if gate != "mask" for w in ("--without", gate))),)
     ),
     "accepted": Base("checked", (("synth", "accept", BATCH, "--force"),)),
-    "fitted": Base("indexed", (("synth", "fit", "gan", "--window", "48", "--set", "steps=12", "--set", "batch=2"),)),
+    "fitted": Base("indexed", (("synth", "fit", "gan", "--window", "48", "--set", "steps=4", "--set", "batch=2"),)),
 }
 
 INIT = ("init", "plant", "--format", "mask_folder", "--data", "{home}/data/library", "--fully-labelled")
@@ -182,7 +182,7 @@ COMMANDS = {
     "rollback": Command("twice", ("models", "rollback")),
     "gc": Command("promoted", ("gc", "--yes")),
     "export": Command("indexed", ("export", "{home}/out", "--format", "coco")),
-    "synth-fit": Command("indexed", ("synth", "fit", "gan", "--window", "48", "--set", "steps=12", "--set", "batch=2")),
+    "synth-fit": Command("indexed", ("synth", "fit", "gan", "--window", "48", "--set", "steps=4", "--set", "batch=2")),
     "synth-generate": Command("indexed", PASTE),
     "synth-check": Command("made", ("synth", "check", BATCH)),
     "synth-accept": Command("checked", ("synth", "accept", BATCH, "--force")),
