@@ -1,4 +1,4 @@
-"""The three data sets of the proof as plain arrays: paths, classes, groups, window vectors and where each defect lies.
+"""The data sets of the proof as plain arrays: paths, classes, groups, window vectors and where each defect lies.
 
 Vectors cost minutes, so they are kept under `out/proof/`, a file a data set and encoder, in half precision.
 """
@@ -20,7 +20,7 @@ from curate.demo import plant
 from curate.demo.steel import CLASSES, SHAPE
 from curate.embed._base import Encoder
 from curate.files import written_aside
-from curate.formats import magnetic_tile, neu_det
+from curate.formats import magnetic_tile, mask_folder, neu_det
 from curate.hashing import sha256_of
 from curate.masks import rle
 from curate.masks.shapes import grey_file
@@ -31,7 +31,13 @@ from tests.fakes import REAL, REPOSITORY
 CACHE = REPOSITORY / "out" / "proof"
 WEIGHTS = "weights/mobilenet_v2_imagenet_bnfolded.pth"
 NOWHERE = -2  # the image does not show the class
-PLANT_IMAGES, PLANT_SEED = 20_000, 11  # the plant of tests/curate/select/test_proof.py
+PLANTS = {
+    "plant": (20_000, 11),  # the plant of tests/curate/select/test_proof.py
+    "plant_dev": (4_000, 12),  # those of the second protocol
+    "plant_held": (4_000, 13),
+}  # images and seed
+SD900 = {"In": "inclusion", "Pa": "patches", "Sc": "scratches"}
+ENCODERS = ("texture", "dense", "joined", "mobilenet")
 SETS = ("plant", "magnetic_tile", "neu_det")
 LIMIT = 10**8  # pixels of an image
 
@@ -72,13 +78,16 @@ class Seen(NamedTuple):
 
 
 def encoder(name: str) -> Encoder:
-    if name == "texture":
-        return embed.build("texture", {})
+    if name in ("texture", "dense"):
+        return embed.build(name, {} if name == "texture" else {"device": "cpu"})
     return embed.build("torchvision_file", {"weights": str(REAL / WEIGHTS), "scale": "tf", "device": "cpu"})
 
 
 def load(name: str, vectors: str) -> Images:
-    """From the cache, or made now."""
+    """From the cache, or made now; `joined`: texture and dense, window by window, each with half of the length."""
+    if vectors == "joined":
+        parts = [load(name, part) for part in ("texture", "dense")]
+        return parts[0]._replace(vectors=np.hstack([part.vectors / np.float16(2**0.5) for part in parts]))
     encoder_ = encoder(vectors)
     file = CACHE / "vectors" / f"{name}-{encoder_.name}-{encoder_.key}.npz"
     if not file.is_file():
@@ -94,14 +103,16 @@ def _save(file: Path, images: Images) -> None:
 
 
 def _embedded(name: str, encoder: Encoder) -> Images:
-    if name != "plant":
-        return _images(list({"magnetic_tile": _magnetic, "neu_det": _neu}[name]()), encoder, classes(name))
+    if name not in PLANTS:
+        read = {"magnetic_tile": _magnetic, "neu_det": _neu, "sd900": _sd900}[name]
+        return _images(list(read()), encoder, classes(name))
     with tempfile.TemporaryDirectory() as folder:
-        return _images(list(_plant(Path(folder) / "plant")), encoder, CLASSES)
+        return _images(list(_plant(Path(folder) / "plant", *PLANTS[name])), encoder, CLASSES)
 
 
 def classes(name: str) -> tuple[str, ...]:
-    return magnetic_tile.CLASSES if name == "magnetic_tile" else neu_det.CLASSES
+    known = {"magnetic_tile": magnetic_tile.CLASSES, "neu_det": neu_det.CLASSES, "sd900": tuple(SD900.values())}
+    return known.get(name, CLASSES)
 
 
 # --- what is on disk ------------------------------------------------------------------------------------------------
@@ -137,6 +148,18 @@ def _neu() -> Iterator[Seen]:
         yield Seen(record.path, root / record.path, record.path, boxes)
 
 
+def _sd900() -> Iterator[Seen]:
+    """Every picture is a group of its own, as in NEU-DET, where all of them are too."""
+    root = REAL / "sd900"
+    for record in _records(mask_folder.read(root, None, True, class_from="prefix")):
+        boxes = {
+            SD900[region.label]: _mask_box(root, region.shape)
+            for region in record.regions
+            if isinstance(region.shape, MaskFile)
+        }
+        yield Seen(record.path, root / record.path, record.path, boxes)
+
+
 def _area(box: Box | None) -> float:
     return box.w * box.h if box else 0.0
 
@@ -145,14 +168,14 @@ def _records(outcomes: Iterable[object]) -> list[Record]:
     return [outcome for outcome in outcomes if isinstance(outcome, Record)]
 
 
-def _plant(folder: Path) -> Iterator[Seen]:
-    plant.draw(folder, PLANT_IMAGES, PLANT_SEED)
+def _plant(folder: Path, images: int, seed: int) -> Iterator[Seen]:
+    plant.draw(folder, images, seed)
     masks: dict[str, dict[str, str]] = {}
     with (folder / "truth.csv").open(newline="") as lines:
         for row in DictReader(lines):
             if row["class"]:
                 masks.setdefault(row["image"], {})[row["class"]] = row["rle"]
-    for coil in plant.plan(PLANT_IMAGES, PLANT_SEED).coils:
+    for coil in plant.plan(images, seed).coils:
         for view in coil.views:
             boxes = {name: _rle_box(text) for name, text in masks.get(view.path, {}).items()}
             yield Seen(view.path, folder / view.path, str(coil.index), boxes, coil.library)
