@@ -101,8 +101,8 @@ $(PEERS)/.installed: $(NEEDED)
 	@$(PEERS)/bin/pip install -qq --no-deps baal==2.1.0
 	@touch $@
 
-proof: setup $(PEERS)/.installed ## Play the written protocol against random and the peers; 35 minutes on two cores and 25 for vectors, resumable.
-	@$(BIN)/python -m tests.bench.proof.run
+proof: setup $(PEERS)/.installed ## Play the written protocol (PROTOCOL=2: the second one, hours) against random and the peers; 35 minutes on two cores and 25 for vectors, resumable.
+	@$(BIN)/python -m tests.bench.proof.run --protocol $(or $(PROTOCOL),1)
 
 proof-full: setup ## The same with trained networks (../shared/data): hours on two cores, for where there is a GPU.
 	@$(BIN)/python -m tests.bench.proof.full

@@ -21,7 +21,7 @@ from tests.bench.proof.peers import Ask, best
 from tests.pools import drawn
 
 MODULES = {"skactiveml": "skactiveml", "lightly": "lightly_mundig", "modal": "modAL", "baal": "baal"}
-MODULES |= {"fiftyone": "fiftyone", "cleanlab": "cleanlab"}
+MODULES |= {"fiftyone": "fiftyone", "cleanlab": "cleanlab", "submodlib": "submodlib", "anomalib": "anomalib"}
 
 
 @cache
@@ -48,7 +48,7 @@ def test_a_peer_picks_open_rows_and_the_same_again(name: str, monkeypatch: pytes
         pytest.skip(reason)
     monkeypatch.setattr(ask, "PATIENCE", 300.0)
     pools = [replace(learnt(), memo={}) for _ in range(2)]
-    first, second = (ask._peer(name, pool, 6, np.random.default_rng(1)) for pool in pools)
+    first, second = (ask.ask_peer(name, pool, 6, np.random.default_rng(1)) for pool in pools)
     assert len(set(first.tolist())) == len(first) >= 6
     assert set(first.tolist()) <= set(pools[0].open.tolist())
     assert first.tolist() == second.tolist()
@@ -59,7 +59,7 @@ def test_margins_are_the_smallest_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip(reason)
     monkeypatch.setattr(ask, "PATIENCE", 300.0)
     pool = replace(learnt(), groups=np.arange(90))
-    found = ask._peer("modal.margin", pool, 5, np.random.default_rng(0))
+    found = ask.ask_peer("modal.margin", pool, 5, np.random.default_rng(0))
     outcome = np.sort(ask._outcomes(ask._likely(pool))[pool.open], axis=1)
     margin = outcome[:, -1] - outcome[:, -2]
     assert sorted(margin[np.searchsorted(pool.open, found)]) == pytest.approx(sorted(margin)[:5], abs=1e-6)
@@ -74,10 +74,10 @@ def test_what_was_ranked_ahead_is_not_asked_for_again(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ask, "_asked", ranked)
     pool = learnt()
-    first = ask._peer("lightly.diversity", pool, 4, np.random.default_rng(0))
+    first = ask.ask_peer("lightly.diversity", pool, 4, np.random.default_rng(0))
     left = pool.candidates.copy()
     left[first[:5]] = False
-    second = ask._peer("lightly.diversity", pool.offering(left, ()), 2, np.random.default_rng(0))
+    second = ask.ask_peer("lightly.diversity", pool.offering(left, ()), 2, np.random.default_rng(0))
     assert asked == [12]
     assert second.tolist() == first[5:].tolist()
 
@@ -89,7 +89,7 @@ def test_a_peer_that_fails_is_out_with_its_reason(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ask, "_GIVEN_UP", {})
     for _ in range(2):
         with pytest.raises(CurateError, match=r"nobody\.else: ModuleNotFoundError"):
-            ask._peer("nobody.else", learnt(), 4, np.random.default_rng(0))
+            ask.ask_peer("nobody.else", learnt(), 4, np.random.default_rng(0))
 
 
 @pytest.mark.slow
@@ -99,16 +99,17 @@ def test_a_peer_that_does_not_answer_runs_out_of_time(monkeypatch: pytest.Monkey
     silent.chmod(0o755)
     monkeypatch.setattr(ask, "python_of", lambda name: silent)
     monkeypatch.setattr(ask, "PATIENCE", 0.2)
+    monkeypatch.setattr(ask, "IMPORTS", 0.0)
     monkeypatch.setattr(ask, "_GIVEN_UP", {})
     with pytest.raises(CurateError, match=r"out of time \(0\.2 s a batch of 90 images\)"):
-        ask._peer("silent.one", learnt(), 4, np.random.default_rng(0))
+        ask.ask_peer("silent.one", learnt(), 4, np.random.default_rng(0))
     assert str(silent) not in ask._RUNNING
 
 
 def test_peers_that_learn_wait_for_labels() -> None:
     nothing = drawn(60, labelled=0, exemplars=False)
     with pytest.raises(ask.NotYet):
-        ask._peer("modal.entropy", nothing, 4, np.random.default_rng(0))
+        ask.ask_peer("modal.entropy", nothing, 4, np.random.default_rng(0))
 
 
 def test_outcomes_exclude_each_other() -> None:

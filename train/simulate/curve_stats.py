@@ -51,10 +51,11 @@ def line(curve: Curve, metric: str) -> list[float]:
 
 def area(curve: Curve, metric: str, across: str = "labels") -> float:
     """Return the mean height of the curve over its labels (or minutes)."""
-    return _area(line(curve, across), line(curve, metric))
+    return height(line(curve, across), line(curve, metric))
 
 
-def _area(xs: Sequence[float], ys: Sequence[float]) -> float:
+def height(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Return the mean of y over x by the trapezoid rule; the last y where x does not grow."""
     if len(xs) < 2 or xs[-1] <= xs[0]:
         return ys[-1] if ys else math.nan
     return float(np.trapezoid(ys, xs) / (xs[-1] - xs[0]))

@@ -54,6 +54,7 @@ class RunSettings:
         start: `none`; a number such as `3`: labelled images for each class and for clean; `exemplars` of `rare`; or
             `hidden`: labelled images for each class but `rare`, whose name nobody knows until it is found.
         rare: the class whose recall is the main metric; exemplars and subsampling are of this class.
+        also_rare: further classes with exemplars of their own.
         exemplars: number of exemplars, one from each group; their groups are in neither pool nor test. With `hidden`,
             the number of images for each other class.
         budget: of a round: images (`40`), a share of the pool (`2%`), or simulated time (`30m`).
@@ -70,6 +71,7 @@ class RunSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     start: str = NO_LABELS
     rare: str | None = None
+    also_rare: tuple[str, ...] = ()
     exemplars: int = 5
     rounds: int = 5
     budget: str = "2%"
@@ -131,6 +133,7 @@ def simulate(
     picker: Picker | None = None,
     learner_factory: LearnerFactory = probe,
     remember: Remember = lambda key, compute: compute(),
+    lasting: dict[str, Any] | None = None,
 ) -> Curve:
     """Simulate one labelling project. The same arguments give the same curve, except for the seconds.
 
@@ -140,6 +143,7 @@ def simulate(
         picker: chooses instead of the setting's strategy.
         learner_factory: makes the learner that is trained on the labels of each round.
         remember: caches the scores of a learner with all labels.
+        lasting: `Pool.lasting` of another run with the same start, to compute once what both need.
 
     Returns:
         The metrics after each round.
@@ -147,7 +151,7 @@ def simulate(
     if picker is None:
         CATALOGUE.check(setting.strategy, setting.options)
     start = prepare(oracle, setting)
-    state = _RunState(start, setting, learner_factory(start.oracle), picker)
+    state = _RunState(start, setting, learner_factory(start.oracle), picker, {} if lasting is None else lasting)
     for turn in range(1, setting.rounds + 1):
         state.run_round(turn)
     learnable = start.oracle.pooled
@@ -194,7 +198,7 @@ def _check(oracle: OracleDataset, setting: RunSettings) -> None:
             f"start '{setting.start}'; allowed: {NO_LABELS}, {EXEMPLARS}, {HIDDEN}, or a number of images for each "
             "class"
         )
-    for name in (*setting.wanted, *([setting.rare] if setting.rare is not None else [])):
+    for name in (*setting.wanted, *setting.also_rare, *([setting.rare] if setting.rare is not None else [])):
         oracle.number(name)
     if setting.start in (EXEMPLARS, HIDDEN) and setting.rare is None:
         raise CurateError(f"start '{setting.start}' needs a class: --rare {' or '.join(oracle.classes)}")
@@ -204,19 +208,24 @@ def _check(oracle: OracleDataset, setting: RunSettings) -> None:
 
 
 def _exemplars(oracle: OracleDataset, setting: RunSettings) -> Rows:
-    """Draw exemplars from different groups, from the spare rows first, then from the pool."""
-    rng, name = np.random.default_rng([setting.seed, 2]), str(setting.rare)
-    rows: Rows = rng.permutation(np.flatnonzero(oracle.present[:, oracle.number(name)] & ~oracle.test))
-    _, places = np.unique(oracle.groups[rows], return_index=True)
-    firsts: Rows = rows[rng.permutation(places)]  # each group is equally likely, large or small
-    given = firsts[np.argsort(~oracle.spare[firsts], kind="stable")][: setting.exemplars]
-    left = oracle.present[:, oracle.number(name)] & oracle.pooled & ~np.isin(oracle.groups, oracle.groups[given])
-    if not left.any():
-        raise CurateError(
-            f"class {name} comes from {len(firsts)} groups of the pool: {setting.exemplars} exemplars leave nothing to "
-            "find; take fewer exemplars, another class, or label more"
-        )
-    return np.sort(given)
+    """Draw exemplars of each rare class from different groups, from the spare rows first, then from the pool."""
+    rng = np.random.default_rng([setting.seed, 2])
+    given: Rows = NO_ROWS
+    names = (str(setting.rare), *setting.also_rare)
+    for name in names:
+        rows: Rows = rng.permutation(np.flatnonzero(oracle.present[:, oracle.number(name)] & ~oracle.test))
+        _, places = np.unique(oracle.groups[rows], return_index=True)
+        firsts: Rows = rows[rng.permutation(places)]  # each group is equally likely, large or small
+        given = np.union1d(given, firsts[np.argsort(~oracle.spare[firsts], kind="stable")][: setting.exemplars])
+    for name in names:
+        shown = oracle.present[:, oracle.number(name)]
+        if not (shown & oracle.pooled & ~np.isin(oracle.groups, oracle.groups[given])).any():
+            count = len(np.unique(oracle.groups[shown & ~oracle.test]))
+            raise CurateError(
+                f"class {name} comes from {count} groups of the pool: {setting.exemplars} exemplars leave nothing to "
+                "find; take fewer exemplars, another class, or label more"
+            )
+    return given
 
 
 def _random_start(oracle: OracleDataset, count: int, rng: np.random.Generator) -> Rows:
@@ -247,12 +256,14 @@ def parse_round_budget(text: str, pool: int) -> int | TimeBudget:
 class _RunState:
     """The state of a run: known labels and results so far. `rows`: the dataset's rows that pools may contain."""
 
-    def __init__(self, start: RunStart, setting: RunSettings, learner: Learner, picker: Picker | None) -> None:
+    def __init__(
+        self, start: RunStart, setting: RunSettings, learner: Learner, picker: Picker | None, lasting: dict[str, Any]
+    ) -> None:
         oracle, self.setting, self.learner, self.picker = start.oracle, setting, learner, picker
         self.oracle, self.given = oracle, start.given
         self.known, self.untaught = np.zeros(len(oracle), bool), np.zeros(len(oracle), bool)
         self.known[np.concatenate([start.given, start.first])] = True
-        self.to_find = _rows_to_find(oracle, self.known)
+        self.to_find = rows_to_find(oracle, self.known)
         self.rows = np.flatnonzero(oracle.pooled | self.known)
         self.budget = parse_round_budget(setting.budget, int((oracle.pooled & ~self.known).sum()))
         self.vectors = np.asarray(oracle.vectors[self.rows])
@@ -260,7 +271,7 @@ class _RunState:
         self.rules = SelectionRules(near=nearest.cosine_at(self.vectors, NEAR)) if setting.rules else BARE
         self.minutes = oracle.regions * SECONDS_PER_REGION / 60 + SECONDS_PER_IMAGE / 60
         self.notes: dict[str, None] = {}
-        self.lasting: dict[str, Any] = {}
+        self.lasting = lasting
         self.points: list[CurvePoint] = []
         self._learn(0, 0.0)
 
@@ -392,7 +403,7 @@ def _as_strategy(picker: Picker) -> selection.Select:
 # --- recall ---------------------------------------------------------------------------------------------------------
 
 
-def _rows_to_find(oracle: OracleDataset, known: Mask) -> NDArray[np.bool_]:
+def rows_to_find(oracle: OracleDataset, known: Mask) -> NDArray[np.bool_]:
     """Return (C, n): images of a class in groups of which no image of that class is known at the start."""
     sought = []
     for shown in oracle.present.T:

@@ -24,10 +24,13 @@ from tests.bench.proof.worlds import PEERS
 from train.simulate.one_run import NotYet, Picker, RunSettings
 
 PATIENCE = 60.0  # seconds that a peer has for one batch
+IMPORTS = 240.0  # more seconds for the first batch of a peer, which imports its library
 AHEAD = 3  # times the missing picks, where groups are: what the shared layer puts back must not cost another batch
 MEMBERS = 5
 HERE = {"fiftyone"}  # peers that the product depends on
 NEED_LABELS = {"skactiveml.badge", "modal", "baal", "cleanlab"}
+NEED_EXEMPLARS = {"submodlib.flqmi"}
+NEED_WINDOWS = {"anomalib.patchcore"}
 _GIVEN_UP: dict[tuple[str, int], str] = {}  # a peer that failed with so many images is not asked again
 
 
@@ -35,7 +38,7 @@ def pickers(setting: RunSettings) -> Picker | None:
     """Return the picker of a peer or baseline; None for our strategies. `NotYet` lets `nearest` or random choose."""
     name = setting.strategy
     if name in PEERS:
-        return lambda pool, budget, rng: _peer(name, pool, budget, rng)
+        return lambda pool, budget, rng: ask_peer(name, pool, budget, rng)
     if name.startswith("probe"):
         return rare_probe if setting.start == "exemplars" else _every_class
     return None
@@ -77,10 +80,12 @@ PROBE_STRENGTH = 10.0
 # --- peers ----------------------------------------------------------------------------------------------------------
 
 
-def _peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
+def ask_peer(name: str, pool: Pool, budget: int, rng: np.random.Generator) -> Rows:
     """Return the peer's next open rows; a new batch is requested when the last one is used up."""
     if {name, name.partition(".")[0]} & NEED_LABELS and not (pool.scores or linear_probe.has_classes(pool)):
         raise NotYet("no class can be told apart yet")
+    if name in NEED_EXEMPLARS and not len(pool.exemplars):
+        raise NotYet("there is no exemplar yet")
     order: list[int] = pool.once(f"order of {name}", list)
     left = [row for row in order if pool.candidates[row]]
     if not left:
@@ -102,7 +107,12 @@ def _asked(name: str, pool: Pool, count: int, seed: int) -> Rows:
     fields = {
         "world": np.array(str(_kept(pool))), "open": pool.open, "labelled": labelled,
         "present": pool.present[labelled], "outcome": likely, "members": members, "count": count, "seed": seed,
+        "groups": pool.groups,
     }  # fmt: skip
+    if name in NEED_EXEMPLARS:
+        fields["near"] = _near(pool)
+    if name in NEED_WINDOWS:
+        fields["windows"] = np.array(str(_kept_windows(pool)))
     np.savez(folder / "ask.npz", **fields)  # type: ignore[arg-type]
     return _answered(name, folder / "ask.npz", len(pool))
 
@@ -137,6 +147,26 @@ def _kept(pool: Pool) -> Path:
     return file
 
 
+def _near(pool: Pool) -> Floats:
+    """(n, exemplars): the similarity of each image's best window to each exemplar."""
+    near = np.full((len(pool), len(pool.exemplars)), -1, np.float32)
+    for part in pool.all_windows():
+        np.maximum.at(near, part.rows, np.asarray(part.vectors, np.float32) @ pool.exemplars.vectors.T)
+    return near
+
+
+def _kept_windows(pool: Pool) -> Path:
+    """Write the pool's windows to a file; the last one is removed."""
+    file = _folder() / f"windows-{_kept(pool).stem}.npz"
+    if not file.is_file():
+        for old in _folder().glob("windows-*.npz"):
+            old.unlink()
+        parts = list(pool.all_windows())
+        vectors = np.concatenate([part.vectors for part in parts]).astype(np.float16)
+        np.savez(file, rows=np.concatenate([part.rows for part in parts]), vectors=vectors)
+    return file
+
+
 @lru_cache(maxsize=1)
 def _folder() -> Path:
     kept = tempfile.TemporaryDirectory(prefix="proof-")
@@ -147,6 +177,7 @@ def _folder() -> Path:
 # --- their processes ------------------------------------------------------------------------------------------------
 
 _RUNNING: dict[str, subprocess.Popen[bytes]] = {}
+_IMPORTED: set[str] = set()  # peers that have answered: their library is loaded
 
 
 def python_of(name: str) -> Path:
@@ -161,11 +192,13 @@ def _answered(name: str, file: Path, size: int) -> Rows:
     assert process.stdout
     process.stdin.write(f"{name} {file}\n".encode())
     process.stdin.flush()
-    if not select.select([process.stdout], [], [], PATIENCE)[0]:
+    patience = PATIENCE + (0 if name in _IMPORTED else IMPORTS)
+    if not select.select([process.stdout], [], [], patience)[0]:
         _stop(python_of(name))
-        word, rest = "no", f"out of time ({PATIENCE:g} s a batch of {size:,} images)"
+        word, rest = "no", f"out of time ({patience:g} s a batch of {size:,} images)"
     else:
         word, _, rest = _line(process.stdout).partition(" ")
+    _IMPORTED.add(name)
     if word != "ok":
         _GIVEN_UP[name, size] = f"{name}: {rest or 'its process died'}"
         raise CurateError(_GIVEN_UP[name, size])

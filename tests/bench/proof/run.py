@@ -1,7 +1,8 @@
 """Runs the protocol and writes the results: `python -m tests.bench.proof.run` (see `make proof`).
 
 Everything is cached: vectors, oracle datasets and curves under `out/proof/`; a run that was killed continues.
-`--only dev` runs the settings that strategies may be tuned on, `--names` some strategies, `--write` writes what exists.
+`--settings dev` runs the settings that strategies may be tuned on, `--names` some strategies, `--write` writes what
+exists. `--protocol 2` plays the second protocol, in one process, for at most `--minutes`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from curate import files
-from tests.bench.proof import tables
+from tests.bench.proof import second_run, tables
 from tests.bench.proof.ask import pickers
-from tests.bench.proof.sets import CACHE
+from tests.bench.proof.sets import CACHE, DEFAULT
+from tests.bench.proof.sets import ENCODERS as ENCODER_NAMES
 from tests.bench.proof.worlds import MAIN, SECOND, SHORT, Case, cases, oracle_dataset, settings
 from tests.fakes import need_real
 from train.simulate import grid
@@ -31,17 +33,23 @@ ROWS = CACHE / "rows.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("dev", "held", "all"), default="all")
+    parser.add_argument("--protocol", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--only", "--settings", dest="only", choices=("dev", "held", "all"), default="all")
     parser.add_argument("--table", choices=("main", "second", "both"), default="both")
     parser.add_argument("--data", default="", help="one data set")
-    parser.add_argument("--start", default="", help="exemplars or none")
+    parser.add_argument("--start", default="", help="exemplars or none; of the second protocol exemplars, hidden, cold")
     parser.add_argument("--names", default="", help="strategies, with commas between")
-    parser.add_argument("--seeds", type=int, default=99, help="at most so many")
+    parser.add_argument("--seeds", "--draws", dest="seeds", type=int, default=99, help="at most so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of the second protocol, at most so many")
+    parser.add_argument("--vectors", choices=ENCODER_NAMES, default=DEFAULT, help="of the second protocol")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="run nothing, write RESULTS.md and README's table")
     asked = parser.parse_args()
-    if not asked.write and asked.data != "plant":
+    if not asked.write and not asked.data.startswith("plant"):
         need_real(", or use --data plant")
+    if asked.protocol == 2:
+        second_run.main(asked)
+        return
     if not asked.write:
         for table in ("main", "second"):
             if asked.table in (table, "both"):

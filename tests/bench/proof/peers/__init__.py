@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ class Ask(NamedTuple):
             without rows before the first training.
         members: (5, n, 1 + classes) the same of probes on bootstrap samples, for peers that use a committee.
         count: number of rows to return, at least. seed: of their random choices.
+        near: (n, q) for `submodlib.flqmi`: the best window's similarity to each exemplar.
+        windows: for `anomalib`: the file of all windows, see `windows_of`. groups: (n,) of the rows.
     """
 
     vectors: NDArray[np.float32]
@@ -30,6 +33,9 @@ class Ask(NamedTuple):
     members: NDArray[np.float32]
     count: int
     seed: int
+    near: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+    windows: str = ""
+    groups: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @property
     def single(self) -> NDArray[np.float64]:
@@ -39,6 +45,13 @@ class Ask(NamedTuple):
         label = np.full(len(self.vectors), np.nan)
         label[self.labelled] = found
         return label
+
+
+@lru_cache(maxsize=1)
+def windows_of(file: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """Rows and unit vectors of all windows of the pool."""
+    with np.load(file, allow_pickle=False) as kept:
+        return kept["rows"], kept["vectors"]
 
 
 def best(ask: Ask, value: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """A process that answers for the peers: `python -m tests.bench.proof.peers.serve`, in `.venv-peers` or here.
 
 A request is a line on stdin: `PEER.METHOD ASK.npz`. The answer is a line on stdout: `ok FOLDER/answer.npz`, or `no`
-and the reason. The vectors, which are the same for a whole data set, are in a file of their own beside the request.
+and the reason. Vectors, which are the same for a whole data set, are in files of their own beside the request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def answer(name: str, path: Path) -> NDArray[np.int64]:
     with np.load(path, allow_pickle=False) as found:
         fields = {field: found[field] for field in Ask._fields if field in found}
         vectors = _vectors(str(found["world"]))
-    ask = Ask(**fields | {"vectors": vectors, "count": int(fields["count"]), "seed": int(fields["seed"])})
+    plain = {"count": int(fields["count"]), "seed": int(fields["seed"]), "windows": str(fields.get("windows", ""))}
+    ask = Ask(**fields | plain | {"vectors": vectors})
     adapter = importlib.import_module(f"tests.bench.proof.peers.{peer}")
     return np.asarray(adapter.choose(ask, method), np.int64)
 
