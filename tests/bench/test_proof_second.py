@@ -272,32 +272,32 @@ def kept(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_killed_run_continues_with_the_same_result(small: list[second_run.Job], tmp_path: Path) -> None:
-    assert second_run._play(small, "texture", 9) == {}
+    assert second_run.play_all(small, "texture", 9) == {}
     whole = kept(tmp_path)
     assert set(whole) == {job.key for job in small}
     file = tmp_path / "texture.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]) + lines[3][:40])  # killed while it wrote
     assert len(kept(tmp_path)) == 3
-    second_run._play([job for job in small if job.key not in kept(tmp_path)], "texture", 9)
+    second_run.play_all(small, "texture", 9)
     assert kept(tmp_path) == whole
 
 
 def test_lines_of_other_code_are_not_taken(small: list[second_run.Job], tmp_path: Path) -> None:
-    second_run._play(small[:1], "texture", 9)
+    second_run.play_all(small[:1], "texture", 9)
     file = tmp_path / "texture.jsonl"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "old"}) + "\n")
     assert kept(tmp_path) == {}
 
 
 def test_time_is_a_limit(small: list[second_run.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    second_run._play(small, "texture", 0)
+    second_run.play_all(small, "texture", 0)
     assert kept(tmp_path) == {}
     assert "6 runs are left" in capsys.readouterr().out
 
 
 def test_the_table_tells_what_was_met_and_missed(small: list[second_run.Job], tmp_path: Path) -> None:
-    second_run._play(small, "texture", 9)
+    second_run.play_all(small, "texture", 9)
     text = second_tables.results(list(second_run.rows_kept("texture").values()), 7, "texture", {"x: y": "why"})
     assert "**Incomplete**: 6 of 7 runs." in text
     assert "## Held-out settings" in text

@@ -49,37 +49,34 @@ class World(NamedTuple):
 
 
 def main(asked: argparse.Namespace) -> None:
-    jobs = list(_jobs(asked))
-    kept = rows_kept(asked.vectors)
-    if not asked.write:
-        todo = [job for job in jobs if job.key not in kept]
-        print(f"{len(jobs):,} runs, of which {len(jobs) - len(todo):,} were played before", flush=True)
-        failed = _play(todo, asked.vectors, asked.minutes)
-        kept = rows_kept(asked.vectors)
-    else:
-        failed = {}
-    keys = {job.key for job in jobs}
-    text = second_tables.results([row for key, row in kept.items() if key in keys], len(jobs), asked.vectors, failed)
+    names = tuple(filter(None, asked.names.split(",")))
+    jobs = list(jobs_of([setting for setting in second.settings() if _is_asked(setting, asked)], names, asked.seeds))
+    failed = {} if asked.write else play_all(jobs, asked.vectors, asked.minutes)
+    text = second_tables.results(rows_of(jobs, asked.vectors), len(jobs), asked.vectors, failed)
     file = REPOSITORY / "tests" / "bench" / "proof" / TABLE if asked.write else HOME / f"{asked.vectors}-{TABLE}"
     write_text(file, text)
     print(f"{text}\nwritten to {file}")
-
-
-def _jobs(asked: argparse.Namespace) -> Iterator[Job]:
-    """Yield the runs that are asked for: the first draw of all settings, then the second."""
-    names = tuple(filter(None, asked.names.split(",")))
-    chosen = [setting for setting in second.settings() if _is_asked(setting, asked)]
-    for draw in range(min(asked.seeds, max((setting.draws for setting in chosen), default=0))):
-        for setting in chosen:
-            for name in rivals.names(setting.start):
-                if (not names or name in names) and draw < rivals.draws(name, setting.draws):
-                    yield Job(setting, draw, name)
 
 
 def _is_asked(setting: Setting, asked: argparse.Namespace) -> bool:
     part = asked.only == "all" or (asked.only == "dev") == setting.dev
     start = not asked.start or STARTS[asked.start] == setting.start
     return part and start and asked.data in ("", setting.data, setting.family)
+
+
+def jobs_of(settings: Sequence[Setting], names: Sequence[str], draws: int) -> Iterator[Job]:
+    """Yield the runs: the first draw of all settings, then the second; `names`: of some strategies alone."""
+    for draw in range(min(draws, max((setting.draws for setting in settings), default=0))):
+        for setting in settings:
+            for name in rivals.names(setting.start):
+                if (not names or name in names) and draw < rivals.draws(name, setting.draws):
+                    yield Job(setting, draw, name)
+
+
+def rows_of(jobs: Sequence[Job], vectors: str) -> list[Row]:
+    """Return the results of these runs, as far as they were played."""
+    kept = rows_kept(vectors)
+    return [kept[job.key] for job in jobs if job.key in kept]
 
 
 def rows_kept(vectors: str) -> dict[str, Row]:
@@ -95,11 +92,14 @@ def rows_kept(vectors: str) -> dict[str, Row]:
     return rows
 
 
-def _play(todo: Sequence[Job], vectors: str, minutes: float) -> dict[str, str]:
-    """Play what is to be played within the time, and return the strategies that could not, with the reason."""
+def play_all(jobs: Sequence[Job], vectors: str, minutes: float) -> dict[str, str]:
+    """Play what was not played before, within the time; return the strategies that could not, with the reason."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+    kept = rows_kept(vectors)
+    todo = [job for job in jobs if job.key not in kept]
+    print(f"{vectors}: {len(jobs):,} runs, of which {len(jobs) - len(todo):,} were played before", flush=True)
     end, failed, world, shared = time.monotonic() + 60 * minutes, dict[str, str](), None, ("", -1)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar, threadpool_limits(1):

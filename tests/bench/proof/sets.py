@@ -104,11 +104,16 @@ def _save(file: Path, images: Images) -> None:
 
 
 def _embedded(name: str, encoder: Encoder) -> Images:
-    if name not in PLANTS:
-        read = {"magnetic_tile": _magnetic, "neu_det": _neu, "sd900": _sd900}[name]
-        return _images(list(read()), encoder, classes(name))
     with tempfile.TemporaryDirectory() as folder:
-        return _images(list(_plant(Path(folder) / "plant", *PLANTS[name])), encoder, CLASSES)
+        return _images(seen(name, Path(folder)), encoder, classes(name))
+
+
+def seen(name: str, folder: Path, plant_images: int = 0) -> list[Seen]:
+    """Return the images of a data set; a plant is drawn into the folder, in its own size or a smaller one."""
+    if name in PLANTS:
+        images, seed = PLANTS[name]
+        return list(_plant(folder / name, plant_images or images, seed))
+    return list({"magnetic_tile": _magnetic, "neu_det": _neu, "sd900": _sd900}[name]())
 
 
 def classes(name: str) -> tuple[str, ...]:
