@@ -1,7 +1,7 @@
 """Which encoder should be the default: `python -m tests.bench.proof.encoders [--encoders texture,dense] [--draws 5]`.
 
-Plays the dev settings of the second protocol (PROTOCOL-2.md) on the vectors of each encoder: discovery from a cold start
-and recall from five exemplars, by the default strategy and by simple ones that only better vectors make better. Then
+Plays the dev settings of the second protocol (PROTOCOL-2.md) on the vectors of each encoder: discovery from a cold
+start and recall from five exemplars, by the default strategy and by simple ones that only better vectors help. Then
 images a second, through the whole of `curate embed` but for the table, in one process. Resumable; prints Markdown.
 """
 
