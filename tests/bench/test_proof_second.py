@@ -118,6 +118,7 @@ def test_only_the_classes_asked_for_or_hidden_are_to_be_found() -> None:
 def test_who_does_not_get_there_counts_with_a_round_more() -> None:
     assert measures.labels_to_all(row()) == (10.0, True)
     assert measures.labels_to_all(row(of_a=(0, 0, 0))) == (30.0, False)
+    assert measures.labels_to_all(row(labels=[30, 40, 50], start=HIDDEN, sought=["a"])) == (10.0, True)
     assert measures.label_ratio([row(of_a=(0, 1, 1))], [row(of_a=(0, 0, 1))]) == pytest.approx(0.5)
 
 

@@ -104,8 +104,8 @@ def macro_f1(row: Row) -> list[Score]:
 
 
 def labels_to_all(row: Row) -> tuple[float, bool]:
-    """Return the labels until every class was seen, and whether it was; else those of the run and of a round."""
-    labels = row["labels"]
+    """Return the labels bought until every class was seen, and whether it was; else those of the run and of a round."""
+    labels = [spent - row["labels"][0] for spent in row["labels"]]  # a hidden start has labels that nobody chose
     for place, spent in enumerate(labels):
         if all(_seen(row, name, 1)[place] for name in sought(row)):
             return float(spent), True

@@ -193,7 +193,7 @@ def _bar_of_exemplars(by: ByName) -> list[str]:
         }  # fmt: skip
         told = ", ".join(f"{family} {found[family].verdict(m.MARGIN)} {interval(found[family])}" for family in families)
         good = all(one.verdict(m.MARGIN) in ("better", "not inferior") for one in found.values())
-        lines.append(f"- not inferior to {name} in any family: **{'met' if good else 'missed'}** {told}")
+        lines.append(f"- not inferior to {name} in every family: **{'met' if good else 'missed'}** {told}")
     return lines
 
 
