@@ -56,6 +56,15 @@ class Forked:
             time.sleep(EVERY)
         return code
 
+    def first_line(self, timeout: float = 120) -> str:
+        """The first line of its output, as soon as it is whole."""
+        end = time.monotonic() + timeout
+        while "\n" not in (output := self._outputs()[0]):
+            if self.poll() is not None or time.monotonic() > end:
+                raise AssertionError(self._outputs())
+            time.sleep(EVERY)
+        return output.partition("\n")[0]
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
         return self._outputs()
@@ -71,6 +80,9 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def _outputs(self) -> tuple[str, str]:
         output, errors = ((self._folder / name).read_text(errors="replace") for name in ("out", "err"))

@@ -19,7 +19,7 @@ import typer
 from curate import __version__, cli, project
 from curate.index import sync
 from curate.project import Project, load
-from tests import fakes
+from tests import fakes, forked
 from tests.conftest import LIBRARY, Make
 from tests.curate.index.test_browser import free_port
 
@@ -352,14 +352,14 @@ def test_a_port_that_cannot_be_is_wrong_usage(run: Run, port: int) -> None:
 
 def test_app_with_json_says_where_it_is_and_waits(indexed: Project) -> None:
     arguments = ["app", "-p", str(indexed.folder), "--port", str(free_port()), "--remote", "--json"]
-    with subprocess.Popen([*CURATE, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        served = json.loads(process.stdout.readline())
-        with urllib.request.urlopen(served["url"]) as answer:
-            assert answer.status == 200
-        assert process.poll() is None
-        process.terminate()
-        assert process.stdout.read() == ""
+    process = forked.start(forked.CURATE, *arguments)
+    line = process.first_line()
+    served = json.loads(line)
+    with urllib.request.urlopen(served["url"]) as answer:
+        assert answer.status == 200
+    assert process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == f"{line}\n"
     assert (served["dataset"], served["view"]) == (indexed.dataset_name, None)
 
 

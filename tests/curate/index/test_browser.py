@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from curate.admin import setup
 from curate.index import app_views, database, sync
 from curate.index.dataset import Index
 from curate.project import Project, load
-from tests import fakes
+from tests import fakes, forked
 from tests.conftest import Make
 from tests.fakes import REPOSITORY
 
@@ -37,27 +35,28 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def app(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[tuple[Path, str]]:
     """A demo plant, indexed and served by the real command on the embedded database; (folder, address of its page)."""
     folder = tmp_path_factory.mktemp("browser") / "plant"
     setup.demo(folder, 200, 0, lambda done: None)
-    environment = {name: value for name, value in os.environ.items() if name != database.URI}
-    command = [sys.executable, "-c", "from curate.cli import main; main()"]
-    subprocess.run([*command, "index", "-p", str(folder)], env=environment, cwd=REPOSITORY, check=True)
+    done = forked.start(forked.CURATE, "index", "-p", folder, env=environment()).completed(timeout=300)
+    assert done.returncode == 0, done.stderr
     with launched(folder) as address:
         yield folder, address
     database.stop(folder / "work" / "db")
 
 
+def environment() -> dict[str, str]:
+    """Without the session's database."""
+    return {name: value for name, value in os.environ.items() if name != database.URI}
+
+
 @contextlib.contextmanager
 def launched(folder: Path, *more: str) -> Iterator[str]:
     """The link that `curate app` prints, as long as the command runs."""
-    environment = {name: value for name, value in os.environ.items() if name != database.URI}
-    command = [sys.executable, "-c", "from curate.cli import main; main()", "app", "-p", str(folder), "--remote", *more]
-    command += ["--port", str(free_port())]
-    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    greeting = process.stdout.readline()
+    words = ("app", "-p", folder, "--remote", *more, "--port", free_port())
+    process = forked.start(forked.CURATE, *words, env=environment())
+    greeting = process.first_line()
     address = re.search(r"http://\S+", greeting)
     assert address, greeting
     yield address.group()

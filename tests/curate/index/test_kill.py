@@ -56,15 +56,28 @@ def shown(project: Path) -> dict[str, Any]:
     return {id: [value for value in row if str(project) not in str(value)] for id, row in found.items()}
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo plant that nobody has indexed."""
+    folder = tmp_path_factory.mktemp("drawn") / "plant"
+    setup.demo(folder, IMAGES, 1, lambda done: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory, server: str) -> dict[str, Any]:
+    """The index of that plant after a run that nobody disturbed."""
+    calm = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("calm") / "plant"))
+    index(calm)
+    return shown(calm)
+
+
 @pytest.fixture
-def projects(tmp_path: Path, server: str) -> Iterator[tuple[Path, Path]]:
-    """Two equal demo plants: one to disturb, one to leave alone."""
-    disturbed, calm = tmp_path / "a" / "plant", tmp_path / "b" / "plant"
-    setup.demo(disturbed, IMAGES, 1, lambda done: None)
-    shutil.copytree(disturbed, calm)
-    yield disturbed, calm
-    for project in (disturbed, calm):
-        database.stop(project / "work" / "db")
+def plant(drawn: Path, tmp_path: Path, server: str) -> Iterator[Path]:
+    """A copy to disturb."""
+    project = Path(shutil.copytree(drawn, tmp_path / "plant"))
+    yield project
+    database.stop(project / "work" / "db")
 
 
 def wait_for(path: Path, lines: int, process: Forked) -> None:
@@ -87,34 +100,30 @@ def strike(process: Forked) -> None:
     process.communicate()
 
 
-def test_kill_9_at_many_moments_equals_an_uninterrupted_run(projects: tuple[Path, Path]) -> None:
-    disturbed, calm = projects
+def test_kill_9_at_many_moments_equals_an_uninterrupted_run(plant: Path, undisturbed: dict[str, Any]) -> None:
     killed = 0
     for delay in (0.0, 0.03, 0.1, 0.25, 0.5):
-        process = curate(disturbed, "index", "--json")
-        wait_for(disturbed / "work" / "labels", 1, process)
+        process = curate(plant, "index", "--json")
+        wait_for(plant / "work" / "labels", 1, process)
         time.sleep(delay)
         killed += process.poll() is None
         strike(process)
     assert killed >= 3, "the runs ended before they could be killed"
-    index(disturbed)
-    index(calm)
-    assert shown(disturbed) == shown(calm)
-    report = index(disturbed)
+    index(plant)
+    assert shown(plant) == undisturbed
+    report = index(plant)
     assert (report["added"], report["updated"]) == (0, 0)
 
 
-def test_kill_9_of_the_database_loses_nothing(projects: tuple[Path, Path]) -> None:
-    disturbed, calm = projects
-    process = curate(disturbed, "index", "--json")
-    wait_for(disturbed / "work" / "labels", 20, process)
-    server = database.running(disturbed / "work" / "db")
+def test_kill_9_of_the_database_loses_nothing(plant: Path, undisturbed: dict[str, Any]) -> None:
+    process = curate(plant, "index", "--json")
+    wait_for(plant / "work" / "labels", 20, process)
+    server = database.running(plant / "work" / "db")
     assert server is not None
     os.kill(server["pid"], signal.SIGKILL)
     strike(process)
-    index(disturbed)
-    index(calm)
-    assert shown(disturbed) == shown(calm)
+    index(plant)
+    assert shown(plant) == undisturbed
 
 
 def test_a_server_whose_command_was_killed_before_it_answered_is_found(tmp_path: Path, server: str) -> None:
@@ -137,9 +146,8 @@ database.start(Path(sys.argv[1]))
     assert database.running(folder) is None, "the last command out stops the server"
 
 
-def test_a_dataset_without_all_its_fields_is_no_index_yet(projects: tuple[Path, Path]) -> None:
+def test_a_dataset_without_all_its_fields_is_no_index_yet(plant: Path, undisturbed: dict[str, Any]) -> None:
     """`curate index` was killed while it declared them: readers say what to run, and that completes it."""
-    disturbed, calm = projects
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -150,40 +158,35 @@ fo = database.connect(load(Path(sys.argv[1])).work)
 fo.Dataset._merge_sample_field_schema = lambda self, fields: os.kill(os.getpid(), signal.SIGKILL)
 Index(load(Path(sys.argv[1])), create=True)
 """
-    assert forked.start(code, disturbed, env=environment()).completed().returncode == -signal.SIGKILL
-    status = curate(disturbed, "select", "--budget", "3").completed()
+    assert forked.start(code, plant, env=environment()).completed().returncode == -signal.SIGKILL
+    status = curate(plant, "select", "--budget", "3").completed()
     assert (status.returncode, status.stderr.count("\n")) == (1, 1), status.stderr
     assert "is not complete yet. Run: curate index" in status.stderr
-    index(disturbed)
-    index(calm)
-    assert shown(disturbed) == shown(calm)
+    index(plant)
+    assert shown(plant) == undisturbed
 
 
-def test_a_torn_last_line_of_the_log_is_passed_over(projects: tuple[Path, Path]) -> None:
-    disturbed, calm = projects
-    index(disturbed)
-    segment = disturbed / "work" / "labels" / "000001.jsonl"
-    (disturbed / "work" / "labels" / "000002.jsonl").write_bytes(segment.read_bytes().splitlines(keepends=True)[0][:50])
-    assert index(disturbed)["unchanged"] == IMAGES
-    index(calm)
-    assert shown(disturbed) == shown(calm)
+def test_a_torn_last_line_of_the_log_is_passed_over(plant: Path, undisturbed: dict[str, Any]) -> None:
+    index(plant)
+    segment = plant / "work" / "labels" / "000001.jsonl"
+    (plant / "work" / "labels" / "000002.jsonl").write_bytes(segment.read_bytes().splitlines(keepends=True)[0][:50])
+    assert index(plant)["unchanged"] == IMAGES
+    assert shown(plant) == undisturbed
 
 
-def test_two_commands_that_start_at_once_share_one_server(projects: tuple[Path, Path]) -> None:
-    disturbed, _ = projects
-    index(disturbed)
-    pair = [curate(disturbed, "status", "--json") for _ in range(2)]
+def test_two_commands_that_start_at_once_share_one_server(plant: Path) -> None:
+    index(plant)
+    pair = [curate(plant, "status", "--json") for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert json.loads(outputs[0][0]) == json.loads(outputs[1][0])
-    assert database.running(disturbed / "work" / "db") is None, "the last command out stops the server"
+    assert database.running(plant / "work" / "db") is None, "the last command out stops the server"
 
 
-def test_a_second_writer_is_refused_and_says_who_writes(projects: tuple[Path, Path]) -> None:
-    disturbed, _ = projects
-    first = curate(disturbed, "index")
-    wait_for(disturbed / "work" / "labels", 1, first)
-    second = curate(disturbed, "index")
+def test_a_second_writer_is_refused_and_says_who_writes(plant: Path) -> None:
+    first = curate(plant, "index")
+    wait_for(plant / "work" / "labels", 1, first)
+    second = curate(plant, "index")
     _, errors = second.communicate(timeout=120)
     assert first.poll() is not None or second.returncode == 1
     if second.returncode == 1:
@@ -192,15 +195,13 @@ def test_a_second_writer_is_refused_and_says_who_writes(projects: tuple[Path, Pa
     assert first.returncode == 0
 
 
-def test_ctrl_c_leaves_nothing_half_written(projects: tuple[Path, Path]) -> None:
-    disturbed, calm = projects
-    process = curate(disturbed, "index")
-    wait_for(disturbed / "work" / "labels", 1, process)
+def test_ctrl_c_leaves_nothing_half_written(plant: Path, undisturbed: dict[str, Any]) -> None:
+    process = curate(plant, "index")
+    wait_for(plant / "work" / "labels", 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, 130)
     # (Python may print a note where the signal meets a destructor of a library; our own code shows none.)
     assert f'File "{REPOSITORY}/curate' not in errors
-    index(disturbed)
-    index(calm)
-    assert shown(disturbed) == shown(calm)
+    index(plant)
+    assert shown(plant) == undisturbed

@@ -23,7 +23,7 @@ from curate.index.dataset import Index
 from curate.labels import log as label_log
 from curate.labels.log import LabelLog
 from curate.project import Project
-from tests import fakes
+from tests import fakes, forked
 from tests.conftest import LIBRARY, LINE, dump
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 from tests.curate.index.test_dataset import draw_in_app
@@ -106,15 +106,13 @@ def test_a_training_that_was_begun_after_the_clock_went_back_is_not_given_up(pla
 
 
 def shown(project: Path) -> dict[str, Any]:
-    command = [sys.executable, "-c", SHOW, str(project)]
-    result = subprocess.run(
-        command, env=environment(), cwd=fakes.REPOSITORY, capture_output=True, text=True, check=True
-    )
+    result = forked.start(SHOW, project, env=environment()).completed(timeout=120)
+    assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 
-def test_a_project_that_was_moved_copied_or_linked_finds_its_database_and_images(tmp_path: Path) -> None:
+def test_a_project_that_was_moved_copied_or_linked_finds_its_database_and_images(tmp_path: Path, server: str) -> None:
     """With the embedded database, which goes with the folder."""
     first, moved, copy, link = (tmp_path / name / "plant" for name in ("a", "b", "c", "d"))
     setup.demo(first, 60, 1, lambda done: None)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from curate.select.rules import SelectionRules
 from curate.select.run import SelectRequest
 from curate.tables import Table
 from curate.vectors.store import Vectors
-from tests import fakes
+from tests import fakes, forked
 from tests.conftest import LIBRARY, LINE, Make
 from tests.curate.cli.test_cli import Run, failed, ok, run  # noqa: F401 - a fixture
 
@@ -343,11 +340,9 @@ def test_summary_for_people(ready: Project, run: Run) -> None:  # noqa: F811
     assert "slots with few labels: rare 4" in err
 
 
-@pytest.mark.parametrize("after", [0.4, 0.9, 1.4])
+@pytest.mark.parametrize("after", [0.1, 0.3, 0.8])
 def test_a_kill_leaves_no_half_round(ready: Project, after: float) -> None:
-    command = [sys.executable, "-m", "curate.cli", "select", "--project", str(ready.folder), "--budget", "20"]
-    code = "from curate.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *command[3:]], stderr=subprocess.DEVNULL, env=os.environ)
+    process = forked.start(forked.CURATE, "select", "--project", ready.folder, "--budget", "20")
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
     process.wait()
