@@ -43,6 +43,9 @@ demo: setup ## Draw a demo plant, index it, choose what to label first, and say 
 	@$(BIN)/curate select --budget $(DEMO_BUDGET) --project demo
 	@$(BIN)/curate status --project demo
 
+# The workers share the cores already.
+test quick: export OMP_NUM_THREADS := 1
+
 test: setup ## Run the tests; each of the WORKERS has a database and a Label Studio of its own. Keeps durations in out/tests.xml.
 	@mkdir -p out
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --junitxml out/tests.xml -m "$(MARKS)"

@@ -1,7 +1,8 @@
-"""That the default selects well: on a demo plant of 5,000 images, painted, read and embedded for real.
+"""That the default selects well: on a demo plant, painted, read and embedded for real.
 
-No labels but five exemplars of the rarest class (0.3 %): about ten images, in half a dozen of a thousand coils, are
-still to be found. Distinct coils are counted: a second image of a known coil adds little.
+No labels but five exemplars of the rarest class: about ten images, in half a dozen coils, are still to be found.
+Distinct coils are counted: a second image of a known coil adds little. `make test` takes all coils that show the class
+and a third of the others (1 % of the images show it), `make test-all` the whole plant of 5,000 images (0.3 %).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import defaultdict
 from csv import DictReader
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, variance
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,11 @@ from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.select.rules import BARE, SelectionRules, choose
 from curate.vectors import nearest
 from curate.vectors import run as embedding
+from curate.workers import cores
 
-IMAGES, BUDGET, SEEDS, RARE = 5_000, 125, 5, "edge_crack"
-pytestmark = pytest.mark.timeout(1800)  # a minute on two cores: all images are painted, written, read and embedded
+IMAGES, SEEDS, RARE = 5_000, 5, "edge_crack"
+BUDGET = 0.025  # of the images
+pytestmark = pytest.mark.timeout(1800)  # minutes on a busy machine: images are painted, written, read and embedded
 PLANT_SEED = 11  # another plant than the one on which encoder and strategy were tuned
 
 
@@ -41,11 +44,11 @@ class Plant(NamedTuple):
     tiles: np.ndarray  # boxes; the same for all images, which are of one size
 
 
-@pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+@pytest.fixture(scope="module", params=[1 / 3, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["third", "whole"])
+def plant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Plant:
     folder = tmp_path_factory.mktemp("proof") / "data"
-    demo.draw(folder, IMAGES, PLANT_SEED)
-    coils = demo.plan(IMAGES, PLANT_SEED).coils
+    coils = _kept(demo.plan(IMAGES, PLANT_SEED).coils, request.param)
+    demo._draw_into(folder, demo.PlantPlan(IMAGES, PLANT_SEED, coils, faults=()), cores(), None)
     paths = [view.path for coil in coils for view in coil.views]
     groups = [coil.index for coil in coils for _ in coil.views]
     todo = [(hashlib.sha256((folder / path).read_bytes()).hexdigest(), str(folder / path)) for path in paths]
@@ -53,6 +56,13 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     assert not [image.problem for image in encoded if image.problem]
     shows, masks = _truth(folder / "truth.csv")
     return Plant(_pool(paths, groups, coils, encoded), shows, masks, encoded[0].boxes[1:])
+
+
+def _kept(coils: tuple[Coil, ...], share: float) -> tuple[Coil, ...]:
+    """Every coil that shows the rarest class, and this share of the others."""
+    drawn = np.random.default_rng(PLANT_SEED).random(len(coils)) < share
+    rare = [any(RARE in view.classes for view in coil.views) for coil in coils]
+    return tuple(coil for coil, keep in zip(coils, drawn | rare, strict=True) if keep)
 
 
 def _truth(file: Path) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
@@ -125,11 +135,12 @@ def found_groups(plant: Plant, pool: Pool, picks: Picks) -> dict[str, int]:
 def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
     rules = SelectionRules(near=nearest.cosine_at(plant.pool.vectors, 0.15))
     counts: dict[str, list[dict[str, int]]] = {"random": [], "portfolio": []}
+    budget = round(BUDGET * len(plant.pool))
     for seed in range(SEEDS):
         pool = with_exemplars(plant, seed)
         for name, layer in (("random", BARE), ("portfolio", rules)):
-            picks = choose(pool, name, BUDGET, seed, layer).picks
-            assert len(picks) == BUDGET
+            picks = choose(pool, name, budget, seed, layer).picks
+            assert len(picks) == budget
             counts[name].append(found_groups(plant, pool, picks))
     print({name: {c: mean(count[c] for count in all_) for c in CLASSES} for name, all_ in counts.items()})
     return counts
@@ -138,7 +149,7 @@ def results(plant: Plant) -> dict[str, list[dict[str, int]]]:
 def test_there_is_something_to_find(plant: Plant) -> None:
     pool = plant.pool
     left = [row for row in np.flatnonzero(pool.candidates) if RARE in plant.shows.get(pool.ids[row], ())]
-    assert len(plant.pool) == IMAGES
+    assert len(plant.pool) > 1500
     assert len(left) >= 10
     assert len({int(pool.groups[row]) for row in left}) >= 4
 
@@ -151,5 +162,5 @@ def test_five_times_the_rare_groups_of_random(results: dict[str, list[dict[str, 
 @pytest.mark.parametrize("name", CLASSES)
 def test_never_worse_than_random_on_any_class(results: dict[str, list[dict[str, int]]], name: str) -> None:
     ours, theirs = ([count[name] for count in results[strategy]] for strategy in ("portfolio", "random"))
-    noise = 2 * stdev(theirs) / SEEDS**0.5
+    noise = 2 * ((variance(ours) + variance(theirs)) / SEEDS) ** 0.5
     assert mean(ours) >= mean(theirs) - noise, (ours, theirs)
