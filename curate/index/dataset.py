@@ -298,9 +298,9 @@ def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _declare_fields(dataset: Any, fo: Any) -> None:
     """Create the missing fields and database indexes, so that bulk writes need not look for new fields."""
-    _declare(dataset, fo, _fields(fo))
     if dataset.media_type is None:
-        dataset.media_type = "image"
+        dataset.media_type = "image"  # FiftyOne reads the dataset anew for it: quicker as long as there are few fields
+    _declare(dataset, fo, _fields(fo))
     _create_indexes(dataset)
 
 

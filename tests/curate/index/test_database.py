@@ -18,7 +18,7 @@ from curate import mongod
 from curate.admin import setup
 from curate.errors import CurateError
 from curate.index import database
-from tests import fakes
+from tests import fakes, forked
 from tests.curate.index.test_browser import free_port
 from tests.fakes import REPOSITORY
 
@@ -32,7 +32,12 @@ def python(code: str, *arguments: object, **variables: str) -> Done:
 
 
 def curate(*arguments: object, **variables: str) -> Done:
-    return python("from curate.cli import main; main()", *arguments, **variables)
+    return python(forked.CURATE, *arguments, **variables)
+
+
+def warm(code: str, *arguments: object, **variables: str) -> Done:
+    """The same in a forked process, in which FiftyOne is imported already. The test needs the fixture `server`."""
+    return forked.start(code, *arguments, env=os.environ | variables).completed(timeout=300)
 
 
 def small(folder: Path) -> Path:
@@ -113,8 +118,10 @@ OPEN = """
 import os, sys
 from pathlib import Path
 from curate.errors import CurateError
+from curate.index import sync
 from curate.index.dataset import Index
 from curate.project import load
+sync.run(load(Path(sys.argv[1])))
 first = Index(load(Path(sys.argv[1])))
 assert "FIFTYONE_DATABASE_URI" not in os.environ
 try:
@@ -127,13 +134,10 @@ assert first.count() == 5 and Index(load(Path(sys.argv[1]))).count() == 5
 
 def test_a_second_project_in_one_process_is_refused_in_one_clear_line(tmp_path: Path) -> None:
     first, second = small(tmp_path / "one"), small(tmp_path / "other")
-    done = curate("index", "--project", first, FIFTYONE_DATABASE_DIR=str(tmp_path / "elsewhere"))
-    assert done.returncode == 0, done.stderr
-    assert (
-        f"FIFTYONE_DATABASE_DIR has no effect: the index of this project lies in {first / 'work' / 'db'}" in done.stderr
-    )
-    found = python(OPEN, first, second)
+    found = python(OPEN, first, second, FIFTYONE_DATABASE_DIR=str(tmp_path / "elsewhere"))
     assert found.returncode == 0, found.stderr
+    where = f"the index of this project lies in {first / 'work' / 'db'}"
+    assert f"FIFTYONE_DATABASE_DIR has no effect: {where}" in found.stderr
     assert found.stdout.startswith("this Python process is already connected to another database (/")
     assert f"{second / 'work'} needs /" in found.stdout
     assert "a Python process of its own" in found.stdout
@@ -167,19 +171,19 @@ class Shared:
         self.process.wait(timeout=60)
 
 
-def test_a_shared_server_with_users(tmp_path: Path) -> None:
+def test_a_shared_server_with_users(tmp_path: Path, server: str) -> None:
     project, shared = small(tmp_path / "one"), Shared(tmp_path / "mongo", "--auth")
     try:
         with shared.client() as client:
             client.admin.command("createUser", "curator", pwd="top:secret/1", roles=["root"])
         right = shared.address("curator:top%3Asecret%2F1@")
-        indexed = curate("index", "--project", project, "--json", **right)
+        indexed = warm(forked.CURATE, "index", "--project", project, "--json", **right)
         assert json.loads(indexed.stdout)["added"] == 5, indexed.stderr
-        status = curate("status", "--project", project, "--json", **right)
+        status = warm(forked.CURATE, "status", "--project", project, "--json", **right)
         assert json.loads(status.stdout)["samples"] == 5, status.stderr
         assert not (project / "work" / "db").exists()
         wrong = curate("status", "--project", project, **shared.address("curator:wr0ng-secret@"))
-        nobody = curate("status", "--project", project, **shared.address())
+        nobody = warm(forked.CURATE, "status", "--project", project, **shared.address())
     finally:
         shared.end()
     where = f"error: FiftyOne cannot use the database at 127.0.0.1:{shared.port}/"
@@ -216,20 +220,20 @@ main()
 """
 
 
-def test_a_server_that_is_lost_in_the_middle_of_index(tmp_path: Path) -> None:
+def test_a_server_that_is_lost_in_the_middle_of_index(tmp_path: Path, server: str) -> None:
     project, shared = small(tmp_path / "one"), Shared(tmp_path / "mongo")
     try:
         with shared.client() as client:
             client.admin.command("ping")
         quick = shared.address(options="serverSelectionTimeoutMS=3000")
-        lost = python(KILL, "index", "--project", project, **quick, SERVER=str(shared.process.pid))
+        lost = warm(KILL, "index", "--project", project, **quick, SERVER=str(shared.process.pid))
         shared.process.wait(timeout=60)
         assert lost.returncode == 1, lost.stderr
         assert lost.stderr.splitlines()[-1].startswith("error: lost the database (")
         shared.begin()
-        again = curate("index", "--project", project, "--json", **shared.address())
+        again = warm(forked.CURATE, "index", "--project", project, "--json", **shared.address())
         assert again.returncode == 0, again.stderr
-        status = json.loads(curate("status", "--project", project, "--json", **shared.address()).stdout)
+        status = json.loads(warm(forked.CURATE, "status", "--project", project, "--json", **shared.address()).stdout)
     finally:
         shared.end()
     assert status["samples"] == 5
