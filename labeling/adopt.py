@@ -61,9 +61,9 @@ def _check(project: Project, names: Mapping[str, str]) -> None:
 
 def _title(studio: Studio, number: int) -> str:
     try:
-        return str(studio.get(f"/api/projects/{number}")["title"])
+        return str(studio.get(f"/api/projects/{number}/")["title"])
     except NotFound:
-        there = studio.get("/api/projects", include="id,title", page_size=100)["results"]
+        there = studio.get("/api/projects/", include="id,title", page_size=100)["results"]
         known = [f"{entry['id']} ({entry['title']})" for entry in there]
         raise unknown("Label Studio project", str(number), known) from None
 

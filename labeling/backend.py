@@ -96,13 +96,13 @@ def connected(ls_project: LabelStudioProject, url: str, password: str) -> Iterat
             studio.ask("DELETE", f"/api/ml/{old['id']}")
     access = {"auth_method": "BASIC_AUTH", "basic_auth_user": USER, "basic_auth_pass": password}
     connection = studio.post("/api/ml/", {"project": ls_project.id, "url": url, "title": TITLE, **access})
-    studio.ask("PATCH", f"/api/projects/{ls_project.id}", json={"model_version": TITLE})
+    studio.ask("PATCH", f"/api/projects/{ls_project.id}/", json={"model_version": TITLE})
     try:
         yield
     finally:
         with contextlib.suppress(CurateError):
             studio.ask("DELETE", f"/api/ml/{connection['id']}")
-            studio.ask("PATCH", f"/api/projects/{ls_project.id}", json={"model_version": MODEL_VERSION})
+            studio.ask("PATCH", f"/api/projects/{ls_project.id}/", json={"model_version": MODEL_VERSION})
 
 
 # --- the routes -------------------------------------------------------------------------------------------------------

@@ -122,9 +122,9 @@ def status(project: Project) -> dict[str, Any]:
         facts |= {"url": served.url, "pid": served.pid, "folder": str(served.folder), "log": str(served.log)}
     try:
         studio = connect(project)
-        release = studio.get("/api/version")["release"]
+        release = studio.get("/api/version/")["release"]
         facts |= {"running": True, "url": studio.url, "version": release, "user": studio.me.email}
-        facts["projects"] = studio.get("/api/projects", page_size=1)["count"]
+        facts["projects"] = studio.get("/api/projects/", page_size=1)["count"]
     except CurateError as error:
         facts["problem"] = str(error)
     return facts

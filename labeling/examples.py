@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -24,9 +24,10 @@ EACH = 3
 SIDE = 120  # pixels of a crop
 MARGIN = 0.6  # of the defect's longer side, around it
 LOOKED_AT = 30  # images of a class that are considered
+AT_ONCE = 50  # crops in one request; Label Studio takes 100 files
 
 Picture = NDArray[np.uint8]
-Keep = Callable[[bytes], str]  # a PNG -> its address on the server
+Store = Callable[[Sequence[bytes]], list[str]]  # PNGs -> their addresses on the server
 
 
 def key(project: Project) -> str:
@@ -38,30 +39,36 @@ def key(project: Project) -> str:
     return key_of([classes, sorted(held & set(project.active_classes))])
 
 
-def crops(project: Project, keep: Keep) -> list[ExampleCrop]:
+def crops(project: Project, store: Store) -> list[ExampleCrop]:
     """A few crops of each class, each with the defect in the middle and its outline drawn."""
     index = Index(project)
-    return [ExampleCrop(name, keep(png)) for name in project.active_classes for png in _of_class(index, name)]
+    drawn = [(name, png) for name in project.active_classes for png in _of_class(index, name)]
+    addresses = store([png for _, png in drawn])
+    return [ExampleCrop(name, address) for (name, _), address in zip(drawn, addresses, strict=True)]
 
 
-def on_server(studio: Studio, project_id: int) -> Keep:
+def on_server(studio: Studio, project_id: int) -> Store:
     """Stores crops as uploads of the project, each once: Label Studio takes data: addresses out of instructions."""
+
+    def store(pngs: Sequence[bytes]) -> list[str]:
+        named = {f"example_{hashlib.blake2b(png, digest_size=16).hexdigest()}.png": png for png in pngs}
+        known = _uploaded(studio, project_id)
+        missing = [name for name in named if name not in known]
+        for at in range(0, len(missing), AT_ONCE):
+            sent = {name: (name, named[name]) for name in missing[at : at + AT_ONCE]}
+            where = {"params": {"commit_to_project": "false"}, "files": sent}
+            studio.ask("POST", f"/api/projects/{project_id}/import", **where)
+        known = _uploaded(studio, project_id) if missing else known
+        addresses = {png: f"/data/{quote(known[name])}" for name, png in named.items()}
+        return [addresses[png] for png in pngs]
+
+    return store
+
+
+def _uploaded(studio: Studio, project_id: int) -> dict[str, str]:
+    """Return the uploads, {our name: file on the server}."""
     uploads: list[Mapping[str, str]] = studio.get(f"/api/projects/{project_id}/file-uploads", all="true")
-    known = {upload["file"].rpartition("-")[2]: upload["file"] for upload in uploads}
-
-    def keep(png: bytes) -> str:
-        name = f"example_{hashlib.blake2b(png, digest_size=16).hexdigest()}.png"
-        if name not in known:
-            known[name] = _upload(studio, project_id, name, png)
-        return f"/data/{quote(known[name])}"
-
-    return keep
-
-
-def _upload(studio: Studio, project_id: int, name: str, png: bytes) -> str:
-    sent = {"params": {"commit_to_project": "false"}, "files": {name: (name, png)}}
-    number = studio.ask("POST", f"/api/projects/{project_id}/import", **sent)["file_upload_ids"][0]
-    return str(studio.get(f"/api/import/file-upload/{number}")["file"])
+    return {upload["file"].rpartition("-")[2]: upload["file"] for upload in uploads}
 
 
 def _usable(index: Index) -> Any:

@@ -74,10 +74,10 @@ def _local(index: Index, ls_project: LabelStudioProject, progress: Any) -> Addre
     def address(id: str, reference: str) -> str:
         return f"{LOCAL}{quote(f'{prefix}{MEDIA}/{_copied(index.project, folder, id, reference)}')}"
 
-    storages = ls_project.studio.get("/api/storages/localfiles", project=ls_project.id)
+    storages = ls_project.studio.get("/api/storages/localfiles/", project=ls_project.id)
     if str(folder) not in {storage["path"] for storage in storages}:
         about = {"project": ls_project.id, "path": str(folder), "title": MEDIA, "use_blob_urls": True}
-        ls_project.studio.post("/api/storages/localfiles", about)
+        ls_project.studio.post("/api/storages/localfiles/", about)
     if old := _superseded(storages, folder):
         _move(index, ls_project, address, progress)
         for number in old:
@@ -131,7 +131,7 @@ def renew(project: Project, studio: Studio, progress: Any = NO_PROGRESS) -> None
     """Give tasks that an earlier version pushed addresses that still work. Each push does so, too."""
     if project.config.labelstudio.images != "local" or (ls_project := remote_project.find(project, studio)) is None:
         return
-    if _superseded(studio.get("/api/storages/localfiles", project=ls_project.id), _document_root(project)[0] / MEDIA):
+    if _superseded(studio.get("/api/storages/localfiles/", project=ls_project.id), _document_root(project)[0] / MEDIA):
         _local(Index(project), ls_project, progress)
 
 
@@ -147,7 +147,7 @@ def _move(index: Index, ls_project: LabelStudioProject, address: Address, progre
             except LabelProblem:
                 continue  # its file is gone: the old address leads nowhere either
             if new != image:
-                ls_project.studio.ask("PATCH", f"/api/tasks/{task.id}", json={"data": {**task.data, "image": new}})
+                ls_project.studio.ask("PATCH", f"/api/tasks/{task.id}/", json={"data": {**task.data, "image": new}})
 
 
 def sweep(index: Index, ls_project: LabelStudioProject) -> None:

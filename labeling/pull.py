@@ -187,7 +187,7 @@ def _all_known(page: Iterable[Mapping[str, Any]], people: Mapping[int, str]) -> 
 
 
 def people_on(ls_project: LabelStudioProject) -> dict[int, str]:
-    return {int(user["id"]): str(user["email"]) for user in ls_project.studio.get("/api/users")}
+    return {int(user["id"]): str(user["email"]) for user in ls_project.studio.get("/api/users/")}
 
 
 # --- from the server's annotations to ours ----------------------------------------------------------------------------

@@ -356,7 +356,7 @@ def _update(ls_project: LabelStudioProject, pairs: Iterable[tuple[ServerTask, La
         if suggestions:
             ls_project.studio.post(f"/api/projects/{ls_project.id}/import/predictions", suggestions)
     for id in sorted(free):  # last: the next push compares this data to find what an interrupted one left
-        ls_project.studio.ask("PATCH", f"/api/tasks/{id}", json={"data": stale[id][1].data})
+        ls_project.studio.ask("PATCH", f"/api/tasks/{id}/", json={"data": stale[id][1].data})
     return len(free)
 
 
@@ -377,7 +377,7 @@ def _overlap(ls_project: LabelStudioProject, batch: str, keys: Collection[str]) 
     )
     for held in tasks.held(ls_project, batch) if chosen else ():
         if held.key in chosen and held.overlap != settings.annotators:
-            ls_project.studio.ask("PATCH", f"/api/tasks/{held.id}", json={"overlap": settings.annotators})
+            ls_project.studio.ask("PATCH", f"/api/tasks/{held.id}/", json={"overlap": settings.annotators})
 
 
 # --- what the index shows ---------------------------------------------------------------------------------------------

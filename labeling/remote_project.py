@@ -104,7 +104,7 @@ def _born(studio: Studio, id: Any) -> str | None:
     if not isinstance(id, int):
         return None
     try:
-        return str(studio.get(f"/api/projects/{id}", include="id,created_at")["created_at"])
+        return str(studio.get(f"/api/projects/{id}/", include="id,created_at")["created_at"])
     except NotFound:
         return None
 
@@ -117,7 +117,7 @@ def _ours(project: Project, studio: Studio) -> list[dict[str, Any]]:
     """The projects that bear our mark, the oldest first."""
     page, entries = 1, []
     while True:
-        answer = studio.get("/api/projects", include="id,description,created_at", page=page, page_size=100)
+        answer = studio.get("/api/projects/", include="id,description,created_at", page=page, page_size=100)
         entries += [entry for entry in answer["results"] if entry.get("description") == _mark(project)]
         if not answer.get("next"):
             return sorted(entries, key=lambda entry: int(entry["id"]))
@@ -133,7 +133,7 @@ def _marked(project: Project, studio: Studio) -> tuple[int, str] | None:
 def _is_whole(studio: Studio, id: int) -> bool:
     """True if the server made all that belongs to a project, and not its first row alone."""
     try:
-        studio.get(f"/api/projects/{id}/summary")
+        studio.get(f"/api/projects/{id}/summary/")
     except NotFound:
         return False
     return True
@@ -165,7 +165,7 @@ def _created(project: Project, studio: Studio) -> LabelStudioProject:
 def _posted(studio: Studio, values: dict[str, Any]) -> tuple[int | None, Unanswered | None]:
     """The new project's number; where the server was in trouble, it may have made one nevertheless."""
     try:
-        return int(studio.post("/api/projects", values)["id"]), None
+        return int(studio.post("/api/projects/", values)["id"]), None
     except Unanswered as trouble:
         return None, trouble
 
@@ -183,7 +183,7 @@ def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, 
 
 
 def _updated(ls_project: LabelStudioProject, reset: bool) -> LabelStudioProject:
-    there = ls_project.studio.get(f"/api/projects/{ls_project.id}")["label_config"]
+    there = ls_project.studio.get(f"/api/projects/{ls_project.id}/")["label_config"]
     wanted = config.build(ls_project.project, _old_names(ls_project), _beside(ls_project.project))
     sent = ls_project.config or config.version(wanted)
     if there != wanted and (reset or config.version(there) == sent):
@@ -219,7 +219,7 @@ def _old_names(ls_project: LabelStudioProject) -> list[str]:
 
     The server's own summary of them is not complete, hence also every name that the project ever gave up.
     """
-    held = ls_project.studio.get(f"/api/projects/{ls_project.id}/summary").get("created_labels") or {}
+    held = ls_project.studio.get(f"/api/projects/{ls_project.id}/summary/").get("created_labels") or {}
     if not held:
         return []
     names = {name for tag in (BRUSH, BOX, PRESENT) for name in held.get(tag, ())}
@@ -242,7 +242,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _write(ls_project: LabelStudioProject, **values: Any) -> None:
-    ls_project.studio.ask("PATCH", f"/api/projects/{ls_project.id}", json=values)
+    ls_project.studio.ask("PATCH", f"/api/projects/{ls_project.id}/", json=values)
 
 
 def _instructed(ls_project: LabelStudioProject) -> LabelStudioProject:

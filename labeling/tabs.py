@@ -38,13 +38,13 @@ BESIDE = ("tasks:id", "tasks:annotators", "tasks:cancelled_annotations", "tasks:
 
 def show(ls_project: LabelStudioProject, batch: str) -> None:
     """Make the tab of this batch, unless it is there. Earlier versions showed its audit picks in a tab of their own."""
-    there = ls_project.studio.get("/api/dm/views", project=ls_project.id)
+    there = ls_project.studio.get("/api/dm/views/", project=ls_project.id)
     if batch not in {view["data"].get("title") for view in there}:
         tab = _tab(batch, [tasks.equal("data.batch", batch)])
-        ls_project.studio.post("/api/dm/views", {"project": ls_project.id, "data": tab})
+        ls_project.studio.post("/api/dm/views/", {"project": ls_project.id, "data": tab})
     for view in there:
         if view["data"].get("title") == f"{batch} {AUDIT}":
-            ls_project.studio.ask("DELETE", f"/api/dm/views/{view['id']}")
+            ls_project.studio.ask("DELETE", f"/api/dm/views/{view['id']}/")
 
 
 def _tab(title: str, filters: list[dict[str, Any]]) -> dict[str, Any]:

@@ -146,14 +146,14 @@ def _page(
         "page_size": size,
         "query": json.dumps(query),
     }
-    answer: Mapping[str, Any] = ls_project.studio.get("/api/tasks", **params)
+    answer: Mapping[str, Any] = ls_project.studio.get("/api/tasks/", **params)
     return answer
 
 
 def _act(ls_project: LabelStudioProject, action: str, filters: Sequence[Mapping[str, Any]]) -> None:
     chosen = {"all": True, "excluded": []}
     query = {"filters": {"conjunction": "and", "items": [*filters]}, "selectedItems": chosen}
-    ls_project.studio.post(f"/api/dm/actions?id={action}&project={ls_project.id}", query)
+    ls_project.studio.post(f"/api/dm/actions/?id={action}&project={ls_project.id}", query)
 
 
 def equal(name: str, value: str) -> dict[str, Any]:

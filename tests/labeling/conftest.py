@@ -36,7 +36,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(home / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "made").exists():
-            server.launch(home / "server", home / "files", server.any_port())
+            old = os.umask(0)  # the worst case: files are as open as they are made
+            try:
+                server.launch(home / "server", home / "files", server.any_port())
+            finally:
+                os.umask(old)
             server.stop(home / "server")
             (home / "made").touch()
     return home / "server"

@@ -62,7 +62,7 @@ def test_label_studio_shows_what_the_model_says_of_a_task(asked: Backend, studio
             answer = asked.suggest(ls_helpers.task(studio, of[id]))
             assert bool(answer["result"]) == bool(expected)
     assert not studio.get("/api/ml/", project=ls_project.id), "taken back"
-    assert studio.get(f"/api/projects/{ls_project.id}")["model_version"] == "curate"
+    assert studio.get(f"/api/projects/{ls_project.id}/")["model_version"] == "curate"
 
 
 def test_only_label_studio_may_ask_and_junk_is_refused(asked: Backend) -> None:

@@ -184,7 +184,7 @@ def test_a_good_token_is_in_no_text(
     token = server.read_credentials(studio_server.folder).token
     with caplog.at_level(logging.DEBUG):
         opened = client.open_studio(studio.url, token)
-        opened.get("/api/projects")
+        opened.get("/api/projects/")
         with contextlib.suppress(NotFound), client.explained(opened):
             opened.client.projects.get(id=10**6)
     assert caplog.records
@@ -222,7 +222,7 @@ def test_what_is_not_there(studio: Studio) -> None:
 
 def test_the_server_s_reason_is_reported(studio: Studio) -> None:
     with pytest.raises(CurateError, match=r"refuses that \(400.*label_config"):
-        studio.post("/api/projects", {"title": "broken", "label_config": "<View>"})
+        studio.post("/api/projects/", {"title": "broken", "label_config": "<View>"})
 
 
 @pytest.mark.parametrize(

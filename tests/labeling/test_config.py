@@ -170,7 +170,7 @@ def test_the_server_takes_every_name_and_gives_it_back(studio: Studio) -> None:
     one = project(HOSTILE, severities=("minor", "<major>"))
     text = config.build(one, ["old & gone"])
     number = ls_helpers.project(studio, "hostile", text)
-    held = studio.get(f"/api/projects/{number}")
+    held = studio.get(f"/api/projects/{number}/")
     assert held["label_config"] == text
     parsed = held["parsed_label_config"]
     for tag in (BRUSH, BOX, PRESENT):
@@ -200,4 +200,4 @@ def test_names_that_annotations_bear_may_go_to_the_end(studio: Studio) -> None:
     label = Label("labelled", (make_defect("$hole", (1, 1, 4, 5)),), ("crack",))
     ls_helpers.annotate(studio, task, results.of_label(label, SIZE))
     text = config.build(project(["pit"]), ["$hole", "crack"])
-    assert studio.ask("PATCH", f"/api/projects/{number}", json={"label_config": text})["label_config"] == text
+    assert studio.ask("PATCH", f"/api/projects/{number}/", json={"label_config": text})["label_config"] == text

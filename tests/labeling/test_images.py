@@ -54,7 +54,7 @@ def test_what_was_pushed_is_served_to_those_who_logged_in(
         assert answer.content == file_of(indexed, id).read_bytes()
         assert httpx.get(f"{studio.url}{found[id]}", trust_env=False).status_code == 401
     assert sorted(path.stem for path in media(indexed, studio_server).iterdir()) == sorted(ids), "nothing else is there"
-    (storage,) = studio.get("/api/storages/localfiles", project=ls_project_of(indexed, studio).id)
+    (storage,) = studio.get("/api/storages/localfiles/", project=ls_project_of(indexed, studio).id)
     assert storage["path"] == str(media(indexed, studio_server))
 
 
@@ -119,18 +119,18 @@ def as_before(project: Project, studio: Studio, studio_server: RunningServer, id
     root = media(project, studio_server).parent
     push.run(project, studio, push.PushRequest())
     ls_project = ls_project_of(project, studio)
-    for storage in studio.get("/api/storages/localfiles", project=ls_project.id):
+    for storage in studio.get("/api/storages/localfiles/", project=ls_project.id):
         studio.ask("DELETE", f"/api/storages/localfiles/{storage['id']}")
     for path in (root / MEDIA).iterdir():
         path.unlink()
     (root / "line").symlink_to(project.root(project.source("line")))
     about = {"project": ls_project.id, "path": str(root / "line"), "title": "line", "use_blob_urls": True}
-    studio.post("/api/storages/localfiles", about)
+    studio.post("/api/storages/localfiles/", about)
     references = {id: paths[0] for id, paths in Index(project).rows("paths")}
     for one in tasks.held(ls_project):
         path = references[one.data["content_id"]].replace(":", "/", 1)
         image = f"{LOCAL}{quote(f'{project.dataset_name}/{path}')}"
-        studio.ask("PATCH", f"/api/tasks/{one.id}", json={"data": {**one.data, "image": image}})
+        studio.ask("PATCH", f"/api/tasks/{one.id}/", json={"data": {**one.data, "image": image}})
     old = addresses(project, studio)
     assert all(sent(studio, address).status_code == 200 for address in old.values())
     return old
@@ -172,7 +172,7 @@ def test_old_tasks_get_new_addresses_and_the_links_go(
         assert sent(studio, new[id]).content == file_of(indexed, id).read_bytes()
         assert sent(studio, old[id]).status_code == 404
     assert sent(studio, new[gone]).status_code == 404, "its file is not there either"
-    (storage,) = studio.get("/api/storages/localfiles", project=ls_project_of(indexed, studio).id)
+    (storage,) = studio.get("/api/storages/localfiles/", project=ls_project_of(indexed, studio).id)
     assert storage["path"] == str(media(indexed, studio_server))
     assert not (media(indexed, studio_server).parent / "line").is_symlink()
     assert pull.run(indexed, studio, full=True).annotations == 0

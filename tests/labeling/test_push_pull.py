@@ -45,7 +45,7 @@ def test_a_round_becomes_tasks_in_its_order_and_each_image_is_queued(indexed: Pr
     assert {shown[id].status for id in ids} == {"queued"}
     again = push.run(indexed, studio, push.PushRequest())
     assert (again.created, again.existing, again.updated) == (0, 6, 0)
-    views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=ls_project_of(indexed, studio).id)}
+    views = {one["data"]["title"] for one in studio.get("/api/dm/views/", project=ls_project_of(indexed, studio).id)}
     assert views == {"round 001"}
 
 
@@ -58,14 +58,14 @@ def test_an_audit_pick_looks_like_every_other(indexed: Project, studio: Studio) 
     told = {(one.data["slot"], one.data["reason"], one.data["score"]) for one in tasks.held(ls_project)}
     assert told == {("", "", None)}
     studio.post(
-        "/api/dm/views", {"project": ls_project.id, "data": {"title": "round 001 audit"}}
+        "/api/dm/views/", {"project": ls_project.id, "data": {"title": "round 001 audit"}}
     )  # of an earlier version
     push.run(indexed, studio, push.PushRequest())
     round_of(indexed, [second, other], number=2)
     push.run(indexed, studio, push.PushRequest())
     told = {(one.data["title"], one.data["slot"]) for one in tasks.held(ls_project, "round 002")}
     assert told == {(f"round 002, {rank} of 2: like crack {rank}", "rare") for rank in (1, 2)}
-    views = {one["data"]["title"] for one in studio.get("/api/dm/views", project=ls_project.id)}
+    views = {one["data"]["title"] for one in studio.get("/api/dm/views/", project=ls_project.id)}
     assert views == {"round 001", "round 002"}
 
 

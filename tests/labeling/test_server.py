@@ -75,11 +75,10 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, list[dict[str, Any]]]]:
+def own(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[tuple[Project, list[dict[str, Any]]]]:
     """A project whose server two commands started at the same moment, and what they said."""
-    if not server.installed():
-        pytest.skip("Label Studio is not installed: pip install 'steel-curate[labelstudio]'")
     project = plant(tmp_path_factory.mktemp("own"))
+    started_before(server.folder_of(project), template)
     old = os.umask(0)  # the worst case: files are as open as they are made
     try:
         both = [command(project, "up", "--json", "--port", str(server.any_port())) for _ in range(2)]
@@ -315,9 +314,9 @@ def alive(folder: Path) -> list[int]:
 
 
 @needs_proc
-def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path, template: Path) -> None:
     project = plant(tmp_path)
-    folder = server.folder_of(project)
+    folder = started_before(server.folder_of(project), template)
     assert any(interrupted(project, folder) for _ in range(3))
     assert alive(folder) == []
     assert not (folder / "server.json").exists()

@@ -7,13 +7,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,9 +28,6 @@ from tests.labeling import studio as ls_helpers
 from tests.labeling.helpers import history, ls_project_of, task_of
 
 SIZE = (32, 24)
-
-
-PYTHON = Path(sys.executable)
 
 
 def drawn(name: str = "crack", seed: int = 1) -> Label:
@@ -140,7 +135,7 @@ def nth(number: int, harm: str, method: str, part: str, then: Callable[[], None]
     left = [number]
 
     def judge(asked: str, path: str) -> str:
-        if asked != method or not (path.endswith(part) or part in path.partition("?")[2]):
+        if asked != method or not (path.rstrip("/").endswith(part) or part in path.partition("?")[2]):
             return ""
         left[0] -= 1
         if left[0] == 0:
@@ -174,7 +169,7 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def is_ours(project: Project, studio: Studio, number: int) -> bool:
-    return str(studio.get(f"/api/projects/{number}")["description"]) == remote_project._mark(project)
+    return str(studio.get(f"/api/projects/{number}/")["description"]) == remote_project._mark(project)
 
 
 def draw_in_app(project: Project, id: str, name: str) -> None:

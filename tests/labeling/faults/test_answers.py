@@ -20,16 +20,20 @@ from tests.labeling.conftest import started_before
 from tests.labeling.faults.helpers import Gate, answer, drawn, each_logged_once, nth, one_task_each, through
 from tests.labeling.helpers import labels, pushed, round_of, unlabelled
 
+EXHAUSTIVE = pytest.mark.exhaustive
 
-@pytest.mark.parametrize("harm", ["lost", "cut", "after 502", "500", "late"])
+
+@pytest.mark.parametrize(
+    "harm", ["lost", *(pytest.param(harm, marks=EXHAUSTIVE) for harm in ("cut", "after 502")), "500", "late"]
+)
 def test_an_answer_that_fails_doubles_nothing(
     indexed: Project, studio: Studio, gate: Gate, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     monkeypatch.setattr(push, "BATCH", 2)
     monkeypatch.setattr(push, "CALM", 0.2)
     if harm == "late":
-        monkeypatch.setattr(client, "TIMEOUT", 8)
-        monkeypatch.setattr(push, "CALM", 3)
+        monkeypatch.setattr(client, "TIMEOUT", 5)
+        monkeypatch.setattr(push, "CALM", 2)
     ids = unlabelled(indexed)[:5]
     round_of(indexed, ids)
     reached = through(gate)

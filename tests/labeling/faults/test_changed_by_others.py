@@ -89,7 +89,7 @@ def test_a_server_that_was_set_up_anew_does_not_lend_us_the_project_of_another(
     replace(ls_project, id=other).save()
     push.run(indexed, studio, push.PushRequest())
     assert ls_project_of(indexed, studio).id != other
-    told = studio.get(f"/api/projects/{other}")
+    told = studio.get(f"/api/projects/{other}/")
     assert (told["title"], "brush" in told["label_config"], told["task_number"]) == ("theirs", False, 0)
 
 
@@ -105,12 +105,12 @@ def test_how_far_we_got_on_one_server_does_not_hold_on_another(indexed: Project,
 
 def hand_made(project: Project, studio: Studio, change: Callable[[str], str]) -> None:
     number = ls_project_of(project, studio).id
-    there = studio.get(f"/api/projects/{number}")["label_config"]
-    studio.ask("PATCH", f"/api/projects/{number}", json={"label_config": change(there)})
+    there = studio.get(f"/api/projects/{number}/")["label_config"]
+    studio.ask("PATCH", f"/api/projects/{number}/", json={"label_config": change(there)})
 
 
 def config_of(project: Project, studio: Studio) -> str:
-    return str(studio.get(f"/api/projects/{ls_project_of(project, studio).id}")["label_config"])
+    return str(studio.get(f"/api/projects/{ls_project_of(project, studio).id}/")["label_config"])
 
 
 def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studio) -> None:

@@ -62,7 +62,7 @@ def test_two_folders_that_share_a_dataset_end_on_one_label_studio_project(
     ours = [one for one in ls_helpers.projects(studio) if is_ours(mine, studio, one)]
     assert made["mine"] == min(one for one in ours if remote_project._is_whole(studio, one))
     for left in set(ours) - {made["mine"]}:  # a request that the server did twice
-        assert studio.get(f"/api/projects/{left}")["task_number"] == 0
+        assert studio.get(f"/api/projects/{left}/")["task_number"] == 0
 
 
 def _copied(project: Project, folder: Path) -> Path:
