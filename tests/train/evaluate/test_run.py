@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -55,7 +54,6 @@ def plant(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[Pro
             Image.fromarray(255 * mask).save(root / "masks" / name / file.name)
     project = setup.write(folder / "plant", [LIBRARY | {"data": root, "group": r"(\d+)_"}], CLASSES)
     sync.run(project)
-    torch.set_num_threads(2)
     training.run(project, training.TrainRequest(recipe="simple-cnn", overrides=WHOLE, device="cpu"))
     for epochs in (1, 4):
         training.run(

@@ -45,8 +45,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("learnt")
     training_data = data(folder, 8)
-    training_data = replace(training_data, train=training_data.train * 20)
-    quiet = ["augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=3e-3", "epochs=6"]
+    training_data = replace(training_data, train=training_data.train * 16)
+    quiet = ["augmentation.brightness=0", "augmentation.contrast=0", "optimiser.lr=6e-3", "epochs=4"]
     resolved = tiny(*quiet)
     model = network(resolved, training_data)
     fitted = loop.fit(model, fit_settings(resolved, training_data, folder / "run"))
