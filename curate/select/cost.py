@@ -109,6 +109,16 @@ class CostModel:
         return cls(tuple(regions), float(entry["base"]), tuple(map(float, regions.values())), int(entry["images"]))
 
 
+def effort(seconds: Floats, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The seconds of each image in those of the median candidate, and at least 1.
+
+    Value is divided by it: an image that takes twice as long must be worth twice as much. One that is quicker than
+    usual is not preferred for that, or trivial clean images, the quickest of all, would fill a round.
+    """
+    usual = float(np.median(seconds[candidates])) if candidates.any() else 1.0
+    return np.maximum(seconds / max(usual, SHORTEST), 1).astype(np.float32)
+
+
 def _usable(lead_times: npt.ArrayLike, class_counts: npt.ArrayLike, classes: int) -> tuple[Floats, Floats]:
     times = np.asarray(lead_times, dtype=np.float64)
     counts = np.asarray(class_counts, dtype=np.float64).reshape(len(times), classes)

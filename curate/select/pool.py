@@ -78,6 +78,14 @@ class Pick:
 Picks = tuple[Pick, ...]
 
 
+class PastRound(NamedTuple):
+    """Picks of an earlier round: its number, and the row and slot of each that the pool holds, in order."""
+
+    number: int
+    rows: Rows
+    slots: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Pool:
     """All images that a strategy takes into account: the candidates, the labelled ones, and their known properties.
@@ -98,6 +106,9 @@ class Pool:
         population: the rows that could be picked when the round began; an audit is drawn from these.
         wanted: the classes that the user asks for; empty: all.
         turn: the number of the labelling round, from 1.
+        past: what the earlier rounds picked, the oldest first.
+        effort: (n,), the time that an image is expected to take, 1 for the median candidate and all quicker ones; None
+            where the round's budget counts images.
         memo: results that strategies compute once a round and that do not depend on `chosen`; see `once`.
         lasting: results that depend on the windows alone; a simulation keeps them from round to round.
     """
@@ -119,6 +130,8 @@ class Pool:
     held_out: Mask = field(default_factory=lambda: np.zeros(0, bool))
     wanted: tuple[str, ...] = ()
     turn: int = 1
+    past: tuple[PastRound, ...] = ()
+    effort: Floats | None = None
     memo: dict[str, Any] = field(default_factory=dict)
     lasting: dict[str, Any] = field(default_factory=dict)
 
@@ -175,6 +188,13 @@ class Pool:
             rows = np.arange(start, min(start + step, len(self)))
             yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
 
+    def per_effort(self, values: Floats) -> Floats:
+        """Divide the values above 0, of one image a row, by the images' effort where people's time is what counts."""
+        if self.effort is None:
+            return values
+        effort = self.effort.reshape(-1, *[1] * (values.ndim - 1))
+        return np.asarray(np.where(values > 0, values / effort, values), values.dtype)
+
     @property
     def trainable(self) -> Mask:
         """Labelled rows that may be learnt from: not those of val and test."""
@@ -190,11 +210,16 @@ class Pool:
 
     def scarce_classes(self) -> tuple[str, ...]:
         """Classes with trainable rows that are scarce: the one with the fewest groups, and all far below the median."""
-        counts = {name: count for name in self.wanted or self.classes if (count := self.group_count(name))}
-        if not counts:
-            return ()
-        limit = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
-        return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= limit)
+        return scarcest({name: self.group_count(name) for name in self.wanted or self.classes})
+
+
+def scarcest(groups: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes with the fewest groups, scarcest first; those of no group are left out."""
+    counts = {name: count for name, count in groups.items() if count}
+    if not counts:
+        return ()
+    limit = max(min(counts.values()), SCARCE * float(np.median(list(counts.values()))))
+    return tuple(name for name, count in sorted(counts.items(), key=lambda pair: pair[1]) if count <= limit)
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:

@@ -46,11 +46,15 @@ BARE = SelectionRules(spread=False)
 
 
 class Selection(NamedTuple):
-    """The chosen picks, notes for the user, and how many near-duplicates were left out."""
+    """The chosen picks, notes for the user, and how many near-duplicates were left out.
+
+    `shares`: of a strategy with slots the share of each, and what it follows from.
+    """
 
     picks: Picks
     notes: tuple[str, ...]
     near_duplicates: int
+    shares: Mapping[str, Mapping[str, float]] = {}
 
 
 def choose(
@@ -215,7 +219,8 @@ class _Layer:
             notes.append(f"{self.missing} of the budget of {self.budget} are left over: {full}")
         if self.near_duplicates or self.rules.spread or self.room:
             self.chosen = [_without_propensity(pick) for pick in self.chosen]
-        return Selection(_interleaved(self.chosen), tuple(notes), self.near_duplicates)
+        shares_of_slots = self.pool.memo.get("slot shares", {})
+        return Selection(_interleaved(self.chosen), tuple(notes), self.near_duplicates, shares_of_slots)
 
 
 def _without_propensity(pick: Pick) -> Pick:

@@ -24,7 +24,7 @@ from curate.select import build_pool, cost, linear_probe
 from curate.select import rules as selection_layer
 from curate.select.build_pool import BuiltPool
 from curate.select.cost import CostModel, ImageBudget, TimeBudget
-from curate.select.pool import Floats, Picks, Pool, Rows
+from curate.select.pool import Floats, PastRound, Picks, Pool, Rows
 from curate.select.rules import BARE, Selection, SelectionRules
 from curate.strategies import CATALOGUE, DEFAULT
 from curate.vectors import nearest
@@ -79,6 +79,7 @@ class SelectResult:
             "strategy": self.manifest["strategy"],
             "seed": self.manifest["seed"],
             "picks": [{name: row[name] for name in names} for row in self.picks],
+            "shares": self.manifest.get("shares", {}),
             "notes": self.notes,
             "written": self.written is not None and self.fresh,
         }
@@ -110,7 +111,8 @@ def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *
     progress("reading vectors", 1, 1)
     model = cost_model(project)
     request = replace(request, rules=_rules(request.rules, built.pool))
-    built.pool = replace(built.pool, turn=_number(index, built))
+    turn = _number(index, built)
+    built.pool = replace(built.pool, turn=turn, past=_past(project, built.pool, turn))
     result = _prepared(index, built, request, model)
     if not dry and (same := _same(project, result.manifest["key"])):
         rounds.show(index)
@@ -163,6 +165,7 @@ def _prepared(index: Index, built: BuiltPool, request: SelectRequest, model: Cos
         pool.exemplars.ids,
         model.to_json(),
         __version__,
+        *([[(past.number, past.slots)] for past in pool.past]),
     ]
     manifest = {
         "round": pool.turn,
@@ -192,6 +195,18 @@ def _number(index: Index, built: BuiltPool) -> int:
     return newest.number + _touched(newest, built)
 
 
+def _past(project: Project, pool: Pool, turn: int) -> tuple[PastRound, ...]:
+    """Return the picks of the rounds before this one, of the images that the pool holds."""
+    row_of = {id: row for row, id in enumerate(pool.ids)}
+    past = []
+    for round_ in rounds.every(project.work):
+        if round_.number < turn:
+            picks = [(row_of[pick["id"]], pick["slot"]) for pick in round_.picks() if pick["id"] in row_of]
+            rows = np.array([row for row, _ in picks], np.int64)
+            past.append(PastRound(round_.number, rows, tuple(slot for _, slot in picks)))
+    return tuple(past)
+
+
 def _touched(newest: Round, built: BuiltPool) -> bool:
     statuses = [built.images[row["id"]].status for row in newest.picks() if row["id"] in built.images]
     return newest.touched or any(status != "unlabelled" for status in statuses)
@@ -217,8 +232,10 @@ def _choose(
     candidates = int(pool.candidates.sum())
     if not candidates:
         raise NothingToPick(_why_nothing(built))
-    seconds = _seconds(pool, model)
+    seconds = labelling_seconds(pool, model)
     images = _images(budget, seconds[pool.candidates])
+    if isinstance(budget, TimeBudget):
+        built.pool = replace(pool, effort=cost.effort(seconds, pool.candidates))
     for _ in range(TRIES):
         selection = _selected(built, request, min(images, candidates), progress)
         expected = float(seconds[pool.rows_of([pick.id for pick in selection.picks])].sum())
@@ -254,7 +271,7 @@ def _images(budget: ImageBudget | TimeBudget, seconds: Floats) -> int:
     return max(1, int(budget.seconds / max(float(seconds.mean()), 1e-9)))
 
 
-def _seconds(pool: Pool, model: CostModel) -> Floats:
+def labelling_seconds(pool: Pool, model: CostModel) -> Floats:
     """Seconds that each image is expected to take: more with likely defects than without."""
     likely, _ = _likely(pool)
     expected = np.zeros((len(pool), len(pool.classes)), np.float32) if likely is None else likely
@@ -306,6 +323,7 @@ def _complete(result: SelectResult, built: BuiltPool, selection: Selection, mode
     result.manifest |= {
         "picked": len(selection.picks),
         "slots": dict(Counter(pick.slot for pick in selection.picks)),
+        "shares": dict(selection.shares),
         "by_stratum": dict(sorted(Counter(row["stratum"] for row in result.picks).items())),
         "by_predicted": dict(predicted.most_common()),
         "groups": len({row["group"] for row in result.picks}),
@@ -321,7 +339,7 @@ def _rows(built: BuiltPool, picks: Picks, model: CostModel) -> list[dict[str, An
     pool = built.pool
     rows = pool.rows_of([pick.id for pick in picks])
     likely, _ = _likely(pool)
-    seconds = _seconds(pool, model)
+    seconds = labelling_seconds(pool, model)
     entries = []
     for rank, (pick, row) in enumerate(zip(picks, rows.tolist(), strict=True), start=1):
         predicted = None if likely is None else [pool.classes[i] for i in np.flatnonzero(likely[row] >= LIKELY)]

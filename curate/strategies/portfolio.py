@@ -1,11 +1,12 @@
-"""The default: rare candidates, uncertain images, unseen kinds and an audit, each with a fixed share.
+"""The default: rare candidates, uncertain images, unseen kinds and an audit, with shares that follow what each finds.
 
 `rare`: candidates for the scarcest classes, by similarity to the exemplars until people have refused some, then by a
 probe on windows. `uncertain`: class-stratified uncertainty. `explore`: the most unusual images while kinds of defect
 are likely to be unseen (Good, 1953), then coverage of what is not labelled. `audit`: uniformly random within strata, so
 that unbiased error estimates stay possible. The shares depend on the labels and the model that exist, and on whether
-the user asks for classes that can be looked for; each can be set, 0 leaves a slot out. The share of a slot that cannot
-work goes to the others.
+the user asks for classes that can be looked for; from the second round on they move towards the slots that found more
+(see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot work goes to the
+others.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from curate.data import AUDIT
 from curate.errors import CurateError
-from curate.select import linear_probe, window_probe
+from curate.select import bandit, linear_probe, window_probe
 from curate.select.pool import Picks, Pool, shares
 from curate.strategies import anomaly, class_stratified, maxherding, random
 from curate.strategies import audit as audit_slot
@@ -79,6 +81,7 @@ def select(
     uncertain: float | None = None,
     explore: float | None = None,
     audit: float | None = None,
+    adapt: bool = True,
 ) -> Picks:
     """Fill the slots by their shares of the whole round; a share of 0 leaves a slot out.
 
@@ -88,12 +91,13 @@ def select(
         rng: passed on to the slots' strategies.
         rare, uncertain, explore, audit: the slots' shares, relative to each other. Without it a share is set by
             `REGIMES`, according to the labels and the model that exist.
+        adapt: shares that are not set follow what their slots found in earlier rounds; the audit's never does.
 
     Returns:
         Picks with the name of their slot.
     """
     given = {"rare": rare, "uncertain": uncertain, "explore": explore, "audit": audit}
-    quotas = _quotas(pool, budget, given)
+    quotas = _quotas(pool, budget, given, adapt)
     picks: Picks = ()
     for slot, strategy in SLOTS.items():
         # Picks that earlier slots could not find fall to the last one, so that the budget is always used up.
@@ -112,7 +116,7 @@ def regime(pool: Pool) -> str:
     return "few labels" if len(pool.exemplars) or linear_probe.has_classes(pool) else "no labels"
 
 
-def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str, int]:
+def _quotas(pool: Pool, budget: int, given: dict[str, float | None], adapt: bool) -> dict[str, int]:
     """Number of picks that each slot still has to find for its share of the whole round."""
     defaults = REGIMES[regime(pool)]
     weights = {slot: defaults[slot] if value is None else value for slot, value in given.items()}
@@ -127,14 +131,43 @@ def _quotas(pool: Pool, budget: int, given: dict[str, float | None]) -> dict[str
         weights[slot] = 0.0
     if not sum(weights.values()):
         return {}
-    total = dict(zip(weights, shares(len(pool.chosen) + budget, list(weights.values())), strict=True))
-    shown = ", ".join(f"{slot} {count}" for slot, count in total.items() if count)
+    free = {slot: weights[slot] for slot, value in given.items() if value is None and slot != AUDIT and weights[slot]}
+    yields = bandit.slot_yields(pool) if adapt and len(free) > 1 else {}
+    moved = weights | bandit.shares_by_yield(free, yields)
+    total = dict(zip(moved, shares(len(pool.chosen) + budget, list(moved.values())), strict=True))
     if not pool.chosen:
-        pool.note(f"slots with {regime(pool)}: {shown}")
-        if weights["audit"] and not total["audit"]:
-            pool.note("no audit picks: the budget is too small for one, so curate audit learns nothing from this round")
+        _tell(pool, weights, moved, total, {slot: value for slot, value in yields.items() if slot in free})
     have = Counter(pick.slot for pick in pool.chosen)
     return {slot: max(0, count - have[slot]) for slot, count in total.items()}
+
+
+def _tell(
+    pool: Pool,
+    before: dict[str, float],
+    moved: dict[str, float],
+    total: dict[str, int],
+    yields: dict[str, bandit.SlotYield],
+) -> None:
+    """Note the shares and why they are such, for people and, in `pool.memo`, for the round's manifest."""
+    shown = ", ".join(f"{slot} {count}" for slot, count in total.items() if count)
+    pool.note(f"slots with {regime(pool)}: {shown}")
+    if before["audit"] and not total["audit"]:
+        pool.note("no audit picks: the budget is too small for one, so curate audit learns nothing from this round")
+    whole = {name: sum(of.values()) for name, of in (("before", before), ("moved", moved))}
+    facts = {
+        slot: {"share": round(moved[slot] / whole["moved"], 4), "without_yield": round(weight / whole["before"], 4)}
+        | ({"picks": round(yields[slot].picks, 2), "found": round(yields[slot].found, 2)} if slot in yields else {})
+        for slot, weight in before.items()
+    }
+    pool.once("slot shares", lambda: facts)
+    if yields:
+        each = (
+            f"{slot} {fact['without_yield']:.0%} to {fact['share']:.0%}"
+            + (f" ({fact['found']:.2g} of {fact['picks']:.2g} picks)" if "picks" in fact else " (not tried yet)")
+            for slot, fact in facts.items()
+            if slot != AUDIT and fact["share"]
+        )
+        pool.note(f"shares follow what the slots found of scarce and unseen classes: {', '.join(each)}")
 
 
 def _idle(pool: Pool) -> dict[str, str]:

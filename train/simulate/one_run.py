@@ -15,10 +15,10 @@ from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.select import build_pool, cost
 from curate.select import rules as selection
-from curate.select.cost import TimeBudget
-from curate.select.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, Pick, Picks, Pool, Rows, Windows
+from curate.select.cost import CostModel, TimeBudget
+from curate.select.pool import NO_EXEMPLARS, WHOLE, Exemplars, Floats, Mask, PastRound, Pick, Picks, Pool, Rows, Windows
 from curate.select.rules import BARE, SelectionRules
-from curate.select.run import NEAR
+from curate.select.run import NEAR, labelling_seconds
 from curate.select.whitening import whitening_of
 from curate.strategies import CATALOGUE
 from curate.vectors import nearest
@@ -272,6 +272,7 @@ class _RunState:
         self.minutes = oracle.regions * SECONDS_PER_REGION / 60 + SECONDS_PER_IMAGE / 60
         self.notes: dict[str, None] = {}
         self.lasting = lasting
+        self.past: list[PastRound] = []
         self.points: list[CurvePoint] = []
         self._learn(0, 0.0)
 
@@ -287,6 +288,7 @@ class _RunState:
             within = np.cumsum(60 * self.minutes[rows]) <= self.budget.seconds
             within[:1] = True
             picks, rows = tuple(pick for pick, paid in zip(picks, within, strict=True) if paid), rows[within]
+        self.past.append(PastRound(turn, np.searchsorted(self.rows, rows), tuple(pick.slot for pick in picks)))
         self.known[rows] = True
         self.untaught[rows] = [pick.slot == AUDIT and not self.setting.audit_teaches for pick in picks]
         self._learn(turn, took)
@@ -346,11 +348,14 @@ class _RunState:
             held_out=known & self.untaught[rows],
             wanted=self.setting.wanted,
             turn=turn,
+            past=tuple(self.past),
             lasting=self.lasting,
         )
-        return replace(
-            pool, exemplars=_pool_exemplars(oracle, pool, rows), memo={}
-        )  # the old memo was computed without exemplars
+        pool = replace(pool, exemplars=_pool_exemplars(oracle, pool, rows), memo={})  # the old memo knew no exemplars
+        if not isinstance(self.budget, TimeBudget):
+            return pool
+        model = CostModel(classes, SECONDS_PER_IMAGE, (SECONDS_PER_REGION,) * len(classes))
+        return replace(pool, effort=cost.effort(labelling_seconds(pool, model), pool.candidates))
 
     def _named(self) -> Mask:
         """The classes that have a name: with `hidden`, the rare one has none until an image of it is labelled."""

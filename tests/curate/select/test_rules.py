@@ -126,7 +126,7 @@ def test_an_unknown_strategy_names_the_nearest() -> None:
 
 
 def test_an_unknown_option_names_the_known_ones() -> None:
-    with pytest.raises(CurateError, match="allowed: audit, explore, rare, uncertain"):
+    with pytest.raises(CurateError, match="allowed: adapt, audit, explore, rare, uncertain"):
         choose(drawn(), "portfolio", 3, options={"explor": 1})
 
 
