@@ -36,7 +36,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, diversity: floa
     if not 0 <= diversity < np.inf:
         raise CurateError(f"option 'diversity' of strategy anomaly is {diversity:g}; allowed: 0 or more")
     unusual = anomaly(pool)
-    rows = top(pool, unusual.score, max(CONSIDERED, 4 * budget))
+    rows = top(pool, pool.per_effort(unusual.score), max(CONSIDERED, 4 * budget))
     rows, value = _spread(pool, rows, budget, diversity)
     return tuple(
         Pick(pool.ids[row], "anomaly", float(value[i]), reason(pool, row), tile=int(unusual.tile[row]))
@@ -46,7 +46,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, diversity: floa
 
 def _spread(pool: Pool, rows: Rows, budget: int, diversity: float) -> tuple[Rows, Floats]:
     """Pick greedily by unusualness less similarity; the picks and their values."""
-    score, white = anomaly(pool).score[rows], _windows(pool, rows)
+    score, white = pool.per_effort(anomaly(pool).score)[rows], _windows(pool, rows)
     finite = np.isfinite(score)
     score = np.where(finite, score, score[finite].min(initial=0) - 1)  # images that were not searched come last
     near = pool.once("anomaly near labelled", lambda: _near_labelled(pool))[rows]

@@ -25,7 +25,7 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, power: float | 
     power = 2.0 ** min(pool.turn, 6) if power is None else power
     doubt, likely = _doubt(pool), class_probabilities(pool, "class_stratified")
     numbers = wanted_classes(pool)
-    noisy = power * np.log(np.maximum(np.nan_to_num(doubt), TINY)) + rng.gumbel(size=doubt.shape)
+    noisy = power * np.log(np.maximum(pool.per_effort(np.nan_to_num(doubt)), TINY)) + rng.gumbel(size=doubt.shape)
     rows = pool.open
     orders = [rows[np.lexsort((rows, -noisy[rows, number]))] for number in numbers]
     quotas = shares(min(budget, len(rows)), [1.0] * len(numbers))

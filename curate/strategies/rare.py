@@ -108,13 +108,16 @@ def _candidates(pool: Pool, name: str, options: RareOptions, most: int) -> list[
             f"rare {name} {options}", lambda: _relevance(pool, exemplars, _negatives(pool, name), options)
         )
         whiten = whitening_of(pool, options.shrinkage)
-        rows = _copies_last(relevance, top(pool, relevance.score, 2 * most), whiten, options.separation)[:most]
+        best = top(pool, pool.per_effort(relevance.score), 2 * most)
+        rows = _copies_last(relevance, best, whiten, options.separation)[:most]
         lists.append([_exemplar_pick(pool, name, row, relevance, exemplars) for row in rows])
     if (likely := _model_probability(pool, name)) is not None:
-        lists.append([_probability_pick(pool, name, row, likely, "model") for row in top(pool, likely, most).tolist()])
+        rows = top(pool, pool.per_effort(likely), most).tolist()
+        lists.append([_probability_pick(pool, name, row, likely, "model") for row in rows])
     elif name and pool.shows(name).sum() >= linear_probe.FEWEST:
         likely = pool.once(f"ranking {name}", lambda: linear_probe.ranking(pool, pool.shows(name)))
-        lists.append([_probability_pick(pool, name, row, likely, "probe") for row in top(pool, likely, most).tolist()])
+        rows = top(pool, pool.per_effort(likely), most).tolist()
+        lists.append([_probability_pick(pool, name, row, likely, "probe") for row in rows])
     return [pick for turn in zip(*lists, strict=True) for pick in turn]
 
 

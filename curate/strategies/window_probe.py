@@ -57,5 +57,5 @@ def candidates(pool: Pool, name: str, most: int) -> list[Pick]:
             f"the window probe gives {name or 'the exemplars'} {likely[row]:.2f}, {window_name(int(tile[row]))}",
             tile=int(tile[row]),
         )
-        for row in top(pool, likely, most).tolist()
+        for row in top(pool, pool.per_effort(likely), most).tolist()
     ]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.errors import CurateError
-from curate.select.cost import CostModel, ImageBudget, TimeBudget, parse_budget
+from curate.select.cost import CostModel, ImageBudget, TimeBudget, effort, parse_budget
 
 Floats = npt.NDArray[np.float64]
 CLASSES = ("crack", "hole", "scale")
@@ -145,3 +145,9 @@ def test_the_model_survives_json_and_knows_its_classes() -> None:
     assert CostModel.from_json(json.loads(json.dumps(model.to_json()))) == model
     with pytest.raises(ValueError, match="3 classes"):
         model.seconds([[1, 2]])
+
+
+def test_effort_counts_what_takes_longer_than_usual_and_never_rewards_what_is_quicker() -> None:
+    seconds, candidates = np.array([10.0, 20.0, 20.0, 60.0, 1000.0]), np.array([True, True, True, True, False])
+    assert effort(seconds, candidates).tolist() == [1, 1, 1, 3, 50]
+    assert effort(seconds, np.zeros(5, bool)).min() >= 1

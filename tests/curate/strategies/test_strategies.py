@@ -246,6 +246,22 @@ def test_the_ranking_probe_holds_a_class_against_all_until_something_was_refused
         assert likely[shows].min() > 0.5 > np.median(likely)
 
 
+@pytest.mark.parametrize("name", ["rare", "window_probe", "class_stratified", "anomaly"])
+def test_where_people_s_time_counts_what_takes_long_must_be_worth_it(name: str) -> None:
+    """The first choice, made twenty times as laborious, falls back; where all take the same time nothing changes."""
+    pool = with_tiles(drawn())
+    if name == "class_stratified":  # late, so that its noise is small, and for a class that the probe knows
+        pool = replace(pool, turn=6, wanted=("scratch",))
+    usual = select(name, pool, 12)
+    effort = np.ones(len(pool), np.float32)
+    assert select(name, replace(pool, effort=effort, memo={}), 12) == usual
+    effort = effort.copy()
+    effort[pool.rows_of(usual[:1])] = 20
+    dear = select(name, replace(pool, effort=effort, memo={}), 12)
+    assert usual[0] not in dear[:6]
+    assert len(set(dear) & set(usual)) >= 8
+
+
 def test_of_classes_that_are_asked_for_candidates_have_the_greater_part_of_a_round() -> None:
     pool = drawn()
     name = pool.exemplars.classes[0]
