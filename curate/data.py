@@ -26,6 +26,7 @@ SPLITS: tuple[str, ...] = get_args(Split)
 STATUSES: tuple[str, ...] = get_args(Status)
 
 AUDIT = "audit"  # slot and tag of picks that were drawn at random: they may fill val and test
+AUDIT_EXTRA = "audit extra"  # tag of those beyond their even share: no part of val and test, yet without suggestion
 
 # --- what a format yields: shapes are decoded later, in parallel, against the real image size ---------------------
 

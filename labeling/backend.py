@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curate.data import AUDIT
+from curate.data import AUDIT, AUDIT_EXTRA
 from curate.errors import CurateError
 from curate.index.dataset import Index
 from curate.masks.decode import pixels_of
@@ -72,7 +72,8 @@ class Backend:
 
     def _is_audit(self, id: str) -> bool:
         """True for an audit pick. Its task does not say so, because annotators would read it there."""
-        return any(AUDIT in (document.get("tags") or ()) for document in self.index.documents([id], ["tags"]))
+        tags = {tag for document in self.index.documents([id], ["tags"]) for tag in document.get("tags") or ()}
+        return bool(tags & {AUDIT, AUDIT_EXTRA})
 
     def _pixels(self, id: str) -> Any:
         (path,) = (document["filepath"] for document in self.index.documents([id], ["filepath"]))

@@ -1,6 +1,7 @@
 """Unbiased estimates about all images from audit picks: shares, and their confidence intervals.
 
-Audit picks are simple random samples within strata, so each has a known inclusion probability `pi`. Images that a model
+Audit picks are simple random samples within strata (of production, or urns of unlike chances), so each has a known
+inclusion probability `pi`. Images that a model
 picked have none, and estimates from them are biased; leave them out here. Leave out an audit pick without a label, too:
 the others of its stratum then represent it.
 
@@ -34,6 +35,7 @@ class Interval(NamedTuple):
     effective_n: float
 
 
+LIGHT = 0.25  # of a pick: what a stratum may hold unseen; the coverage of the intervals was tried with it
 NOTHING = Interval(math.nan, 0.0, 1.0, 0, 0.0)
 
 
@@ -72,7 +74,7 @@ def prevalence(
     """
     values, chances = _checked(y, pi)
     sample = _Sample.of(chances, strata, sizes)
-    share = _share(values, np.ones_like(values), sample, confidence)
+    share = _share(values, np.ones_like(values), sample, confidence, careful=_careful(values, sample))
     if not share.n:
         return share
     positives, total = float(values.sum()), sample.total
@@ -148,14 +150,21 @@ def _sizes(names: npt.NDArray[np.str_], drawn: Floats, sizes: Mapping[str, float
     return counts
 
 
-def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float) -> Interval:
-    """Sum of weighted hits over sum of weighted `inside`, with a Korn-Graubard interval."""
+def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float, careful: float = math.inf) -> Interval:
+    """Sum of weighted hits over sum of weighted `inside`, with a Korn-Graubard interval.
+
+    `careful`: a variance that is not too low (see `_careful`), where there is one.
+    """
     base, n = float((sample.weight * inside).sum()), int((inside > 0).sum())
     if not n:
         return NOTHING
     share = min(float((sample.weight * hits).sum()) / base, 1.0)
     variance = _variance(sample.weight * (hits - share * inside) / base, sample)
-    effective = min(_worth(share, variance, *_degrees(inside, sample)), _even(inside, sample))
+    if (inside < 1).any():  # of a subset, which a stratum may hold without showing any
+        variance += _unshown(share, sample) / base**2
+    degrees = _degrees(inside, sample)
+    most = max(_even(inside, sample), _worth(share, careful, *degrees) if 0 < share < 1 else 0.0)
+    effective = min(_worth(share, variance, *degrees), most)
     return Interval(share, *_clopper_pearson(share, effective, confidence), n, effective)
 
 
@@ -166,6 +175,28 @@ def _variance(z: Floats, sample: _Sample) -> float:
     centre = np.where(n > 1, mean, 0)[sample.stratum]
     squares = np.bincount(sample.stratum, (z - centre) ** 2, len(n))
     return float(((1 - sample.fraction) * n / np.maximum(n - 1, 1) * squares).sum())
+
+
+def _unshown(share: float, sample: _Sample) -> float:
+    """Variance from a hit and a miss more, lightly counted, in each stratum whose picks weigh more than others.
+
+    Where most of a subset was drawn with high chances, a few heavy picks decide; of these there may be none by chance.
+    Where all picks weigh the same it is 0.
+    """
+    heavy = np.bincount(sample.stratum, sample.weight, len(sample.drawn)) / sample.drawn
+    more = (1 - sample.fraction) * (heavy**2 - heavy.min() ** 2)
+    return float(LIGHT * (share**2 + (1 - share) ** 2) * more.sum())
+
+
+def _careful(hits: Floats, sample: _Sample) -> float:
+    """Variance of the weighted share of hits with one hit and one miss more in each stratum (Agresti and Coull 1998).
+
+    The observed one is 0 in a stratum without a hit, however many images it stands for.
+    """
+    n = sample.drawn
+    share = (np.bincount(sample.stratum, hits, len(n)) + 1) / (n + 2)
+    part = sample.images / sample.total
+    return float((part**2 * (1 - sample.fraction) * share * (1 - share) / n).sum())
 
 
 def _even(inside: Floats, sample: _Sample) -> float:
@@ -282,6 +313,7 @@ class _Part(NamedTuple):
 
     share: float
     variance: float
+    careful: float
     even: float
     n: int
     degrees: float
@@ -294,19 +326,26 @@ def _part(draw: AuditDraw, first: AuditDraw) -> _Part:
     weight, scale = sample.weight / sample.total, draw.unlabelled / first.unlabelled
     mean = float(weight @ values)
     share = (draw.defective - first.defective) / first.unlabelled + scale * mean
-    variance = scale**2 * _variance(weight * (values - mean), sample)
+    variance, careful = scale**2 * _variance(weight * (values - mean), sample), scale**2 * _careful(values, sample)
     degrees = _degrees(ones, sample)[1]
     return _Part(
-        share, variance, _even(ones, sample) / scale**2, values.size, degrees, sample.unseen / first.unlabelled
+        share,
+        variance,
+        careful,
+        _even(ones, sample) / scale**2,
+        values.size,
+        degrees,
+        sample.unseen / first.unlabelled,
     )
 
 
 def _pooled(parts: Sequence[_Part], confidence: float) -> Interval:
     """Mean of the rounds' estimates, each weighted by its Kish effective sample size."""
-    shares, variances, evens, sizes, degrees, unseen = np.array(parts).T
+    shares, variances, carefuls, evens, sizes, degrees, unseen = np.array(parts).T
     weight = np.isinf(evens) / np.isinf(evens).sum() if np.isinf(evens).any() else evens / evens.sum()
-    share, variance = float(weight @ shares), float(weight**2 @ variances)
-    clipped = min(max(share, 0.0), 1.0)
-    effective = min(_worth(clipped, variance, sizes.sum() - 1, degrees.sum()), float(evens.sum()))
+    share, variance, careful = float(weight @ shares), float(weight**2 @ variances), float(weight**2 @ carefuls)
+    clipped, freedom = min(max(share, 0.0), 1.0), (sizes.sum() - 1, degrees.sum())
+    most = max(float(evens.sum()), _worth(clipped, careful, *freedom) if 0 < clipped < 1 else 0.0)
+    effective = min(_worth(clipped, variance, *freedom), most)
     bounds = _clopper_pearson(clipped, effective, confidence)
     return _widened(Interval(share, *bounds, int(sizes.sum()), effective), float(weight @ unseen))

@@ -238,6 +238,10 @@ def _drawn(draw: AuditRound, every: bool) -> tuple[list[Mapping[str, Any]], dict
     """
     sizes: dict[str, float] = dict(draw.manifest.get("strata") or {})
     audit = [row for row in draw.picks if row["slot"] == AUDIT and row["propensity"]]
+    if any(row.get("urn") for row in audit):
+        rows = [{**row, "chance": row.get("urn") or row["stratum"] or ""} for row in audit]
+        unseen = {name: sizes[name] for name in sizes.keys() - {row["stratum"] or "" for row in audit}}
+        return [{**row, "stratum": row["chance"]} for row in rows], _by_chance(rows) | unseen
     if audit:
         return audit, sizes or _by_chance([{**row, "chance": row["stratum"] or ""} for row in audit])
     if not every or not all(row["propensity"] for row in draw.picks):
@@ -561,14 +565,18 @@ def _audit(sample: AuditSample) -> Audit:
 
 
 def _unseen(answered: Sequence[AuditSample], confidence: float) -> Interval:
-    """Probability that the next audit pick shows a class in a group (a coil, a piece) where no audit has seen it."""
-    kinds = Counter(
-        (name, row["group"])
+    """Probability that an image drawn at random shows a class in a group (a coil, a piece) where no audit has seen it.
+
+    Picks beyond their urn's even share are left out: those that stay are as common as their like in the population.
+    """
+    drawn = [
+        (row["group"], present)
         for sample in answered
         for row, present in zip(sample.rows, sample.present, strict=True)
-        for name in present
-    )
-    return stopping.good_turing(list(kinds.values()), sum(len(sample.rows) for sample in answered), confidence)
+        if not row.get("extra")
+    ]
+    kinds = Counter((name, group) for group, present in drawn for name in present)
+    return stopping.good_turing(list(kinds.values()), len(drawn), confidence)
 
 
 def settling(project: Project, images: Mapping[str, ImageHistory]) -> list[float]:

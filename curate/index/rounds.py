@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import files
-from curate.data import AUDIT
+from curate.data import AUDIT, AUDIT_EXTRA
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 
@@ -25,6 +25,7 @@ PREDICTED = "predicted.parquet"
 CLASS = "class "  # prefix of a class's column: the class may be called `id`
 FIELDS = ("round", "slot", "pick_rank", "pick_score", "pick_reason")
 MANIFEST, PICKS = "round.json", "picks.parquet"
+NEWER = ("urn", "extra")  # columns that the picks of earlier versions lack
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ def _schema() -> Any:
     """Return the columns of the picks."""
     import pyarrow as pa
 
-    texts = {name: pa.string() for name in ("id", "path", "slot", "reason", "like", "group", "stratum")}
+    texts = {name: pa.string() for name in ("id", "path", "slot", "reason", "like", "group", "stratum", "urn")}
     numbers = {"rank": pa.int32(), "tile": pa.int16()}
     reals = {name: pa.float64() for name in ("score", "propensity", "seconds")}
-    return pa.schema({**texts, **numbers, **reals, "predicted": pa.list_(pa.string())})
+    return pa.schema({**texts, **numbers, **reals, "predicted": pa.list_(pa.string()), "extra": pa.bool_()})
 
 
 def _load(file: Path, schema: Any = None) -> Any:
@@ -178,6 +179,9 @@ def _load(file: Path, schema: Any = None) -> Any:
     parquet: Any = pyarrow.parquet
     try:
         table = parquet.read_table(file)
+        for name in NEWER if schema else ():
+            if name not in table.column_names:
+                table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
         return table.select(schema.names).cast(schema) if schema else table
     except (OSError, pa.ArrowException, KeyError, ValueError, MemoryError):
         raise _damaged(file) from None
@@ -236,10 +240,10 @@ def _tag(index: Index, outdated: set[str]) -> None:
     by_tag: dict[str, set[str]] = {}
     for round_ in every(index.project.work):
         for row in round_.picks():
-            tags = [round_.name, AUDIT] if row["slot"] == AUDIT else [round_.name]
+            tags = [round_.name, *([AUDIT_EXTRA if row["extra"] else AUDIT] if row["slot"] == AUDIT else [])]
             for tag in tags if row["id"] in outdated else ():
                 by_tag.setdefault(tag, set()).add(row["id"])
-    for tag in {AUDIT, *(tag for tag in index.dataset.distinct("tags") if _is_round_tag(tag))}:
+    for tag in {AUDIT, AUDIT_EXTRA, *(tag for tag in index.dataset.distinct("tags") if _is_round_tag(tag))}:
         index.tag(tag, sorted(outdated.difference(by_tag.get(tag, ()))), on=False)
     for tag, ids in sorted(by_tag.items()):
         index.tag(tag, sorted(ids))

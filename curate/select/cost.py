@@ -109,7 +109,7 @@ class CostModel:
         return cls(tuple(regions), float(entry["base"]), tuple(map(float, regions.values())), int(entry["images"]))
 
 
-def effort(seconds: Floats, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def effort(seconds: npt.NDArray[np.floating], candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """The seconds of each image in those of the median candidate, and at least 1.
 
     Value is divided by it: an image that takes twice as long must be worth twice as much. One that is quicker than

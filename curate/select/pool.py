@@ -64,6 +64,9 @@ class Pick:
         propensity: the probability with which it was drawn, where that is known.
         like: the content id of the exemplar it resembles.
         tile: the window that the reason is about; `WHOLE` is the whole image.
+        urn: the part of the pool from which an audit pick was drawn at random, all of its images with one chance.
+        extra: an audit pick beyond its urn's even share. Estimates need it; val and test, which keep the natural mix,
+            do not take it.
     """
 
     id: str
@@ -73,6 +76,8 @@ class Pick:
     propensity: float | None = None
     like: str | None = None
     tile: int | None = None
+    urn: str | None = None
+    extra: bool = False
 
 
 Picks = tuple[Pick, ...]

@@ -185,7 +185,7 @@ class _Layer:
         self.chosen.append(pick)
         self.open[row] = False
         # An audited group goes to val or test: a further pick of it could not be trained on, so it comes last.
-        self.group_counts[int(self.pool.groups[row])] += CLOSED if pick.slot == AUDIT else 1
+        self.group_counts[int(self.pool.groups[row])] += CLOSED if pick.slot == AUDIT and not pick.extra else 1
         stratum = int(self.pool.strata[row])
         if stratum in self.room:
             self.room[stratum] -= 1

@@ -290,7 +290,8 @@ class _RunState:
             picks, rows = tuple(pick for pick, paid in zip(picks, within, strict=True) if paid), rows[within]
         self.past.append(PastRound(turn, np.searchsorted(self.rows, rows), tuple(pick.slot for pick in picks)))
         self.known[rows] = True
-        self.untaught[rows] = [pick.slot == AUDIT and not self.setting.audit_teaches for pick in picks]
+        held_out = [pick.slot == AUDIT and not pick.extra for pick in picks]
+        self.untaught[rows] = held_out if not self.setting.audit_teaches else False
         self._learn(turn, took)
 
     def _learn(self, turn: int, seconds: float) -> None:

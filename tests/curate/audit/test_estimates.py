@@ -220,6 +220,47 @@ def test_intervals_cover(share: float, picks: tuple[int, ...]) -> None:
     assert means.mean() == pytest.approx(y.mean(), abs=4 * means.std() / math.sqrt(REPETITIONS))
 
 
+@pytest.mark.parametrize(("share", "shift"), [(0.003, 2.0), (0.03, 0.0), (0.03, 2.0), (0.03, 3.5), (0.2, 2.0)])
+def test_intervals_cover_where_the_most_suspicious_tenth_is_drawn_more_often(share: float, shift: float) -> None:
+    """Three picks in ten from a tenth that holds from a tenth to nearly all of the defects."""
+    rng, size, repetitions = np.random.default_rng(4), 6000, 400
+    y = np.zeros(size, int)
+    y[rng.choice(size, round(share * size), replace=False)] = 1
+    score = rng.normal(size=size) + shift * y
+    flags = (score + 0.3 * rng.normal(size=size) > np.quantile(score, 0.95)).astype(int)
+    order, sizes = np.argsort(-score), {"tenth": 600, "others": 5400}
+    urns, enough = (order[:600], order[600:]), 0.95 - 3 * math.sqrt(0.95 * 0.05 / repetitions)
+    for picks in ((22, 53), (90, 210)):
+        draws = [
+            np.concatenate([rng.choice(urn, n, replace=False) for urn, n in zip(urns, picks, strict=True)])
+            for _ in range(repetitions)
+        ]
+        labels, pi = np.repeat(["tenth", "others"], picks), np.repeat([picks[0] / 600, picks[1] / 5400], picks)
+
+        def prevalence(i: int) -> Interval:
+            return estimates.prevalence(y[draws[i]], pi, labels, sizes)  # noqa: B023
+
+        def recall(i: int) -> Interval:
+            return estimates.ratio(flags[draws[i]], y[draws[i]], pi, labels, sizes)  # noqa: B023
+
+        assert coverage(y.mean(), prevalence, repetitions) >= enough
+        assert coverage(flags[y == 1].mean(), recall, repetitions) >= enough
+        means = np.array([estimates.hajek(y[d], pi) for d in draws])
+        assert means.mean() == pytest.approx(y.mean(), abs=4 * means.std() / math.sqrt(repetitions))
+        if shift >= 2 and share <= 0.03:  # as good as half as many picks again, or more
+            evenly = math.sqrt(share * (1 - share) / sum(picks) * (1 - sum(picks) / size))
+            assert means.std() < 0.8 * evenly
+
+
+def test_a_stratum_of_light_picks_does_not_hide_what_the_heavy_ones_may_hold() -> None:
+    """All defects that were drawn come from an urn of high chances: recall is less sure than so many even picks say."""
+    even = estimates.ratio([1] * 8 + [0] * 92, [1] * 10 + [0] * 90, [0.1] * 100)
+    pi, urns = [0.5] * 50 + [0.02] * 50, ["tenth"] * 50 + ["others"] * 50
+    tilted = estimates.ratio([1] * 8 + [0] * 92, [1] * 10 + [0] * 90, pi, urns)
+    assert tilted.estimate == even.estimate == pytest.approx(0.8)
+    assert tilted.high - tilted.low > even.high - even.low + 0.1
+
+
 @pytest.mark.parametrize("share", [0.003, 0.02, 0.2])
 def test_naive_figures_from_active_picks_do_not_cover(share: float) -> None:
     here, rng = plant(share), np.random.default_rng(0)

@@ -161,6 +161,35 @@ def test_shelves_of_unlike_chance_are_urns_of_their_own() -> None:
     assert report.population == 100
 
 
+def urns() -> AuditFacts:
+    """A stratum of 100 images: 3 of its most suspicious ten were drawn and 7 of the others; B was drawn evenly."""
+    tenth = [row(f"t{i}", 0.3, stratum="A", urn="A: its most suspicious tenth", extra=i > 0) for i in range(3)]
+    others = [row(f"o{i}", 7 / 90, stratum="A", urn="A: the others", extra=False) for i in range(7)]
+    even = [row(f"b{i}", 0.1, stratum="B", urn=None, extra=None) for i in range(2)]
+    known = {pick["id"]: labelled() for pick in (*tenth, *others, *even)}
+    known |= {id: labelled("crack") for id in ("t0", "t1", "o0")}
+    return AuditFacts([AuditRound(manifest(1, FIRST, {"A": 100, "B": 20, "C": 5}), [*tenth, *others, *even])], known)
+
+
+def test_urns_count_with_the_chances_that_their_images_had() -> None:
+    facts = urns()
+    report = auditing.survey(facts, CLASSES)
+    assert report.population == 125
+    share = of(report, "crack").prevalence
+    assert share.estimate == pytest.approx((10 * 2 / 3 + 90 * 1 / 7) / 120)
+    assert any("images of C (5)" in note for note in report.notes)
+    for id in ("t0", "t1", "t2"):
+        facts.images[id] = ImageHistory("waiting")  # type: ignore[index]
+    assert any("A: its most suspicious tenth (10)" in note for note in auditing.survey(facts, CLASSES).notes)
+
+
+def test_what_no_audit_has_seen_is_judged_by_picks_of_the_natural_mix() -> None:
+    result = auditing.check(urns())
+    assert result.unseen is not None
+    assert result.unseen.n == 10  # t1 and t2 are left out
+    assert result.unseen.estimate == pytest.approx(2 / 10)
+
+
 # --- several rounds ---------------------------------------------------------------------------------------------------
 
 

@@ -276,6 +276,39 @@ def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) ->
         assert (split[row["id"]] in ("val", "test")) == (row["group"] in audits)
 
 
+def test_audit_picks_beyond_their_share_are_tagged_as_such_and_teach(ready: Project) -> None:
+    chosen = selecting.run(ready, SelectRequest("44", strategy="audit"))
+    stored = rounds.find(ready.work, 1).picks()
+    extra = {row["id"] for row in stored if row["extra"]}
+    assert 0 < len(extra) < len(stored) / 2
+    assert {row["urn"] for row in stored} >= {"cam0: the others", "cam0: its most suspicious tenth"}
+    tags = dict(Index(ready).rows("tags"))
+    assert all(("audit" in tags[row["id"]]) != ("audit extra" in tags[row["id"]]) for row in stored)
+    assert {id for id in tags if "audit extra" in tags[id]} == extra
+    for row in chosen.picks:
+        label(ready, row["id"])
+    sync.run(ready)
+    split = dict(Index(ready).rows("split"))
+    held_out = {row["group"] for row in stored if not row["extra"]}
+    assert all((split[row["id"]] in ("val", "test")) == (row["group"] in held_out) for row in stored)
+
+
+def test_rounds_of_earlier_versions_know_no_urns(ready: Project) -> None:
+    import pyarrow.parquet
+
+    parquet: Any = pyarrow.parquet
+    selecting.run(ready, SelectRequest("44", strategy="audit"))
+    file = ready.work / "rounds/001/picks.parquet"
+    table = parquet.read_table(file)
+    parquet.write_table(table.drop_columns(["urn", "extra"]), file)
+    picks = rounds.find(ready.work, 1).picks()
+    assert len(picks) == 44
+    assert {(row["urn"], row["extra"]) for row in picks} == {(None, None)}
+    parquet.write_table(table.drop_columns(["urn", "slot"]), file)
+    with pytest.raises(CurateError, match="is damaged or missing"):
+        rounds.find(ready.work, 1).picks()
+
+
 def test_strata_quotas_hold_in_the_round(ready: Project) -> None:
     chosen = selecting.run(ready, SelectRequest("20", rules=SelectionRules(per_stratum="equal")), dry=True)
     assert set(chosen.manifest["by_stratum"].values()) == {10}

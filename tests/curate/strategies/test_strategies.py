@@ -128,14 +128,45 @@ def test_audit_draws_from_every_stratum_with_known_chances() -> None:
         assert rows
 
 
+def test_an_audit_takes_suspicious_images_more_often_and_marks_what_is_beyond_their_share() -> None:
+    pool = drawn(1000)
+    likely = np.zeros((len(pool), 3), np.float32)
+    likely[:, 1] = np.random.default_rng(1).random(len(pool))
+    pool = replace(pool, scores={"probability": likely}, memo={})
+    picks = CATALOGUE.call("audit")(pool, 80, np.random.default_rng(0))
+    assert len(picks) == 80
+    sizes = {pick.urn: 0.0 for pick in picks}
+    for pick in picks:
+        sizes[pick.urn] += 1 / (pick.propensity or np.nan)
+    assert sum(sizes.values()) == pytest.approx(int(pool.population.sum()))
+    high = [pick for pick in picks if "suspicious" in str(pick.urn)]
+    low = [pick for pick in picks if "others" in str(pick.urn)]
+    assert (len(high), len(low)) == (24, 56)
+    rows = [pool.rows_of([pick.id for pick in part]) for part in (high, low)]
+    assert likely[rows[0], 1].min() > 0.85
+    for stratum in range(4):
+        mine = [likely[part[pool.strata[part] == stratum], 1] for part in rows]
+        assert mine[0].min() > mine[1].max()
+    even = [pick for pick in picks if not pick.extra]
+    assert {pick.extra for pick in low} == {False}
+    assert 0.08 < sum(pick in high for pick in even) / len(even) < 0.14
+    assert "most suspicious tenth" in high[0].reason
+    plain = CATALOGUE.call("audit")(pool, 80, np.random.default_rng(0), tilt=0.1)
+    assert {pick.urn for pick in plain} == {None}
+    with pytest.raises(CurateError, match=r"allowed: 0\.1 to 0\.5"):
+        CATALOGUE.call("audit")(pool, 80, np.random.default_rng(0), tilt=0.9)
+
+
 @pytest.mark.slow
-def test_audit_chances_are_the_true_ones() -> None:
+@pytest.mark.parametrize("budget", [12, 44])
+def test_audit_chances_are_the_true_ones(budget: int) -> None:
     """Drawn again and again, each image comes as often as its recorded chance says."""
-    pool = drawn(60, labelled=10)
+    pool = drawn(60, labelled=10) if budget == 12 else drawn(120, labelled=10)
     times = np.zeros(len(pool))
     stated = np.zeros(len(pool))
     for seed in range(2000):
-        for pick in CATALOGUE.call("audit")(pool, 12, np.random.default_rng(seed)):
+        for pick in CATALOGUE.call("audit")(pool, budget, np.random.default_rng(seed)):
+            assert (pick.urn is None) == (budget == 12)
             row = pool.rows_of([pick.id])[0]
             times[row] += 1
             stated[row] = pick.propensity
