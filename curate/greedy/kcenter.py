@@ -25,6 +25,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _PART = 384  # dimensions summed before a distance may be given up
 _SKIP = 32  # entries of the table looked at together
 _BLOCK = 2048  # rows, and centres, of one matrix product
+_CELLS, _PROBED = 128, 3  # cells that many covered rows are sorted into, and those whose centres a row is compared with
+_MANY = 200_000_000  # pairs of rows and covered rows from which on that is done
+_FIRST, _EACH = 1024, 4  # rows, and rows for each pick, that are then compared with every covered row at least
 _SHARED = 64  # rows that must share a covered centre before it gets a line in the table
 _TINY = np.float32(1e-32)  # far above what underflow can take from a sum of squares
 _LARGEST = 1e16  # squares of differences must stay well inside float32
@@ -45,8 +48,21 @@ class Centers(NamedTuple):
     computed: int
 
 
+class CoverBounds(NamedTuple):
+    """For each row of a table the squared distance to one of the covered rows, and which row that is."""
+
+    covered: Ints
+    bound: Floats
+    which: Ints
+
+
 def kcenter(
-    x: NDArray[Any], budget: int, *, covered: Ints | None = None, candidates: NDArray[np.bool_] | None = None
+    x: NDArray[Any],
+    budget: int,
+    *,
+    covered: Ints | None = None,
+    candidates: NDArray[np.bool_] | None = None,
+    bounds: list[CoverBounds] | None = None,
 ) -> Centers:
     """Picks rows, each the farthest from all centres before it; ties go to the lowest row.
 
@@ -57,6 +73,7 @@ def kcenter(
         budget: Number of rows to pick; fewer when there are fewer candidates.
         covered: Rows that are centres already.
         candidates: True for rows that may be picked; by default all. Covered rows are never picked.
+        bounds: Kept from call to call on the same rows, of which the covered ones only grow; empty at first.
 
     Returns:
         The picks, their radii and the number of computed distances.
@@ -67,6 +84,8 @@ def kcenter(
     vectors = readable(x)
     rows = _open_rows(len(x), covered, candidates)
     largest = largest_value(vectors)
+    if covered is not None and min(budget, len(rows)) and len(rows) * len(covered) > _MANY:
+        return _by_bounds(vectors, rows, min(budget, len(rows)), np.unique(covered), [] if bounds is None else bounds)
     search = FarthestFirstSearch(vectors, rows, min(budget, len(rows)))
     if covered is not None and len(covered):
         search.cover(vectors, np.unique(covered))
@@ -74,6 +93,76 @@ def kcenter(
         search.begin(nearest_to(vectors, rows, mean_of(vectors, rows, largest)))
     search.run(search.room - search.count)
     return Centers(rows[search.picks], np.sqrt(search.radius), search.computed)
+
+
+def _by_bounds(vectors: Vectors, rows: Ints, budget: int, covered: Ints, kept: list[CoverBounds]) -> Centers:
+    """The same picks, without comparing every row with every covered one.
+
+    The distance to any covered row bounds that to the nearest one. Only rows that are picked by their bound need be
+    compared with all: where every pick's distance is exact, no other row can have been farther.
+    """
+    if not kept or not np.isin(kept[0].covered, covered).all() or np.isinf(kept[0].bound[rows]).any():
+        kept[:] = [_bound_by_cells(vectors, rows, covered)]
+    elif len(more := np.setdiff1d(covered, kept[0].covered)):
+        bound = kept[0].bound[rows]
+        nearest = bound.copy()
+        found = more[nearest_centres(vectors, rows, vectors, more, nearest)]
+        lower = nearest < bound
+        kept[0].bound[rows[lower]], kept[0].which[rows[lower]] = nearest[lower], found[lower]
+        kept[:] = [kept[0]._replace(covered=covered)]
+    bound, which = kept[0].bound[rows], np.searchsorted(covered, kept[0].which[rows])
+    exact, due = np.zeros(len(rows), np.bool_), np.argsort(-bound, kind="stable")[: max(_FIRST, _EACH * budget)]
+    computed = 0
+    while True:
+        nearest = np.full(len(due), np.inf, np.float32)
+        which[due] = nearest_centres(vectors, rows[due], vectors, covered, nearest)
+        bound[due], exact[due] = nearest, True
+        search = FarthestFirstSearch(vectors, rows, budget)
+        search.cover_by(vectors, covered, bound.copy(), which)
+        search.run(search.room)
+        computed += search.computed
+        if exact[search.picks].all():
+            return Centers(rows[search.picks], np.sqrt(search.radius), computed)
+        due = np.flatnonzero(~exact & (bound >= search.radius.min()))
+
+
+def _bound_by_cells(vectors: Vectors, rows: Ints, covered: Ints) -> CoverBounds:
+    """Bound by the nearest of the covered rows in the cells nearest to each row."""
+    bound, which = np.full(len(vectors), np.inf, np.float32), np.zeros(len(vectors), np.int64)
+    middles = _middles(vectors, covered)
+    cells = _nearest_middles(vectors, covered, middles, 1)[:, 0]
+    probed = _nearest_middles(vectors, rows, middles, min(_PROBED, len(middles)))
+    for cell in range(len(middles)):
+        mine = covered[cells == cell]
+        for column in probed.T if len(mine) else ():
+            asking = rows[column == cell]
+            nearest = bound[asking]
+            found = nearest_centres(vectors, asking, vectors, mine, nearest)
+            lower = nearest < bound[asking]
+            bound[asking[lower]], which[asking[lower]] = nearest[lower], mine[found[lower]]
+    far = np.flatnonzero(np.isinf(bound[rows]))  # no cell that they were compared with holds a covered row
+    if len(far):
+        first = widen(vectors, covered[:1])[0]
+        bound[rows[far]], which[rows[far]] = distances_to(vectors, rows[far], first), covered[0]
+    return CoverBounds(covered, bound, which)
+
+
+def _middles(vectors: Vectors, covered: Ints) -> Floats:
+    """The middles of cells: some of the covered rows, each then moved to the mean of those nearest to it."""
+    middles = widen(vectors, covered[:: max(1, len(covered) // _CELLS)][:_CELLS])
+    cells = _nearest_middles(vectors, covered, middles, 1)[:, 0]
+    for cell in np.unique(cells).tolist():
+        middles[cell] = widen(vectors, covered[cells == cell]).mean(axis=0)
+    return middles
+
+
+def _nearest_middles(vectors: Vectors, rows: Ints, middles: Floats, count: int) -> Ints:
+    """(rows, count): the nearest middles of each row, in no order."""
+    half, nearest = np.einsum("ij,ij->i", middles, middles) / 2, np.empty((len(rows), count), np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        far = half - widen(vectors, rows[start : start + _BLOCK]) @ middles.T
+        nearest[start : start + _BLOCK] = np.argpartition(far, count - 1, axis=1)[:, :count]
+    return nearest
 
 
 def readable(x: NDArray[Any]) -> Vectors:
@@ -167,7 +256,7 @@ class FarthestFirstSearch:
 
     def __init__(self, vectors: Vectors, rows: Ints, room: int) -> None:
         self.vectors, self.rows, self.room = vectors, rows, max(room, 0)
-        self.best = np.full(len(rows), np.inf, np.float32)
+        self.best: Floats = np.full(len(rows), np.inf, np.float32)
         self.anchor: Small = np.full(len(rows), -1, np.int32)
         self.seen = np.zeros(len(rows), np.int32)
         self.centres = np.empty((self.room, vectors.shape[1]), np.float32)
@@ -188,7 +277,11 @@ class FarthestFirstSearch:
 
     def cover(self, table: Vectors, covered: Ints) -> None:
         """Add rows of a table as centres that exist from the start."""
-        which = nearest_centres(self.vectors, self.rows, table, covered, self.best)
+        self.cover_by(table, covered, self.best, nearest_centres(self.vectors, self.rows, table, covered, self.best))
+
+    def cover_by(self, table: Vectors, covered: Ints, best: Floats, which: Ints) -> None:
+        """Add rows of a table as centres, given the squared distance of each row to one of them, and which one."""
+        self.best = best
         self.computed += len(self.rows)
         # A line in the table costs a distance for each pick: only centres that many rows share earn it.
         shared = np.flatnonzero(np.bincount(which, minlength=len(covered)) >= _SHARED)

@@ -116,7 +116,7 @@ def effort(seconds: npt.NDArray[np.floating], candidates: npt.NDArray[np.bool_])
     usual is not preferred for that, or trivial clean images, the quickest of all, would fill a round.
     """
     usual = float(np.median(seconds[candidates])) if candidates.any() else 1.0
-    return np.maximum(seconds / max(usual, SHORTEST), 1).astype(np.float32)
+    return np.asarray(np.maximum(seconds / max(usual, SHORTEST), 1), np.float32)
 
 
 def _usable(lead_times: npt.ArrayLike, class_counts: npt.ArrayLike, classes: int) -> tuple[Floats, Floats]:

@@ -8,6 +8,7 @@ as something else, and some unlabelled ones, nearly all of which show something 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,14 @@ def scores(pool: Pool, name: str) -> WindowScores:
 
 
 def _scores(pool: Pool, name: str) -> WindowScores:
-    mean, spread, unlabelled = _unlabelled(pool)
-    others = _windows_of(pool, refused(pool, name), REFUSED)
+    sought = refused(pool, name)
+    asked = [(~pool.labelled, UNLABELLED), (sought, REFUSED), (np.ones(len(pool), bool), REFUSED)]
+    if "window scale" in pool.lasting:
+        unlabelled, others = _windows_of(pool, asked[:2])
+    else:
+        unlabelled, others, sample = _windows_of(pool, asked)
+        pool.lasting["window scale"] = sample.mean(axis=0), np.maximum(sample.std(axis=0), TINY)
+    mean, spread = pool.lasting["window scale"]
     positives = pool.exemplars.of([name]).vectors
     parts = [positives, others, unlabelled]
     # Each side weighs the same; of the negatives what people refused weighs as much as what nobody looked at.
@@ -78,21 +85,26 @@ def _best(pool: Pool, slope: Floats, intercept: float) -> WindowScores:
     return WindowScores(np.asarray(1 / (1 + np.exp(-np.clip(logit + intercept, -30, 30))), np.float32), tile)
 
 
-def _unlabelled(pool: Pool) -> tuple[Floats, Floats, Floats]:
-    """Mean and spread of all windows' dimensions, by a sample, and some unlabelled windows."""
-    if "window scale" not in pool.lasting:
-        sample = _windows_of(pool, np.ones(len(pool), bool), REFUSED)
-        pool.lasting["window scale"] = sample.mean(axis=0), np.maximum(sample.std(axis=0), TINY)
-    mean, spread = pool.lasting["window scale"]
-    return mean, spread, pool.once("unlabelled windows", lambda: _windows_of(pool, ~pool.labelled, UNLABELLED))
-
-
-def _windows_of(pool: Pool, mask: Mask, most: int) -> Floats:
-    """The windows of these rows; at most so many, evenly over all."""
-    count = sum(int(mask[part.rows].sum()) for part in pool.all_windows())
-    step, start, kept = max(1, -(-count // most)), 0, []
+def _windows_of(pool: Pool, asked: Sequence[tuple[Mask, int]]) -> list[Floats]:
+    """For each mask the windows of its rows, at most so many, evenly over all; all masks in one pass."""
+    counts = _window_counts(pool)
+    steps = [max(1, -(-int(counts[mask].sum()) // most)) for mask, most in asked]
+    starts = [0] * len(asked)
+    kept: list[list[Floats]] = [[np.zeros((0, pool.vectors.shape[1]), np.float32)] for _ in asked]
     for part in pool.all_windows():
-        mine = np.flatnonzero(mask[part.rows])
-        kept.append(part.vectors[mine[-start % step :: step]])
-        start += len(mine)
-    return np.concatenate(kept) if kept else np.zeros((0, pool.vectors.shape[1]), np.float32)
+        for number, ((mask, _), step) in enumerate(zip(asked, steps, strict=True)):
+            mine = np.flatnonzero(mask[part.rows])
+            kept[number].append(part.vectors[mine[-starts[number] % step :: step]])
+            starts[number] += len(mine)
+    return [np.concatenate(parts) for parts in kept]
+
+
+def _window_counts(pool: Pool) -> NDArray[np.int64]:
+    """(n,): the number of windows of each image; it uses no label and is kept for all rounds of a simulation."""
+    if "window counts" not in pool.lasting:
+        counts = np.zeros(len(pool), np.int64)
+        for part in pool.all_windows():
+            counts += np.bincount(part.rows, minlength=len(pool))
+        pool.lasting["window counts"] = counts
+    known: NDArray[np.int64] = pool.lasting["window counts"]
+    return known

@@ -3,8 +3,8 @@
 Each stratum is split in two urns, its most suspicious tenth and the others; that tenth gives three picks in ten, about
 the share at which defects that lie there are estimated best (Neyman, 1934, for a tenth that is some twenty times as
 defective as the rest; where suspicion says nothing, a fifth more picks would be needed). Within an urn each image has
-the same chance. Suspicion is what the model says, or else how far the image's windows lie from the mean of all; a wrong
-one costs precision and makes no estimate wrong.
+the same chance. Suspicion is what the model says, without one the probe, and without labels how far the image's windows
+lie from the mean of all; a wrong one costs precision and makes no estimate wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from curate.errors import CurateError
+from curate.select import linear_probe
 from curate.select.pool import Floats, Pick, Picks, Pool, Rows, shares
 from curate.select.whitening import SHRINKAGE, windows_with_lengths
+from curate.strategies._common import class_probabilities
 
 TENTH = 0.1  # of a stratum's images, the most suspicious ones
 ENOUGH = 10  # picks of a stratum from which on it is split
@@ -73,9 +75,9 @@ def _from_two_urns(pool: Pool, rows: Rows, count: int, tilt: float, rng: np.rand
 
 
 def suspicion(pool: Pool) -> Floats:
-    """(n,): the model's highest probability, or without a model the distance of the farthest window from the mean."""
-    if "probability" in pool.scores and pool.classes:
-        return np.asarray(np.nan_to_num(pool.scores["probability"]).max(axis=1))
+    """(n,): the highest probability of model or probe; without either how far a window lies from the mean."""
+    if pool.classes and ("probability" in pool.scores or linear_probe.has_classes(pool)):
+        return np.asarray(class_probabilities(pool, "audit").max(axis=1))
     return pool.once("farthest window", lambda: _farthest(pool))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate.greedy.kcenter import kcenter
+from curate.greedy.kcenter import CoverBounds, kcenter
 from curate.select.pool import Picks, Pool
 from curate.strategies._common import picks_of
 
@@ -20,7 +20,8 @@ def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
     Returns:
         One pick an image, best first.
     """
-    result = kcenter(pool.vectors, budget, covered=pool.covered, candidates=pool.candidates)
+    bounds = pool.once("kcenter bounds", list[CoverBounds])
+    result = kcenter(pool.vectors, budget, covered=pool.covered, candidates=pool.candidates, bounds=bounds)
     distance = np.zeros(len(pool), np.float32)
     distance[result.picks] = result.radius
 

@@ -252,3 +252,30 @@ def test_compiled_code_is_kept() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["0", "1"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0, 30.0])
+def test_many_covered_rows_are_compared_by_cells_and_the_picks_stay(spread: float, monkeypatch: Any) -> None:
+    """Noise, overlapping and far clouds; a second call with more covered rows keeps what the first one computed."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((3000, 24)).astype(np.float32)
+    x += spread * rng.standard_normal((40, 24)).astype(np.float32)[rng.integers(40, size=len(x))]
+    covered, open_rows = np.sort(rng.choice(len(x), 500, replace=False)), rng.random(len(x)) < 0.8
+    whole = kcenter(x, 90, covered=covered, candidates=open_rows)
+    later = np.union1d(covered, whole.picks[:40])
+    after = kcenter(x, 90, covered=later, candidates=open_rows)
+    few = kcenter(x, 20, covered=covered[:50], candidates=open_rows)
+    for first, each in ((1, 0), (1024, 4)):
+        monkeypatch.setattr(module, "_MANY", 1)
+        monkeypatch.setattr(module, "_FIRST", first)
+        monkeypatch.setattr(module, "_EACH", each)
+        bounds: list[module.CoverBounds] = []
+        found = kcenter(x, 90, covered=covered, candidates=open_rows, bounds=bounds)
+        assert np.array_equal(found.picks, whole.picks)
+        assert np.array_equal(found.radius, whole.radius)
+        again = kcenter(x, 90, covered=later, candidates=open_rows, bounds=bounds)
+        assert np.array_equal(again.picks, after.picks)
+        assert np.array_equal(again.radius, after.radius)
+        assert len(bounds[0].covered) == len(later)
+        other = kcenter(x, 20, covered=covered[:50], candidates=open_rows, bounds=bounds)  # not grown: begun anew
+        assert np.array_equal(other.picks, few.picks)

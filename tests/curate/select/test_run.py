@@ -271,7 +271,7 @@ def test_audit_picks_fill_val_and_test_and_others_go_to_train(ready: Project) ->
         label(ready, row["id"])
     sync.run(ready)
     split = dict(Index(ready).rows("split"))
-    audits = {row["group"] for row in chosen.picks if row["slot"] == "audit"}
+    audits = {row["group"] for row in chosen.picks if row["slot"] == "audit" and not row["extra"]}
     for row in chosen.picks:
         assert (split[row["id"]] in ("val", "test")) == (row["group"] in audits)
 
@@ -405,9 +405,9 @@ def test_labels_straight_from_the_app_get_their_splits_before_anything_is_learnt
 def test_a_group_waits_for_its_audit_pick(ready: Project) -> None:
     """The audit's siblings are labelled first: the group may not go to train meanwhile."""
     chosen = selecting.run(ready, SelectRequest("60", options={"audit": 1.0}))
-    audits = [row for row in chosen.picks if row["slot"] == "audit"]
+    audits = [row for row in chosen.picks if row["slot"] == "audit" and not row["extra"]]
     groups = {row["group"] for row in audits}
-    others = [row for row in chosen.picks if row["slot"] != "audit" and row["group"] in groups]
+    others = [row for row in chosen.picks if row not in audits and row["group"] in groups]
     assert others
     for row in others:
         label(ready, row["id"])
@@ -431,7 +431,7 @@ def test_what_changed_since_makes_a_new_choice(ready: Project) -> None:
 
 def test_an_audit_pick_stays_one_whatever_a_later_round_does(ready: Project) -> None:
     chosen = selecting.run(ready, SelectRequest("60", options={"audit": 1.0}))
-    audits = {row["id"] for row in chosen.picks if row["slot"] == "audit"}
+    audits = {row["id"] for row in chosen.picks if row["slot"] == "audit" and not row["extra"]}
     rounds.mark(rounds.find(ready.work, 1), touched="2026-11-21T00:00:00Z")
     second = selecting.run(ready, SelectRequest("60", options={"audit": 0.0}))
     assert {row["id"] for row in second.picks} >= audits
