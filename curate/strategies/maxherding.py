@@ -9,6 +9,8 @@ from curate.greedy.coverage import coverage
 from curate.select.pool import Floats, Picks, Pool, Rows
 from curate.strategies._common import even_sample, picks_of
 
+SPARE = 8  # rows that are ranked beyond those asked for, or a quarter of these
+
 
 def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_000) -> Picks:
     """Pick images that are similar to many others, while no labelled or chosen image is.
@@ -22,12 +24,29 @@ def select(pool: Pool, budget: int, rng: np.random.Generator, *, most: int = 30_
     Returns:
         One pick an image, best first.
     """
-    rows, gain = covering(pool, budget, None, most)
+    rows, gain = _kept(pool, budget) or _kept_anew(pool, budget, most)
 
     def reason(row: int) -> str:
         return typical_of(gain[row])
 
     return picks_of(pool, rows, "maxherding", gain, reason)
+
+
+def _kept(pool: Pool, budget: int) -> tuple[Rows, Floats] | None:
+    """The next of the rows that were ranked earlier in this round, where enough of them are left."""
+    rows, gain, asked = pool.memo.get("maxherding", (None, None, 0))
+    chosen = pool.rows_of([pick.id for pick in pool.chosen])
+    if rows is None or not np.isin(rows[:asked], chosen).any():
+        return None
+    left = rows[pool.candidates[rows] & ~np.isin(rows, chosen)]
+    return (left[:budget], gain) if len(left) >= budget else None
+
+
+def _kept_anew(pool: Pool, budget: int, most: int) -> tuple[Rows, Floats]:
+    """Rank some rows more than are asked for: they stand in for picks that the rules refuse."""
+    rows, gain = covering(pool, budget + max(SPARE, budget // 4), None, most)
+    pool.memo["maxherding"] = rows, gain, budget
+    return rows[:budget], gain
 
 
 def typical_of(count: float) -> str:

@@ -2,20 +2,24 @@
 
 A portfolio of 500 images under all rules, from a labelled twentieth and five exemplars of a rare kind; beside it each
 strategy of its slots alone, and uniformly random as the floor. Tiles are streamed, as they are from disk: each is its
-image's vector, bent. Seconds, the memory at its peak over the float32 input, and the rare images found.
+image's vector, bent. Seconds, on the clock and of all cores together (on a shared machine the clock says little), the
+memory at its peak over the float32 input, and the rare images found; the portfolio's seconds by slot.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from curate.select.pool import WHOLE, Exemplars, Pool, Windows
+from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.select.rules import BARE, SelectionRules, choose
+from curate.strategies import portfolio
 from curate.vectors import nearest
 from tests.bench._measure import once, peak_bytes, print_table
 
@@ -70,28 +74,46 @@ def _stream(pool: Pool, tiles: int):  # type: ignore[no-untyped-def]
     return windows
 
 
-def compare(n: int, tiles: int) -> None:
+def _timed(slot: str, parts: Counter[str]) -> Callable[..., Picks]:
+    strategy = portfolio.SLOTS[slot]
+
+    def select(pool: Pool, budget: int, rng: np.random.Generator) -> Picks:
+        seconds, picks = once(lambda: strategy(pool, budget, rng))
+        parts[slot] += seconds  # type: ignore[assignment]
+        return picks
+
+    return select
+
+
+def compare(n: int, tiles: int, strategies: list[str]) -> None:
     pool, rare = drawn(n, tiles)
+    parts = Counter[str]()
+    portfolio.SLOTS |= {slot: _timed(slot, parts) for slot in portfolio.SLOTS}
     size = pool.vectors.nbytes
     rules = SelectionRules(near=nearest.cosine_at(pool.vectors, 0.15))
     rows = []
-    for name in STRATEGIES:
+    for name in strategies:
         fresh = replace(pool, memo={}, lasting={})
+        begin = time.process_time()
         seconds, batch = once(lambda: choose(fresh, name, BUDGET, 0, BARE if name == "random" else rules))  # noqa: B023
+        busy = time.process_time() - begin
         found = int(rare[pool.rows_of([pick.id for pick in batch.picks])].sum())
-        rows.append([name, f"{seconds:.2f}", f"{found}", f"{peak_bytes() / size:.2f}x"])
+        memory = f"{peak_bytes() / size:.2f}x ({peak_bytes() / 2**30:.1f} GiB)"
+        rows.append([name, f"{seconds:.2f}", f"{busy:.2f}", f"{found}", memory])
         gc.collect()
     print(f"\n{n:,} images of {tiles} tiles, d={DIM}, budget {BUDGET}, {int(rare.sum())} rare ones")
-    print_table(["strategy", "s", "rare found", "peak / input"], rows)
+    print_table(["strategy", "s", "cpu s", "rare found", "peak / input"], rows)
+    print("portfolio by slot:", ", ".join(f"{slot} {seconds:.1f} s" for slot, seconds in parts.items()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="20000,200000")
     parser.add_argument("--tiles", type=int, default=4)
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
     given = parser.parse_args()
     for size in given.sizes.split(","):
-        compare(int(size), given.tiles)
+        compare(int(size), given.tiles, given.strategies.split(","))
 
 
 if __name__ == "__main__":
