@@ -203,9 +203,10 @@ def _placing(batch: SyntheticBatch, image: SyntheticImage) -> SyntheticOrigin:
 
 def _show(index: Index, label_log: LabelLog, wanted: Mapping[str, SyntheticOrigin]) -> None:
     there, groups = set(index.ids()), {id: group or id for id, group in index.rows("group")}
-    new = synthetic.add(index, label_log, {id: origin for id, origin in wanted.items() if id not in there}, groups)
+    synthetic.add(index, label_log, {id: origin for id, origin in wanted.items() if id not in there}, groups)
     decisions = Decisions(index.project.work / "splits")
-    index.set({"split": {sample.id: decisions.split(sample.group) or "train" for sample in new}})
+    shown = ((id, split, decisions.split(group or id) or "train") for id, group, split in index.rows("group", "split"))
+    index.set({"split": {id: right for id, split, right in shown if id in wanted and split != right}})
 
 
 @dataclass

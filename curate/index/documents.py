@@ -38,6 +38,7 @@ class NewSample:
     group: str
     stratum: str | None
     state: LabelState
+    tags: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -68,7 +69,7 @@ def _image_fields(new: NewSample) -> dict[str, Any]:
     file_facts = {"size_bytes": image.bytes, "mime_type": image.mime, "num_channels": image.channels}
     return {
         "filepath": str(new.path),
-        "tags": [],
+        "tags": list(new.tags),
         "metadata": {"_cls": "ImageMetadata", **file_facts, **size},
         "_media_type": "image",
         "_rand": random.Random(image.id).random(),  # noqa: S311 - the App's order of random samples

@@ -123,8 +123,6 @@ def add(
     readable = {id: origin for id, origin in wanted.items() if _is_readable(project, origin)}
     new = [_sample(project, label_log, id, origin, groups) for id, origin in readable.items()]
     index.add(new)
-    for batch in {wanted[sample.id].batch for sample in new}:
-        index.tag(tag_of(batch), [sample.id for sample in new if wanted[sample.id].batch == batch])
     return new
 
 
@@ -149,6 +147,7 @@ def _sample(
         group=groups.get(origin.background, origin.background),
         stratum=None,
         state=label_log.state(id),
+        tags=(tag_of(origin.batch),),
     )
 
 

@@ -112,6 +112,9 @@ def test_a_rebuilt_database_regains_synthetic_images_and_completes_half_accepted
     report = sync.run(mill)
     assert report.added == 2
     assert dump(mill) == before
+    index.set({"split": dict.fromkeys(synthetic(mill))})  # and one within the index
+    accept.accept(mill, batch.key, forced=True)
+    assert dump(mill) == before
     Index(mill).dataset.delete()
     sync.run(mill)
     app_views.arrange(mill)
