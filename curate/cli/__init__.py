@@ -43,7 +43,7 @@ from curate.paths import printable
 PANELS = {
     "First day, in this order": ("init", "index", "status", "embed", "select"),
     "Set up": ("demo", "doctor", "formats", "classes"),
-    "Look": ("app", "duplicates", "resolve"),
+    "Look": ("app", "anomaly", "duplicates", "resolve"),
     "Choose": ("simulate", "audit", "stop-check"),
     "Label": ("labelstudio", "push", "pull", "watch", "annotators", "loop"),
     "Learn": ("train", "predict", "evaluate", "compare", "models", "tune", "explain", "robustness", "export-model"),

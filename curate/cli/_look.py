@@ -1,4 +1,4 @@
-"""`app`, `export`: see the data, and take it elsewhere."""
+"""`app`, `anomaly`, `export`: see the data, and take it elsewhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, say, warn
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, open_project, rows, say, warn
 
 if TYPE_CHECKING:
     from curate.index.app_views import ServedApp
+    from curate.project import Project
+    from curate.select.anomaly_table import AnomalyReport
 
 
 def register(app: typer.Typer) -> None:
     app.command(name="app")(browse)
+    app.command()(anomaly)
     app.command()(export)
 
 
@@ -47,6 +50,43 @@ def browse(
             say(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} USER@{socket.gethostname()}")
 
     app.launch(opened, port=port, address=address, remote=remote, view=view, ready=ready)
+
+
+def anomaly(
+    project: ProjectOption = None,
+    encoder: Annotated[str | None, typer.Option(help="Whose vectors to use \\[default: the newest].")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how unusual each image is, and where: for the App, for annotators, before anything has a name.
+
+    The distance of each window to windows of other groups; no label is needed. Clean images count as ordinary, what
+    people call a defect does not. `curate select` does the same where its strategy needs it.
+    """
+    from curate.ops import anomaly as measuring
+
+    opened = open_project(project)
+    with bars() as step:
+        report = measuring.run(opened, encoder, step)
+    emit(report.to_json()) if json else _most_unusual(opened, report)
+
+
+def _most_unusual(project: Project, report: AnomalyReport) -> None:
+    from curate.index import unusual
+
+    for note in report.notes:
+        warn(note)
+    within = f"within {', '.join(report.strata)}" if report.strata else "with all others"
+    say(f"{report.searched:,} of {report.images:,} images compared {within} ({report.vectors} vectors)")
+    if not report.fresh:
+        say("nothing has changed since: vectors, groups and labels are as they were")
+    rows(
+        [
+            (f"{entry['percent']:g} %", f"at {entry['box'][:2]}" if entry["box"] else "whole image", entry["path"])
+            for entry in report.unusual
+        ]
+    )
+    if report.unusual:
+        say(f"curate app --view '{unusual.VIEW}' --project {project.name}", "look:")
 
 
 def export(

@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
-from curate.index import app_server, database, documents, rounds, synthetic
+from curate.index import app_server, database, documents, rounds, synthetic, unusual
 from curate.index.dataset import Index
 from curate.index.predictions import CLASSES, DEFECTS
 from curate.project import Project
 
 SIDEBAR = {
     "labels": ("defects", "classes", "other_defects", "versions"),
-    "predictions": ("predictions", "predicted_classes", "predicted_by"),
+    "predictions": ("predictions", "predicted_classes", "predicted_by", unusual.REGION),
     "state": ("status", "status_reason", "split", "source", "stratum", "group", "folds", "missing"),
     "selection": ("round", "slot", "pick_rank", "pick_score", "pick_reason"),
     "near-duplicates": ("near_cluster", "near_of", "near_similarity", "near_splits"),
@@ -82,6 +82,7 @@ def _set_colors(index: Index) -> None:
         for paths, colors in ((("defects", "classes", "other_defects"), values), ((DEFECTS, CLASSES), paler))
         for path in paths
     ]
+    fields.append({"path": unusual.REGION, "fieldColor": unusual.COLOR})
     config = index.dataset.app_config
     pool = [value["color"] for value in values] or ["#9aa0a6"]
     config.color_scheme = index.fo.ColorScheme(color_pool=pool, color_by="value", fields=fields, opacity=0.55)
@@ -131,6 +132,10 @@ def views_to_save(index: Index) -> Iterator[SavedView]:
         yield SavedView(name, view, f"chosen in {name}, in the order of the queue")
     for name in synthetic.tags(index):
         yield SavedView(name, dataset.match_tags(name), "one batch of synthetic images")
+    if dataset.get_field(unusual.PERCENT) is not None:
+        open_ = dataset.exists(unusual.PERCENT).match(field("status") != "labelled")
+        text = f"{unusual.PERCENT}: per cent of the windows that are less unusual; not labelled yet"
+        yield SavedView(unusual.VIEW, open_.sort_by(unusual.PERCENT, reverse=True), text)
     if dataset.get_field("near_cluster") is not None:
         near = dataset.match(field("near_cluster") != None).sort_by("near_cluster")  # noqa: E711
         yield SavedView("near-duplicates", near, "cluster by cluster; near_of names the image to keep")

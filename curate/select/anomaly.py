@@ -28,6 +28,8 @@ PAIRS = 250_000_000  # comparisons of a search; beyond it only the windows farth
 ENOUGH = 50  # groups that a stratum needs for a bank of its own
 JOINING = 1024  # windows of clean images that join a core-set: the most unusual ones
 EVERYWHERE = -1  # the bank of all strata
+ALIKE = 0.01  # distances that differ by less differ by rounding alone
+NAMED = 3  # strata in a note
 TINY = 1e-9
 
 
@@ -184,10 +186,29 @@ def _to_clean(pool: Pool, found: Neighbours, clean: Mask, similarity: Floats) ->
     return nearest_of_others(found.white, groups, found.white[mine], groups[mine], 1)[0][:, 0]
 
 
+def _note_weakness(pool: Pool, distance: Floats) -> None:
+    """Say in one line each what makes the comparison weak."""
+    ordinary = ~(pool.trainable & pool.present.any(axis=1))
+    groups = len(np.unique(pool.groups[ordinary]))
+    if not groups:
+        pool.note("people call every image defective: there is nothing ordinary that images could be compared with")
+    elif groups == 1:
+        pool.note("all images to compare with are of one group: none of it can be told to be unusual")
+    elif groups <= NEAREST:
+        pool.note(
+            f"images are compared with {groups} groups alone; the unusual ones can be trusted from {NEAREST + 1} on"
+        )
+    elif np.ptp(distance) < ALIKE:
+        pool.note("all images are alike to these vectors: none is more unusual than another")
+    small = [pool.stratum_names[number] or "(none)" for number in np.unique(pool.strata[banks(pool) == EVERYWHERE])]
+    if small and len(np.unique(pool.strata)) > 1:
+        listed = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
+        pool.note(f"strata of fewer than {ENOUGH} groups are compared with all strata, not with themselves: {listed}")
+
+
 def _of_images(pool: Pool, found: Neighbours) -> Anomaly:
-    if (pool.groups == pool.groups[:1]).all():
-        pool.note("all images are of one group: none can be told to be unusual")
     distance = distances(pool, found)
+    _note_weakness(pool, distance)
     window = np.full(len(pool), -1, np.int64)
     order = np.lexsort((-found.tiles, distance))  # of one image's windows the farthest is written last
     window[found.rows[order]] = order

@@ -21,6 +21,7 @@ from curate.vectors import store
 from curate.vectors.store import Vectors
 
 HELD_OUT = ("val", "test")
+ANOMALY = "anomaly"  # the score table that no model writes: see `anomaly_table`
 IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass
 MOST_EXEMPLARS = 64  # of one class; first one of each group
 NEEDED = ("group", "stratum", "status", "split", "source", "missing", "filepath", *PRESENT)
@@ -242,8 +243,8 @@ class _Windows:
 
 
 def _scores(index: Index, ids: list[str], classes: tuple[str, ...]) -> tuple[dict[str, Floats], str | None]:
-    """The newest score table's columns in the pool's order; NaN where an image has none."""
-    table = tables.latest(index.project.work / "scores")
+    """The columns of the newest model's score table in the pool's order; NaN where an image has none."""
+    table = tables.latest(index.project.work / "scores", without=ANOMALY)
     if table is None:
         return {}, None
     scored = set(table.ids())

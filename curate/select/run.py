@@ -20,7 +20,7 @@ from curate.index.dataset import Index
 from curate.index.rounds import Round
 from curate.labels import log as label_log
 from curate.project import Project
-from curate.select import build_pool, cost, linear_probe
+from curate.select import anomaly_table, build_pool, cost, linear_probe
 from curate.select import rules as selection_layer
 from curate.select.build_pool import BuiltPool
 from curate.select.cost import CostModel, ImageBudget, TimeBudget
@@ -125,6 +125,7 @@ def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *
         newest = rounds.latest(project.work)
         if newest and newest.number < result.manifest["round"] and not newest.touched:
             rounds.mark(newest, touched=label_log.now())  # labelled in the App: never replaced from now on
+        anomaly_table.keep(index, built)
         result.written = rounds.write(project.work, result.manifest, result.picks, _predicted(built.pool))
         rounds.show(index)
     return result
