@@ -11,9 +11,10 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from curate.errors import CurateError
 from curate.project import Project
-from labeling.results import BOX, BRUSH, CLEAN, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
+from labeling.results import BOX, BRUSH, CLEAN, HINT, HINT_TEXT, IMAGE, PRESENT, SEVERITY, UNSURE, VERDICT, WHY
 
 OLD_COLOR = "#9aa0a6"
+HINT_COLOR = "#00b8d4"
 DIGITS = "1234567890"
 SEEN = "Seen, but not to be outlined"
 NO_KEY = "–"  # what has no key is given one by Label Studio, even one of its own tools: this is on no keyboard
@@ -28,6 +29,7 @@ STYLE = """
 .curate-beside .curate-image { flex: 1 1 0; min-width: 0; margin-top: 24px; }
 .curate-beside .curate-row { flex-wrap: wrap; gap: 2px 10px; }
 .curate-row { display: flex; align-items: center; gap: 10px; min-height: 40px; margin-bottom: 4px; }
+.curate-hidden { display: none; }
 .curate-row h4, .curate-row .lsf-labels, .curate-row .lsf-choices { margin: 0 !important; }
 """
 LETTERS = "asdfgqtyij"  # of the second row of classes; none that Label Studio gives to any of its tools
@@ -61,6 +63,7 @@ def build(project: Project, old: Sequence[str] = (), beside: bool = False) -> st
     view.append(_why(project.config.labelstudio.skip_reasons))
     if project.config.labelstudio.severities:
         view.append(_row("Severity", _severity(project.config.labelstudio.severities), kind=KEYLESS))
+    view.append(_hint())
     SubElement(page, "View", className="curate-image").append(_image(220 if beside else 400))
     indent(page)
     return tostring(page, encoding="unicode")
@@ -151,6 +154,25 @@ def _verdict() -> Element:
     return element
 
 
+def _hint() -> Element:
+    """The tag of regions that only we make: not on the page, so that nobody labels with it."""
+    view = Element("View", className="curate-hidden")
+    style = {"fillOpacity": "0", "strokeWidth": "2", "opacity": "1"}
+    SubElement(
+        SubElement(view, "RectangleLabels", {"name": HINT, "toName": IMAGE, **style}),
+        "Label",
+        value=HINT_TEXT,
+        background=HINT_COLOR,
+        hotkey=NO_KEY,
+    )
+    return view
+
+
+def shows_hints(text: str) -> bool:
+    """True if the page of this config can show a hint; it breaks on regions of a tag that it lacks."""
+    return f'name="{HINT}"' in text
+
+
 def _why(reasons: Sequence[str]) -> Element:
     view = Element("View", visibleWhen="choice-selected", whenTagName=VERDICT, whenChoiceValue=UNSURE)
     view.append(_row("Why?", _options(WHY, reasons, choice="multiple", showInline="true"), kind=KEYLESS))
@@ -173,6 +195,8 @@ def instructions(project: Project, examples: Sequence[ExampleCrop]) -> str:
 _HOW = f"""<h3>How to label</h3>
 <p>Paint each defect with the brush (keys 1 to 0), or draw a box where its outline does not matter (letter keys).<br/>
 What the model suggests is already drawn: correct it, or delete it. Do not trust it.<br/>
+A box <b>{HINT_TEXT}</b> only tells where the steel is unlike all other: look there. It is no label and is not kept:
+paint what you find, or choose {CLEAN}.<br/>
 No defect at all: choose <b>{CLEAN}</b> (key c).<br/>
 You cannot tell: choose <b>{UNSURE}</b> (key n) and say why. That is better than a guess.<br/>
 A defect that cannot be outlined: choose it under <b>{SEEN}</b>.<br/>

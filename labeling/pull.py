@@ -225,7 +225,7 @@ def task_of(
                 size,
                 answer["updated_at"],
                 answer.get("lead_time"),
-                _origin(answer, label, data.get("suggested")),
+                _origin(answer, label, data),
                 data.get("round") or None,
                 data.get("suggested_by") or None,
                 ls_project.config,
@@ -236,11 +236,18 @@ def task_of(
     return ReturnedTask(uid, data["content_id"], size, annotations, data.get("base"))
 
 
-def _origin(answer: Mapping[str, Any], label: Label, suggested: str | None) -> str:
-    """`prediction`: a suggestion that was submitted as it was; `changed`: one that was worked on; else `manual`."""
+def _origin(answer: Mapping[str, Any], label: Label, data: Mapping[str, Any]) -> str:
+    """`prediction`: a suggestion that was submitted as it was; `changed`: one that was worked on; else `manual`.
+
+    A hint suggests nothing: what is drawn beside it is a person's own.
+    """
     if answer.get("parent_prediction") is None:
         return "manual"
-    if suggested is not None:
-        return "prediction" if label.digest == suggested else "changed"
-    kept = all(isinstance(part, dict) and part.get("origin") == "prediction" for part in answer["result"] or ())
+    if data.get("suggested") is not None:
+        return "prediction" if label.digest == data["suggested"] else "changed"
+    parts = [part for part in answer["result"] or () if not results.is_hint(part)]
+    origins = [part.get("origin") if isinstance(part, dict) else None for part in parts]
+    if data.get("hint") and not any(str(origin).startswith("prediction") for origin in origins):
+        return "manual"
+    kept = all(origin == "prediction" for origin in origins)
     return "prediction" if kept else "changed"  # of a suggestion that was made while the task was open

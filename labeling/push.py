@@ -16,10 +16,12 @@ from curate.index.dataset import Index
 from curate.index.documents import ShownLabel
 from curate.index.predictions import Prediction
 from curate.index.rounds import Round
+from curate.index.unusual import UnusualWindow
 from curate.labels import log as label_log
 from curate.labels.log import LabelLog
 from curate.project import Project
-from labeling import images, remote_project, tabs, tasks
+from curate.select import anomaly_table
+from labeling import config, images, remote_project, tabs, tasks
 from labeling import results as ls_results
 from labeling.client import Studio, Unanswered
 from labeling.images import Address
@@ -29,6 +31,7 @@ from labeling.tasks import LabelTask, ServerTask
 BATCH = 250  # tasks sent in one request, which the server stores whole or not at all
 ATTEMPTS = 3
 CALM, PATIENCE = 2.0, 60.0  # seconds: after a time-out the server may still be storing what it got
+UNUSUAL = 98.0  # per cent of the windows that must be less unusual for annotators to be told
 UNLABELLED, QUEUED, REVIEW = "unlabelled", "queued", "review"
 NO_PROGRESS: Callable[[str, int, int], None] = lambda stage, done, total: None  # noqa: E731
 
@@ -143,6 +146,7 @@ def _label_tasks(
     shown = {image.id: image for image in index.shown(ids)}
     where = {id: (paths, missing) for id, paths, missing in index.rows("paths", "missing") if id in shown}
     predicted = _load_predictions(index, ids, request, report) if request.suggest and batch.round else {}
+    unusual = _unusual_windows(index.project, ls_project, ids) if request.suggest and batch.round else {}
     address = images.addresser(index, ls_project, progress)
     versions = _versions(index.project) if batch.round is None else {}
     label_tasks = []
@@ -156,7 +160,9 @@ def _label_tasks(
             continue
         try:
             suggested = (
-                _reviewed(image, versions) if batch.round is None else _predicted(image, row, predicted, index.project)
+                _reviewed(image, versions)
+                if batch.round is None
+                else _predicted(image, row, predicted, unusual, index.project)
             )
         except LabelProblem as error:
             report.dropped.append({"id": image.id, "reason": str(error)})
@@ -177,6 +183,15 @@ def _load_predictions(
     return loaded
 
 
+def _unusual_windows(project: Project, ls_project: LabelStudioProject, ids: Sequence[str]) -> dict[str, UnusualWindow]:
+    """The windows that annotators are told of; none where a config that was changed by hand cannot show them."""
+    windows = anomaly_table.windows(project.work, ids)
+    unusual = {id: window for id, window in windows.items() if window.box and window.percent >= UNUSUAL}
+    if unusual and not config.shows_hints(remote_project.config_there(ls_project)):
+        return {}
+    return unusual
+
+
 def _url(address: Address, id: str, paths: Sequence[str] | None, missing: bool) -> str:
     if missing or not paths:
         raise LabelProblem(f"the file of {id[:12]} is not on disk")
@@ -190,11 +205,15 @@ def _versions(project: Project) -> dict[str, tuple[tuple[str, Label], ...]]:
 
 
 class TaskSuggestions(NamedTuple):
-    """Suggestions that a task starts from; `meaning` is the digest of the label that the first one means."""
+    """Suggestions that a task starts from.
+
+    `meaning`: digest of the label that the first one means. `hint`: how unusual the window is that it points to.
+    """
 
     suggestions: tuple[dict[str, Any], ...] = ()
     meaning: str | None = None
     by: str = ""
+    hint: str = ""
 
 
 def _reviewed(image: ShownLabel, versions: Mapping[str, tuple[tuple[str, Label], ...]]) -> TaskSuggestions:
@@ -206,18 +225,26 @@ def _reviewed(image: ShownLabel, versions: Mapping[str, tuple[tuple[str, Label],
 
 
 def _predicted(
-    image: ShownLabel, row: Mapping[str, Any], predicted: Mapping[str, Prediction], project: Project
+    image: ShownLabel,
+    row: Mapping[str, Any],
+    predicted: Mapping[str, Prediction],
+    unusual: Mapping[str, UnusualWindow],
+    project: Project,
 ) -> TaskSuggestions:
-    """Suggest the model's prediction; nothing for an audit pick, which must stay unbiased."""
-    prediction = None if row["slot"] == AUDIT else predicted.get(image.id)
-    if prediction is None:
+    """Suggest the model's prediction and point to what is unusual; nothing for an audit pick: it must stay unbiased."""
+    if row["slot"] == AUDIT:
         return TaskSuggestions()
+    prediction, window = predicted.get(image.id, Prediction()), unusual.get(image.id)
     _check(prediction, image, project.class_names)
     size = image.width, image.height
     results = ls_results.of_prediction(prediction, size)
-    if not results:
+    meaning = _label_digest(results, size) if results else None
+    hints = [ls_results.hint(window.box, size)] if window and window.box else []
+    told = f"{window.percent:g} % {window.box}" if window and hints else ""
+    if not results and not hints:
         return TaskSuggestions(by=prediction.by)
-    return TaskSuggestions((_suggestion(results, prediction.score),), _label_digest(results, size), prediction.by)
+    suggestion = _suggestion([*hints, *results], prediction.score if results else None)
+    return TaskSuggestions((suggestion,), meaning, prediction.by, told)
 
 
 def _suggestion(results: list[dict[str, Any]], score: float | None) -> dict[str, Any]:
@@ -266,6 +293,7 @@ def _task(
         "base": base_of(image.label),
         "suggested": suggested.meaning,
         "suggested_by": suggested.by,
+        "hint": suggested.hint,
     }
     return LabelTask(key, data, suggested.suggestions)
 
@@ -349,7 +377,7 @@ def _update(ls_project: LabelStudioProject, pairs: Iterable[tuple[ServerTask, La
     """Update reasons, addresses or suggestions of tasks that nobody has begun; their place in the queue stays."""
     stale = {held.id: (held, task) for held, task in pairs if _compared_data(held.data) != _compared_data(task.data)}
     free = tasks.untouched(ls_project, stale)
-    anew = [id for id in sorted(free) if stale[id][0].data.get("suggested") != stale[id][1].data["suggested"]]
+    anew = [id for id in sorted(free) if _drawn(stale[id][0].data) != _drawn(stale[id][1].data)]
     if anew:
         tasks.drop_suggestions(ls_project, anew)
         suggestions = [{"task": id, **suggestion} for id in anew for suggestion in stale[id][1].suggestions]
@@ -360,10 +388,16 @@ def _update(ls_project: LabelStudioProject, pairs: Iterable[tuple[ServerTask, La
     return len(free)
 
 
+def _drawn(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a task's data tells of its suggestions; tasks of earlier versions have no hint."""
+    return data.get("suggested"), data.get("hint") or ""
+
+
 def _compared_data(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a task's data that is worth an update; the signature of an address is new each time."""
     return {name: data.get(name) for name in ("title", "reason", "slot", "base", "suggested", "suggested_by")} | {
-        "image": str(data.get("image")).partition("?X-")[0]
+        "hint": data.get("hint") or "",
+        "image": str(data.get("image")).partition("?X-")[0],
     }
 
 

@@ -182,8 +182,13 @@ def _settled(project: Project, studio: Studio) -> tuple[tuple[int, str] | None, 
     return _marked(project, studio), ((left,) if half else ())
 
 
+def config_there(ls_project: LabelStudioProject) -> str:
+    """The label config on the server."""
+    return str(ls_project.studio.get(f"/api/projects/{ls_project.id}/")["label_config"])
+
+
 def _updated(ls_project: LabelStudioProject, reset: bool) -> LabelStudioProject:
-    there = ls_project.studio.get(f"/api/projects/{ls_project.id}/")["label_config"]
+    there = config_there(ls_project)
     wanted = config.build(ls_project.project, _old_names(ls_project), _beside(ls_project.project))
     sent = ls_project.config or config.version(wanted)
     if there != wanted and (reset or config.version(there) == sent):

@@ -26,9 +26,11 @@ Result = dict[str, Any]
 Size = tuple[int, int]  # width, height
 
 IMAGE, BRUSH, BOX, SEVERITY = "image", "brush", "box", "severity"
+HINT, HINT_TEXT = "unusual-here", "unusual here"  # the tag of a region that tells where to look, and its text
 VERDICT, PRESENT, WHY = "verdict", "present", "why"
 CLEAN, UNSURE = "clean", "not sure"
 UNREADABLE, CONTRADICTORY, SKIPPED = "unreadable-region", "clean-but-with-defects", "skipped"
+UNDECIDED = "neither-clean-nor-a-defect"
 CLEAN_WORDS = frozenset({"clean", "ok", "good", "no defect", "no defects", "defect-free", "none", "normal"})
 ABOUT_IMAGES = frozenset(
     {"choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "ranker", "relation"}
@@ -54,6 +56,20 @@ def of_prediction(prediction: Prediction, size: Size) -> list[Result]:
     """Convert a model's prediction to results. An empty one gives none: only a person may say "clean"."""
     names = sorted({name for name, _ in prediction.classes})
     return [*_regions(prediction.defects, size), *([_choices(PRESENT, names)] if names else [])]
+
+
+def hint(box: Sequence[float], size: Size) -> Result:
+    """The region that says "unusual here". It has no class, and is no part of any label: see `label_in`."""
+    x, y, w, h = box
+    region = {"id": "unusual", "from_name": HINT, "to_name": IMAGE, "type": "rectanglelabels", "readonly": True}
+    region |= {"original_width": size[0], "original_height": size[1], "image_rotation": 0}
+    across, down = 100 / size[0], 100 / size[1]
+    value = {"x": x * across, "y": y * down, "width": w * across, "height": h * down, "rotation": 0}
+    return region | {"value": value | {"rectanglelabels": [HINT_TEXT]}}
+
+
+def is_hint(result: Any) -> bool:
+    return isinstance(result, Mapping) and result.get("from_name") == HINT
 
 
 def _regions(defects: Iterable[tuple[Defect, float | None]], size: Size) -> Iterator[Result]:
@@ -101,13 +117,16 @@ def label_in(
 ) -> Label:
     """The label that an annotation means. Without any result the image is clean.
 
+    A hint ("unusual here") is no defect, nor does it make the image clean: who leaves nothing but the hint has decided
+    nothing, and the image is disputed.
+
     `names`: what a class of theirs is called here. `classes`: those that a choice of any name may state.
     """
     names = names or {}
     objects, faults = _identified(results)
     parts = _by_region(objects)
     faults += [f"a result of type '{_text(result.get('type'))[:40]}'" for result in objects if _unread(result, parts)]
-    defects, unreadable = _defects(parts, size, names)
+    defects, unreadable = _defects(_without_hints(parts), size, names)
     faults += unreadable
     choices = list(_image_choices(objects, parts))
     present = {names.get(value, value) for name, value in choices if _states(name, names.get(value, value), classes)}
@@ -119,6 +138,8 @@ def label_in(
         return replace(label, status="disputed", reason=" ".join(f"{UNREADABLE}: {faults[0]}".split()))
     if label.present and any(_says_clean(name, value, label.present) for name, value in choices):
         return replace(label, status="disputed", reason=CONTRADICTORY)
+    if any(map(is_hint, objects)) and not label.present and not any(_says_clean(*choice, ()) for choice in choices):
+        return replace(label, status="disputed", reason=UNDECIDED)
     return label
 
 
@@ -145,6 +166,15 @@ def _by_region(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[s
     for result in objects:
         parts.setdefault(_text(result["id"]), []).append(result)
     return {id: group for id, group in parts.items() if any(_kind(_value(part)) for part in group)}
+
+
+def _without_hints(parts: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Regions without hints; one that a person has given a class stays with that class."""
+    hints = {id for id, region in parts.items() if any(map(is_hint, region))}
+    rest = {id: [part for part in region if not is_hint(part)] for id, region in parts.items()}
+    return {
+        id: region for id, region in rest.items() if id not in hints or any(any(_labels(_value(p))) for p in region)
+    }
 
 
 def _unread(result: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:

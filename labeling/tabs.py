@@ -13,6 +13,7 @@ OURS: tuple[str, ...] = (
     "base",
     "suggested",
     "suggested_by",
+    "hint",
     "key",
     "order",
     "content_id",

@@ -21,7 +21,10 @@ from curate.index.dataset import Index
 from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import Project
-from labeling import config, examples, pull, push, server
+from curate.select import anomaly_table
+from curate.tables import Table
+from curate.vectors.store import PLACE
+from labeling import config, examples, pull, push, results, server
 from labeling.client import Studio
 from labeling.server import RunningServer
 from tests import fakes
@@ -248,6 +251,43 @@ def test_a_whole_round_by_mouse_and_keys(make: Make, tmp_path: Path, studio: Stu
     assert origins[changed] == "changed"
     assert {origins[id] for id in (audit, painted, unsure, skipped)} == {"manual"}
     assert all(history(project, id)[-1].extra["lead_time"] > 0 for id in ids)
+
+
+def test_the_hint_is_seen_locked_and_never_kept(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
+    """Submitted with nothing but the hint, an image is disputed; what is painted over it is kept, and nothing else."""
+    project = plant(make, tmp_path, [(WIDE, HIGH)] * 3)
+    left, painted, clean = ids = unlabelled(project)
+    score_table(project, dict.fromkeys(ids, (240, 50, 120, 100)))
+    pushed(project, studio, ids)
+    open_queue(page, project, studio)
+    page.screenshot(path=SCREENSHOTS / "annotator-hint.png")
+    assert "unusual here" in page.inner_text("body"), "the region's name"
+    edge = tinted(page, "annotator-hint", config.HINT_COLOR, (240, 100), reach=2)
+    assert edge > 0.15
+    assert tinted(page, "annotator-hint", config.HINT_COLOR, (300, 60), reach=6) == 0, "the steel inside is not tinted"
+    assert page.locator(".lsf-label", has_text="unusual here").locator("visible=true").count() == 0, "not to label with"
+    submit(page, "2 of 3")
+    page.keyboard.press("1")
+    drag(page, [(260, 80), (320, 80), (320, 120)])
+    page.screenshot(path=SCREENSHOTS / "annotator-hint-painted.png")
+    submit(page, "3 of 3")
+    page.keyboard.press("c")
+    submit(page, None)
+    pull.run(project, studio)
+    shown = labels(project)
+    assert (shown[left].status, shown[left].reason, shown[left].defects) == ("disputed", results.UNDECIDED, ())
+    assert shown[clean].clean
+    (stroke,) = shown[painted].defects
+    assert (stroke.label, shown[painted].status, stroke.rle is not None) == ("crack", "labelled", True)
+    assert {history(project, id)[-1].extra["origin"] for id in ids} == {"manual"}
+
+
+def score_table(project: Project, boxes: dict[str, tuple[int, int, int, int]]) -> None:
+    """Scores of these images, as `curate anomaly` writes them."""
+    table = Table.create(project.work / "scores" / "anomaly-0.lance", anomaly_table.COLUMNS, {"notes": "[]"})
+    numbers = {"score": 1.5, "distance": 1.2, "share": 0.999, "tile": 3}
+    places = {name: [box[n] for box in boxes.values()] for n, name in enumerate(PLACE)}
+    table.append({"id": list(boxes), **{name: [value] * len(boxes) for name, value in numbers.items()}, **places})
 
 
 def _is_stroke(painted: Defect) -> None:
