@@ -82,7 +82,10 @@ def _set_colors(index: Index) -> None:
         for paths, colors in ((("defects", "classes", "other_defects"), values), ((DEFECTS, CLASSES), paler))
         for path in paths
     ]
-    fields.append({"path": unusual.REGION, "fieldColor": unusual.COLOR})
+    nameless = [{"value": "None", "color": unusual.COLOR}]  # by which the App finds what has no label
+    fields.append(
+        {"path": unusual.REGION, "colorByAttribute": "label", "valueColors": nameless} | {"fieldColor": unusual.COLOR}
+    )
     config = index.dataset.app_config
     pool = [value["color"] for value in values] or ["#9aa0a6"]
     config.color_scheme = index.fo.ColorScheme(color_pool=pool, color_by="value", fields=fields, opacity=0.55)

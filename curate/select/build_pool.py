@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from curate.vectors import store
 from curate.vectors.store import Vectors
 
 HELD_OUT = ("val", "test")
+MODEL = "model"  # the encoder that is the project's own model
 ANOMALY = "anomaly"  # the score table that no model writes: see `anomaly_table`
 IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass
 MOST_EXEMPLARS = 64  # of one class; first one of each group
@@ -119,6 +123,8 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
     pool = _pool(ids, matrix, images, names, tuple(classes), scores)
     pool = replace(pool, windows=_Windows(vectors, pool))
     notes = _notes(images, with_vectors, broken, vectors)
+    if stale := _other_model(index.project.work, vectors):
+        notes.append(f"the vectors are those of model {vectors.key}, the current one is {stale}. {vectors.remedy}")
     if not names:
         notes.append("no classes yet: annotators would have nothing to mark. Before push: curate classes add NAME")
     pool = replace(pool, exemplars=_exemplars(index, pool, vectors, exemplars, notes))
@@ -166,6 +172,17 @@ def _notes(images: dict[str, PoolImage], with_vectors: set[str], broken: list[st
         shown = ", ".join(id[:12] for id in broken[:5])
         notes.append(f"{len(broken)} images have vectors that are no numbers and were left out: {shown}")
     return notes
+
+
+def _other_model(work: Path, vectors: Vectors) -> str | None:
+    """The key of the current model where the vectors are those of another one; None for other encoders."""
+    if vectors.name != MODEL:
+        return None
+    for alias in ("production", "candidate"):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            key = json.loads((work / "models" / f"{alias}.json").read_text(encoding="utf-8"))["model"]
+            return None if key == vectors.key else str(key)
+    return None
 
 
 def _pool(

@@ -57,6 +57,12 @@ class Vectors:
         self.dim = int(dim) if dim.isascii() and dim.isdigit() and len(dim) < 7 else 0
         if not self.dim or any(table.columns.get(name) != kind for name, kind in _columns(self.dim).items()):
             raise CurateError(f"{table.path} is not a vector table, or is damaged. Remove its folder. {REMEDY}")
+        named = Path(table.path).stem.rpartition("-")[2]
+        if named != self.key:
+            raise CurateError(
+                f"{table.path} holds vectors of another encoder: its key is {self.key}, its name says {named}. Remove "
+                f"its folder, or give it its name back. {REMEDY}"
+            )
 
     @property
     def remedy(self) -> str:
@@ -118,10 +124,12 @@ class Vectors:
 def open_latest(work: Path, name: str | None = None) -> Vectors:
     """Return the newest vectors, of this encoder if one is named. Raises CurateError if there are none."""
     folder = work / "vectors"
-    table = tables.latest(folder, name)
+    names = list(dict.fromkeys(tables.name_of(path) for path in tables.listed(folder) if Table.exists(path)))
+    # `dense` is also `dense-tf_efficientnet_lite0`: an encoder's name, then its network's.
+    longer = [known for known in names if name and known.startswith(f"{name.replace('-', '_')}-")]
+    table = tables.latest(folder, longer[0] if longer and name not in names else name)
     if table is not None:
         return Vectors(table)
-    names = sorted({tables.name_of(path) for path in tables.listed(folder) if Table.exists(path)})
     if name is None or not names:
         raise CurateError(f"no vectors yet in {folder}. {REMEDY}")
     raise unknown("vectors", name, names, f"{REMEDY} --encoder NAME")

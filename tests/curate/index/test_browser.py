@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from curate.admin import setup
-from curate.index import app_views, database, sync
+from curate.index import app_views, database, sync, unusual
 from curate.index.dataset import Index
 from curate.project import Project, load
 from tests import fakes, forked
@@ -39,8 +39,10 @@ def app(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[tuple
     """A demo plant, indexed and served by the real command on the embedded database; (folder, address of its page)."""
     folder = tmp_path_factory.mktemp("browser") / "plant"
     setup.demo(folder, 200, 0, lambda done: None)
-    done = forked.start(forked.CURATE, "index", "-p", folder, env=environment()).completed(timeout=300)
-    assert done.returncode == 0, done.stderr
+    drawn_vectors(folder)
+    for step in ("index", "anomaly"):
+        done = forked.start(forked.CURATE, step, "-p", folder, env=environment()).completed(timeout=300)
+        assert done.returncode == 0, done.stderr
     with launched(folder) as address:
         yield folder, address
     database.stop(folder / "work" / "db")
@@ -49,6 +51,23 @@ def app(tmp_path_factory: pytest.TempPathFactory, server: str) -> Iterator[tuple
 def environment() -> dict[str, str]:
     """Without the session's database."""
     return {name: value for name, value in os.environ.items() if name != database.URI}
+
+
+def drawn_vectors(folder: Path) -> None:
+    """Drawn vectors of every strip and two tiles; the right tile of the first one is unlike all others."""
+    import numpy as np
+
+    from curate.hashing import sha256_of
+    from curate.vectors.store import Vectors
+
+    images = sorted(path for path in (folder / "data").rglob("*") if path.suffix in (".jpg", ".png"))
+    ids = list(dict.fromkeys(sha256_of(path) for path in images))
+    values = np.random.default_rng(0).standard_normal((len(ids), 3, 16)) * 0.2 + 1
+    values[0, 2] *= -1
+    values /= np.linalg.norm(values, axis=2, keepdims=True)
+    boxes = np.array([(0, 0, 512, 128), (0, 0, 256, 128), (320, 32, 64, 64)], np.int32)
+    table = Vectors.create(folder / "work" / "vectors" / "drawn-0.lance", "0", 16)
+    table.append(ids, [boxes] * len(ids), list(values))
 
 
 @contextlib.contextmanager
@@ -134,6 +153,20 @@ def test_saved_views_filter_to_a_class_and_to_conflicts(app: tuple[Path, str], p
     assert re.search(r"\b1 sample\b", page.inner_text("body"))
     open_page(page, address + "?view=class-edge_crack")
     assert not re.search(r"\b200 samples\b", page.inner_text("body"))
+
+
+@pytest.mark.browser
+def test_the_most_unusual_images_come_with_the_window_that_is(app: tuple[Path, str], page: Any) -> None:
+    _, address = app
+    open_page(page, address + "?view=most-unusual")
+    page.screenshot(path=SCREENSHOTS / "app-unusual.png")
+    assert colored_pixels(SCREENSHOTS / "app-unusual.png", unusual.COLOR) > 300
+    page.locator("[data-cy=looker]").first.click()
+    page.wait_for_selector("[data-cy=modal]")
+    page.wait_for_timeout(2000)
+    page.screenshot(path=SCREENSHOTS / "app-unusual-one.png")
+    text = page.inner_text("[data-cy=modal]")
+    assert re.search(r"\b99\.\d+\s+anomaly", text), text
 
 
 @pytest.mark.exhaustive

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate import tables
+from curate import files, tables
 from curate.admin import gc
 from curate.index import app_views, sync, unusual
 from curate.index.dataset import Index
@@ -246,3 +246,36 @@ def test_when_every_image_is_called_defective_nothing_is_ordinary(make: Make, tm
     report = measuring.run(project)
     assert any("people call every image defective" in note for note in report.notes)
     assert report.unusual == []
+
+
+def test_vectors_of_another_encoder_are_told(ready: Project, run: Run) -> None:  # noqa: F811
+    table = ready.work / "vectors" / "drawn-0000.lance"
+    copied = ready.work / "vectors" / "texture-1f0c.lance"
+    shutil.copytree(table, copied)
+    Table(copied).touch()
+    for command in ("anomaly", "select"):
+        line = failed(run(command, "-p", ready.folder, "--json"))
+        assert "texture-1f0c.lance holds vectors of another encoder: its key is 0000, its name says 1f0c" in line
+        assert "Run: curate embed" in line
+    shutil.rmtree(copied)
+    line = failed(run("select", "-p", ready.folder, "--encoder", "pretrained"))
+    assert "unknown vectors 'pretrained'; allowed: drawn. Run: curate embed --encoder NAME" in line
+
+
+def test_vectors_of_an_older_model_are_told(ready: Project, run: Run) -> None:  # noqa: F811
+    shutil.move(ready.work / "vectors" / "drawn-0000.lance", ready.work / "vectors" / "model-0000.lance")
+    assert measuring.run(ready).notes == []
+    files.write_json(ready.work / "models" / "candidate.json", {"model": "0000"})
+    assert measuring.run(ready).notes == []
+    files.write_json(ready.work / "models" / "production.json", {"model": "abcd"})
+    code, _, err = run("select", "-p", ready.folder, "--strategy", "anomaly", "--dry-run")
+    assert code == 0, err
+    assert "the vectors are those of model 0000, the current one is abcd. Run: curate embed" in " ".join(err.split())
+
+
+def test_the_plain_name_of_an_encoder_finds_its_network(ready: Project) -> None:  # noqa: F811
+    shutil.move(ready.work / "vectors" / "drawn-0000.lance", ready.work / "vectors" / "dense-lite0-0000.lance")
+    planted(ready, unlabelled(ready)[0])
+    assert measuring.run(ready, "dense").vectors == "dense-lite0"
+    assert measuring.run(ready, "dense-lite0").vectors == "dense-lite0"
+    assert measuring.run(ready).vectors == "planted"
