@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiled modules are kept: tests start hundreds of commands, each of which would compile everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all quick constraints lint bench kill figures trial proof proof-full clean test-bounds fuzz
+.PHONY: help setup demo test test-all quick constraints lint bench kill figures trial proof proof-full anomaly clean test-bounds fuzz
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made.
@@ -107,9 +107,18 @@ $(PEERS)/.installed: $(NEEDED)
 proof: setup $(PEERS)/.installed ## Play the written protocol (PROTOCOL=2: the second one, hours) against random and the peers; 35 minutes on two cores and 25 for vectors, resumable.
 	@$(BIN)/python -m tests.bench.proof.run --protocol $(or $(PROTOCOL),1)
 
+PEER := .peer-anomalib
+
+$(PEER)/.installed: tests/bench/anomaly_peer.txt
+	@$(BIN)/pip install -qq --no-deps --target $(PEER) -r $<
+	@touch $@
+
+anomaly: setup $(PEER)/.installed ## Compare the anomaly score with anomalib's PatchCore on real tiles (../shared/data); minutes.
+	@$(BIN)/python -m tests.bench.bench_anomaly
+
 proof-full: setup ## The same with trained networks (../shared/data): hours on two cores, for where there is a GPU.
 	@$(BIN)/python -m tests.bench.proof.full
 
 clean: ## Remove .venv and caches; never a project's work/.
-	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-peers $(PEER) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find curate labeling synth train tests -name __pycache__ -type d -prune -exec rm -rf {} +
