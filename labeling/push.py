@@ -207,7 +207,7 @@ def _versions(project: Project) -> dict[str, tuple[tuple[str, Label], ...]]:
 class TaskSuggestions(NamedTuple):
     """Suggestions that a task starts from.
 
-    `meaning`: digest of the label that the first one means. `hint`: how unusual the window is that it points to.
+    `meaning`: digest of the label that the first one means. `hint`: place of the window that they point to.
     """
 
     suggestions: tuple[dict[str, Any], ...] = ()
@@ -240,7 +240,7 @@ def _predicted(
     results = ls_results.of_prediction(prediction, size)
     meaning = _label_digest(results, size) if results else None
     hints = [ls_results.hint(window.box, size)] if window and window.box else []
-    told = f"{window.percent:g} % {window.box}" if window and hints else ""
+    told = " ".join(map(str, window.box)) if window and window.box else ""
     if not results and not hints:
         return TaskSuggestions(by=prediction.by)
     suggestion = _suggestion([*hints, *results], prediction.score if results else None)

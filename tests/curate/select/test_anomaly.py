@@ -79,6 +79,25 @@ def test_what_people_call_clean_is_ordinary_by_itself_and_the_search_is_made_onc
     assert unusual.anomaly(replace(known, held_out=labelled, memo={})).distance[row] == first.distance[row]
 
 
+def test_clean_images_join_a_core_set_too_and_defects_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"EXACT": 100, "CORE": 40, "CORE_OF": 150}.items():
+        monkeypatch.setattr(unusual, name, value)
+    pool = drawn(300, labelled=0)
+    row = int(unusual.anomaly(pool).distance.argmax())
+    other = int(np.flatnonzero(pool.groups != pool.groups[row])[0])
+    vectors = pool.vectors.copy()
+    vectors[other] = vectors[row]
+    twin = replace(pool, vectors=vectors, memo={}, lasting={})
+    far = unusual.anomaly(twin).distance[row]
+    assert not unusual.neighbours(twin).complete
+    labelled, present = np.arange(len(pool)) == other, np.zeros_like(pool.present)
+    clean = replace(twin, labelled=labelled, present=present, memo={})
+    assert unusual.anomaly(clean).distance[row] < 0.01 < far
+    present = present.copy()
+    present[other, 0] = True
+    assert unusual.anomaly(replace(clean, present=present, memo={})).distance[row] >= far
+
+
 def test_a_core_set_ranks_nearly_as_all_windows_do(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = with_tiles(drawn(600, labelled=30))
     exact = unusual.anomaly(pool)

@@ -264,9 +264,9 @@ def test_vectors_of_another_encoder_are_told(ready: Project, run: Run) -> None: 
 
 def test_vectors_of_an_older_model_are_told(ready: Project, run: Run) -> None:  # noqa: F811
     shutil.move(ready.work / "vectors" / "drawn-0000.lance", ready.work / "vectors" / "model-0000.lance")
-    assert measuring.run(ready).notes == []
+    assert not any("of model" in note for note in measuring.run(ready).notes)
     files.write_json(ready.work / "models" / "candidate.json", {"model": "0000"})
-    assert measuring.run(ready).notes == []
+    assert not any("of model" in note for note in measuring.run(ready).notes)
     files.write_json(ready.work / "models" / "production.json", {"model": "abcd"})
     code, _, err = run("select", "-p", ready.folder, "--strategy", "anomaly", "--dry-run")
     assert code == 0, err
