@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import tarfile
 import time
@@ -460,8 +461,9 @@ def _loaded_index(file: Path, aside: Path, folder: Path, samples: int) -> Iterat
     """FiftyOne and the archive's dataset, loaded under a temporary name; removed where the block raises."""
     _check_classes(file, aside / INDEX)
     fo = database.connect(aside / "work")
-    name = f"{folder.name}-{uuid.uuid4().hex}"
+    name = f"{folder.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'file://{socket.gethostname()}{folder}').hex}"
     try:
+        _remove_killed(fo, name)
         dataset = _imported(fo, file, aside / INDEX, name)
         count = int(dataset.count("id"))
         if count != samples:
@@ -473,6 +475,16 @@ def _loaded_index(file: Path, aside: Path, folder: Path, samples: int) -> Iterat
         raise
     finally:
         database.leave(aside / "work" / "db")
+
+
+def _remove_killed(fo: Any, name: str) -> None:
+    """Remove what a killed restore has loaded, and the saved views of datasets that FiftyOne has removed since."""
+    if fo.dataset_exists(name):
+        fo.delete_dataset(name)
+    db = fo.core.odm.get_db_conn()
+    owners = {view["_id"]: view.get("_dataset_id") for view in db.views.find({}, {"_dataset_id": 1})}
+    known = set(db.datasets.distinct("_id"))  # after the views, or those of a dataset made meanwhile would go
+    db.views.delete_many({"_id": {"$in": [id for id, owner in owners.items() if owner not in known]}})
 
 
 def _imported(fo: Any, file: Path, folder: Path, name: str) -> Any:
@@ -568,6 +580,17 @@ def _media_in(value: Any) -> Iterator[str]:
 
 
 def _give_name(fo: Any, dataset: Any, name: str) -> None:
+    """Give the dataset its name, and another one to what bears it now, in one command that no kill divides."""
+    from pymongo import UpdateOne
+
+    names = [(dataset, name)]
     if fo.dataset_exists(name):  # a shared server with this project's dataset: keep it
-        fo.load_dataset(name).name = _free(f"{name}-before", fo.list_datasets())
-    dataset.name, dataset.persistent = name, True
+        names.insert(0, (fo.load_dataset(name), _free(f"{name}-before", fo.list_datasets())))
+    changes = [(one._doc.id, {"name": new, "slug": fo.core.utils.to_slug(new)}) for one, new in names]
+    fo.core.odm.get_db_conn().datasets.bulk_write(
+        [UpdateOne({"_id": id}, {"$set": change | {"persistent": True}}) for id, change in changes]
+    )
+    for one, new in names:  # what FiftyOne remembers in this process
+        one._instances.pop(one.name, None)
+        one._doc.reload()
+        one._instances[new] = one

@@ -159,6 +159,7 @@ COMMANDS = {
     "retire": Command("indexed", ("classes", "retire", "crack")),
     "resolve": Command("edited", ("resolve", "--keep", "first")),
     "embed": Command("edited", ("embed", "--batch", "8")),
+    "anomaly": Command("embedded", ("anomaly",)),
     "duplicates": Command("embedded", ("duplicates", "--join", "--near", "0.9")),
     "select": Command("embedded", ("select", "--budget", "3")),
     "select-again": Command("chosen", ("select", "--budget", "5")),
