@@ -98,7 +98,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list) and value and len(value) < 50:
         for number, inner in enumerate(value):
             yield from _leaves(inner, f"{place}#{number}")
-    else:
+    elif value is not None:  # null says as much as a name that is not there
         yield place, json.dumps(value, sort_keys=True)
 
 
@@ -114,14 +114,21 @@ def _ledger(path: Path, place: str) -> Flat:
     """Rows without the number of the run that saw them."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
         names = [row[1] for row in db.execute("pragma table_info(files)")]
-        if not names:  # the study of another program, full of times
-            tables = [row[0] for row in db.execute("select name from sqlite_master where type = 'table'")]
-            counts = [f"{name} {db.execute(f'select count(*) from {name}').fetchone()[0]}" for name in sorted(tables)]
-            return {place: ", ".join(counts)}
+        if not names:
+            return _study(db, place)
         kept = ", ".join(name for name in names if name not in ("run", "place"))
         newest = "(select coalesce(max(run), 0) from files)"
         rows = sorted(map(str, db.execute(f"select {kept}, run = {newest} from files")))
     return {place: _digest(rows)}
+
+
+def _study(db: sqlite3.Connection, place: str) -> Flat:
+    """What Optuna's finished trials tried and reached; one that a kill ended is tried again as another trial."""
+    rows = db.execute(
+        "select t.state, v.value, p.param_name, p.param_value from trials t join trial_params p using (trial_id)"
+        " left join trial_values v using (trial_id) where t.state in ('COMPLETE', 'PRUNED')"
+    )
+    return {place: _digest(sorted(map(str, rows)))}
 
 
 def _table(path: Path, place: str) -> Flat:
