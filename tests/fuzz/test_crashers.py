@@ -233,7 +233,7 @@ def test_vectors_that_are_none_of_ours_are_reported(about: dict[str, str], tmp_p
 
 
 def test_damaged_vectors_are_not_taken_for_missing_ones(tmp_path: Path) -> None:
-    path = tmp_path / "vectors" / "texture-1.lance"
+    path = tmp_path / "vectors" / "texture-k.lance"
     made = Vectors.create(path, "k", 4)
     made.append(["a"], [np.zeros((1, 4), np.int32)], [np.ones((1, 4), np.float16)])
     damaged(path, "data/*", lambda content: b"\xff" * len(content))

@@ -285,14 +285,17 @@ def _listed(project: Project, studio: Studio) -> list[dict[str, Any]]:
 
 
 def test_a_suggestion_that_cannot_be_right_is_not_sent_but_its_image_is(indexed: Project, studio: Studio) -> None:
-    good, strange, outside = ids = unlabelled(indexed)[:3]
+    good, strange, over = ids = unlabelled(indexed)[:3]
     (mask,) = drawn().defects
-    said = {good: mask, strange: replace(mask, label="rust"), outside: make_defect("hole", (30, 20, 9, 9))}
+    said = {good: mask, strange: replace(mask, label="rust"), over: make_defect("hole", (30, 20, 9, 9))}
     predictions.store(Index(indexed), "m1", {id: Prediction(((defect, 0.9),)) for id, defect in said.items()})
     report = pushed(indexed, studio, ids)
     assert report.created == 3
-    assert [one["id"] for one in report.dropped] == [strange, outside]
-    assert [len(one["predictions"]) for one in _listed(indexed, studio)] == [1, 0, 0]
+    assert [one["id"] for one in report.dropped] == [strange]
+    first, second, third = _listed(indexed, studio)
+    assert [len(one["predictions"]) for one in (first, second, third)] == [1, 0, 1]
+    (cut,) = results.label_in(third["predictions"][0]["result"], SIZE).defects
+    assert cut.box == (30, 20, SIZE[0] - 30, SIZE[1] - 20)
     assert report.to_json()["refused"] == 0
 
 
