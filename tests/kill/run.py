@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import json
@@ -46,6 +47,7 @@ from tests import forked
 from tests.kill.commands import BASES, BATCH, COMMANDS, Command
 
 TIMEOUT = 600
+PR_SET_PDEATHSIG = 1
 RANDOM_EVERY = 7  # one of so many kills comes at a random moment
 MOMENTS = 6  # random moments at least, of each command
 FULL_EVERY = 10  # and one of so many trials is a full disk
@@ -219,6 +221,7 @@ class Warm:
         code = 70
         try:
             os.setsid()
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped child would outlive this process
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
