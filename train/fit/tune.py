@@ -306,6 +306,8 @@ def _study(task: TuneTask) -> Any:
     if not file.is_file():
         with files.written_aside(file) as aside:
             _open_study(task, aside)
+        for left in task.folder.glob(f".{STUDY}.*.part*"):  # SQLite's journal of one that was killed, too
+            files.remove(left)
     study = _open_study(task, file)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

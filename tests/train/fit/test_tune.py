@@ -106,7 +106,10 @@ def test_what_was_interrupted_is_what_was_not(works: Project) -> None:
     assert rest.done == count.done - (EPOCHS - 1)  # its first epochs are not trained twice
 
     shutil.rmtree(home)
+    home.mkdir()
+    (home / ".study.sqlite.1.part-journal").touch()  # of a kill while the study was created
     runs, result = 1, tune(works, 2, seconds=1e-9)
+    assert not list(home.glob(".study.sqlite*"))
     assert result.left
     while result.left:
         runs, result = runs + 1, tune(works, 2, seconds=1e-9)
