@@ -51,7 +51,7 @@ def pipeline(encoder: Any, todo: Any, folder: Path | None, workers: int) -> int:
     embedding.WORTH = -1.0  # processes as asked for, at once
     found = list(embedding.outcomes(encoder, todo, LIMIT, workers=workers))
     if folder:
-        made = Vectors.create(folder / f"{os.urandom(6).hex()}.lance", encoder.key, encoder.dim)
+        made = Vectors.create(folder / os.urandom(6).hex() / f"bench-{encoder.key}.lance", encoder.key, encoder.dim)
         made.append([one.id for one in found], [one.boxes for one in found], [one.vectors for one in found])
     return sum(map(_size, found))
 
