@@ -238,17 +238,10 @@ def listed(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.lance"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def latest(folder: Path, name: str | None = None, without: str | None = None) -> Table | None:
-    """Return the table that was written last; a damaged one raises CurateError.
-
-    Args:
-        folder: the folder of the tables.
-        name: only tables of this name.
-        without: no table of this name.
-    """
+def latest(folder: Path, name: str | None = None) -> Table | None:
+    """Return the table that was written last, of this name if one is given; a damaged one raises CurateError."""
     for path in listed(folder):
-        wanted = name in (None, name_of(path)) and name_of(path) != without
-        if wanted and Table.exists(path) and len(table := Table(path)):
+        if name in (None, name_of(path)) and Table.exists(path) and len(table := Table(path)):
             return table
     return None
 

@@ -69,7 +69,9 @@ def hint(box: Sequence[float], size: Size) -> Result:
 
 
 def is_hint(result: Any) -> bool:
-    return isinstance(result, Mapping) and result.get("from_name") == HINT
+    """True for our "unusual here" alone: a tag of that name in somebody's own project may hold defects."""
+    ours = isinstance(result, Mapping) and result.get("from_name") == HINT
+    return ours and [*_labels(_value(result))] == [HINT_TEXT]
 
 
 def _regions(defects: Iterable[tuple[Defect, float | None]], size: Size) -> Iterator[Result]:

@@ -484,7 +484,9 @@ def _remove_killed(fo: Any, name: str) -> None:
     db = fo.core.odm.get_db_conn()
     owners = {view["_id"]: view.get("_dataset_id") for view in db.views.find({}, {"_dataset_id": 1})}
     known = set(db.datasets.distinct("_id"))  # after the views, or those of a dataset made meanwhile would go
-    db.views.delete_many({"_id": {"$in": [id for id, owner in owners.items() if owner not in known]}})
+    # A view that names no dataset is one of an earlier FiftyOne, and somebody's.
+    gone = [id for id, owner in owners.items() if owner is not None and owner not in known]
+    db.views.delete_many({"_id": {"$in": gone}})
 
 
 def _imported(fo: Any, file: Path, folder: Path, name: str) -> Any:

@@ -205,7 +205,7 @@ def _facts(
 
 def _about_model(work: Path, index: Index, real: set[str], pickable: set[str]) -> dict[str, Any]:
     """Facts about the newest model, by the files that training writes; empty where there is none."""
-    key = _named(work, "candidate")
+    key = build_pool.model_named(work, "candidate")
     manifest = _read(work / "models" / str(key) / "manifest.json")
     if not key or not manifest:
         return {}
@@ -219,13 +219,9 @@ def _about_model(work: Path, index: Index, real: set[str], pickable: set[str]) -
             for id, status, split, at in rows
         ),
         "evaluated": any((work / "evaluations" / key).glob("[!.]*/manifest.json")),
-        "promoted": _named(work, "production") == key,
+        "promoted": build_pool.model_named(work, "production") == key,
         "unpredicted": len(pickable - predicted),
     }
-
-
-def _named(work: Path, alias: str) -> str | None:
-    return _read(work / "models" / f"{alias}.json").get("model")
 
 
 def _read(file: Path) -> dict[str, Any]:

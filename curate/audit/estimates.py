@@ -1,9 +1,9 @@
 """Unbiased estimates about all images from audit picks: shares, and their confidence intervals.
 
-Audit picks are simple random samples within strata (of production, or urns of unlike chances), so each has a known
-inclusion probability `pi`. Images that a model
-picked have none, and estimates from them are biased; leave them out here. Leave out an audit pick without a label, too:
-the others of its stratum then represent it.
+Audit picks are simple random samples within strata (strata of production, or the parts of them that are drawn with
+unlike chances), so each has a known inclusion probability `pi`. Images that a model picked have none, and estimates
+from them are biased; leave them out here. Leave out an audit pick without a label, too: the others of its stratum then
+represent it.
 
 References: Särndal, Swensson and Wretman 1992 (estimators, linearised variances); Korn and Graubard 1998 (intervals).
 """
@@ -74,7 +74,7 @@ def prevalence(
     """
     values, chances = _checked(y, pi)
     sample = _Sample.of(chances, strata, sizes)
-    share = _share(values, np.ones_like(values), sample, confidence, careful=_careful(values, sample))
+    share = _share(values, np.ones_like(values), sample, confidence, smoothed=_smoothed(values, sample))
     if not share.n:
         return share
     positives, total = float(values.sum()), sample.total
@@ -150,10 +150,10 @@ def _sizes(names: npt.NDArray[np.str_], drawn: Floats, sizes: Mapping[str, float
     return counts
 
 
-def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float, careful: float = math.inf) -> Interval:
+def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float, smoothed: float = math.inf) -> Interval:
     """Sum of weighted hits over sum of weighted `inside`, with a Korn-Graubard interval.
 
-    `careful`: a variance that is not too low (see `_careful`), where there is one.
+    `smoothed`: a variance that is not too low (see `_smoothed`), where there is one.
     """
     base, n = float((sample.weight * inside).sum()), int((inside > 0).sum())
     if not n:
@@ -163,7 +163,7 @@ def _share(hits: Floats, inside: Floats, sample: _Sample, confidence: float, car
     if (inside < 1).any():  # of a subset, which a stratum may hold without showing any
         variance += _unshown(share, sample) / base**2
     degrees = _degrees(inside, sample)
-    most = max(_even(inside, sample), _worth(share, careful, *degrees) if 0 < share < 1 else 0.0)
+    most = max(_even(inside, sample), _worth(share, smoothed, *degrees) if 0 < share < 1 else 0.0)
     effective = min(_worth(share, variance, *degrees), most)
     return Interval(share, *_clopper_pearson(share, effective, confidence), n, effective)
 
@@ -188,7 +188,7 @@ def _unshown(share: float, sample: _Sample) -> float:
     return float(LIGHT * (share**2 + (1 - share) ** 2) * more.sum())
 
 
-def _careful(hits: Floats, sample: _Sample) -> float:
+def _smoothed(hits: Floats, sample: _Sample) -> float:
     """Variance of the weighted share of hits with one hit and one miss more in each stratum (Agresti and Coull 1998).
 
     The observed one is 0 in a stratum without a hit, however many images it stands for.
@@ -313,7 +313,7 @@ class _Part(NamedTuple):
 
     share: float
     variance: float
-    careful: float
+    smoothed: float
     even: float
     n: int
     degrees: float
@@ -326,12 +326,15 @@ def _part(draw: AuditDraw, first: AuditDraw) -> _Part:
     weight, scale = sample.weight / sample.total, draw.unlabelled / first.unlabelled
     mean = float(weight @ values)
     share = (draw.defective - first.defective) / first.unlabelled + scale * mean
-    variance, careful = scale**2 * _variance(weight * (values - mean), sample), scale**2 * _careful(values, sample)
+    variance, smoothed = (
+        scale**2 * _variance(weight * (values - mean), sample),
+        scale**2 * _smoothed(values, sample),
+    )
     degrees = _degrees(ones, sample)[1]
     return _Part(
         share,
         variance,
-        careful,
+        smoothed,
         _even(ones, sample) / scale**2,
         values.size,
         degrees,
@@ -341,11 +344,15 @@ def _part(draw: AuditDraw, first: AuditDraw) -> _Part:
 
 def _pooled(parts: Sequence[_Part], confidence: float) -> Interval:
     """Mean of the rounds' estimates, each weighted by its Kish effective sample size."""
-    shares, variances, carefuls, evens, sizes, degrees, unseen = np.array(parts).T
+    shares, variances, smoothed_ones, evens, sizes, degrees, unseen = np.array(parts).T
     weight = np.isinf(evens) / np.isinf(evens).sum() if np.isinf(evens).any() else evens / evens.sum()
-    share, variance, careful = float(weight @ shares), float(weight**2 @ variances), float(weight**2 @ carefuls)
+    share, variance, smoothed = (
+        float(weight @ shares),
+        float(weight**2 @ variances),
+        float(weight**2 @ smoothed_ones),
+    )
     clipped, freedom = min(max(share, 0.0), 1.0), (sizes.sum() - 1, degrees.sum())
-    most = max(float(evens.sum()), _worth(clipped, careful, *freedom) if 0 < clipped < 1 else 0.0)
+    most = max(float(evens.sum()), _worth(clipped, smoothed, *freedom) if 0 < clipped < 1 else 0.0)
     effective = min(_worth(clipped, variance, *freedom), most)
     bounds = _clopper_pearson(clipped, effective, confidence)
     return _widened(Interval(share, *bounds, int(sizes.sum()), effective), float(weight @ unseen))

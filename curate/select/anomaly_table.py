@@ -23,11 +23,12 @@ from curate.index.dataset import Index
 from curate.index.unusual import UnusualWindow
 from curate.select import build_pool
 from curate.select.anomaly import EVERYWHERE, anomaly, banks
-from curate.select.build_pool import ANOMALY, BuiltPool
+from curate.select.build_pool import BuiltPool
 from curate.select.pool import WHOLE, Pool
 from curate.tables import Table
 from curate.vectors.store import PLACE, Vectors
 
+ANOMALY = "anomaly"  # the name of the tables
 STEP = 1  # raise it when scores change
 COLUMNS = {**dict.fromkeys(("score", "distance", "share"), "float32"), "tile": "int16", **dict.fromkeys(PLACE, "int32")}
 SHOWN = 2000  # images in the App

@@ -24,8 +24,7 @@ from curate.vectors import store
 from curate.vectors.store import Vectors
 
 HELD_OUT = ("val", "test")
-MODEL = "model"  # the encoder that is the project's own model
-ANOMALY = "anomaly"  # the score table that no model writes: see `anomaly_table`
+MODEL = "model"  # the encoder that is the project's own model, and the score tables that models write
 IN_MEMORY = 2 << 30  # bytes of window vectors that are kept; more are read again at each pass
 MOST_EXEMPLARS = 64  # of one class; first one of each group
 NEEDED = ("group", "stratum", "status", "split", "source", "missing", "filepath", *PRESENT)
@@ -176,12 +175,14 @@ def _notes(images: dict[str, PoolImage], with_vectors: set[str], broken: list[st
 
 def _other_model(work: Path, vectors: Vectors) -> str | None:
     """The key of the current model where the vectors are those of another one; None for other encoders."""
-    if vectors.name != MODEL:
-        return None
-    for alias in ("production", "candidate"):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            key = json.loads((work / "models" / f"{alias}.json").read_text(encoding="utf-8"))["model"]
-            return None if key == vectors.key else str(key)
+    current = model_named(work, "production") or model_named(work, "candidate")
+    return current if vectors.name == MODEL and current != vectors.key else None
+
+
+def model_named(work: Path, alias: str) -> str | None:
+    """The key of the model that an alias of `train` names; None where there is none, or its file is damaged."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return str(json.loads((work / "models" / f"{alias}.json").read_text(encoding="utf-8"))["model"])
     return None
 
 
@@ -261,7 +262,7 @@ class _Windows:
 
 def _scores(index: Index, ids: list[str], classes: tuple[str, ...]) -> tuple[dict[str, Floats], str | None]:
     """The columns of the newest model's score table in the pool's order; NaN where an image has none."""
-    table = tables.latest(index.project.work / "scores", without=ANOMALY)
+    table = tables.latest(index.project.work / "scores", MODEL)
     if table is None:
         return {}, None
     scored = set(table.ids())

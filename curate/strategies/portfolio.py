@@ -2,8 +2,8 @@
 
 `rare`: candidates for the scarcest classes, by similarity to the exemplars until people have refused some, then by a
 probe on windows. `uncertain`: class-stratified uncertainty. `explore`: the most unusual images while kinds of defect
-are likely to be unseen (Good, 1953), then coverage of what is not labelled. `audit`: uniformly random within strata, so
-that unbiased error estimates stay possible. The shares depend on the labels and the model that exist, and on whether
+are likely to be unseen (Good, 1953), then coverage of what is not labelled. `audit`: random with known chances, so that
+unbiased error estimates stay possible. The shares depend on the labels and the model that exist, and on whether
 the user asks for classes that can be looked for; from the second round on they move towards the slots that found more
 (see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot work goes to the
 others.

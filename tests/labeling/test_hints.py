@@ -50,6 +50,12 @@ def test_a_hint_that_a_person_gave_a_class_is_that_person_s_box() -> None:
     assert label == Label("labelled", (make_defect("hole", (16, 0, 16, 24)),))
 
 
+def test_a_region_under_the_hint_s_tag_with_another_text_is_a_defect() -> None:
+    """A project that is adopted may have a tag of that name."""
+    theirs = {**HINT, "value": PLACE | {"rectanglelabels": ["hole"]}}
+    assert results.label_in([theirs], SIZE) == Label("labelled", (make_defect("hole", (16, 0, 16, 24)),))
+
+
 def odd_project(project: Project, odd: str) -> None:
     """The second window of this image is unlike all other."""
     planted(project, odd)

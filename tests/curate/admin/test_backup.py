@@ -411,6 +411,18 @@ def test_a_killed_restore_and_a_killed_backup_leave_nothing_behind(
 
 
 @pytest.mark.exhaustive
+def test_saved_views_of_a_killed_import_go_and_those_without_an_owner_stay(foreign: Path, tmp_path: Path) -> None:
+    import fiftyone as fo
+    from bson import ObjectId
+
+    views = fo.core.odm.get_db_conn().views
+    killed = views.insert_one({"name": "clean", "_dataset_id": ObjectId()}).inserted_id
+    older = views.insert_one({"name": "of an earlier FiftyOne"}).inserted_id
+    backup.restore(foreign, tmp_path / "back", {}, force=False, trust=True)
+    assert {view["_id"] for view in views.find({"_id": {"$in": [killed, older]}})} == {older}
+    views.delete_one({"_id": older})
+
+
 def test_ten_thousand_images_are_within_the_bounds(make: Make, tmp_path: Path) -> None:
     """Entries without files: an archive holds no image."""
     (tmp_path / "line").mkdir()

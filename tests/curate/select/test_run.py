@@ -238,7 +238,7 @@ def test_scores_of_a_model_are_used(ready: Project) -> None:
     ids = sorted(Index(ready).ids())
     classes = ["hole", "crack"]  # in the model's own order
     table = Table.create(
-        ready.work / "scores" / "net-01.lance", {"probability": "float16[2]"}, {"classes": json.dumps(classes)}
+        ready.work / "scores" / "model-01.lance", {"probability": "float16[2]"}, {"classes": json.dumps(classes)}
     )
     likely = np.full((len(ids), 2), 0.02, np.float16)
     index = Index(ready)
