@@ -11,7 +11,8 @@ from curate.errors import CurateError
 
 
 def device_of(wanted: str) -> str:
-    """Return the device to compute on: `cuda` or `cpu`. On a CPU, limit torch's threads to this process's cores."""
+    """Return the device to compute on: `cuda` or `cpu`. On a CPU, limit torch's threads to this process's
+    cores, and let its memory be used again."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -20,6 +21,7 @@ def device_of(wanted: str) -> str:
     if wanted != "cpu" and has_gpu:
         return "cuda"
     torch.set_num_threads(min(torch.get_num_threads(), workers.cores()))
+    workers.reuse_freed_memory()
     return "cpu"
 
 

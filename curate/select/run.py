@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import __version__, state, tables
+from curate import __version__, state, tables, workers
 from curate.errors import CurateError
 from curate.hashing import key_of
 from curate.index import rounds, sync
@@ -229,6 +229,7 @@ def _sizes(pool: Pool) -> dict[str, int]:
 def _choose(
     built: BuiltPool, request: SelectRequest, budget: ImageBudget | TimeBudget, model: CostModel, progress: Any
 ) -> Selection:
+    workers.reuse_freed_memory()
     pool = built.pool
     candidates = int(pool.candidates.sum())
     if not candidates:

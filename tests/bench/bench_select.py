@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from curate import workers
 from curate.select.pool import WHOLE, Exemplars, Picks, Pool, Windows
 from curate.select.rules import BARE, SelectionRules, choose
 from curate.strategies import portfolio
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=4)
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     given = parser.parse_args()
+    workers.reuse_freed_memory()  # as `curate select` does
     for size in given.sizes.split(","):
         compare(int(size), given.tiles, given.strategies.split(","))
 
