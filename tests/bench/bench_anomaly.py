@@ -3,9 +3,9 @@
 Magnetic tiles (`../shared/data`): `--clean` clean images and all defective ones, the network of `--encoder dense` for
 everybody. Two settings. *unlabelled*: nobody has labelled anything, the bank is the pool itself, defects and all. *half
 clean*: half of the clean tiles are called clean; the other images are scored. PatchCore gets our window vectors, with a
-core-set of 10 %, and in its own way each place of the maps, of which there are many more, with one of 0.3 %. A window's
-distance is painted over its place and averaged where windows overlap. Seconds and memory are those of fitting and
-scoring, without the network, in a process of one thread for each way.
+core-set of 10 %, and in its own way the places of the maps: a random 50,000 of the bank's, with a core-set of 3 %. A
+window's distance is painted over its place and averaged where windows overlap. Seconds and memory are those of fitting
+and scoring, without the network, in a process of one thread for each way. Eight minutes in all.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from tests.fakes import REAL, REPOSITORY
 CACHE, PEER = REPOSITORY / "out" / "anomaly", REPOSITORY / ".peer-anomalib"
 SETTINGS = ("unlabelled", "half clean")
 EVERY = 4  # of the pixels of each side count
-WINDOWS, PLACES = 0.1, 0.003  # of PatchCore's bank that its core-set keeps
+WINDOWS, PLACES = 0.1, 0.03  # of PatchCore's bank that its core-set keeps
+BANK = 50_000  # places that the core-set is drawn from
 Floats = NDArray[np.float32]
 
 
@@ -173,12 +174,14 @@ def of_windows(known: Features, clean: NDArray[np.bool_]) -> Scores:
 
 
 def of_places(known: Features, clean: NDArray[np.bool_]) -> Scores:
-    """PatchCore on each place of the joined maps, as in its paper."""
+    """PatchCore on the places of the joined maps, as in its paper, but with a random part of the bank."""
     import torch
 
     model, bank = patchcore(PLACES), clean if clean.any() else np.ones(len(clean), bool)
     places = [torch.from_numpy(maps.reshape(-1, maps.shape[-1]).astype(np.float32)) for maps in known.maps]
-    model.embedding_store.extend(places[row] for row in np.flatnonzero(bank))
+    in_bank = torch.cat([places[row] for row in np.flatnonzero(bank)])
+    chosen = np.random.default_rng(0).permutation(len(in_bank))[:BANK]
+    model.embedding_store.append(in_bank[chosen])
     model.subsample_embedding(model.keep)
     images, maps = [], []
     for vectors, grid, size in zip(places, known.maps, known.sizes, strict=True):
@@ -194,7 +197,7 @@ def of_places(known: Features, clean: NDArray[np.bool_]) -> Scores:
 WAYS: dict[str, Callable[[Features, NDArray[np.bool_]], Scores]] = {
     "anomaly": ours,
     "anomalib PatchCore, our windows": of_windows,
-    "anomalib PatchCore, all places": of_places,
+    "anomalib PatchCore, places": of_places,
 }
 
 

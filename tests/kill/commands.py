@@ -144,6 +144,9 @@ BASES = {
 }
 
 INIT = ("init", "plant", "--format", "mask_folder", "--data", "{home}/data/library", "--fully-labelled")
+ARMS = ("--arm", "balanced", "--arm", "paste", "--class", "hole", "--budget", "2", "--ratio", "1", "--seeds", "1")
+SIZES = ("--steps", "2", "--size", "32", "--folds", "2", "--tested", "1", "--cleans", "2", "--recipe", "unet-resnet")
+TRIAL = ("synth", "trial", *ARMS, *SIZES, "--set", "model.encoder=resnet18", "--set", SMALL)
 PLAY = ("simulate", "--strategies", "random", "--rounds", "2", "--budget", "4", "--seeds", "1", "--folds", "2")
 
 COMMANDS = {
@@ -188,6 +191,7 @@ COMMANDS = {
     "synth-check": Command("made", ("synth", "check", BATCH)),
     "synth-accept": Command("checked", ("synth", "accept", BATCH, "--force")),
     "synth-drop": Command("accepted", ("synth", "drop", BATCH, "--files")),
+    "synth-trial": Command("indexed", TRIAL),
     "simulate": Command("embedded", PLAY),
     "explain": Command("evaluated", ("explain", "--images", "2")),
     "robustness": Command("evaluated", ("robustness",)),
