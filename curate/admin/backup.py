@@ -257,7 +257,7 @@ def _alone(aside: Path, folder: Path) -> Iterator[None]:
 
 def _empty(aside: Path) -> None:
     """Remove left-overs of a killed restore, including its database server."""
-    database.stop(aside / "work" / "db")
+    database.end_left(aside / "work" / "db")
     for path in aside.iterdir():
         files.remove(path)
 

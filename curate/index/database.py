@@ -37,10 +37,11 @@ START_SECONDS = 90
 CRASHED = ".crashed"  # beside the data: they are to be validated first
 CACHE_GB = "1"
 LEAST_FREE = 8 << 20  # bytes; MongoDB does not start with less
-# A shell notes its own process and becomes MongoDB: no kill leaves a server that nobody finds.
+# A shell notes its own process and becomes MongoDB. Its standard input is the lock for starting, which it holds, even
+# after a kill of its parent, until the note is written: no kill leaves a server that nobody finds.
 NOTE_AND_BECOME = (
     """printf '{"pid": %d, "socket": "%s"}' $$ "$2" >"$1.part" && mv "$1.part" "$1" || exit 28\n"""
-    """shift 2\nexec "$@" """
+    """shift 2\nexec "$@" </dev/null"""
 )
 LONGEST_SOCKET = 100  # bytes in the path of a Unix socket: the kernel takes 107 on Linux, 103 on macOS
 
@@ -139,8 +140,8 @@ def start(folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        with _start_lock(folder):
-            server = running(folder) or _starting(folder) or _launch(folder)
+        with _start_lock(folder) as lock:
+            server = running(folder) or _starting(folder) or _launch(folder, lock)
             if (folder / CRASHED).exists():
                 _validate_collections(_uri(server))
                 (folder / CRASHED).unlink()
@@ -202,18 +203,18 @@ def _answers(server: Mapping[str, Any]) -> bool:
     return False
 
 
-def _launch(folder: Path) -> dict[str, Any]:
+def _launch(folder: Path, lock: IO[str]) -> dict[str, Any]:
     where = _socket(folder)
     command = [str(mongod.binary()), "--dbpath", str(folder.resolve())]
     command += ["--logpath", str(folder / "mongod.log"), "--logappend"]
     command += ["--bind_ip", str(where), "--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB]
     _trim_log(folder / "mongod.log")
-    lock = folder / "mongod.lock"
-    if lock.exists() and lock.stat().st_size > 0:  # an orderly end empties it
+    note = folder / "mongod.lock"
+    if note.exists() and note.stat().st_size > 0:  # an orderly end empties it
         (folder / CRASHED).touch()
     process = subprocess.Popen(
         ["/bin/sh", "-c", NOTE_AND_BECOME, "sh", str(folder / "server.json"), str(where), *command],
-        stdin=subprocess.DEVNULL,
+        stdin=lock,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -252,11 +253,11 @@ def _trim_log(log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _start_lock(folder: Path) -> Iterator[None]:
+def _start_lock(folder: Path) -> Iterator[IO[str]]:
     """Hold the lock for starting and stopping: two commands must not both launch a server."""
     with open(folder / ".start", "w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield handle
 
 
 def _register(folder: Path) -> None:
@@ -292,9 +293,16 @@ def skip_cleanup() -> None:
         atexit.unregister(fiftyone.core.odm.database._delete_non_persistent_datasets_if_allowed)
 
 
+def end_left(folder: Path) -> None:
+    """End the server that a killed command left on `folder`, even one that is only starting."""
+    if folder.is_dir():
+        with _start_lock(folder):
+            stop(folder)
+
+
 def stop(folder: Path) -> None:
-    """End the server on `folder` in order: it writes all its data first."""
-    server = running(folder)
+    """End the server on `folder` in order: it writes all its data first. The caller holds the lock for starting."""
+    server = _noted(folder)
     if server:
         os.kill(server["pid"], signal.SIGTERM)
         deadline = time.monotonic() + 30

@@ -259,3 +259,45 @@ print(left - atexit._ncallbacks())
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
     assert ended.stdout.strip() == "0", ended.stderr
+
+
+SLOWLY = """
+import sys
+from pathlib import Path
+from curate.index import database
+database.NOTE_AND_BECOME = "sleep 1; " + database.NOTE_AND_BECOME
+print("starting", flush=True)
+database.start(Path(sys.argv[1]))
+"""
+
+
+def servers_on(folder: Path) -> list[int]:
+    """The processes that are, or are about to become, MongoDB on this folder."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in (process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.mark.parametrize("then", ["start", "end_left"])
+def test_a_server_whose_starter_was_killed_before_the_note_is_found(tmp_path: Path, then: str) -> None:
+    folder = tmp_path / "db"
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, str(folder)], cwd=REPOSITORY, stdout=subprocess.PIPE
+    ) as starter:
+        assert starter.stdout is not None
+        starter.stdout.readline()
+        while not servers_on(folder):
+            pass
+        starter.kill()
+    assert not (folder / "server.json").exists(), "it was killed before the note"
+    if then == "end_left":
+        database.end_left(folder)
+        assert not servers_on(folder)
+        return
+    database.start(folder)
+    noted = json.loads((folder / "server.json").read_text())["pid"]
+    assert [pid for pid in servers_on(folder) if "mongod" in psutil.Process(pid).name()] == [noted]
+    database.leave(folder)
+    assert not servers_on(folder)
