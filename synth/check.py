@@ -295,7 +295,7 @@ def _resegmented(look: CandidateImage, segmenter: Predictor) -> float:
     left, top, width, height = look.window
     place = (slice(max(0, top - ROOM), top + height + ROOM), slice(max(0, left - ROOM), left + width + ROOM))
     p = segmenter.probabilities(with_channels(look.pixels[place], segmenter.recipe.input.channels))
-    segmented = p[segmenter.classes.index(look.name)] > segmenter.recipe.predict.threshold
+    segmented = p[segmenter.classes.index(look.name)] > segmenter.decision(look.name).threshold
     return gates.iou(segmented, look.mask[place])
 
 

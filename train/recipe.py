@@ -149,10 +149,15 @@ class Phase(_Strict):
 
 
 class Predict(_Strict):
-    """From probabilities to defects. Components of fewer than `min_area` pixels are dropped."""
+    """From probabilities to defects. Components of fewer than `min_area` pixels are dropped.
+
+    `fit`: after training, threshold and area of each class are fitted on val; `threshold` and `min_area` hold for
+    classes of which val has too few images, and for all classes without it.
+    """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
     min_area: int = Field(default=16, ge=1)
+    fit: bool = True
     flips: bool = False
 
 

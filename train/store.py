@@ -18,6 +18,8 @@ from typing import Any
 from curate import __version__, files
 from curate.errors import CurateError, unknown
 from curate.project import Project
+from train import decisions
+from train.decisions import Decision
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 CANDIDATE, PRODUCTION = "candidate", "production"
@@ -47,6 +49,16 @@ class StoredModel:
     @property
     def key(self) -> str:
         return str(self.manifest["key"])
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """The decisions that were fitted, by class."""
+        return decisions.from_manifest(self.manifest.get("decisions") or {})
+
+    @property
+    def versions(self) -> list[Any]:
+        """The part of a result's key that changes with the decisions; empty for a model without any."""
+        return [self.manifest["decisions"]] if self.manifest.get("decisions") else []
 
     @property
     def weights(self) -> Path:
@@ -81,6 +93,10 @@ def open_model(folder: Path) -> StoredModel:
         raise _damaged(file, "its classes are not the first of its outputs")
     if not all(isinstance(name, str) for name in manifest["outputs"]):
         raise _damaged(file, "a class name is not text")
+    try:
+        decisions.from_manifest(manifest.get("decisions") or {})
+    except (ValueError, AttributeError) as error:
+        raise _damaged(file, f"decisions: {error}") from None
     return StoredModel(folder, manifest)
 
 
@@ -140,6 +156,11 @@ def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) 
         files.write_json(aside / MANIFEST, {"key": key} | manifest | about)
     files.remove(training_folder(project, key))
     return StoredModel(target, _read(target / MANIFEST))
+
+
+def set_decisions(model: StoredModel, fitted: dict[str, Any]) -> None:
+    """Store other decisions with a model."""
+    files.write_json(model.folder / MANIFEST, model.manifest | {"decisions": fitted})
 
 
 # --- aliases --------------------------------------------------------------------------------------------------------

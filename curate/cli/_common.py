@@ -39,7 +39,35 @@ ProjectOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object; all else goes to stderr.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target-recall",
+        metavar="CLASS=RECALL",
+        help="The recall that a class's threshold should reach on val, as crack=0.99 (repeatable).",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def targets_of(texts: Sequence[str]) -> dict[str, float]:
+    """Parse the values of --target-recall."""
+    targets = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            targets[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise CurateError(f"--target-recall '{text}' is not CLASS=RECALL, for example crack=0.99")
+    return targets
+
+
+def decision_text(entry: Mapping[str, Any]) -> str:
+    """Return a fitted decision in words: `0.35 and 32 px`."""
+    area = "" if entry["min_area"] is None else f" and {entry['min_area']} px"
+    return f"{entry['threshold']:.3g}{area}"
 
 
 def open_project(wanted: str | None, overrides: Mapping[str, Any] | None = None) -> Project:

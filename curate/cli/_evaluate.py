@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,14 +11,17 @@ from curate.cli._common import (
     DeviceOption,
     JsonOption,
     ProjectOption,
+    TargetOption,
     bars,
     colored,
+    decision_text,
     device_named,
     emit,
     near,
     open_project,
     rows,
     say,
+    targets_of,
     warn,
 )
 from curate.errors import CurateError
@@ -46,10 +49,7 @@ def evaluate(
         str | None, typer.Option(help=r"A model's key, candidate or production \[default: production, else candidate].")
     ] = None,
     split: SplitOption = "test",
-    target_recall: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CLASS=RECALL", help="Fit this class's threshold on val, as crack=0.99 (repeatable)."),
-    ] = None,
+    target_recall: TargetOption = None,
     allow_leak: LeakOption = False,
     folds: Annotated[
         int | None,
@@ -76,27 +76,14 @@ def evaluate(
             raise CurateError(
                 "--folds deals train and val (--with-test: test, too): leave out --split and --allow-leak"
             )
-        _folds(opened, (model, folds, repeats, with_test, _targets(target_recall or []), device_named(device)), json)
+        _folds(opened, (model, folds, repeats, with_test, targets_of(target_recall or []), device_named(device)), json)
         return
     if with_test:
         raise CurateError("--with-test goes with --folds: without folds, test is what is judged")
-    request = EvaluateRequest(model, split, _targets(target_recall or []), allow_leak, device_named(device))
+    request = EvaluateRequest(model, split, targets_of(target_recall or []), allow_leak, device_named(device))
     with bars() as step:
         result = evaluating.run(opened, request, step)
     emit(result.to_json()) if json else _evaluated(result, opened)
-
-
-def _targets(texts: Sequence[str]) -> dict[str, float]:
-    targets = {}
-    for text in texts:
-        name, _, value = text.rpartition("=")
-        try:
-            targets[name] = float(value)
-        except ValueError:
-            name = ""
-        if not name:
-            raise CurateError(f"--target-recall '{text}' is not CLASS=RECALL, for example crack=0.99")
-    return targets
 
 
 def _folds(project: Project, request: tuple[Any, ...], json: bool) -> None:
@@ -147,6 +134,9 @@ def _evaluated(result: Evaluation, project: Project) -> None:
     say(f"{head} ({values['support']['clean']['images']} clean)", f"model {result.model}", "green")
     _overall(values)
     _by_class(values, project)
+    if manifest["decisions"]:
+        decided = (f"{name} from {decision_text(entry)}" for name, entry in manifest["decisions"].items())
+        say(f"{', '.join(decided)} on; AP holds for all thresholds", "decides:")
     for name, point in values["operating"].items():
         say(_operating(name, point, manifest["split"]))
     say(f"{near(result.folder / 'report.html')}; mistakes: curate app --project {project.name}", "report:")

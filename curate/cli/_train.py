@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,13 +12,16 @@ from curate.cli._common import (
     DeviceOption,
     JsonOption,
     ProjectOption,
+    TargetOption,
     bars,
+    decision_text,
     device_named,
     emit,
     near,
     open_project,
     rows,
     say,
+    targets_of,
     tell,
     warn,
 )
@@ -59,6 +63,7 @@ def train(
     pseudo: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Learn, too, from what this model is sure of: key or alias.")
     ] = None,
+    target_recall: TargetOption = None,
     device: DeviceOption = "auto",
     processes: Annotated[int, typer.Option(min=1, help="Train in so many processes, each with a GPU of its own.")] = 1,
     workers: Annotated[
@@ -71,6 +76,7 @@ def train(
     if listing:
         _list(json)
         return
+    from curate.ops import train as operation
     from train import processes as team
     from train.fit import run as training
 
@@ -82,7 +88,7 @@ def train(
     if processes > 1 and not team.is_launched():
         raise typer.Exit(team.launch(processes, sys.argv[1:], device))
     with bars() as step:
-        result = training.run(opened, request, step, tell)
+        result = operation.run(opened, request, step, tell, targets_of(target_recall or []))
     emit(result.to_json()) if json else _trained(result, opened.name)
 
 
@@ -120,7 +126,23 @@ def _trained(result: TrainResult, project: str) -> None:
             ],
             right={1, 2},
         )
+    _decisions(manifest.get("decisions") or {})
     say(f"curate predict --project {project}", "next:")
+
+
+def _decisions(fitted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table of fitted decisions, with what they do on val."""
+    if not fitted:
+        return
+    head = ("class", "decided from", "aim", "found in val", "false alarms in val")
+    rows([head, *((name, *_decision_cells(entry)) for name, entry in fitted.items())], right={3, 4})
+
+
+def _decision_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    val = entry["val"]
+    aim = f"recall {entry['target']:g}" if entry["target"] else "best F1"
+    counts = f"{val['found']} of {val['images']}", f"{val['false_alarms']} of {val['without']}"
+    return (decision_text(entry), aim, *counts)
 
 
 def _percent(value: float | None) -> str:
@@ -218,6 +240,34 @@ def _row(summary: dict[str, Any]) -> tuple[object, ...]:
         shown,
         marks,
     )
+
+
+@_models.command("decide")
+def models_decide(
+    model: Annotated[str | None, typer.Argument(help=r"A model's key \[default: production, else candidate].")] = None,
+    target_recall: TargetOption = None,
+    project: ProjectOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Fit anew from which probability and area on a model finds each class, on val: best F1, or a recall to reach.
+
+    predict, suggestions, evaluate and export-model follow; what the model predicted before is predicted anew.
+    """
+    from curate.ops import train as operation
+
+    opened = open_project(project)
+    with bars() as step:
+        result = operation.decide(opened, model, targets_of(target_recall or []), device_named(device), step)
+    if json:
+        emit(result.to_json())
+        return
+    for note in result.notes:
+        warn(note)
+    if result.fitted == result.before:
+        say("nothing to do: these are its decisions already")
+    _decisions(result.fitted)
+    say(f"curate predict --project {opened.name} --model {result.model}", "next:")
 
 
 @_models.command("promote")

@@ -62,6 +62,7 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Search a recipe's learning rate, batch, freezing and schedule, judged by val; killed, it goes on where it was."""
+    from curate.ops import train as operation
     from train.fit import run as training
     from train.fit import tune as tuning
 
@@ -81,7 +82,7 @@ def tune(
         _hinted(result, json)
         return
     with bars() as step:
-        model = training.run(opened, result.best, step, tell)
+        model = operation.run(opened, result.best, step, tell)
     emit(result.to_json() | {"trained": model.to_json()}) if json else _trained(model, opened.name)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from curate.errors import CurateError
 from curate.index import rounds
 from curate.index.dataset import Index
-from curate.ops import embed, evaluate, index, predict, pull, push, select
+from curate.ops import embed, evaluate, index, predict, pull, push, select, train
 from curate.ops._lock import Progress
 from curate.project import Project, load
 
@@ -87,7 +87,7 @@ class LoopTurn:
         if not Index(self.project).count(status="labelled", split="train"):
             return StepResult("train", "no image of the train split is labelled yet", did=False)
         request = training.TrainRequest(None, self.request.recipe, self.request.settings, self.request.device)
-        result = training.run(self.project, request, self.progress)
+        result = train.run(self.project, request, self.progress)
         text = f"model {result.model.key}" + ("" if result.fresh else ": labels and recipe are as they were")
         return StepResult("train", text, result.fresh)
 

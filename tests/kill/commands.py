@@ -182,6 +182,7 @@ COMMANDS = {
     "train": Command("edited", TRAIN),
     "predict": Command("trained", ("predict", "--all")),
     "evaluate": Command("predicted", ("evaluate",)),
+    "decide": Command("predicted", ("models", "decide", "--target-recall", "hole=1.0")),
     "promote": Command("evaluated", ("models", "promote", "--force")),
     "rollback": Command("twice", ("models", "rollback")),
     "gc": Command("promoted", ("gc", "--yes")),

@@ -30,9 +30,9 @@ from curate.pretrained import PACKAGE
 from curate.project import Project
 from curate.tables import Table
 from curate.units import duration
-from train import checkpoint, store
+from train import checkpoint, decisions, store
 from train.data.dataset import TrainingData
-from train.evaluate import intervals, metrics, per_image
+from train.evaluate import decide, intervals, metrics, per_image
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import BootstrapMetric
 from train.evaluate.metrics import EvaluatedImages, MetricsByName
@@ -45,7 +45,7 @@ from train.store import StoredModel
 
 COUNT, REPEATS = 5, 3
 SPLITS = ("train", "val")  # test is used on request only
-STEP = 1  # raise it when the same labels and recipe give other folds or metrics than before
+STEP = 2  # raise it when the same labels and recipe give other folds or metrics than before
 Progress = Callable[[str, int, int], None]
 
 
@@ -320,10 +320,16 @@ def _run_fold(task: CrossValidationTask, fold: Fold, progress: Progress) -> None
     scratch = task.folder / f".{fold.name}.training"
     evaluator, fitted = _train(task, fold, scratch, progress)
     failed: dict[str, str] = {}
-    for table, items in ((task.predictions_table(fold.repeat), fold.held), (task.val_table(fold), fold.data.val)):
-        failed |= per_image.evaluate_missing(
-            evaluator, table, items, lambda _, done, total: progress("evaluate", done, task.images_to_evaluate)
-        )
+
+    def advance(_: str, done: int, __: int) -> None:
+        progress("evaluate", done, task.images_to_evaluate)
+
+    failed |= per_image.evaluate_missing(evaluator, task.val_table(fold), fold.data.val, advance)
+    if task.recipe.predict.fit:
+        fitted_decisions = decide.fit(_val_images(task, fold, fold.data.single), fold.data.classes, {})
+        predictor = replace(evaluator.predictor, decisions=decisions.from_manifest(fitted_decisions))
+        evaluator = replace(evaluator, predictor=predictor)
+    failed |= per_image.evaluate_missing(evaluator, task.predictions_table(fold.repeat), fold.held, advance)
     record = {"train": len(fold.data.train), "val": len(fold.data.val), "held": len(fold.held), "failed": failed}
     record |= {"classes": fold.data.classes, "epochs": len(fitted.history), "best": fitted.best}
     files.write_json(task.fold_file(fold), record | {"skipped": fitted.skipped})

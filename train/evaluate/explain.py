@@ -140,7 +140,8 @@ def _segmenter_input(predictor: Predictor, image: Pixels, place: int, inside: An
         image, inside = resized(image, *sides), inside if inside is None else resized(inside, *sides)[..., 0]
     high, wide = (up_to_stride(side) for side in image.shape[:2])
     batch = _batch(predictor, padded(image, high, wide))
-    limit = float(np.log(predictor.recipe.predict.threshold / (1 - predictor.recipe.predict.threshold)))
+    threshold = predictor.decision(predictor.classes[place]).threshold
+    limit = float(np.log(threshold / max(1 - threshold, 1e-7)))
 
     def target(logits: Any) -> Any:
         chosen = logits[place].detach() > limit
@@ -260,12 +261,8 @@ def run(project: Project, request: ExplainRequest, progress: Progress = lambda s
     if not requests:
         where = f"view '{request.view}'" if request.view else "test"
         raise CurateError(f"no image in {where} to explain. Label some, or choose another view: --view")
-    key = key_of(
-        [
-            [(wanted.item.id, wanted.item.label.digest, wanted.class_name, wanted.reason) for wanted in requests],
-            STEP,
-        ]
-    )[:16]
+    shown = [(wanted.item.id, wanted.item.label.digest, wanted.class_name, wanted.reason) for wanted in requests]
+    key = key_of([shown, STEP, *model.versions])[:16]
     folder = project.work / "explanations" / model.key / key
     with files.writer_lock(project.work / "explanations", "curate explain"):
         fresh = not (folder / REPORT).is_file()

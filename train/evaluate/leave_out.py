@@ -77,7 +77,8 @@ def make_task(project: Project, request: EvaluateRequest, by: str) -> LeaveOutTa
         raise CurateError(
             f"model {plan.model.key} was trained on other classes than today's labels have. Train again: curate train"
         )
-    key = key_of([data.digest, sorted((item.id, item.label.digest) for item in plan.items), by, STEP])[:16]
+    labels = sorted((item.id, item.label.digest) for item in plan.items)
+    key = key_of([data.digest, labels, by, STEP, *plan.model.versions])[:16]
     folder = robustness.model_folder(project, plan.model.key) / f"leave-out-{by}-{key}"
     task = LeaveOutTask(plan, data, by, request.device, folder)
     if len({BY[by](item) for item in data.train} - {None}) < 2 or not task.values:
@@ -130,7 +131,9 @@ def _train(task: LeaveOutTask, value: str, scratch: Path, progress: Progress) ->
     setting = loop.FitSettings(recipe, data, plan, start.frozen, scratch, device, training.workers_of(device))
     loop.fit(model, setting, lambda stage, done, total: progress(f"without {task.by} {value}: {stage}", done, total))
     checkpoint.load_into(model, scratch / loop.BEST)
-    predictor = Predictor(f"without-{value}", data.classes, recipe, data.single, model.eval(), device)
+    # It decides as the model does, so that the two differ by their training alone.
+    name, fitted = f"without-{value}", task.plan.model.decisions
+    predictor = Predictor(name, data.classes, recipe, data.single, model.eval(), device, decisions=fitted)
     return ModelEvaluator(predictor, task.plan.classes, task.plan.project.config.limits.max_pixels)
 
 

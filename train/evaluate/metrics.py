@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from train.decisions import decide
 from train.evaluate.intervals import BootstrapDraws, BootstrapMetric, Floats, mean, ratio
 
 CLEAN = "clean"
@@ -512,19 +513,25 @@ def fit_temperature(evaluated: EvaluatedImages) -> float | None:
 
 THRESHOLDS = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99])
 AREAS = 2 ** np.arange(17)
+DEFAULT = 0.5  # threshold of what is not fitted
+LEVELS = 512  # thresholds of a classifier that are tried
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
     """A rule for one class: its probability reaches the threshold; with a segmenter, a region above the threshold has
-    `min_area` pixels. `reached`: val's recall reaches the target."""
+    `min_area` pixels. `reached`: val's recall reaches the target; without a target it has the best F1 on val."""
 
-    target: float
+    target: float | None
     threshold: float
     min_area: int | None
     reached: bool
 
     def decide(self, evaluated: EvaluatedImages, place: int) -> Bools:
+        if self.min_area is None and evaluated.single:
+            outcomes_p, _ = outcomes(evaluated, evaluated.p)
+            thresholds = np.where(np.arange(outcomes_p.shape[1]) == place, self.threshold, DEFAULT)
+            return decide(outcomes_p, thresholds.tolist(), single=True)[:, place]
         if self.min_area is None:
             return np.asarray(evaluated.p[:, place] >= self.threshold)
         assert evaluated.pixels is not None
@@ -537,7 +544,7 @@ def fit_operating_point(evaluated: EvaluatedImages, place: int, target: float) -
     truth = evaluated.present[:, place]
     needed = math.ceil(target * truth.sum() - 1e-9)
     if evaluated.pixels is None:
-        return OperatingPoint(target, float(np.sort(evaluated.p[truth, place])[::-1][needed - 1]), None, True)
+        return OperatingPoint(target, float(np.sort(_needed(evaluated, place)[truth])[::-1][needed - 1]), None, True)
     largest = evaluated.pixels.largest[:, place]
     yes = largest[:, :, None] >= AREAS  # (n, thresholds, areas)
     hits, alarms = yes[truth].sum(axis=0), yes[~truth].sum(axis=0)
@@ -546,6 +553,55 @@ def fit_operating_point(evaluated: EvaluatedImages, place: int, target: float) -
     cheapest = np.argwhere(price == price.min())
     row, column = max(cheapest.tolist(), key=lambda at: (hits[at[0], at[1]], at))
     return OperatingPoint(target, float(THRESHOLDS[row]), int(AREAS[column]), bool(hits[row, column] >= needed))
+
+
+def _needed(evaluated: EvaluatedImages, place: int) -> Floats:
+    """Return the highest threshold at which a classifier decides on the class, of each image; of a single choice at
+    most the default one, from which on it is the most likely outcome."""
+    p = evaluated.p[:, place]
+    if not evaluated.single:
+        return p
+    rest = np.delete(outcomes(evaluated, evaluated.p)[0], place, axis=1).max(axis=1)
+    return np.asarray(np.minimum(DEFAULT, np.nextafter(p * DEFAULT / np.maximum(rest, TINY), 0)))
+
+
+def fit_best_f1(evaluated: EvaluatedImages, place: int) -> OperatingPoint:
+    """Fit the point of the best F1 over images. A segmenter's found image counts as much as its Dice, so that masks
+    count as well. Of equal points the one nearest to the default threshold is taken, with the smallest area."""
+    truth = evaluated.present[:, place]
+    areas = None if evaluated.pixels is None else AREAS
+    levels: Floats = _between(evaluated.p[:, place]) if evaluated.pixels is None else THRESHOLDS
+    if evaluated.pixels is None:
+        decided: Bools = (evaluated.p[:, place, None] >= levels)[:, :, None]
+        worth: Floats = np.ones((len(truth), len(levels)))
+    else:
+        decided = evaluated.pixels.largest[:, place][:, :, None] >= AREAS
+        worth = _dice_above(evaluated.pixels.histogram[:, place], levels)
+    credit = (worth[:, :, None] * (decided & truth[:, None, None])).sum(axis=0)
+    f1 = 2 * credit / (truth.sum() + decided.sum(axis=0))
+    best = np.argwhere(f1 >= f1.max() - 1e-9)
+    row, column = min(best.tolist(), key=lambda at: (abs(_logit(levels[at[0]]) - _logit(DEFAULT)), at[1]))
+    return OperatingPoint(None, float(levels[row]), None if areas is None else int(areas[column]), True)
+
+
+def _between(p: Floats) -> Floats:
+    """Return thresholds between the probabilities, `LEVELS` at most."""
+    known = np.unique(p)
+    middles = (known[1:] + known[:-1]) / 2 if len(known) > 1 else np.array([DEFAULT])
+    return np.asarray(middles[np.unique(np.linspace(0, len(middles) - 1, LEVELS).astype(int))])
+
+
+def _logit(p: float) -> float:
+    clipped = min(max(float(p), TINY), 1 - TINY)
+    return math.log(clipped / (1 - clipped))
+
+
+def _dice_above(histogram: Ints, thresholds: Floats) -> Floats:
+    """Return the Dice (n, thresholds) of one class's pixels above each threshold, from histograms (n, 2, BINS)."""
+    first = [math.ceil((_logit(t) + LOGIT) / (2 * LOGIT) * BINS) for t in thresholds]
+    above = np.pad(np.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1], [(0, 0), (0, 0), (0, 1)])[..., first]
+    total = above.sum(axis=1) + histogram[:, 1].sum(axis=-1)[:, None]
+    return np.nan_to_num(ratio(2 * above[:, 1], total))
 
 
 def largest_regions(p: NDArray[np.float32]) -> list[int]:

@@ -113,7 +113,8 @@ class ModelEvaluator:
 
 def open_table(project: Project, model: StoredModel, classes: Sequence[str]) -> Table:
     """Open the table of this model's evaluated images; create it where it does not exist."""
-    path = model_folder(project, model.key) / f"judged-{key_of(row_version(classes))}.lance"
+    version = key_of([*row_version(classes), *model.versions])
+    path = model_folder(project, model.key) / f"judged-{version}.lance"
     return open_table_at(path, model.manifest["task"] == "segmentation", classes)
 
 

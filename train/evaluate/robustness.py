@@ -104,10 +104,10 @@ def evaluate_image(evaluator: ModelEvaluator, item: Item, image: Pixels) -> tupl
     if not evaluator.segments:
         named = {name for name, _ in predictor.predict_image(image).classes}
         return np.array([name in named for name in classes], bool), np.zeros((len(classes), 3), np.int64)
-    p, limits = evaluator.in_class_order(predictor.probabilities(image)), predictor.recipe.predict
+    p = evaluator.in_class_order(predictor.probabilities(image))
     truth, predicted = masks_of(item, classes), np.zeros((len(classes), item.height, item.width), np.uint8)
     for row, name in enumerate(classes):
-        for defect, _ in components(name, p[row], limits.threshold, limits.min_area):
+        for defect, _ in components(name, p[row], *predictor.decision(name)):
             predicted[row] |= mask_of(defect, item.width, item.height)
     both = zip(truth.astype(bool), predicted.astype(bool), strict=True)
     counts = [[(t & m).sum(), (~t & m).sum(), (t & ~m).sum()] for t, m in both]
@@ -142,7 +142,8 @@ def open_table(plan: EvaluationPlan) -> Table:
     """Open the table of this model's results on changed images; create it where it does not exist."""
     count = len(CONDITIONS) * len(plan.classes)
     columns = {"label": "string", "decided": f"uint8[{count}]", "counts": f"int64[{3 * count}]"}
-    path = model_folder(plan.project, plan.model.key) / f"seen-{key_of([plan.classes, LEVELS, STEP])}.lance"
+    key = key_of([plan.classes, LEVELS, STEP, *plan.model.versions])
+    path = model_folder(plan.project, plan.model.key) / f"seen-{key}.lance"
     return Table(path) if Table.exists(path) else Table.create(path, columns)
 
 
@@ -291,7 +292,7 @@ def run(project: Project, request: EvaluateRequest, progress: Progress = lambda 
 
 def _key(plan: EvaluationPlan) -> str:
     rows = sorted((item.id, item.label.digest, item.group) for item in plan.items)
-    return key_of([rows, plan.classes, LEVELS, STEP])[:16]
+    return key_of([rows, plan.classes, LEVELS, STEP, *plan.model.versions])[:16]
 
 
 def read_result(folder: Path, fresh: bool = False) -> Robustness:

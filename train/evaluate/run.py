@@ -1,8 +1,9 @@
 """`curate evaluate`: how good a model is on images that it was not trained on, with intervals, in
 `work/evaluations/<model>/<split>-<data>/` (manifest.json, figures.json, per_image.parquet, report.html).
 
-The split looks like production: val and test hold no synthetic image, and nothing is reweighted. Thresholds and
-temperature are fitted on val alone and measured on the split itself. The model is not changed.
+The split looks like production: val and test hold no synthetic image, and nothing is reweighted. The model decides as
+it does in production (`decide`); AUROC and AP hold for all thresholds. Target recalls and temperature are fitted on val
+alone and measured on the split itself. The model is not changed.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class EvaluationPlan:
     def key(self, targets: Mapping[str, float]) -> str:
         """Return a key that changes with any image, label or group of the split or of val."""
         rows = [sorted((item.id, item.label.digest, item.group) for item in part) for part in (self.items, self.val)]
-        return key_of([rows, self.classes, dict(targets), metrics.BINS, per_image.STEP, STEP])[:16]
+        parts = [rows, self.classes, dict(targets), metrics.BINS, per_image.STEP, STEP, *self.model.versions]
+        return key_of(parts)[:16]
 
     def folder(self, targets: Mapping[str, float]) -> Path:
         return per_image.model_folder(self.project, self.model.key) / f"{self.split}-{self.key(targets)}"
@@ -114,7 +116,7 @@ def run(project: Project, request: EvaluateRequest, progress: Progress = lambda 
     """
     index = Index(project)
     plan = make_plan(index, request)
-    _check_targets(plan, request.targets)
+    check_targets(plan, request.targets)
     folder = plan.folder(request.targets)
     fresh = not _is_done(plan, folder)
     if fresh:
@@ -246,7 +248,7 @@ def _leak_notes(index: Index, model: StoredModel, items: Sequence[Item], request
     return notes
 
 
-def _check_targets(plan: EvaluationPlan, targets: Mapping[str, float]) -> None:
+def check_targets(plan: EvaluationPlan, targets: Mapping[str, float]) -> None:
     for name, recall in targets.items():
         if name not in plan.classes:
             raise unknown("class", name, plan.classes)
@@ -402,6 +404,7 @@ def _manifest(plan: EvaluationPlan, evaluated: EvaluatedModel, request: Evaluate
         "images": len(evaluated.split.ids),
         "val": len(evaluated.val.ids),
         "targets": dict(request.targets),
+        "decisions": plan.model.manifest.get("decisions") or {},
         "draws": intervals.DRAWS,
         "confidence": intervals.CONFIDENCE,
         "notes": notes,

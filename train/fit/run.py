@@ -169,7 +169,7 @@ def _resolved(named: Recipe, data: TrainingData) -> Recipe:
 
 def model_key(resolved: Recipe, data: TrainingData) -> str:
     """Return the model's key. Weights count by content, not by path; options that are off or for speed do not count."""
-    left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True}
+    left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True, "predict": {"fit"}}
     left |= {} if resolved.pseudo.model else {"pseudo": True}
     values = resolved.model_dump(mode="json", exclude=left)
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])

@@ -5,14 +5,14 @@
     prediction.probability, prediction.defects             by class; (Defect, confidence) pairs
 
 Segmentation looks at an image in tiles of at most `TILE` pixels, blended where they overlap; a strip of 256 x 1600 fits
-into one. A connected region above the threshold is a defect, its confidence the mean probability of its pixels.
+into one. A connected region above its class's threshold is a defect, its confidence the mean probability of its pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,9 @@ from curate.index.predictions import Prediction
 from curate.masks import shapes
 from curate.project import Project
 from curate.select import uncertainty as scores
-from train import architectures, checkpoint, recipe, store
+from train import architectures, checkpoint, decisions, recipe, store
 from train.data.pixels import Pixels, normalised, padded, read, resized, starts, up_to_stride, with_channels
+from train.decisions import Decision
 from train.recipe import Recipe
 from train.store import StoredModel
 
@@ -58,7 +59,10 @@ class ImagePrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model on its device. `classes` gives the order of all arrays by class."""
+    """A trained model on its device. `classes` gives the order of all arrays by class.
+
+    `decisions`: those that were fitted, by class.
+    """
 
     key: str
     classes: tuple[str, ...]
@@ -67,6 +71,12 @@ class Predictor:
     module: Any
     device: str = "cpu"
     tile: int = TILE
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+    def decision(self, name: str) -> Decision:
+        """Return the decision for a class: the fitted one, else the recipe's."""
+        default = Decision(self.recipe.predict.threshold, self.recipe.predict.min_area)
+        return self.decisions.get(name, default)
 
     @property
     def by(self) -> str:
@@ -99,7 +109,7 @@ class Predictor:
         )
 
     def _regions(self, name: str, p: Floats) -> list[tuple[Defect, float]]:
-        return components(name, p, self.recipe.predict.threshold, self.recipe.predict.min_area)
+        return components(name, p, *self.decision(name))
 
     def probabilities(self, image: Pixels) -> Floats:
         """Return the probability map (C, H, W) of an image (H, W, channels)."""
@@ -148,9 +158,10 @@ class Predictor:
         return np.asarray((values.softmax(0) if self.single else values.sigmoid()).cpu().numpy(), np.float32)
 
     def _predicted_classes(self, p: Floats) -> tuple[tuple[str, float], ...]:
-        """Return the most likely class unless that is clean; where classes are independent, all above the threshold."""
-        threshold = self.recipe.predict.threshold
-        rows = [int(p.argmax())] if self.single else np.flatnonzero(p > threshold).tolist()
+        """Return the classes that are decided on; none where clean is the most likely outcome."""
+        limits = [self.decision(name).threshold for name in self.classes]
+        limits += [self.recipe.predict.threshold] * (len(p) - len(limits))  # the output for clean
+        rows = np.flatnonzero(decisions.decide(p[None], limits, self.single)[0]).tolist()
         return tuple((self.classes[row], float(p[row])) for row in rows if row < len(self.classes))
 
     def _bald(self, last: Any) -> float | None:
@@ -228,7 +239,15 @@ def load_predictor(project: Project, key: str | None = None, device: str = "auto
     place = device_of(device)
     manifest = model.manifest
     module = trained_network(model).to(place)
-    return Predictor(model.key, tuple(manifest["classes"]), recipe_of(model), manifest["single"], module, place)
+    return Predictor(
+        model.key,
+        tuple(manifest["classes"]),
+        recipe_of(model),
+        manifest["single"],
+        module,
+        place,
+        decisions=model.decisions,
+    )
 
 
 def recipe_of(model: StoredModel) -> Recipe:
