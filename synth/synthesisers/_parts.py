@@ -315,17 +315,25 @@ def averaged(ema: Any, parameters: Any) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record that `finish` wrote, of a fit that is over."""
+    """Return the record that `finish` wrote, of a fit that is over, and remove the states that a kill left beside it."""
     file = folder / FITTED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    _remove_states(folder)
+    about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return about
 
 
 def finish(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Says that the weights are final; what only going on needs is removed."""
+    """Record that the weights are final; what only going on needs is removed."""
     write_json(folder / FITTED, dict(report))
+    _remove_states(folder)
+    return dict(report)
+
+
+def _remove_states(folder: Path) -> None:
     for old in folder.glob("state-*"):
         remove(old)
-    return dict(report)
 
 
 def save_weights(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -85,6 +85,14 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert left == right
 
 
+def test_a_fit_that_was_killed_at_its_very_end_leaves_no_state(tmp_path: Path) -> None:
+    """Killed between its record and the removal of what only going on needs."""
+    _parts.finish(tmp_path, {"steps": 4})
+    (tmp_path / "state-00000004").mkdir()
+    assert _parts.finished(tmp_path) == {"steps": 4}
+    assert [file.name for file in tmp_path.iterdir()] == [_parts.FITTED]
+
+
 @pytest.mark.exhaustive
 def test_fitting_stops_when_held_out_groups_get_worse(tmp_path: Path) -> None:
     """There, cracks are dark and holes bright: what is learnt of the classes is wrong."""
