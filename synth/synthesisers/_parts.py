@@ -315,7 +315,7 @@ def averaged(ema: Any, parameters: Any) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record that `finish` wrote, of a fit that is over, and remove the states that a kill left beside it."""
+    """Return the record that `finish` wrote, of a fit that is over; states that a kill left beside it are removed."""
     file = folder / FITTED
     if not file.is_file():
         return None
