@@ -132,6 +132,17 @@ class LimitsConfig(_Model):
     boxes: Literal["clip", "quarantine"] = "clip"
 
 
+class PromotionConfig(_Model):
+    """Floors that a model must reach on test to become production's, as shares of 0 to 1.
+
+    `min_recall` counts for each class of which test has enough groups, `max_false_alarms` for clean images.
+    """
+
+    min_recall: float = Field(default=0.25, ge=0, le=1)
+    max_false_alarms: float = Field(default=0.5, ge=0, le=1)
+    max_calibration_error: float = Field(default=0.25, ge=0, le=1)
+
+
 class SelectConfig(_Model):
     """Defaults of `curate select`; `options` are the strategy's."""
 
@@ -186,6 +197,7 @@ class ProjectConfig(_Model):
     limits: LimitsConfig = LimitsConfig()
     select: SelectConfig = SelectConfig()
     labelstudio: LabelStudioConfig = LabelStudioConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
     @model_validator(mode="after")
     def _unique(self) -> ProjectConfig:

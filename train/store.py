@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -149,13 +149,29 @@ def finish(project: Project, key: str, weights: Path, manifest: dict[str, Any]) 
     target = models_folder(project) / key
     files.remove(target)
     versions = {name: version(name) for name in ("torch", "segmentation-models-pytorch", "albumentations", "numpy")}
-    about = {"made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions | {"curate": __version__}}
+    about = {"made": _now(), "versions": versions | {"curate": __version__}}
     with files.written_aside(target) as aside:
         aside.mkdir()
         shutil.copyfile(weights, aside / WEIGHTS)
         files.write_json(aside / MANIFEST, {"key": key} | manifest | about)
     files.remove(training_folder(project, key))
     return StoredModel(target, _read(target / MANIFEST))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def figures_on_test(project: Project, key: str, names: Collection[str]) -> dict[str, float | None] | None:
+    """Return these figures over all classes of a model's newest evaluation on test, if there is one."""
+    manifests = (project.work / "evaluations" / key).glob("test-*/manifest.json")
+    newest = max(((str(_read(file).get("made")), file.parent) for file in manifests), default=None)
+    if newest is None:
+        return None
+    overall = _read(newest[1] / "figures.json").get("overall")
+    entries = {name: overall.get(name) if isinstance(overall, dict) else None for name in names}
+    values = {name: entry.get("value") if isinstance(entry, dict) else None for name, entry in entries.items()}
+    return {name: float(value) if isinstance(value, int | float) else None for name, value in values.items()}
 
 
 def set_decisions(model: StoredModel, fitted: dict[str, Any]) -> None:
@@ -172,23 +188,37 @@ def alias(project: Project, name: str) -> str | None:
     return str(key) if key else None
 
 
-def set_alias(project: Project, name: str, key: str, **details: str) -> None:
-    """Let an alias name this model and keep the earlier ones; `details` are stored beside it."""
+def set_alias(project: Project, name: str, key: str, overruled: str | None = None, why: str | None = None) -> None:
+    """Let an alias name this model and keep the earlier ones, with what was overruled for each, and why."""
     content = _read_alias(project, name)
     if content.get("model") == key:
         return
     before = [earlier for earlier in (content.get("model"), *content.get("before", [])) if earlier and earlier != key]
-    files.write_json(models_folder(project) / f"{name}.json", {"model": key, "before": before[:REMEMBERED], **details})
+    kept = before[:REMEMBERED]
+    forced = {model: entry for model, entry in _forced(content).items() if model in kept}
+    if overruled:
+        forced[key] = {"overruled": overruled, "why": why, "when": _now()}
+    files.write_json(models_folder(project) / f"{name}.json", {"model": key, "before": kept, "forced": forced})
+
+
+def _forced(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what was overruled, by model. (An older curate kept the current model's reason alone.)"""
+    forced = content.get("forced") or {}
+    return forced if isinstance(forced, dict) else {str(content.get("model")): {"overruled": forced}}
 
 
 def rollback(project: Project) -> str:
-    """Let production name its previous model that still exists, and return that key."""
+    """Let production name the last earlier model that passed the gate, else the last that exists; return its key."""
     content = _read_alias(project, PRODUCTION)
+    forced = _forced(content)
     before = [key for key in content.get("before", []) if is_done(project, key)]
     if not before:
         raise CurateError("production has no earlier model to go back to. See: curate models")
-    files.write_json(models_folder(project) / f"{PRODUCTION}.json", {"model": before[0], "before": before[1:]})
-    return str(before[0])
+    place = next((place for place, key in enumerate(before) if key not in forced), 0)
+    left = {"model": before[place], "before": before[place + 1 :]}
+    left["forced"] = {model: entry for model, entry in forced.items() if model in before[place:]}
+    files.write_json(models_folder(project) / f"{PRODUCTION}.json", left)
+    return str(before[place])
 
 
 def _read_alias(project: Project, name: str) -> dict[str, Any]:

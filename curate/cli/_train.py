@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from train.fit.run import TrainResult
     from train.predict.run import PredictReport
 
+TESTED = ("macro_f1", "clean_false_alarms")
 SHOWN = 5  # failed images that are printed; --json has them all
 
 _models = typer.Typer(help="List the trained models, or choose the one in use.", invoke_without_command=True)
@@ -207,24 +208,26 @@ def models_list(project: ProjectOption = None, json: JsonOption = False) -> None
 
     opened = open_project(project)
     aliases = {name: store.alias(opened, name) for name in (store.CANDIDATE, store.PRODUCTION)}
-    models = [_summary(model, aliases) for model in store.all_models(opened)]
+    tested = {model.key: store.figures_on_test(opened, model.key, TESTED) for model in store.all_models(opened)}
+    models = [_summary(model, aliases, tested[model.key]) for model in store.all_models(opened)]
     if json:
         emit({"models": models, "current": store.current(opened), **aliases})
         return
     if not models:
         say(store.NONE_YET)
         return
-    head = ("model", "made", "task", "architecture", "train", "val loss", "")
-    rows([head, *(_row(model) for model in models)], right={4, 5})
+    head = ("model", "made", "task", "architecture", "train", "val loss", "macro F1", "false alarms", "")
+    rows([head, *(_row(model) for model in models)], right={4, 5, 6, 7})
+    if any(model["test"] for model in models):
+        say("macro F1, and false alarms on clean images: on test, as last evaluated")
 
 
-def _summary(model: Any, aliases: dict[str, str | None]) -> dict[str, Any]:
+def _summary(model: Any, aliases: dict[str, str | None], tested: dict[str, float | None] | None) -> dict[str, Any]:
     manifest = model.manifest
     names = ("made", "task", "classes", "data", "best", "seconds")
     about = {"model": model.key, "aliases": [name for name, key in aliases.items() if key == model.key]}
-    return (
-        about | {name: manifest[name] for name in names} | {"architecture": manifest["recipe"]["model"]["architecture"]}
-    )
+    about |= {name: manifest[name] for name in names} | {"architecture": manifest["recipe"]["model"]["architecture"]}
+    return about | {"decisions": manifest.get("decisions") or {}, "test": tested}
 
 
 def _row(summary: dict[str, Any]) -> tuple[object, ...]:
@@ -238,8 +241,14 @@ def _row(summary: dict[str, Any]) -> tuple[object, ...]:
         summary["architecture"],
         summary["data"]["train"],
         shown,
+        *(_percent_of(summary["test"], name) for name in TESTED),
         marks,
     )
+
+
+def _percent_of(tested: Mapping[str, float | None] | None, name: str) -> str:
+    value = tested and tested[name]
+    return "" if value is None else f"{value:.3f}"
 
 
 @_models.command("decide")
@@ -275,20 +284,23 @@ def models_promote(
     model: Annotated[str | None, typer.Argument(help=r"A model's key \[default: the candidate].")] = None,
     project: ProjectOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it finds less of the rarest class than before; the reason is kept.")
+        bool, typer.Option("--force", help="Even if the gate refuses it; what it objects to is kept.")
     ] = False,
+    why: Annotated[str | None, typer.Option(help="With --force: why, for those who ask later.")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Make a model production's, unless it finds less of the rarest class than the one before, on the test split.
+    """Make a model production's, if it passes the gate on test.
 
-    A first model is compared with nothing, and false alarms alone refuse none: see curate evaluate and curate compare.
+    Every model must reach the floors of [promotion] in project.toml: recall of each class, false alarms on clean
+    images, calibration. The first must be better than always naming the majority; a later one must find no less of the
+    rarest class than production's model, and be clearly worse in nothing else.
     """
     from curate.ops import evaluate
 
     opened = open_project(project)
     with bars() as step:
-        result = evaluate.promote(opened, model, force, device_named(device), step)
+        result = evaluate.promote(opened, model, force, device_named(device), step, why)
     if json:
         emit({"production": result.key, "forced": result.forced, "notes": result.notes, "warnings": result.warnings})
         return

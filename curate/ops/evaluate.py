@@ -32,10 +32,15 @@ def compare(project: Project, a: str, b: str, request: EvaluateRequest, progress
 
 
 def promote(
-    project: Project, model: str | None, force: bool, device: str, progress: Progress = no_progress
+    project: Project,
+    model: str | None,
+    force: bool,
+    device: str,
+    progress: Progress = no_progress,
+    why: str | None = None,
 ) -> PromoteResult:
-    """Make a model production's."""
+    """Make a model production's, if it passes the gate."""
     from train.evaluate import promote
 
     with writing(project, "models promote", views=False):
-        return promote.run(project, model, force, device, progress)
+        return promote.run(project, model, force, device, progress, why)

@@ -58,7 +58,9 @@ def test_train_predict_models(run: Run, works: Project) -> None:  # noqa: F811
     assert listed == ok(run("models", "list", "--project", folder, "--json"))
     assert run("models", "--project", folder, "promote")[0] == 2
     assert (listed["current"], listed["candidate"], listed["production"]) == (key, key, None)
-    assert ok(run("models", "promote", "--project", folder, "--json"))["production"] == key
+    assert "is not promoted" in failed(run("models", "promote", "--project", folder))
+    forced = ok(run("models", "promote", "--project", folder, "--force", "--why", "a test", "--json"))
+    assert forced["production"] == key
     assert "candidate, production" in run("models", "list", "--project", folder)[1]
     assert "no earlier model" in failed(run("models", "rollback", "--project", folder))
 

@@ -300,7 +300,7 @@ def test_aliases(works: Project) -> None:
         for n in range(3)
     ]
     assert store.current(works) == keys[2]
-    assert promote.run(works, keys[0][:10]).key == keys[0]
+    assert promote.run(works, keys[0][:10], force=True).key == keys[0]
     assert store.current(works) == store.find(works, "production").key == keys[0]
     assert promote.run(works, force=True).key == keys[2]
     assert store.rollback(works) == keys[0]
