@@ -146,7 +146,13 @@ BASES = {
 INIT = ("init", "plant", "--format", "mask_folder", "--data", "{home}/data/library", "--fully-labelled")
 ARMS = ("--arm", "balanced", "--arm", "paste", "--class", "hole", "--budget", "2", "--ratio", "1", "--seeds", "1")
 SIZES = ("--steps", "2", "--size", "32", "--folds", "2", "--tested", "1", "--cleans", "2", "--recipe", "unet-resnet")
-TRIAL = ("synth", "trial", *ARMS, *SIZES, "--set", "model.encoder=resnet18", "--set", SMALL)
+TRIAL = (
+    "synth",
+    "trial",
+    *ARMS,
+    *SIZES,
+    *(w for s in ("model.encoder=resnet18", "model.weights=none", SMALL) for w in ("--set", s)),
+)
 PLAY = ("simulate", "--strategies", "random", "--rounds", "2", "--budget", "4", "--seeds", "1", "--folds", "2")
 
 COMMANDS = {

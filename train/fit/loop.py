@@ -31,6 +31,8 @@ from train.recipe import Phase, Recipe, Schedule
 
 LAST, BEST = "last.ckpt", "best.safetensors"
 THRESHOLD = 0.5
+SMOOTHED = 2  # epochs whose scores are averaged: one alone may be lucky
+EQUAL = 1e-3  # scores that differ by less are equal
 COMPILER = "inductor"  # the backend of torch.compile
 Progress = Callable[[str, int, int], None]
 
@@ -169,7 +171,9 @@ def fit(
                 row |= _validate(evaluated, val_feed, settings, loss_of, autocast, state.fitted.skipped)
                 row["seconds"] = round(time.perf_counter() - started, 2)
             row = ranks.broadcast(row)
-            better = not data.val or row["val_loss"] < state.fitted.best.get("val_loss", math.inf)
+            if data.val:
+                row["val_score"] = _smoothed_score(state.fitted.history, row)
+            better = not data.val or _is_better(row, state.fitted.best)
             if better:
                 _save_on_main(settings, folder / BEST, evaluated.state_dict())
                 state.fitted.best = row
@@ -363,6 +367,19 @@ def _validate(
     if not math.isfinite(total):
         raise UnsuitableSettings("the loss on val is not finite. Try a lower rate: --set optimiser.lr=1e-4")
     return {"val_loss": total / seen, "f1": f1(counts, data.outputs)}
+
+
+def _smoothed_score(history: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float:
+    """Return the mean over classes of F1 (of a segmenter: Dice) on val, averaged over the last epochs."""
+    known = [[value for value in epoch["f1"].values() if value is not None] for epoch in [*history, row][-SMOOTHED:]]
+    return float(np.mean([np.mean(values) if values else 0.0 for values in known]))
+
+
+def _is_better(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Return whether an epoch is better: by its score, and by its loss where the scores are as good as equal. By loss
+    alone the best epoch is one that does well on the most frequent class."""
+    gain = float(row["val_score"] - best.get("val_score", -math.inf))
+    return gain > EQUAL or (gain >= -EQUAL and bool(row["val_loss"] < best["val_loss"]))
 
 
 def _chunks(images: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:

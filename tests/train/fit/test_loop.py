@@ -120,9 +120,23 @@ def test_early_stopping(tmp_path: Path) -> None:
     resolved = recipe.load("simple-cnn", [*CNN, "epochs=30", "patience=2", "optimiser.lr=0.3"])
     training_data = data(tmp_path, 6, 4, "classification")
     fitted = loop.fit(network(resolved, training_data), fit_settings(resolved, training_data, tmp_path / "x"))
-    losses = [row["val_loss"] for row in fitted.history]
-    assert len(losses) == losses.index(min(losses)) + 1 + 2 < 30
-    assert fitted.best["val_loss"] == min(losses)
+    assert len(fitted.history) == fitted.best["epoch"] + 1 + 2 < 30
+    assert fitted.best["val_score"] >= max(row["val_score"] for row in fitted.history) - loop.EQUAL
+
+
+def test_the_best_epoch_is_the_one_with_the_best_score_and_the_loss_breaks_ties() -> None:
+    def row(loss: float, *f1: float | None) -> dict[str, Any]:
+        return {"val_loss": loss, "f1": dict(zip("abc", f1, strict=False))}
+
+    majority, rare, same = row(0.8, 0.9, 0.0, None), row(1.3, 0.7, 0.5, None), row(1.2, 0.7, 0.5, None)
+    history: list[dict[str, Any]] = []
+    for entry in (majority, rare, same, same | {"val_loss": 1.1}):
+        history.append(entry | {"val_score": loop._smoothed_score(history, entry)})
+    assert [entry["val_score"] for entry in history] == pytest.approx([0.45, 0.525, 0.6, 0.6])
+    assert loop._is_better(history[0], {})
+    assert loop._is_better(history[1], history[0]), "although its loss is higher"
+    assert loop._is_better(history[3], history[2]), "its loss is lower"
+    assert not loop._is_better(history[2], history[3])
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
