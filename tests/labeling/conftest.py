@@ -6,10 +6,12 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from curate.hashing import sha256_of
 from labeling import client, images, server
 from labeling.client import Studio
 from labeling.server import RunningServer
@@ -26,16 +28,21 @@ def started_before(folder: Path, like: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a server that was started once and ended; all test processes of a run share it."""
+def template(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The folder of a server that was started once and ended; all test processes share it, and so do later runs, for as
+    long as the same Label Studio is installed and `labeling/server.py` is the same."""
     if not server.installed():
         pytest.skip("Label Studio is not installed: pip install 'steel-curate[labelstudio]'")
     home = tmp_path_factory.getbasetemp()
     home = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "labelstudio-template"
+    if cache := getattr(pytestconfig, "cache", None):
+        home = cache.mkdir(f"labelstudio-{version('label-studio')}-{sha256_of(Path(server.__file__))[:16]}")
     home.mkdir(exist_ok=True)
     with open(home / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "made").exists():
+            for left in ("server", "files"):  # of a run that was cut off
+                shutil.rmtree(home / left, ignore_errors=True)
             old = os.umask(0)  # the worst case: files are as open as they are made
             try:
                 server.launch(home / "server", home / "files", server.any_port())
