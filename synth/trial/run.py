@@ -91,6 +91,9 @@ def run(project: Project, request: TrialRequest, progress: Progress = lambda sta
     with files.writer_lock(plot.home, "curate synth trial"):
         for _, alike in groupby(plot.runs, key=lambda run: (run.fold, run.budget)):
             _train_all(plot, list(alike), len(todo), progress)
+        for run in plot.runs:  # a kill at the end of a run leaves its folder, that of the gates' segmenter as well
+            for done in (run, _base(run)):
+                files.remove(training_folder(plot, done))
         _judge_all(plot, report)
         _write(project, plot, report)
     return report

@@ -356,6 +356,7 @@ def test_a_trial_from_end_to_end(
     lost = np.load(runs[0], allow_pickle=False)
     before = {name: lost[name] for name in lost.files if name != "seconds"}
     runs[0].unlink()
+    (works.work / "synth" / "trials" / f".{runs[1].stem}.training").mkdir()  # of one that was killed at its very end
     told.clear()
     again = trial.run(works, SMALL, lambda *step: told.append(step))
     assert told == [("trial", 1, 1)]
