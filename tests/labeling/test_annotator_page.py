@@ -253,6 +253,7 @@ def test_a_whole_round_by_mouse_and_keys(make: Make, tmp_path: Path, studio: Stu
     assert all(history(project, id)[-1].extra["lead_time"] > 0 for id in ids)
 
 
+@pytest.mark.exhaustive
 def test_the_hint_is_seen_locked_and_never_kept(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
     """Submitted with nothing but the hint, an image is disputed; what is painted over it is kept, and nothing else."""
     project = plant(make, tmp_path, [(WIDE, HIGH)] * 3)
@@ -361,6 +362,7 @@ def test_classes_verdict_and_image_fit_on_the_screen(
     assert not page.evaluate(covering, at(page, size[0] - 1, 1)), "a toolbar lies over the end of the strip"
 
 
+@pytest.mark.exhaustive
 def test_instructions_show_each_class_with_crops(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
     project = plant(make, tmp_path, [(WIDE, HIGH)])
     pushed(project, studio, unlabelled(project))
@@ -381,6 +383,7 @@ def test_instructions_show_each_class_with_crops(make: Make, tmp_path: Path, stu
     assert page.evaluate(swatches) == ["rgb(230, 25, 75)", "rgb(255, 214, 10)"]
 
 
+@pytest.mark.exhaustive
 def test_tabs_show_what_an_annotator_reads(make: Make, tmp_path: Path, studio: Studio, page: Any) -> None:
     project = plant(make, tmp_path, [(WIDE, HIGH)] * 3)
     ids = unlabelled(project)

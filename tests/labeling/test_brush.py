@@ -110,6 +110,7 @@ def test_the_alpha_of_any_rgba_image_decides(drawn: tuple[tuple[int, int], int, 
     np.testing.assert_array_equal(decode(encode_rle(image), height, width), alpha > 127)
 
 
+@pytest.mark.exhaustive
 def test_every_mask_of_magnetic_tile() -> None:
     paths = sorted(real_data("magnetic_tile").glob("*/Imgs/*.png"))
     assert len(paths) == 1344

@@ -93,6 +93,7 @@ def test_annotators_are_told_and_an_untouched_hint_becomes_no_label(indexed: Pro
     assert labels(indexed)[odd].clean
 
 
+@pytest.mark.exhaustive
 def test_beside_a_prediction_the_hint_changes_nothing_of_what_is_kept(indexed: Project, studio: Studio) -> None:
     odd, audit = unlabelled(indexed)[:2]
     predictions.store(Index(indexed), "m1", {id: Prediction(((CRACK, 0.7),), by="m1") for id in (odd, audit)})
@@ -120,6 +121,7 @@ def test_an_audit_pick_has_no_hint_and_no_suggest_leaves_it_out(indexed: Project
     assert all(not held.data["hint"] for held in tasks.held(ls_project_of(indexed, studio)))
 
 
+@pytest.mark.exhaustive
 def test_a_hint_that_comes_later_is_shown_in_tasks_that_nobody_has_begun(indexed: Project, studio: Studio) -> None:
     odd, begun = unlabelled(indexed)[:2]
     pushed(indexed, studio, [odd, begun])
@@ -131,6 +133,7 @@ def test_a_hint_that_comes_later_is_shown_in_tasks_that_nobody_has_begun(indexed
     assert push.run(indexed, studio, push.PushRequest()).updated == 0
 
 
+@pytest.mark.exhaustive
 def test_a_config_of_before_hints_is_brought_up_to_date_and_one_made_by_hand_gets_none(
     indexed: Project, studio: Studio
 ) -> None:

@@ -136,7 +136,7 @@ def as_before(project: Project, studio: Studio, studio_server: RunningServer, id
     return old
 
 
-@pytest.mark.parametrize("by", ["push", "up"])
+@pytest.mark.parametrize("by", ["push", pytest.param("up", marks=pytest.mark.exhaustive)])
 def test_old_tasks_get_new_addresses_and_the_links_go(
     indexed: Project, studio: Studio, studio_server: RunningServer, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:

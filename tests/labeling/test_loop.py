@@ -65,6 +65,7 @@ def test_turn_after_turn_until_nothing_is_left(works: Project, studio: Studio, r
     assert Index(works).tally("status") == {"labelled": 30}
 
 
+@pytest.mark.exhaustive
 def test_it_can_wait_for_the_people(works: Project, studio: Studio, run: Run) -> None:
     over = threading.Event()
 

@@ -124,6 +124,7 @@ def test_changed_and_deleted_annotations_follow(indexed: Project, studio: Studio
     assert [one.label.digest for one in history(indexed, second)] == [drawn().digest, Label().digest], "nothing is lost"
 
 
+@pytest.mark.exhaustive
 def test_deleting_every_annotation_of_a_review_brings_back_what_was_there(indexed: Project, studio: Studio) -> None:
     id = labelled(indexed)[0]
     before = labels(indexed)[id]
@@ -145,6 +146,7 @@ def _reviewed(project: Project, studio: Studio, ids: list[str], name: str = "sus
     return push.run(project, studio, push.PushRequest(view=name))
 
 
+@pytest.mark.exhaustive
 def test_a_review_carries_the_label_of_today_and_is_not_asked_twice(indexed: Project, studio: Studio) -> None:
     ids = labelled(indexed)[:2]
     before = labels(indexed)
@@ -224,6 +226,7 @@ def test_withdrawing_takes_back_what_nobody_touched(indexed: Project, studio: St
     assert push.run(indexed, studio, push.PushRequest()).created == 2, "it may be pushed again"
 
 
+@pytest.mark.exhaustive
 def test_doubles_are_removed_but_never_an_annotated_one(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)
@@ -267,6 +270,7 @@ def test_a_lost_state_file_doubles_nothing(indexed: Project, studio: Studio) -> 
     assert push.run(indexed, studio, push.PushRequest()).created == 0
 
 
+@pytest.mark.exhaustive
 def test_a_share_of_the_round_is_given_to_several_people(indexed: Project, studio: Studio) -> None:
     project = load(indexed.folder, {"labelstudio": {"overlap": 0.5, "annotators": 3}})
     ids = unlabelled(project)

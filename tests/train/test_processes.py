@@ -48,6 +48,7 @@ def results(folder: Path, what: str) -> list[Any]:
     return [json.loads((folder / f"rank{rank}" / "said.json").read_text())[what] for rank in (0, 1)]
 
 
+@pytest.mark.exhaustive
 def test_shards_are_the_single_draw(folder: Path) -> None:
     """Step by step: what two processes see in one is what one process sees in it."""
     first, second = results(folder, "rows")

@@ -198,7 +198,9 @@ ENOUGH = 0.95 - 3 * math.sqrt(0.95 * 0.05 / REPETITIONS)
 
 
 @pytest.mark.parametrize("picks", [(20, 20, 20), (100, 60, 40)])
-@pytest.mark.parametrize("share", [0.003, 0.02, 0.2])
+@pytest.mark.parametrize(
+    "share", [0.003, *(pytest.param(share, marks=pytest.mark.exhaustive) for share in (0.02, 0.2))]
+)
 def test_intervals_cover(share: float, picks: tuple[int, ...]) -> None:
     here, rng = plant(share), np.random.default_rng(0)
     members = here.members
@@ -273,7 +275,9 @@ def test_naive_figures_from_active_picks_do_not_cover(share: float) -> None:
     assert coverage(here.y.mean(), naive, 200) == 0
 
 
-@pytest.mark.parametrize("share", [0.003, 0.02, 0.2])
+@pytest.mark.parametrize(
+    "share", [0.003, *(pytest.param(share, marks=pytest.mark.exhaustive) for share in (0.02, 0.2))]
+)
 def test_combined_rounds_cover_while_active_picks_drain_the_population(share: float) -> None:
     """Four rounds of 40 active and 30 audit picks each, out of the same population."""
     here, rng = plant(share, (1600, 600, 200)), np.random.default_rng(1)

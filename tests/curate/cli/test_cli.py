@@ -350,6 +350,7 @@ def test_a_port_that_cannot_be_is_wrong_usage(run: Run, port: int) -> None:
     assert run("app", "--port", port)[0] == 2
 
 
+@pytest.mark.exhaustive
 def test_app_with_json_says_where_it_is_and_waits(indexed: Project) -> None:
     arguments = ["app", "-p", str(indexed.folder), "--port", str(free_port()), "--remote", "--json"]
     process = forked.start(forked.CURATE, *arguments)

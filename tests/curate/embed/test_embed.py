@@ -166,6 +166,7 @@ def accuracy(encoder: Any) -> float:
     return float(probe.fit(result[known], kinds[known]).score(result[~known], kinds[~known]))
 
 
+@pytest.mark.exhaustive
 def test_texture_beats_a_network_with_random_weights(random_weights: Path) -> None:
     network = embed.build("torchvision_file", {"weights": str(random_weights), "size": 64, "device": "cpu"})
     ours, theirs = accuracy(embed.build("texture")), accuracy(network)

@@ -43,6 +43,7 @@ def pool_of(vectors: np.ndarray, present: np.ndarray, labelled: np.ndarray) -> P
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("labels", "least"), [(20, 0.96), (5, 0.89)])
 def test_a_probe_on_texture_beats_networks_with_random_weights_by_far(
     neu: tuple[list[Path], np.ndarray], labels: int, least: float
@@ -63,6 +64,7 @@ def test_a_probe_on_texture_beats_networks_with_random_weights_by_far(
     assert mean(right) >= least
 
 
+@pytest.mark.exhaustive
 def test_the_same_pictures_in_other_files_are_found(neu: tuple[list[Path], np.ndarray]) -> None:
     """All of SD-900 is in NEU-DET, in files of other bytes."""
     twins = sorted((real_data("sd900") / "images").glob("*.png"))

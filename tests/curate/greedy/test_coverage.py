@@ -91,6 +91,7 @@ def test_written_down_or_not_the_picks_are_the_same(narrow: float, monkeypatch: 
     )
 
 
+@pytest.mark.exhaustive
 def test_a_pool_is_about_as_good_and_loses_no_rare_cluster() -> None:
     x, label = clusters(8000, 12, 30)
     exact, pooled = coverage(x, 100), coverage(x, 100, pool=600)

@@ -155,6 +155,7 @@ def test_saved_views_filter_to_a_class_and_to_conflicts(app: tuple[Path, str], p
     assert not re.search(r"\b200 samples\b", page.inner_text("body"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.browser
 def test_the_most_unusual_images_come_with_the_window_that_is(app: tuple[Path, str], page: Any) -> None:
     _, address = app
@@ -353,6 +354,7 @@ def test_an_unknown_view_names_the_known_ones(indexed: Project) -> None:
         app_views.launch(indexed, free_port(), "127.0.0.1", True, "clan", print)
 
 
+@pytest.mark.exhaustive
 def test_an_empty_plant_has_views_too(make: Make, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     project = make([{"name": "n", "format": "images", "kind": "production", "data": tmp_path / "nothing"}])

@@ -158,7 +158,7 @@ def test_an_audit_takes_suspicious_images_more_often_and_marks_what_is_beyond_th
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [12, 44])
+@pytest.mark.parametrize("budget", [12, pytest.param(44, marks=pytest.mark.exhaustive)])
 def test_audit_chances_are_the_true_ones(budget: int) -> None:
     """Drawn again and again, each image comes as often as its recorded chance says."""
     pool = drawn(60, labelled=10) if budget == 12 else drawn(120, labelled=10)

@@ -66,6 +66,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert_same(alone, list(outcomes(encoder, work, LIMIT, workers=2)))
 
 
+@pytest.mark.exhaustive
 def test_ray_gives_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
     work, encoder = todo(tmp_path, 20), embed.build("texture")

@@ -130,6 +130,7 @@ def test_a_label_config_that_was_changed_by_hand(indexed: Project, studio: Studi
     assert config_of(indexed, studio) == ours
 
 
+@pytest.mark.exhaustive
 def test_a_config_that_existing_annotations_forbid_is_reported_and_blocks_no_push(
     indexed: Project, studio: Studio
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_config_that_existing_annotations_forbid_is_reported_and_blocks_no_pus
     one_task_each(indexed, studio, ids)
 
 
+@pytest.mark.exhaustive
 def test_a_reset_keeps_the_classes_that_annotations_use(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)

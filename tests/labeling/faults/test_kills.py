@@ -123,6 +123,7 @@ def test_a_push_that_dies_while_the_server_stores_is_not_stored_again(
     one_task_each(indexed, studio, ids)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("place", often([("labeling.tasks:drop_suggestions",), ("labeling.push:_update",)]))
 def test_suggestions_that_a_kill_cut_short_are_completed(indexed: Project, studio: Studio, place: str) -> None:
     ids = unlabelled(indexed)[:2]
@@ -214,6 +215,7 @@ def test_an_annotation_and_the_dispute_that_it_raises_reach_the_disk_together(
     assert pull.run(indexed, studio).edited_in_app == len(ids)
 
 
+@pytest.mark.exhaustive
 def test_a_withdrawal_that_is_killed_is_completed_by_the_next(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:3]
     pushed(indexed, studio, ids)

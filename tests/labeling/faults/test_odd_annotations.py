@@ -30,6 +30,7 @@ def test_a_label_that_the_project_does_not_know(indexed: Project, studio: Studio
     each_logged_once(known, [id])
 
 
+@pytest.mark.exhaustive
 def test_classes_that_are_renamed_on_the_way(indexed: Project, studio: Studio) -> None:
     before, between = ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
@@ -163,6 +164,7 @@ def test_results_of_no_known_form_are_disputed(
     assert shown[ids[-1]].digest == drawn().digest
 
 
+@pytest.mark.exhaustive
 def test_tasks_that_others_put_into_our_project(indexed: Project, studio: Studio) -> None:
     id, other = unlabelled(indexed)[:2]
     pushed(indexed, studio, [id])
@@ -183,6 +185,7 @@ def test_tasks_that_others_put_into_our_project(indexed: Project, studio: Studio
     assert labels(indexed)[id].status == "unlabelled"
 
 
+@pytest.mark.exhaustive
 def test_ids_that_are_used_again_are_no_old_acquaintances(indexed: Project, studio: Studio) -> None:
     ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)
@@ -202,6 +205,7 @@ def test_ids_that_are_used_again_are_no_old_acquaintances(indexed: Project, stud
     assert {labels(indexed)[id].digest for id in ids} == {drawn().digest}
 
 
+@pytest.mark.exhaustive
 def test_one_of_two_annotators_takes_theirs_back_and_one_is_edited_by_another(indexed: Project, studio: Studio) -> None:
     shared, edited = ids = unlabelled(indexed)[:2]
     pushed(indexed, studio, ids)

@@ -30,6 +30,7 @@ def test_two_pushes_at_once_make_one_task_each(indexed: Project, studio: Studio)
     one_task_each(indexed, studio, ids)
 
 
+@pytest.mark.exhaustive
 def test_two_folders_that_share_a_dataset_end_on_one_label_studio_project(
     indexed: Project, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def _copied(project: Project, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_two_folders_that_send_the_same_round_at_once_leave_one_task_each(
     indexed: Project, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_pull_while_people_submit_misses_nothing(
     assert {shown[id].digest for id in ids} == {drawn("hole", 7).digest}
 
 
+@pytest.mark.exhaustive
 def test_what_is_submitted_while_a_long_pull_reads_on_is_not_passed_over(
     indexed: Project, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

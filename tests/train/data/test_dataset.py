@@ -164,6 +164,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     assert all(images.shape[1:] == (32, 32, 3) and targets.shape[1:] == (2, 32, 32) for _, images, targets, _ in epoch)
 
 
+@pytest.mark.exhaustive
 def test_other_processes_read_the_same(tmp_path: Path) -> None:
     items = data(tmp_path, 8).train
     epochs = []

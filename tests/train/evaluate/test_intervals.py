@@ -51,7 +51,9 @@ def test_the_spread_is_the_one_that_theory_gives() -> None:
     assert np.allclose([interval.low, interval.high], [by_group.mean() - half, by_group.mean() + half], atol=0.006)
 
 
-@pytest.mark.parametrize("groups", [6, 15, 40])
+@pytest.mark.parametrize(
+    "groups", [pytest.param(6, marks=pytest.mark.exhaustive), 15, pytest.param(40, marks=pytest.mark.exhaustive)]
+)
 def test_intervals_hold_the_truth_as_often_as_they_say(groups: int) -> None:
     """Images of a group are alike (beta-binomial); groups differ in size. Intervals that take images for independent
     would hold the truth far less often."""

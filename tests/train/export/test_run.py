@@ -128,7 +128,7 @@ def _figures_are_those_of_evaluate(project: Project, sidecar: dict[str, Any]) ->
         assert values["dice"] == pytest.approx(expected[name]["dice"]["value"], abs=1e-6)
 
 
-@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("single", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_classifier_s_file_says_what_torch_says(make: Make, tmp_path: Path, single: bool) -> None:
     project = _classified(make, tmp_path, single)
     model = trained(project, "epochs=2", task="classification", recipe="simple-cnn")

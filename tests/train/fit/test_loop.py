@@ -235,6 +235,7 @@ def test_a_hub_out_of_reach_names_the_local_way(tmp_path: Path, monkeypatch: pyt
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_run_ends_as_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that needs no C compiler: the same weights under the same names."""
     monkeypatch.setattr(loop, "COMPILER", "aot_eager")

@@ -343,6 +343,7 @@ def test_what_the_gate_holds_to_be_clean_ends_there() -> None:
 SMALL_GATE = ("model.encoder=resnet18", 'model.options={"gate": "resnet18"}')
 
 
+@pytest.mark.exhaustive
 def test_the_gate_learns_whether_a_class_is_anywhere() -> None:
     model = network(recipe.load("two-stage", SMALL_GATE)).train()
     images, target = torch.rand(4, 3, 64, 64), torch.zeros(4, 2, 64, 64)
@@ -377,12 +378,12 @@ def test_the_loop_asks_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
 
 
+SLOWEST = pytest.param("resnet50v2-two-phase", marks=pytest.mark.exhaustive)
+
 # --- a few steps of each, through the loop --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["shuffledefectnet", "cnn-4conv-6dense", "cnn-4conv-6dense-fixed", "resnet50v2-two-phase"]
-)
+@pytest.mark.parametrize("name", ["shuffledefectnet", "cnn-4conv-6dense", "cnn-4conv-6dense-fixed", SLOWEST])
 def test_trains_through_the_loop(name: str, tmp_path: Path) -> None:
     phases = [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": 50, "lr": 1e-4}]
     extra = [f"phases={json.dumps(phases)}"] if name.endswith("two-phase") else ["epochs=2"]

@@ -76,6 +76,7 @@ def test_tune_as_people_and_scripts_meet_it(run: Run, works: Project) -> None:  
     assert other["key"] != first["key"]  # values of another measure do not belong into the same study
 
 
+@pytest.mark.exhaustive
 def test_the_printed_line_trains_what_the_trial_was(run: Run, works: Project) -> None:  # noqa: F811
     project = ("--project", str(works.folder))
     result = ok(run(*TUNE, *project, "--trials", 4, "--json"))
@@ -151,6 +152,7 @@ def open_study(home: Path) -> optuna.Study:
     return optuna.load_study(study_name="tune", storage=f"sqlite:///{home / tuning.STUDY}")
 
 
+@pytest.mark.exhaustive
 def test_hopeless_trials_end_early(works: Project) -> None:
     count = Steps()
     result = tune(works, 12, steps=count)

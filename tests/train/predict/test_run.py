@@ -278,6 +278,7 @@ def test_classes_that_exclude_each_other_get_a_softmax_and_clean(tmp_path: Path)
         assert prediction.probability.sum() < 1
 
 
+@pytest.mark.exhaustive
 def test_the_model_as_an_encoder(works: Project) -> None:
     from curate.embed import build
     from curate.vectors import run as embedding

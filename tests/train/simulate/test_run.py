@@ -510,6 +510,7 @@ def test_ranks_and_sign_flips_by_brute_force() -> None:
     assert curve_stats.sign_flip(many_) == pytest.approx(np.mean(np.abs(flips) >= abs(many_.sum())), abs=0.02)
 
 
+@pytest.mark.exhaustive
 def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
     rng, held = np.random.default_rng(0), 0
     for _ in range(60):
