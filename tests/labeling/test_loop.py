@@ -7,6 +7,8 @@ import json
 import threading
 from typing import Any
 
+import pytest
+
 from curate.data import Label
 from curate.index.dataset import Index
 from curate.project import Project
