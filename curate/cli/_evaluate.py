@@ -134,6 +134,7 @@ def _evaluated(result: Evaluation, project: Project) -> None:
     say(f"{head} ({values['support']['clean']['images']} clean)", f"model {result.model}", "green")
     _overall(values)
     _by_class(values, project)
+    _by_stratum(values)
     if manifest["decisions"]:
         decided = (f"{name} from {decision_text(entry)}" for name, entry in manifest["decisions"].items())
         say(f"{', '.join(decided)} on; AP holds for all thresholds", "decides:")
@@ -167,6 +168,21 @@ def _by_class(values: Mapping[str, Any], project: Project) -> None:
             f"{_number(metrics[key])} ({_between(metrics[key])})" if _known(metrics[key]) else "-" for key in names
         )
         table.append((colored(name, project.colors.get(name)), shown["images"], shown["groups"], *cells))
+    rows(table, right={1, 2})
+
+
+def _by_stratum(values: Mapping[str, Any]) -> None:
+    if not values["strata"]:
+        return
+    say()
+    table: list[tuple[object, ...]] = [("  stratum", "images", "groups", "recall", "false alarms", "falls behind in")]
+    for name, metrics in values["strata"].items():
+        cells = (
+            f"{_number(metrics[key])} ({_between(metrics[key])})" if _known(metrics[key]) else "-"
+            for key in ("recall", "false_alarms")
+        )
+        behind = ", ".join(metrics["behind"]).replace("_", " ")
+        table.append((f"  {name}", metrics["images"], metrics["groups"], *cells, behind))
     rows(table, right={1, 2})
 
 

@@ -96,6 +96,7 @@ def page(
         _by_class(metrics, colors, BY_CLASS, "Images, by class", ON_IMAGES),
         _by_class(metrics, colors, BY_PIXELS, "Pixels and boxes, by class", ON_PIXELS),
         _by_size(metrics, colors),
+        _by_stratum(metrics),
         _operating(metrics),
         _confusion(metrics),
         *two_in_a_row(
@@ -103,6 +104,7 @@ def page(
             _reliability(metrics),
             _curves(metrics, "pr", "Images: precision against recall", colors),
             _curves(metrics, "pixel_pr", "Pixels: precision against recall", colors),
+            _roc(metrics, colors),
             _training(model),
         ),
         _pictures(pictures),
@@ -212,6 +214,22 @@ def _by_class(metrics: Metrics, colors: Mapping[str, str], named: Mapping[str, s
         cells = "".join(_cell(estimates[key]) for key in columns)
         rows.append(f"<tr><td>{_class_label(name, colors)}</td>{support}{cells}</tr>")
     return html_section(title, about, html_table(["class", "images", *columns.values()], rows) if columns else "")
+
+
+def _by_stratum(metrics: Metrics) -> str:
+    rows = []
+    for name, values in metrics["strata"].items():
+        words = {"recall": "finds fewer", "false_alarms": "more false alarms"}
+        verdict = "; ".join(words[key] for key in values["behind"])
+        support = f"<td>{values['images']}<small>{values['groups']} groups</small></td>"
+        cells = _cell(values["recall"]) + _cell(values["false_alarms"])
+        rows.append(f"<tr><td>{escape(name)}</td>{support}{cells}<td>{verdict}</td></tr>")
+    about = (
+        "Recall: the share of images with a defect of which one is found, of its class. A stratum falls behind where "
+        "it is clearly worse than all others together."
+    )
+    head = ["stratum", "images", "recall", "false alarms on clean", "falls behind"]
+    return html_section("Lines, cameras, plants", about, html_table(head, rows) if rows else "")
 
 
 def _by_size(metrics: Metrics, colors: Mapping[str, str]) -> str:
@@ -347,6 +365,22 @@ def _curves(metrics: Metrics, which: str, title: str, colors: Mapping[str, str])
     entries = [(f"{name}: AP {format_value(metrics['classes'][name][key])}", color) for name, color, _, _ in lines]
     about = "Up and to the right is better; at the end of a curve everything is predicted as defective."
     return html_section(title, about, draw_plot(lines, "recall", "precision", (0, 1), (0, 1)) + html_legend(entries))
+
+
+def _roc(metrics: Metrics, colors: Mapping[str, str]) -> str:
+    curves = {name: points for name, points in metrics["curves"].get("roc", {}).items() if points}
+    if not curves:
+        return ""
+    lines: list[Line] = [("by chance", PLAIN, [(0, 0), (1, 1)], 'stroke-dasharray="4 5"')]
+    for name, points in curves.items():
+        drawn = [(0.0, 0.0), *((rate, recall) for rate, recall, _ in points)]
+        lines.append((name, colors.get(name, PLAIN), drawn, ""))
+    entries = [
+        (f"{name}: AUROC {format_value(metrics['classes'][name]['auroc'])}", color) for name, color, _, _ in lines[1:]
+    ]
+    about = "Up and to the left is better: what share of a class is found at what share of other images flagged."
+    plot = draw_plot(lines, "false alarms", "recall", (0, 1), (0, 1))
+    return html_section("Images: recall against false alarms", about, plot + html_legend(entries))
 
 
 def _reliability(metrics: Metrics) -> str:

@@ -349,6 +349,18 @@ def pr_curve(p: Floats, truth: Bools, most: int = 200) -> list[tuple[float, floa
     return [(float(r), float(q), float(t)) for r, q, t in zip(recall, precision, scores[ends], strict=True)]
 
 
+def roc_curve(p: Floats, truth: Bools, most: int = 200) -> list[tuple[float, float, float]]:
+    """Return (false-alarm rate, recall, threshold) from the most confident image on, thinned out to `most` points."""
+    order = np.argsort(-p, kind="stable")
+    scores, hits, alarms = p[order], np.cumsum(truth[order]), np.cumsum(~truth[order])
+    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1) if len(scores) else np.zeros(0, int)
+    if not len(ends) or not hits[-1] or not alarms[-1]:
+        return []
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).astype(int))]
+    rows = zip(alarms[ends] / alarms[-1], hits[ends] / hits[-1], scores[ends], strict=True)
+    return [(float(x), float(y), float(t)) for x, y, t in rows]
+
+
 def _levels() -> NDArray[np.uint8]:
     """Return the bin of every probability in steps of 1 / 65536."""
     p = (np.arange(65536) + 0.5) / 65536

@@ -23,7 +23,7 @@ from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.project import Project
 from train import store
-from train.evaluate import html_report, intervals, metrics, mistakes, per_image
+from train.evaluate import html_report, intervals, metrics, mistakes, per_image, strata
 from train.evaluate.intervals import FEW, BootstrapDraws, BootstrapMetric
 from train.evaluate.metrics import CLEAN, EvaluatedImages
 from train.evaluate.per_image import ModelEvaluator
@@ -31,7 +31,7 @@ from train.predict.predictor import load_predictor
 from train.store import StoredModel
 
 SPLITS = ("test", "val")  # the splits that look like production
-STEP = 1  # raise it when the same model and labels give other metrics than before
+STEP = 2  # raise it when the same model and labels give other metrics than before
 NAMED = 3  # images that an error message names
 MANIFEST, METRICS_FILE, PER_IMAGE, REPORT = "manifest.json", "figures.json", "per_image.parquet", "report.html"
 Progress = Callable[[str, int, int], None]
@@ -279,8 +279,13 @@ def evaluate_images(plan: EvaluationPlan, device: str, progress: Progress) -> Ev
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 
-def summarise(split: EvaluatedImages, val: EvaluatedImages, targets: Mapping[str, float]) -> dict[str, Any]:
-    """Return all metrics as JSON values."""
+def summarise(
+    split: EvaluatedImages,
+    val: EvaluatedImages,
+    targets: Mapping[str, float],
+    strata_of: Sequence[str | None] = (),
+) -> dict[str, Any]:
+    """Return all metrics as JSON values; `strata_of`: each image's stratum."""
     draws = split.draws()
     overall, by_class = metrics.compute(split, draws)
     rows, columns, counts = metrics.confusion(split)
@@ -290,6 +295,7 @@ def summarise(split: EvaluatedImages, val: EvaluatedImages, targets: Mapping[str
         "support": metrics.support(split, draws, split.classes),
         "overall": _estimates(overall),
         "classes": {name: _estimates(class_metrics) for name, class_metrics in by_class.items()},
+        "strata": strata.by_stratum(split, strata_of, draws) if strata_of else {},
         "baselines": baselines(split, draws),
         "confusion": {"truth": rows, "said": columns, "counts": counts.tolist()},
         "calibration": _calibration(split, val, draws),
@@ -360,6 +366,8 @@ def _curves(split: EvaluatedImages) -> dict[str, Any]:
     curves: dict[str, Any] = {
         "pr": {name: metrics.pr_curve(split.p[:, c], split.present[:, c]) for c, name in by_class}
     }
+    by_class = enumerate(split.classes)
+    curves["roc"] = {name: metrics.roc_curve(split.p[:, c], split.present[:, c]) for c, name in by_class}
     if split.pixels is not None:
         total = split.pixels.histogram.sum(axis=0)
         curves["pixel_pr"] = {name: metrics.histogram_curve(total[c]) for c, name in enumerate(split.classes)}
@@ -373,9 +381,12 @@ def _write(
     folder: Path, plan: EvaluationPlan, evaluated: EvaluatedModel, request: EvaluateRequest, progress: Progress
 ) -> None:
     """Write all files of the evaluation, all of them or none."""
-    summary = summarise(evaluated.split, evaluated.val, request.targets)
+    by_id = {item.id: item.stratum for item in plan.items}
+    strata_of = [by_id[id] for id in evaluated.split.ids]
+    summary = summarise(evaluated.split, evaluated.val, request.targets, strata_of)
     progress("metrics", 1, 1)
     manifest = _manifest(plan, evaluated, request)
+    manifest["notes"] += strata.warnings(summary["strata"])
     rows = mistakes.mistake_rows(evaluated.split)
     items, worst = {item.id: item for item in plan.items}, html_report.worst_images(rows)
     predictions = per_image.predictions_of(evaluated.table, worst, plan.classes, plan.model.key)

@@ -46,7 +46,8 @@ def model(epochs: int = 6) -> StoredModel:
 def evaluation(
     evaluated: EvaluatedImages, notes: tuple[str, ...] = (), targets: dict[str, float] | None = None
 ) -> Evaluation:
-    values = json.loads(json.dumps(evaluating.summarise(evaluated, evaluated, targets or {})))
+    lines = [("line A", "a line with a longer name")[number % 2] for number in range(len(evaluated.ids))]
+    values = json.loads(json.dumps(evaluating.summarise(evaluated, evaluated, targets or {}, lines)))
     manifest = {"project": "plant", "split": "test", "task": "segmentation", "notes": list(notes), "draws": 1000}
     return Evaluation(Path("work"), manifest | {"model": "b" * 24, "made": "2026-01-01T00:00:00Z"}, values)
 
@@ -99,7 +100,15 @@ def test_the_page_is_whole_and_fetches_nothing(single: bool) -> None:
     assert all(source.startswith("data:image/jpeg;base64,") for source in whole.sources)
     assert "http" not in page.replace("data:", "")
     assert "script" not in whole.seen
-    for title in ("Images, by class", "Operating points", "Confusion matrix", "Training", "Worst mistakes"):
+    for title in (
+        "Images, by class",
+        "Lines, cameras, plants",
+        "Images: recall against false alarms",
+        "Operating points",
+        "Confusion matrix",
+        "Training",
+        "Worst mistakes",
+    ):
         assert title in page
     assert ("Pixels and boxes, by class" in page) is not single
 
