@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from curate.data import AUDIT, AUDIT_EXTRA
 from curate.errors import CurateError
+from curate.http_server import Routes, listening
 from curate.index.dataset import Index
 from curate.masks.decode import pixels_of
 from curate.project import Project
 from labeling import results as ls_results
-from labeling.http_server import Routes, listening
 from labeling.push import REVIEW
 from labeling.remote_project import MODEL_VERSION, LabelStudioProject
 

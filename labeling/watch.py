@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 from curate.errors import CurateError
 from curate.files import ProjectBusy, writer_lock
+from curate.http_server import Routes, listening
 from curate.index import app_views, database
 from curate.project import Project
 from labeling import pull, remote_project, tasks
 from labeling.client import Studio, Unanswered, Unreachable
-from labeling.http_server import Routes, listening
 from labeling.pull import PullReport
 from labeling.remote_project import LabelStudioProject
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from labeling import http_server
-from labeling.http_server import Routes
+from curate import http_server
+from curate.http_server import Routes
 
 SECRET = "the secret"
 LARGEST = 1000

@@ -1,4 +1,4 @@
-"""A small server of our own, for what Label Studio calls: a webhook, the ML backend.
+"""A small HTTP server of our own: the webhook, the ML backend, and a model that answers on this machine.
 
 Anybody who reaches the port may send anything. So the secret is asked for before a body is read, and sizes, times and
 threads are bounded: an over-long body is refused, a slow or silent caller hung up on, and one too many turned away.
