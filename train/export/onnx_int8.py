@@ -10,6 +10,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,42 @@ def end_to_end(module: Any, recipe: Recipe, single: bool) -> Any:
     class Whole(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.network = module
+            self.network = fixed_padding(module)
 
         def forward(self, image: Any) -> Any:
             logits = self.network(normalised(image, scale))
             return logits.softmax(1) if single and not segments else logits.sigmoid()
 
     return Whole().eval()
+
+
+def fixed_padding(module: Any) -> Any:
+    """Return a copy of the network in which TensorFlow's `same` padding, which depends on the input's size, is the one
+    of sizes that the stride divides, as all of ours are. torch.export reasons about the other for hours."""
+    from timm.layers import Conv2dSame
+    from torch import nn
+
+    copied = deepcopy(module)
+    for name, layer in list(copied.named_modules()):
+        if type(layer) is not Conv2dSame:
+            continue
+        (high, wide) = (
+            max((kernel - 1) * dilation + 1 - stride, 0)
+            for kernel, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+        )
+        padding = nn.ZeroPad2d((wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        plain = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+        )
+        plain.load_state_dict(layer.state_dict())
+        copied.set_submodule(name, nn.Sequential(padding, plain))
+    return copied.eval()
 
 
 def torch_runner(module: Any) -> Run:

@@ -32,7 +32,7 @@ from train.recipe import Phase, Recipe, Schedule
 LAST, BEST = "last.ckpt", "best.safetensors"
 THRESHOLD = 0.5
 SMOOTHED = 2  # epochs whose scores are averaged: one alone may be lucky
-EQUAL = 1e-3  # scores that differ by less are equal
+EQUAL = 0.01  # scores that differ by less are equal
 COMPILER = "inductor"  # the backend of torch.compile
 Progress = Callable[[str, int, int], None]
 
@@ -173,7 +173,8 @@ def fit(
             row = ranks.broadcast(row)
             if data.val:
                 row["val_score"] = _smoothed_score(state.fitted.history, row)
-            better = not data.val or _is_better(row, state.fitted.best)
+            top = max((entry.get("val_score", 0.0) for entry in state.fitted.history), default=0.0)
+            better = not data.val or _is_better(row, state.fitted.best, top)
             if better:
                 _save_on_main(settings, folder / BEST, evaluated.state_dict())
                 state.fitted.best = row
@@ -375,11 +376,12 @@ def _smoothed_score(history: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
     return float(np.mean([np.mean(values) if values else 0.0 for values in known]))
 
 
-def _is_better(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    """Return whether an epoch is better: by its score, and by its loss where the scores are as good as equal. By loss
-    alone the best epoch is one that does well on the most frequent class."""
-    gain = float(row["val_score"] - best.get("val_score", -math.inf))
-    return gain > EQUAL or (gain >= -EQUAL and bool(row["val_loss"] < best["val_loss"]))
+def _is_better(row: Mapping[str, Any], best: Mapping[str, Any], top: float) -> bool:
+    """Return whether an epoch is better than the best one: by its score, or by its loss where its score is as good as
+    the highest so far, `top`. By loss alone the best epoch is one that does well on the most frequent class."""
+    if not best or row["val_score"] > best["val_score"] + EQUAL:
+        return True
+    return bool(row["val_score"] >= top - EQUAL and row["val_loss"] < best["val_loss"])
 
 
 def _chunks(images: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:

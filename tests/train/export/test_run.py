@@ -431,3 +431,38 @@ def test_unsigned_activations_where_they_are_asked_for(tmp_path: Path) -> None:
         expected, quantised = (onnx_int8.onnx_runner(file, 1)(images[0]) for file in (source, target))
         np.testing.assert_allclose(expected, quantised, atol=0.02 if VNNI else 0.1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x8.onnx"]
+
+
+# --- TensorFlow's padding -------------------------------------------------------------------------------------------
+
+
+def lite() -> Any:
+    from train import architectures, recipe
+
+    settings = ["model.encoder=tu-tf_efficientnet_lite0", "input.scale=tf", "model.weights=none"]
+    resolved = recipe.load("unet-resnet", settings)
+    return resolved, architectures.build("segmentation", resolved.model, 3, 2).eval()
+
+
+def test_padding_that_is_fixed_for_the_export_changes_nothing() -> None:
+    import torch
+
+    _, network = lite()
+    fixed = onnx_int8.fixed_padding(network)
+    assert "Conv2dSame" in str(network)
+    assert "Conv2dSame" not in str(fixed)
+    for size in ((32, 32), (64, 160), (96, 64)):
+        batch = torch.rand(1, 3, *size)
+        with torch.inference_mode():
+            assert torch.equal(network(batch), fixed(batch))
+
+
+@pytest.mark.exhaustive
+def test_the_package_s_encoder_is_exported_for_any_size(tmp_path: Path) -> None:
+    """With padding that depends on the size, torch.export had not ended after nine minutes."""
+    resolved, network = lite()
+    module = onnx_int8.end_to_end(network, resolved, single=False)
+    assert onnx_int8.write(module, tmp_path / "model.onnx", (64, 96, 3), "lite", any_size=True)
+    image = np.random.default_rng(0).integers(0, 256, (1, 96, 160, 3), np.uint8)
+    (found,) = session(tmp_path / "model.onnx").run(None, {"image": image})
+    np.testing.assert_allclose(found, onnx_int8.torch_runner(module)(image), atol=1e-4)

@@ -133,10 +133,14 @@ def test_the_best_epoch_is_the_one_with_the_best_score_and_the_loss_breaks_ties(
     for entry in (majority, rare, same, same | {"val_loss": 1.1}):
         history.append(entry | {"val_score": loop._smoothed_score(history, entry)})
     assert [entry["val_score"] for entry in history] == pytest.approx([0.45, 0.525, 0.6, 0.6])
-    assert loop._is_better(history[0], {})
-    assert loop._is_better(history[1], history[0]), "although its loss is higher"
-    assert loop._is_better(history[3], history[2]), "its loss is lower"
-    assert not loop._is_better(history[2], history[3])
+    assert loop._is_better(history[0], {}, 0.0)
+    assert loop._is_better(history[1], history[0], 0.45), "although its loss is higher"
+    assert loop._is_better(history[3], history[2], 0.6), "its loss is lower"
+    assert not loop._is_better(history[2], history[3], 0.6)
+    less = {"val_score": 0.595, "val_loss": 0.9}
+    assert loop._is_better(less, history[3], 0.6), "nearly as good, with less loss"
+    assert not loop._is_better({"val_score": 0.588, "val_loss": 0.5}, less, 0.6), "step by step it would sink"
+    assert loop._is_better({"val_score": 0.608, "val_loss": 2.0}, less, 0.6)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
