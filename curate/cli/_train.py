@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 TESTED = ("macro_f1", "clean_false_alarms")
 SHOWN = 5  # failed images that are printed; --json has them all
 
-_models = typer.Typer(help="List the trained models, or choose the one in use.", invoke_without_command=True)
+_models = typer.Typer(
+    help="List the trained models, choose the one in use, or fit anew from which probability on it decides.",
+    invoke_without_command=True,
+)
 
 
 def register(app: typer.Typer) -> None:

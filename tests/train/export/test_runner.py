@@ -23,6 +23,7 @@ from curate.index.dataset import Index
 from curate.masks import shapes
 from curate.masks.decode import pixels_of
 from curate.project import Project
+from tests.curate.cli.test_cli import Run, failed, run  # noqa: F401
 from tests.fakes import REPOSITORY
 from tests.train.conftest import drawn
 from tests.train.export.test_run import LAX, SEGMENTER, trained
@@ -213,13 +214,13 @@ def test_a_model_is_applied_as_predict_does_it(works: Project, exported: Path, t
     damaged_exports(exported)
 
 
-def test_user_errors_are_one_line(tmp_path: Path) -> None:
-    for words, told in (
-        ((tmp_path / "nothing.onnx", tmp_path), "nothing at"),
-        ((tmp_path, tmp_path), "give the folder that curate export-model wrote"),
-        ((tmp_path,), "or --serve"),
-    ):
-        done = curate(*words)
-        assert done.returncode == 1
-        assert told in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("{here}/nothing.onnx", "{here}"), "nothing at"),
+        (("{here}", "{here}"), "give the folder that curate export-model wrote"),
+        (("{here}",), "or --serve"),
+    ],
+)
+def test_user_errors_are_one_line(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:  # noqa: F811
+    assert told in failed(run("run", *(word.format(here=tmp_path) for word in words)))
