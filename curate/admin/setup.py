@@ -304,6 +304,10 @@ _TAIL = """# [aliases]                              # old class name = new one; 
 # annotators = 2
 # severities = ["light", "medium", "heavy"]
 # skip_reasons = ["too dark", "glare", "blurred", "not steel", "unknown defect"]
+# [promotion]                            # what `curate models promote` asks of a model on test
+# min_recall = 0.25                     # of each class that enough groups show
+# max_false_alarms = 0.5                # share of clean images
+# max_calibration_error = 0.25
 # Secrets (Label Studio tokens) never stand here: they come from the environment.
 """
 
