@@ -97,6 +97,10 @@ def _shaken(result: Robustness, project: Project) -> None:
         scores = [_number(level["all"]["score"]) for level in levels]
         table.append((name, *scores, f"{_number(lost)} ({_between(lost)})", _number(alarms)))
     rows(table, right={1, 2, 3, 4, 5, 7})
+    for name, limit in values["limits"].items():
+        lost = f"it costs {_number(limit['drop'])} {score} ({_between(limit['drop'])}), {limit['limit']:g} is allowed"
+        verdict = {True: "passed", False: "failed", None: "not known"}[limit["passed"]]
+        say(lost, f"{name}: {verdict}:", "green" if limit["passed"] else "yellow")
     say()
     head = ("  class", f"{score} clean", "worst", "where", "lost", "recall clean", "worst", "lost")
     by_class: list[tuple[object, ...]] = [head]

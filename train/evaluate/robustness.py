@@ -55,7 +55,8 @@ CONDITIONS = (
     UNCHANGED,
     *((name, severity) for name, levels in LEVELS.items() for severity in range(1, len(levels) + 1)),
 )
-STEP = 1  # raise it when the same model and labels give other metrics than before
+LIMITS = {"glare": 0.03}  # the most score that a change of any severity may cost
+STEP = 2  # raise it when the same model and labels give other metrics than before
 CHUNK = 16  # images written at once
 MANIFEST, METRICS_FILE = "manifest.json", "figures.json"
 Bools = NDArray[np.bool_]
@@ -213,18 +214,26 @@ def summarise(results: ConditionResults) -> dict[str, Any]:
     changes = {name: [each[name, row + 1] for row in range(len(levels))] for name, levels in LEVELS.items()}
     everything = [metrics for rows in changes.values() for metrics in rows]
     names = [condition for condition in CONDITIONS if condition != UNCHANGED]
+    worst_of = {
+        name: worst_condition(each[UNCHANGED], rows, [(name, row + 1) for row in range(len(rows))])
+        for name, rows in changes.items()
+    }
     return {
         "score": "F1" if results.counts is None else "Dice",
         "images": len(results.groups),
         "groups": int(draws.weights.shape[1]),
         "clean": _estimates(each[UNCHANGED]),
         "changes": {name: [_estimates(metrics) for metrics in rows] for name, rows in changes.items()},
-        "worst_of": {
-            name: worst_condition(each[UNCHANGED], rows, [(name, row + 1) for row in range(len(rows))])
-            for name, rows in changes.items()
-        },
+        "worst_of": worst_of,
+        "limits": {name: _limit(worst_of[name]["all"]["score"]["drop"], limit) for name, limit in LIMITS.items()},
         "worst": worst_condition(each[UNCHANGED], everything, names),
     }
+
+
+def _limit(drop: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    """Return whether a change costs no more than is allowed; None where that is not known."""
+    passed = None if drop["value"] is None else bool(drop["value"] <= limit + 1e-9)
+    return {"limit": limit, "drop": dict(drop), "passed": passed}
 
 
 def _estimates(by_class: Mapping[str, MetricsByName]) -> dict[str, Any]:

@@ -31,12 +31,12 @@ from curate.select import uncertainty
 from train import store
 from train.data import dataset
 from train.data.dataset import TrainingData
-from train.data.pixels import Pixels, read, resized, with_channels
+from train.data.pixels import STRIDE, Pixels, read, resized, with_channels
 from train.evaluate import metrics
 from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
-from train.predict.predictor import Floats, ImagePrediction, Predictor, load_predictor
+from train.predict.predictor import OVERLAP, SIDE, Floats, ImagePrediction, Predictor, load_predictor
 from train.recipe import SCALES
 from train.store import StoredModel
 
@@ -455,6 +455,7 @@ def _sidecar(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
         "mark": job.mark,
         "input": _input(job, shape, any_size),
         "output": _output(job),
+        "tiling": _tiling(job),
         "thresholds": {name: decision.threshold for name, decision in decisions.items()},
         "min_areas": {name: decision.min_area for name, decision in decisions.items()},
         "opset": onnx_int8.OPSET,
@@ -480,6 +481,13 @@ def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
         "resize": resize,
         "normalisation": {"inside": True, "mean": mean, "std": std},
     }
+
+
+def _tiling(job: ExportJob) -> dict[str, Any] | None:
+    """Return how a segmenter's image is cut into tiles, which fade into each other where they overlap."""
+    if job.predictor.recipe.task != "segmentation":
+        return None
+    return {"side": SIDE, "most_pixels": job.predictor.tile, "overlap": OVERLAP, "multiple_of": STRIDE}
 
 
 def _output(job: ExportJob) -> dict[str, Any]:

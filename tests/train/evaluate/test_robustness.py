@@ -86,6 +86,7 @@ def test_figures_by_hand(segments: bool) -> None:
     assert worst["drop"]["low"] < worst["drop"]["value"] < worst["drop"]["high"]
     assert worst["drop"]["low"] > 0
     assert summary["worst_of"]["glare"]["crack"]["score"]["drop"]["value"] == 0
+    assert summary["limits"]["glare"]["passed"] is True
     assert summary["worst"]["hole"]["recall"]["drop"]["value"] == 0
     everything = summary["worst"]["all"]["score"]
     pooled = 1 - (cracks[:20].sum()) / results.present.sum()
@@ -196,3 +197,8 @@ def test_leave_one_exposure_out(run: Run, tiles: Project, monkeypatch: pytest.Mo
     code, out, err = run(*arguments, "exposure")
     assert (code, "left out" in out) == (0, True), err
     assert "0 trainings" in err
+
+
+@pytest.mark.parametrize(("drop", "passed"), [(0.03, True), (0.031, False), (-0.1, True), (None, None)])
+def test_a_change_may_cost_its_limit(drop: float | None, passed: bool | None) -> None:
+    assert robustness._limit({"value": drop}, 0.03)["passed"] is passed
