@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -171,7 +172,7 @@ def figures_on_test(project: Project, key: str, names: Collection[str]) -> dict[
     overall = _read(newest[1] / "figures.json").get("overall")
     entries = {name: overall.get(name) if isinstance(overall, dict) else None for name in names}
     values = {name: entry.get("value") if isinstance(entry, dict) else None for name, entry in entries.items()}
-    return {name: float(value) if isinstance(value, int | float) else None for name, value in values.items()}
+    return {name: value if isinstance(value, float) else None for name, value in values.items()}
 
 
 def set_decisions(model: StoredModel, fitted: dict[str, Any]) -> None:
@@ -222,8 +223,16 @@ def rollback(project: Project) -> str:
 
 
 def _read_alias(project: Project, name: str) -> dict[str, Any]:
+    """Return the alias's file, in which every model is a plain name: paths are built from it."""
     file = models_folder(project) / f"{name}.json"
-    return _read(file) if file.is_file() else {}
+    content = _read(file) if file.is_file() else {}
+    before = content.get("before", [])
+    if not isinstance(before, list) or not isinstance(content.get("forced") or {}, dict | str):
+        raise _damaged(file, "before is no list, or forced no object")
+    for key in (content.get("model") or "none", *before):
+        if not isinstance(key, str) or not re.fullmatch(r"[\w-]{1,100}", key):
+            raise _damaged(file, f"{str(key)[:40]!r} is no model")
+    return content
 
 
 def _read(file: Path) -> dict[str, Any]:

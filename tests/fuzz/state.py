@@ -494,11 +494,28 @@ def _prepare_models() -> None:
     module = architectures.build(made.task, made.model, made.input.channels, 2)
     manifest = {"key": "abcdef", "classes": ["crack", "hole"], "outputs": ["crack", "hole"], "single": False}
     manifest |= {"recipe": made.model_dump(mode="json"), "made": "2026-01-01T00:00:00Z", "versions": {"torch": "2"}}
+    manifest |= {
+        "task": made.task,
+        "history": [],
+        "skipped": {},
+        "seconds": 1.5,
+        "best": {"epoch": 0, "train_loss": 0.5},
+    }
+    manifest |= {"data": {"train": 2, "val": 1, "by_class": {"crack": 1}}, "images": {"train": ["a"], "val": ["b"]}}
+    val = {"images": 3, "found": 2, "without": 4, "false_alarms": 1}
+    manifest["decisions"] = {"crack": {"threshold": 0.3, "min_area": None, "target": 0.9, "val": val}}
+    evaluated = {"overall": {"macro_f1": {"value": 0.5}, "clean_false_alarms": {"value": None}}}
+    forced = {"older": {"overruled": "it finds less", "why": "x", "when": "2026-01-01T00:00:00Z"}}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "work" / "models"
         checkpoint.save(home / "abcdef" / store.WEIGHTS, module.state_dict())
         (home / "abcdef" / store.MANIFEST).write_text(json.dumps(manifest))
-        (home / "production.json").write_text(json.dumps({"model": "abcdef", "before": ["older"], "why": "x"}))
+        production = {"model": "abcdef", "before": ["older"], "forced": forced}
+        (home / "production.json").write_text(json.dumps(production))
+        evaluation = Path(folder) / "work" / "evaluations" / "abcdef" / "test-1"
+        evaluation.mkdir(parents=True)
+        (evaluation / "manifest.json").write_text(json.dumps({"made": "2026-01-01T00:00:00Z"}))
+        (evaluation / "figures.json").write_text(json.dumps(evaluated))
         (home / "candidate.json").write_text(json.dumps({"model": "abcdef", "before": []}))
         _files["models"] = _below(Path(folder))
 
@@ -509,6 +526,8 @@ def _check_models(case: Any, root: Path) -> str:
 
     project = _project(root)
     assert all(one.key and one.folder.parent == store.models_folder(project) for one in store.all_models(project))
+    for one in store.all_models(project):
+        store.figures_on_test(project, one.key, ("macro_f1", "clean_false_alarms"))
     store.current(project)
     with contextlib.suppress(store.CurateError):
         store.rollback(project)

@@ -148,3 +148,24 @@ def test_a_recipe_that_builds_nothing_is_one_line(model: StoredModel, changes: A
 def test_what_no_training_left_is_one_line(tmp_path: Path, state: Any) -> None:
     checkpoint.save(tmp_path / loop.LAST, {"model.a": torch.zeros(1)}, state)
     assert "not the state of a training" in error_line(lambda: loop._load_state(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "abc", "before": [{}]},
+        {"model": "abc", "before": ["x" * 4000]},
+        {"model": "abc", "before": ["../../etc"]},
+        {"model": 3},
+        {"model": "abc", "before": "older"},
+        {"model": "abc", "before": [], "forced": ["x"]},
+    ],
+)
+def test_an_alias_names_models_and_nothing_else(tmp_path: Path, content: dict[str, object]) -> None:
+    project = setup.write(tmp_path / "plant", [{"name": "line", "format": "images", "data": tmp_path}], ("crack",))
+    folder = store.models_folder(project)
+    folder.mkdir(parents=True)
+    (folder / "production.json").write_text(json.dumps(content))
+    for call in (store.rollback, lambda opened: store.alias(opened, store.PRODUCTION)):
+        with pytest.raises(CurateError, match=r"production\.json is damaged"):
+            call(project)
