@@ -384,8 +384,10 @@ def _tail(output: str) -> list[str]:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], minutes: float, kills: int | None, seed: int, say: Callable[[str], None]) -> list[Tally]:
-    """Kill each command for its share of the time, or `kills` times."""
+def run(
+    names: Sequence[str], minutes: float, kills: int | None, seed: int, say: Callable[[str], None], skip: int = 0
+) -> list[Tally]:
+    """Kill each command for its share of the time, or `kills` times, without the first `skip` trials."""
     room = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
     scratch = Path(tempfile.mkdtemp(prefix="curate-kill-", dir=room))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -397,13 +399,15 @@ def run(names: Sequence[str], minutes: float, kills: int | None, seed: int, say:
             if share < 0 and not kills:
                 say(f"no time left for {', '.join(names[place:])}")
                 break
-            tallies.append(_killed(Trial(name, COMMANDS[name], warm, bases), share, kills, seed, say))
+            tallies.append(_killed(Trial(name, COMMANDS[name], warm, bases), share, kills, seed, say, skip))
         return tallies
     finally:
         warm.close()
 
 
-def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Callable[[str], None]) -> Tally:
+def _killed(
+    trial: Trial, seconds: float, most: int | None, seed: int, say: Callable[[str], None], skip: int = 0
+) -> Tally:
     end = time.monotonic() + seconds
     trial.prepare()
     say(f"{trial.name}: prepared, {trial.tally.writes} writes, {trial.seconds:.1f} s a run")
@@ -411,9 +415,11 @@ def _killed(trial: Trial, seconds: float, most: int | None, seed: int, say: Call
     for number, kill in enumerate(trial.kills(seed)):
         if number == most or (most is None and time.monotonic() >= end):
             break
-        trial.attempt(kill)
         if kill.write and not kill.torn:
             states.add(kill.write)
+        if number < skip:
+            continue
+        trial.attempt(kill)
         tally.writes_killed = sum(trial.same.get(n, n) in states for n in range(1, tally.writes + 1))
         for finding in tally.findings[-3:] if tally.findings and tally.findings[-1].kill == str(kill) else ():
             say(f"  {finding.kill}\n    {finding.symptom}\n      " + "\n      ".join(finding.detail))
@@ -436,6 +442,7 @@ def main() -> None:
     parser.add_argument("--only", help=f"commas between; of: {', '.join(COMMANDS)}")
     parser.add_argument("--kills", type=int, help="so many of each command, however long that takes")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--skip", type=int, default=0, help="the first trials, which an earlier run has done")
     parser.add_argument("--json", action="store_true", help="print one object; all else goes to stderr")
     given = parser.parse_args()
     names = given.only.split(",") if given.only else list(COMMANDS)
@@ -445,7 +452,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
 
-    tallies = run(names, given.minutes, given.kills, given.seed, say)
+    tallies = run(names, given.minutes, given.kills, given.seed, say, given.skip)
     if given.json:
         print(json.dumps({"commands": [asdict(one) for one in tallies]}))
     total = sum(one.kills_at_writes + one.kills_at_moments for one in tallies)
