@@ -55,8 +55,8 @@ class Model(_Strict):
 class Input(_Strict):
     """Input size: segmentation takes crops of it, classification resizes an image to as many pixels."""
 
-    height: int = Field(default=256, ge=32)
-    width: int = Field(default=256, ge=32)
+    height: int = Field(default=256, ge=32, le=1 << 14)
+    width: int = Field(default=256, ge=32, le=1 << 14)
     channels: Literal[1, 3] = 3
     scale: Literal["imagenet", "tf"] = "imagenet"
 
@@ -267,7 +267,9 @@ def validate(values: Mapping[str, Any], where: str = "") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise CurateError(where + _error_line(error)) from None
+        raise CurateError(where + " ".join(_error_line(error).split())) from None
+    except UnicodeEncodeError:
+        raise CurateError(f"{where}a text is not Unicode") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -151,3 +151,18 @@ def test_the_size_follows_the_images(tmp_path: Path) -> None:
     assert (crop.height, crop.width) == (256, 512)
     whole = dataset.resolved_input(recipe.load("mobilenetv2-fast"), strips)
     assert (whole.height, whole.width) == (96, 576)  # 6.25 to 1 as nearly as multiples of 32 allow, 224 x 224 pixels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": {"height": 1 << 40}},
+        {"loss": [{"name": "of two\nlines"}]},
+        {"task": "segmentation\ud800"},
+    ],
+)
+def test_a_hostile_recipe_is_one_line(change: dict[str, Any]) -> None:
+    values = recipe.load("simple-cnn").model_dump(mode="json")
+    with pytest.raises(CurateError) as caught:
+        recipe.validate(values | change, "manifest.json: ")
+    assert "\n" not in str(caught.value)
