@@ -163,8 +163,8 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def figures_on_test(project: Project, key: str, names: Collection[str]) -> dict[str, float | None] | None:
-    """Return these figures over all classes of a model's newest evaluation on test, if there is one."""
+def metrics_on_test(project: Project, key: str, names: Collection[str]) -> dict[str, float | None] | None:
+    """Return these metrics over all classes of a model's newest evaluation on test, if there is one."""
     manifests = (project.work / "evaluations" / key).glob("test-*/manifest.json")
     newest = max(((str(_read(file).get("made")), file.parent) for file in manifests), default=None)
     if newest is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli._common import DeviceOption, ProjectOption, device_named, open_project
+from curate.cli._common import DeviceOption, ProjectOption, device_named, open_project, tell
 from curate.errors import CurateError, LabelProblem
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def _apply(loaded: Runner, images: list[str], overlays: Path | None) -> None:
         raise CurateError(f"no image in {', '.join(images)}")
     times = runner.latency(ms)
     told = f"{len(ms)} images, {defective} show something, {len(failed)} failed; {loaded.engine}"
-    _tell(f"{told}: p50 {times['p50_ms']:g} ms, p95 {times['p95_ms']:g} ms an image" if ms else told)
+    tell(f"{told}: p50 {times['p50_ms']:g} ms, p95 {times['p95_ms']:g} ms an image" if ms else told)
     for reason in failed[:SHOWN]:
-        _tell(f"failed: {reason}")
+        tell(f"failed: {reason}")
     if failed:
         raise typer.Exit(1)
 
@@ -104,10 +104,6 @@ def _paths(images: list[str]) -> Iterator[Path]:
 def _line(entry: dict[str, Any]) -> None:
     sys.stdout.write(jsonlib.dumps(entry) + "\n")
     sys.stdout.flush()
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def _write_overlay(loaded: Runner, folder: Path, path: Path, answer: Answer) -> None:
@@ -156,5 +152,5 @@ def _serve(loaded: Runner, port: int) -> None:
             return self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
 
     with listening("127.0.0.1", port, Model) as url:
-        _tell(f"model {loaded.predictor.key} answers at {url}: POST an image. Ctrl-C ends it")
+        tell(f"model {loaded.predictor.key} answers at {url}: POST an image. Ctrl-C ends it")
         threading.Event().wait()

@@ -211,7 +211,7 @@ def models_list(project: ProjectOption = None, json: JsonOption = False) -> None
 
     opened = open_project(project)
     aliases = {name: store.alias(opened, name) for name in (store.CANDIDATE, store.PRODUCTION)}
-    tested = {model.key: store.figures_on_test(opened, model.key, TESTED) for model in store.all_models(opened)}
+    tested = {model.key: store.metrics_on_test(opened, model.key, TESTED) for model in store.all_models(opened)}
     models = [_summary(model, aliases, tested[model.key]) for model in store.all_models(opened)]
     if json:
         emit({"models": models, "current": store.current(opened), **aliases})

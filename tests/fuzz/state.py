@@ -527,7 +527,7 @@ def _check_models(case: Any, root: Path) -> str:
     project = _project(root)
     assert all(one.key and one.folder.parent == store.models_folder(project) for one in store.all_models(project))
     for one in store.all_models(project):
-        store.figures_on_test(project, one.key, ("macro_f1", "clean_false_alarms"))
+        store.metrics_on_test(project, one.key, ("macro_f1", "clean_false_alarms"))
     store.current(project)
     with contextlib.suppress(store.CurateError):
         store.rollback(project)

@@ -4,7 +4,7 @@
     the first one  better than always naming the majority
     a later one    finds no less of the rarest class than production's model, and is not clearly worse in anything else
 
-A refusal names each figure. `--force` overrules it; the reason, and the person's, stay in `production.json`.
+A refusal names each metric. `--force` overrules it; the reason, and the person's, stay in `production.json`.
 """
 
 from __future__ import annotations
@@ -82,29 +82,29 @@ def _asked(
         evaluated = evaluating.evaluate_images(plan, device, progress)
     except CurateError as error:
         return [f"it cannot be evaluated on test ({error})"], [], []
-    figures = evaluating.summarise(evaluated.split, evaluated.val, {})
-    objections, warnings = below_floors(figures, project.config.promotion), blind_spots(figures)
+    metrics = evaluating.summarise(evaluated.split, evaluated.val, {})
+    objections, warnings = below_floors(metrics, project.config.promotion), blind_spots(metrics)
     if before is None:
         notes = ["there was no other model in production, so it was compared with the baselines"]
-        return [*objections, *below_baselines(figures)], notes, warnings
+        return [*objections, *below_baselines(metrics)], notes, warnings
     try:
         comparison = compare.run(project, before, key, request, progress)
     except CurateError as error:
         return [*objections, f"it cannot be compared with production's model ({error})"], [], warnings
-    return [*objections, *worse(comparison, figures)], comparison.verdict, warnings
+    return [*objections, *worse(comparison, metrics)], comparison.verdict, warnings
 
 
 # --- objections -----------------------------------------------------------------------------------------------------
 
 
-def below_floors(figures: Mapping[str, Any], floors: PromotionConfig) -> list[str]:
-    """Return the figures that miss the project's floors; classes of which test has too few groups are not asked."""
+def below_floors(metrics: Mapping[str, Any], floors: PromotionConfig) -> list[str]:
+    """Return the metrics that miss the project's floors; classes of which test has too few groups are not asked."""
     wrong = [
         f"it finds {_share(by_name['recall'])} of {name}; promotion.min_recall is {floors.min_recall:g}"
-        for name, by_name in figures["classes"].items()
+        for name, by_name in metrics["classes"].items()
         if _is_known(by_name["recall"]) and by_name["recall"]["value"] < floors.min_recall
     ]
-    alarms, ece = figures["overall"]["clean_false_alarms"], figures["overall"]["ece"]
+    alarms, ece = metrics["overall"]["clean_false_alarms"], metrics["overall"]["ece"]
     if alarms["value"] is not None and alarms["value"] > floors.max_false_alarms:
         floor = f"promotion.max_false_alarms is {floors.max_false_alarms:g}"
         wrong.append(f"it raises a false alarm on {_share(alarms)} of the clean images; {floor}")
@@ -114,16 +114,16 @@ def below_floors(figures: Mapping[str, Any], floors: PromotionConfig) -> list[st
     return wrong
 
 
-def below_baselines(figures: Mapping[str, Any]) -> list[str]:
+def below_baselines(metrics: Mapping[str, Any]) -> list[str]:
     """Return why a first model is no better than none."""
-    majority = figures["baselines"]["majority"]
-    reached, baseline = (values["macro_f1"]["value"] for values in (figures["overall"], majority))
+    majority = metrics["baselines"]["majority"]
+    reached, baseline = (values["macro_f1"]["value"] for values in (metrics["overall"], majority))
     if reached is not None and reached <= (baseline or 0):
         return [f"its macro F1, {reached:.2f}, is no better than always saying {', '.join(majority['said'])}"]
     return []
 
 
-def worse(comparison: Comparison, figures: Mapping[str, Any]) -> list[str]:
+def worse(comparison: Comparison, metrics: Mapping[str, Any]) -> list[str]:
     """Return what the model does worse than production's: less of the rarest class at all, other things clearly."""
     wrong = [found] if (found := objection(comparison)) else []
     rarest = _rarest(comparison)
@@ -133,7 +133,7 @@ def worse(comparison: Comparison, figures: Mapping[str, Any]) -> list[str]:
     alarms, ece = comparison.overall.get("clean_false_alarms"), comparison.overall.get("ece")
     if alarms is not None and alarms.low > 0:
         wrong.append(f"it raises more false alarms on clean images: {_difference(alarms)}")
-    if ece is not None and ece.low > 0 and (figures["overall"]["ece"]["value"] or 0) > TELLING_ECE:
+    if ece is not None and ece.low > 0 and (metrics["overall"]["ece"]["value"] or 0) > TELLING_ECE:
         wrong.append(f"its probabilities are less calibrated: error {_difference(ece)}")
     return wrong
 
@@ -156,11 +156,11 @@ def _rarest(comparison: Comparison) -> str | None:
     return min(shown, key=lambda name: (shown[name], name), default=None)
 
 
-def blind_spots(figures: Mapping[str, Any]) -> list[str]:
+def blind_spots(metrics: Mapping[str, Any]) -> list[str]:
     """Return what test cannot tell of the model."""
-    few = [name for name, values in figures["classes"].items() if not _is_known(values["recall"])]
+    few = [name for name, values in metrics["classes"].items() if not _is_known(values["recall"])]
     spots = [f"fewer than {FEW} groups of test show {', '.join(few)}: no recall is asked for"] if few else []
-    if figures["overall"]["clean_false_alarms"]["value"] is None:
+    if metrics["overall"]["clean_false_alarms"]["value"] is None:
         spots.append("test has no clean image: how many false alarms it raises is not known")
     return spots
 
@@ -169,8 +169,8 @@ def _is_known(recall: Mapping[str, Any]) -> bool:
     return recall["value"] is not None and not recall["silent"]
 
 
-def _share(figure: Mapping[str, Any]) -> str:
-    return f"{figure['value']:.0%} ({figure['low']:.0%} to {figure['high']:.0%})"
+def _share(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.0%} ({metric['low']:.0%} to {metric['high']:.0%})"
 
 
 def _difference(estimate: Estimate) -> str:

@@ -50,7 +50,6 @@ class Runner:
         """Predict the image in these bytes. Raises LabelProblem where they are none, or none for this model."""
         begun = time.perf_counter()
         pixels = pixels_of(content, self.max_pixels)
-        read = time.perf_counter()
         try:
             prediction = self.predictor.predict_image(pixels)
         except Exception as error:
@@ -58,20 +57,15 @@ class Runner:
                 raise
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise LabelProblem(f"the exported file takes no image of {size} pixels: see input in {SIDECAR}") from None
-        return Answer(pixels, prediction, 1000 * (read - begun), 1000 * (time.perf_counter() - read))
+        return Answer(pixels, prediction, 1000 * (time.perf_counter() - begun))
 
 
 class Answer(NamedTuple):
-    """An image, what the model says of it, and the milliseconds of decoding and of predicting."""
+    """An image, its prediction, and the milliseconds that decoding and predicting took."""
 
     pixels: Pixels
     prediction: ImagePrediction
-    decode_ms: float
-    predict_ms: float
-
-    @property
-    def ms(self) -> float:
-        return self.decode_ms + self.predict_ms
+    ms: float
 
     def to_json(self) -> dict[str, Any]:
         defects = [
@@ -196,19 +190,19 @@ def _answer(runner: Runner, content: bytes | LabelProblem) -> Answer | LabelProb
 
 def overlay(answer: Answer, classes: Iterable[str]) -> bytes:
     """Return the image as a PNG, its defects outlined in their class's colour with name and confidence."""
-    colors = {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(classes)}
+    palette = [tuple(int(color[at : at + 2], 16) for at in (1, 3, 5)) for color in PALETTE]
+    colors = {name: palette[number % len(palette)] for number, name in enumerate(classes)}
     image = np.ascontiguousarray(with_channels(answer.pixels, 3))
     height, width = image.shape[:2]
     for defect, confidence in answer.prediction.defects:
-        rgb = tuple(int(colors[defect.label][at : at + 2], 16) for at in (1, 3, 5))
+        rgb = colors[defect.label]
         contours, _ = cv2.findContours(
             shapes.mask_of(defect, width, height), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
         )
         cv2.drawContours(image, contours, -1, rgb, 1, cv2.LINE_AA)
         _write(image, f"{defect.label} {confidence:.2f}", (int(defect.box[0]), int(defect.box[1]) - 4), rgb)
     for line, (name, confidence) in enumerate(answer.prediction.classes):
-        rgb = tuple(int(colors[name][at : at + 2], 16) for at in (1, 3, 5))
-        _write(image, f"{name} {confidence:.2f}", (4, 14 + 14 * line), rgb)
+        _write(image, f"{name} {confidence:.2f}", (4, 14 + 14 * line), colors[name])
     return bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
 
 

@@ -30,8 +30,8 @@ def test_less_recall_of_the_rarest_class_is_an_objection_more_is_none() -> None:
     assert promote.objection(of(weak, weak)) is None
 
 
-def figures(recall: float = 0.8, alarms: float | None = 0.1, ece: float = 0.05, f1: float = 0.7) -> dict[str, Any]:
-    """The figures of an evaluation, as far as the gate reads them."""
+def metrics(recall: float = 0.8, alarms: float | None = 0.1, ece: float = 0.05, f1: float = 0.7) -> dict[str, Any]:
+    """The metrics of an evaluation, as far as the gate reads them."""
 
     def entry(value: float | None, silent: bool = False) -> dict[str, Any]:
         return {"value": value, "low": 0.0, "high": 1.0, "silent": silent}
@@ -59,17 +59,17 @@ def figures(recall: float = 0.8, alarms: float | None = 0.1, ece: float = 0.05, 
     ],
 )
 def test_every_floor_is_named_that_a_model_misses(values: dict[str, Any], reason: str | None) -> None:
-    reasons = promote.below_floors(figures(**values), PromotionConfig())
+    reasons = promote.below_floors(metrics(**values), PromotionConfig())
     assert [reason in found for found in reasons] == [True] if reason else not reasons
 
 
 def test_a_first_model_must_beat_the_majority() -> None:
-    assert not promote.below_baselines(figures())
-    assert promote.below_baselines(figures(f1=0.3)) == ["its macro F1, 0.30, is no better than always saying crack"]
+    assert not promote.below_baselines(metrics())
+    assert promote.below_baselines(metrics(f1=0.3)) == ["its macro F1, 0.30, is no better than always saying crack"]
 
 
 def test_blind_spots_of_test_are_warnings() -> None:
-    few, clean = promote.blind_spots(figures(alarms=None))
+    few, clean = promote.blind_spots(metrics(alarms=None))
     assert "groups of test show hole" in few
     assert clean == "test has no clean image: how many false alarms it raises is not known"
 
@@ -77,11 +77,11 @@ def test_blind_spots_of_test_are_warnings() -> None:
 def test_more_false_alarms_and_less_of_any_class_are_objections() -> None:
     truth = drawn(300)
     good, noisy, blind = (with_decisions(truth, *rates) for rates in ((0.8, 0.1), (0.8, 0.6), (0.3, 0.1)))
-    assert promote.worse(of(good, good), figures()) == []
-    assert any("more false alarms" in reason for reason in promote.worse(of(good, noisy), figures()))
-    found = [reason for reason in promote.worse(of(good, blind), figures()) if "it finds less of" in reason]
+    assert promote.worse(of(good, good), metrics()) == []
+    assert any("more false alarms" in reason for reason in promote.worse(of(good, noisy), metrics()))
+    found = [reason for reason in promote.worse(of(good, blind), metrics()) if "it finds less of" in reason]
     assert len(found) == len(truth.classes), "the rarest and every other"
-    assert promote.worse(of(blind, good), figures()) == []
+    assert promote.worse(of(blind, good), metrics()) == []
 
 
 @pytest.mark.train
