@@ -36,6 +36,7 @@ from curate.formats._common import (
 CLASSES = ("1", "2", "3", "4")
 CELL = r'(?:[^",]*|"[^"]*(?:""[^"]*)*")'
 QUOTED = re.compile(f"{CELL}(?:,{CELL})*")
+PAIRED = re.compile(r"(.+\.[A-Za-z]+)_(\w+)")
 HEADERS = (["ImageId", "ClassId", "EncodedPixels"], ["ImageId_ClassId", "EncodedPixels"])
 
 
@@ -112,8 +113,9 @@ def _row(line: int, text: str, header: list[str]) -> _Row:
     cells = [cell.strip() for cell in _cells(text) or ()]
     if len(cells) != len(header):
         problem = f"row has {len(cells)} cells, the header {len(header)}" if cells else "quotes do not fit each other"
-        name = text.replace('"', "").split(",")[0].strip()  # the image, as far as it can be read
-        image, label = (name, "") if len(header) == 3 else _split(name)
+        name = text.replace('"', "").split(",")[0].strip()  # the image, as far as it can be read, in either shape
+        paired = PAIRED.fullmatch(name)
+        image, label = paired.groups() if paired else (name, "")
         return _Row(line, image, label, "", problem)
     image, label = (cells[0], cells[1]) if len(header) == 3 else _split(cells[0])
     rle = cells[-1]

@@ -300,6 +300,13 @@ def test_severstal_bad_row_of_the_second_shape(row: str, root: Path) -> None:
     assert only_reject(entries, "train_images/a.jpg").line == 2
 
 
+@pytest.mark.parametrize("header", ["ImageId,ClassId,EncodedPixels", "ImageId_ClassId,EncodedPixels"])
+def test_severstal_a_row_of_the_other_shape_rejects_its_image(header: str, root: Path) -> None:
+    row = "a_b.jpg_1,5 2" if header.count(",") == 2 else "a_b.jpg,1,5 2"
+    entries = severstal(root, f"{header}\n{row}\n", "train_images/a_b.jpg", fully=True)
+    assert [reject.path for reject in rejects(entries)] == ["train_images/a_b.jpg"]
+
+
 def test_severstal_row_without_image(root: Path) -> None:
     entries = severstal(root, "ImageId,ClassId,EncodedPixels\n,3,1 2\n")
     assert "names no image" in only_reject(entries, "train.csv").reason
