@@ -306,7 +306,7 @@ def _exemplars(index: Index, pool: Pool, vectors: Vectors, given: str | None, no
     if not windows:
         return pool.exemplars
     image_ids, tile, vector, cls = zip(*windows, strict=True)
-    return Exemplars(tuple(image_ids), np.array(tile, np.int16), np.stack(vector), tuple(cls))
+    return Exemplars(tuple(image_ids), np.array(tile, np.int16), np.stack(vector), tuple(cls), bool(given))
 
 
 def _without_held_out(pool: Pool, ids: list[str], notes: list[str]) -> list[str]:

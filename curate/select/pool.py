@@ -31,12 +31,13 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Windows that show a rare defect; the class is '' where it is unknown."""
+    """Windows that show a rare defect; the class is '' where it is unknown. `given`: by the user, not from labels."""
 
     ids: tuple[str, ...]
     tiles: NDArray[np.int16]
     vectors: Floats
     classes: tuple[str, ...]
+    given: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,9 +45,8 @@ class Exemplars:
     def of(self, names: Sequence[str]) -> Exemplars:
         """The exemplars of these classes, and those of unknown class."""
         keep = [i for i, name in enumerate(self.classes) if name in names or not name]
-        return Exemplars(
-            tuple(self.ids[i] for i in keep), self.tiles[keep], self.vectors[keep], tuple(self.classes[i] for i in keep)
-        )
+        ids, classes = (tuple(values[i] for i in keep) for values in (self.ids, self.classes))
+        return Exemplars(ids, self.tiles[keep], self.vectors[keep], classes, self.given)
 
 
 NO_EXEMPLARS = Exemplars((), np.zeros(0, np.int16), np.zeros((0, 0), np.float32), ())
@@ -193,11 +193,15 @@ class Pool:
             rows = np.arange(start, min(start + step, len(self)))
             yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
 
-    def per_effort(self, values: Floats) -> Floats:
-        """Divide the values above 0, of one image a row, by the images' effort where people's time is what counts."""
+    def per_effort(self, values: Floats, rows: Rows | None = None) -> Floats:
+        """Divide the values above 0, of one image a row, by the images' effort where people's time is what counts.
+
+        `rows`: the rows that the values belong to, where these are not all.
+        """
         if self.effort is None:
             return values
-        effort = self.effort.reshape(-1, *[1] * (values.ndim - 1))
+        effort = self.effort if rows is None else self.effort[rows]
+        effort = effort.reshape(-1, *[1] * (values.ndim - 1))
         return np.asarray(np.where(values > 0, values / effort, values), values.dtype)
 
     @property

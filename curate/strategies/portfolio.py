@@ -1,12 +1,12 @@
 """The default: rare candidates, uncertain images, unseen kinds and an audit, with shares that follow what each finds.
 
-`rare`: candidates for the scarcest classes, by similarity to the exemplars until people have refused some, then by a
-probe on windows. `uncertain`: class-stratified uncertainty. `explore`: the most unusual images while kinds of defect
-are likely to be unseen (Good, 1953), then coverage of what is not labelled. `audit`: random with known chances, so that
-unbiased error estimates stay possible. The shares depend on the labels and the model that exist, and on whether
-the user asks for classes that can be looked for; from the second round on they move towards the slots that found more
-(see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot work goes to the
-others.
+`rare`: candidates for the scarcest classes, by a probe on windows that exemplars teach, and by similarity to them until
+people have refused some. `uncertain`: class-stratified uncertainty. `explore`: unusual images far from all that is
+labelled. `audit`: random with known chances, so that unbiased error estimates stay possible. The shares depend on the
+labels and the model that exist, on whether the user gives exemplars or asks for classes that can be looked for, and
+else on how many kinds are likely to be unseen (Good, 1953); from the second round on they move towards the slots that
+found more (see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot work
+goes to the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curate.data import AUDIT
 from curate.errors import CurateError
 from curate.select import bandit, linear_probe, window_probe
 from curate.select.pool import Picks, Pool, shares
-from curate.strategies import anomaly, class_stratified, maxherding, random
+from curate.strategies import anomaly, class_stratified, random
 from curate.strategies import audit as audit_slot
 from curate.strategies import rare as rare_slot
 from curate.strategies import window_probe as window_slot
@@ -29,45 +29,43 @@ from curate.strategies._common import Rng
 
 REGIMES = {
     "no labels": {"rare": 0.0, "uncertain": 0.0, "explore": 0.85, "audit": 0.15},
-    "few labels": {"rare": 0.40, "uncertain": 0.25, "explore": 0.20, "audit": 0.15},
-    "a model": {"rare": 0.35, "uncertain": 0.35, "explore": 0.15, "audit": 0.15},
-    "classes asked for": {"rare": 0.70, "uncertain": 0.10, "explore": 0.05, "audit": 0.15},
+    "few labels": {"rare": 0.34, "uncertain": 0.21, "explore": 0.30, "audit": 0.15},
+    "a model": {"rare": 0.28, "uncertain": 0.27, "explore": 0.30, "audit": 0.15},
+    "classes asked for": {"rare": 0.80, "uncertain": 0.0, "explore": 0.05, "audit": 0.15},
 }
+GROWING = ("few labels", "a model")  # regimes whose `explore` grows with the unseen share
+GROWN, AT = 0.80, 0.5  # its largest share, and the unseen share from which on it has that
 MOST = 1000.0  # of a share; shares are relative to each other
-UNSEEN = 0.1  # the share of defects of unseen kinds from which on `explore` looks for them
 
 
 def find_rare(pool: Pool, budget: int, rng: Rng) -> Picks:
-    """The window probe where it can learn from what people refused, else similarity and the model."""
+    """The window probe where it can learn from what people refused; before, every other pick is by similarity."""
     names = window_slot.sought_classes(pool)
-    if names and all(window_probe.refused(pool, name).any() for name in names):
-        return window_slot.select(pool, budget, rng)
-    return rare_slot.select(pool, budget, rng)
+    if not names:
+        return rare_slot.select(pool, budget, rng)
+    likely = window_slot.select(pool, budget, rng)
+    if all(window_probe.refused(pool, name).any() for name in names):
+        return likely
+    both = zip(rare_slot.select(pool, budget, rng), likely, strict=False)
+    return tuple({pick.id: pick for pair in both for pick in reversed(pair)}.values())[:budget]
 
 
-def find_unseen(pool: Pool, budget: int, rng: Rng) -> Picks:
-    """The most unusual images while kinds are likely to be unseen, then coverage."""
-    if unseen_mass(pool) >= UNSEEN:
-        return anomaly.select(pool, budget, rng)
-    return maxherding.select(pool, budget, rng)
+def unseen_share(pool: Pool) -> float:
+    """How much is likely to be unseen, from 0 to 1: the larger of two shares.
 
-
-def unseen_mass(pool: Pool) -> float:
-    """Good and Turing's estimate of the share of defective groups whose kind nobody has seen yet.
-
-    It is the share of the labelled defective groups that show a class seen in no other; classes that have a name but
-    were never seen count like these. 1 while nothing defective is labelled.
+    Of the defective groups that are known, by labels or by exemplars, those that show a class known in no other group,
+    which estimates how often the next one will be of a new kind (Good and Turing); and of the classes that have a name
+    those of which nothing is known. 1 while nothing defective is.
     """
-    counts = np.array([pool.group_count(name) for name in pool.classes], np.int64)
-    rare_kinds, groups = int((counts <= 1).sum()), int(counts.sum() + (counts == 0).sum())
-    return rare_kinds / groups if counts.any() else 1.0
+    counts = [pool.group_count(name) or pool.exemplars.classes.count(name) for name in pool.classes]
+    return max(counts.count(1) / sum(counts), counts.count(0) / len(counts)) if any(counts) else 1.0
 
 
 SLOTS: dict[str, Callable[[Pool, int, Rng], Picks]] = {
     "audit": audit_slot.select,  # first: it draws from all candidates, before other slots take some
     "rare": find_rare,
     "uncertain": class_stratified.select,
-    "explore": find_unseen,
+    "explore": anomaly.select,
     "spare": random.select,
 }
 
@@ -90,7 +88,7 @@ def select(
         budget: the number of picks; where there are fewer candidates, all are picked.
         rng: passed on to the slots' strategies.
         rare, uncertain, explore, audit: the slots' shares, relative to each other. Without it a share is set by
-            `REGIMES`, according to the labels and the model that exist.
+            `REGIMES`, according to the labels and the model that exist and the kinds that are likely to be unseen.
         adapt: shares that are not set follow what their slots found in earlier rounds; the audit's never does.
 
     Returns:
@@ -109,16 +107,26 @@ def select(
 
 def regime(pool: Pool) -> str:
     """The key of `REGIMES` that fits the pool."""
-    if pool.wanted and rare_slot.sought_classes(pool):
+    if (pool.wanted or pool.exemplars.given) and rare_slot.sought_classes(pool):
         return "classes asked for"
     if "probability" in pool.scores:
         return "a model"
     return "few labels" if len(pool.exemplars) or linear_probe.has_classes(pool) else "no labels"
 
 
+def _usual_shares(pool: Pool) -> dict[str, float]:
+    """The shares of the regime; `explore` grows at the cost of `rare` and `uncertain`."""
+    usual = REGIMES[regime(pool)]
+    if regime(pool) not in GROWING:
+        return usual
+    growth = (GROWN - usual["explore"]) * min(1.0, unseen_share(pool) / AT)
+    left = 1 - growth / (usual["rare"] + usual["uncertain"])
+    return usual | {"explore": usual["explore"] + growth} | {slot: left * usual[slot] for slot in ("rare", "uncertain")}
+
+
 def _quotas(pool: Pool, budget: int, given: dict[str, float | None], adapt: bool) -> dict[str, int]:
     """Number of picks that each slot still has to find for its share of the whole round."""
-    defaults = REGIMES[regime(pool)]
+    defaults = _usual_shares(pool)
     weights = {slot: defaults[slot] if value is None else value for slot, value in given.items()}
     for slot, weight in weights.items():
         if not 0 <= weight <= MOST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -130,3 +131,44 @@ def test_the_strategy_finds_a_planted_kind_and_says_why() -> None:
     assert kinds(pool, [pick.id for pick in picks]).count(2) >= 4  # at random: 1.2
     assert len({int(pool.groups[row]) for row in pool.rows_of([pick.id for pick in picks])}) == 30
     assert all(" % of windows" in pick.reason and "100 %" not in pick.reason for pick in picks)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("block", [1, 7, 256])
+def test_the_strategy_picks_what_comparing_all_with_all_picks(
+    spread: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curate.strategies.anomaly.BLOCK", block)
+    pool = drawn(300, labelled=40)
+    pool = replace(pool, candidates=pool.candidates & (np.arange(300) % 7 > 0), memo={})
+    picks = CATALOGUE.call("anomaly")(pool, 60, np.random.default_rng(0), spread=spread)
+    score, far = unusual.anomaly(pool).score, np.sqrt(np.maximum(2 - 2 * pool.vectors @ pool.vectors.T, 0))
+    scale = float(np.sqrt(2 - 2 * (pool.vectors.mean(axis=0) ** 2).sum()))
+    known, left, times = np.flatnonzero(pool.labelled).tolist(), pool.open.tolist(), Counter[int]()
+    for pick in picks:
+        least = min(times[int(pool.groups[row])] for row in left)
+        free = [row for row in left if times[int(pool.groups[row])] == least]
+        worth = {row: score[row] + spread * far[row, known].min() / scale for row in free}
+        row = int(pool.rows_of([pick.id])[0])
+        assert worth[row] == pytest.approx(max(worth.values()), abs=1e-4)
+        assert pick.score == pytest.approx(worth[row], abs=1e-4)
+        known.append(row)
+        left.remove(row)
+        times[int(pool.groups[row])] += 1
+
+
+def test_far_from_what_is_known_without_an_unusual_window_is_found_too() -> None:
+    """Two kinds, each half of the pool: every window has many like it, and one kind has no label."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(2, 24, dtype=np.float32), 100, axis=0)
+    vectors = centres + 0.3 * rng.standard_normal((200, 24)).astype(np.float32) / 24**0.5
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    base = drawn(200, labelled=0, exemplars=False)
+    labelled = np.arange(200) % 10 == 0
+    labelled[100:] = False
+    pool = replace(
+        base, vectors=vectors, labelled=labelled, candidates=~labelled, groups=np.arange(200), memo={}, lasting={}
+    )
+    first = CATALOGUE.call("anomaly")(pool, 1, np.random.default_rng(0))
+    assert pool.rows_of([first[0].id])[0] >= 100
+    assert "to the nearest labelled or chosen image" in first[0].reason

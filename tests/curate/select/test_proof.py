@@ -111,7 +111,8 @@ def with_exemplars(plant: Plant, seed: int) -> Pool:
     part = next(pool.all_windows())
     places = [np.flatnonzero((part.rows == row) & (part.tiles == t)) for row, t in zip(first, windows, strict=True)]
     vectors = part.vectors[np.concatenate(places)]
-    exemplars = Exemplars(tuple(pool.ids[row] for row in first), np.array(windows, np.int16), vectors, (RARE,) * 5)
+    ids = tuple(pool.ids[row] for row in first)
+    exemplars = Exemplars(ids, np.array(windows, np.int16), vectors, (RARE,) * len(ids), given=True)
     candidates = pool.candidates & ~np.isin(pool.groups, pool.groups[first])
     return replace(pool, candidates=candidates, population=candidates, exemplars=exemplars, memo={})
 

@@ -68,7 +68,7 @@ def test_a_round_is_written_and_shown(ready: Project) -> None:
     written = rounds.find(ready.work, None)
     assert written.number == 1
     assert [row["rank"] for row in written.picks()] == list(range(1, 21))
-    assert written.manifest["slots"] == {"rare": 8, "uncertain": 5, "explore": 4, "audit": 3}
+    assert written.manifest["slots"] == {"rare": 7, "uncertain": 4, "explore": 6, "audit": 3}
     index = Index(ready)
     shown = {id: (number, slot, tags) for id, number, slot, tags in index.rows("round", "slot", "tags") if number}
     assert set(shown) == {row["id"] for row in chosen.picks}
@@ -370,7 +370,7 @@ def test_summary_for_people(ready: Project, run: Run) -> None:  # noqa: F811
     assert code == 0
     for part in ("round 001", "rare", "audit", "stratum", "near-duplicates avoided", "curate app --view 'round 001'"):
         assert part in out
-    assert "slots with few labels: rare 4" in err
+    assert "slots with few labels: rare 3" in err
 
 
 @pytest.mark.parametrize("after", [0.1, 0.3, 0.8])
