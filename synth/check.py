@@ -106,7 +106,7 @@ def check(
     project: Project,
     key: str,
     *,
-    encoder: str = "texture",
+    encoder: str = gates.ENCODER,
     options: Mapping[str, Any] | None = None,
     model: str | None = None,
     without: Sequence[str] = (),

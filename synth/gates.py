@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Reasons = list[str]
+ENCODER = "texture"  # the encoder of curate embed that looks at defects: a crop of one is too small for a network
 AGREEMENT = 0.6  # IoU of the label with what a segmenter sees there
 FAR = 0.99  # of real defects have a real neighbour of another group nearer than the limit
 SLACK = 1.5  # how far beyond the real defects' range a size, a shape or a seam may be

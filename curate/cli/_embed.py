@@ -11,7 +11,6 @@ from curate.errors import CurateError
 from curate.units import rate
 
 if TYPE_CHECKING:
-    from curate.project import Project
     from curate.vectors.run import EmbedReport
 
 SHOWN = 5  # failed images that are printed; --json has them all
@@ -23,7 +22,12 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     project: ProjectOption = None,
-    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Which one; see --list.")] = "texture",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", "-e", help="Which one; see --list \\[default: that of the newest vectors, else dense]."
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the encoder, as key=value.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: here or on the cluster of RAY_ADDRESS.")] = "local",
     batch: Annotated[int, typer.Option(min=1, help="Images to a batch; each is safe on disk at once.")] = 128,
@@ -41,10 +45,10 @@ def embed(
     from curate.ops import embed as embedding
 
     opened = open_project(project)
-    built, options = _built(opened, encoder, set_ or [], device)
+    engine = _engine(engine)
     with bars() as step:
         report = embedding.run(
-            opened, built, options, engine=_engine(engine), batch=batch, workers=workers, progress=step
+            opened, encoder, set_ or [], device, engine=engine, batch=batch, workers=workers, progress=step
         )
     if json:
         emit(report.to_json())
@@ -57,31 +61,6 @@ def _engine(name: str) -> Any:
     if name not in ("local", "ray"):
         raise CurateError(f"--engine '{name}' does not exist; allowed: local, ray")
     return name
-
-
-def _built(project: Project, name: str, given: list[str], device: str) -> tuple[Any, dict[str, Any]]:
-    """The encoder, and its options as the user gave them."""
-    from curate import embed as encoders
-
-    name = encoders.plain(name)
-    options = encoders.CATALOGUE.parse(name, given)
-    if device not in ("auto", "cpu", "cuda"):
-        raise CurateError(f"--device '{device}' does not exist; allowed: auto, cpu, cuda")
-    takes = "device" in encoders.options(name)
-    if device == "cuda" and not takes and name != "model":
-        raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
-    handed = {"handle": _trained(project, device)} if name == "model" else {}
-    return encoders.build(name, ({"device": device} if takes else {}) | options, **handed), options
-
-
-def _trained(project: Project, device: str) -> Any:
-    """The project's model as `train.predict.encoder.current_encoder` gives it, or None where nothing is trained yet."""
-    import importlib
-    import importlib.util
-
-    if importlib.util.find_spec("train.predict.encoder") is None:
-        return None
-    return importlib.import_module("train.predict.encoder").current_encoder(project, device)
 
 
 def _list(json: bool) -> None:

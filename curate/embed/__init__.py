@@ -13,7 +13,7 @@ from curate.catalogue import Catalogue
 if TYPE_CHECKING:
     from curate.embed._base import Encoder
 
-DEFAULT = "texture"
+DEFAULT = "dense"  # docs/encoders.md tells why
 CATALOGUE = Catalogue(__name__, "encoder", "build")
 names, options, summary = CATALOGUE.names, CATALOGUE.options, CATALOGUE.summary
 

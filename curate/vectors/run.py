@@ -11,6 +11,8 @@ or whose vectors are not finite, are skipped and reported with the reason; the n
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -105,7 +107,9 @@ def table_of(project: Project, encoder: Encoder, command: str = "curate embed") 
 
 def _command(encoder: str | Encoder, options: Mapping[str, Any] | None) -> str:
     name = encoder if isinstance(encoder, str) else encoder.name.partition("-")[0]
-    return " ".join([f"curate embed --encoder {name}", *(f"--set {key}={v}" for key, v in (options or {}).items())])
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (options or {}).items()}
+    given = (shlex.quote(f"{key}={text}") for key, text in texts.items())
+    return " ".join([f"curate embed --encoder {name}", *(f"--set {one}" for one in given)])
 
 
 def _images(project: Project) -> tuple[dict[str, str], int]:

@@ -20,7 +20,7 @@ from curate.embed._base import Encoder
 from curate.errors import CurateError, unknown
 from curate.index.dataset import Index
 from curate.project import Project
-from synth import generate
+from synth import gates, generate
 from synth.trial import arms, downscale
 from synth.trial.arms import AUGMENTED, BALANCED, BLENDS, Arm, FoldData, TrialRun
 from train import recipe
@@ -60,7 +60,7 @@ class TrialRequest:
     window: int | None = None
     scale: float = 1.0
     cleans: int = 60
-    encoder: str = embed.DEFAULT
+    encoder: str = gates.ENCODER
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     device: str = "auto"
     dry_run: bool = False

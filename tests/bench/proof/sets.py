@@ -38,7 +38,7 @@ PLANTS = {
 }  # images and seed
 SD900 = {"In": "inclusion", "Pa": "patches", "Sc": "scratches"}
 ENCODERS = ("texture", "dense", "joined", "mobilenet")
-DEFAULT = "texture"  # the product's default encoder
+DEFAULT = embed.DEFAULT
 SETS = ("plant", "magnetic_tile", "neu_det")
 LIMIT = 10**8  # pixels of an image
 

@@ -21,6 +21,7 @@ from curate.embed._images import EncodedImage
 from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import Index
 from curate.masks.decode import pixels_of
+from curate.ops import embed as embed_ops
 from curate.project import Project
 from curate.tables import Table
 from curate.vectors import run as embedding
@@ -146,26 +147,26 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 def test_twice_changes_nothing_and_new_images_cost_only_themselves(indexed: Project, line: Path) -> None:
     from curate.index import sync
 
-    first = embedding.run(indexed)
+    first = embedding.run(indexed, "texture")
     assert (first.embedded, first.kept, first.failed) == (26, 0, {})
     before = open_latest(indexed.work)
-    second = embedding.run(indexed)
+    second = embedding.run(indexed, "texture")
     assert (second.embedded, second.kept, second.windows) == (0, 26, 0)
     assert open_latest(indexed.work).table._data.version == before.table._data.version
     fakes.save_image(line / "A" / "cam0" / "coil9_99.png", 32, 24, seed=5)
     sync.run(indexed)
-    third = embedding.run(indexed)
+    third = embedding.run(indexed, "texture")
     assert (third.embedded, third.kept) == (1, 26)
     assert sorted(open_latest(indexed.work).ids()) == sorted(Index(indexed).ids())
 
 
 def test_options_make_another_table(indexed: Project) -> None:
-    first, second = embedding.run(indexed), embedding.run(indexed, "texture", {"tile": "none"})
+    first, second = embedding.run(indexed, "texture"), embedding.run(indexed, "texture", {"tile": "none"})
     assert first.key != second.key
     assert second.windows == second.embedded == 26
     found = open_latest(indexed.work, "texture")
     assert found.key == second.key
-    embedding.run(indexed)
+    embedding.run(indexed, "texture")
     assert open_latest(indexed.work).key == first.key, "what was asked for last is the newest"
     with pytest.raises(CurateError, match="--encoder texture --set tile=none"):
         found.whole(["no such id"])
@@ -176,14 +177,14 @@ def test_missing_and_damaged_files_are_counted_and_tried_again(indexed: Project,
     content = file.read_bytes()
     file.write_bytes(content[:100])
     steps: list[tuple[str, int, int]] = []
-    report = embedding.run(indexed, progress=lambda *step: steps.append(step))
+    report = embedding.run(indexed, "texture", progress=lambda *step: steps.append(step))
     assert report.embedded == 25
     ((id, reason),) = report.failed.items()
     assert id == hashlib.sha256(content).hexdigest()
     assert str(file) in reason
     assert sum(done for _, done, _ in steps) == steps[0][2] == 26
     file.write_bytes(content)
-    again = embedding.run(indexed)
+    again = embedding.run(indexed, "texture")
     assert (again.embedded, again.kept, again.failed) == (1, 25, {})
 
 
@@ -232,14 +233,24 @@ def test_kill_9_leaves_whole_images_and_the_rest_completes_them(tmp_path: Path) 
 
 
 def test_the_command(run: Run, indexed: Project) -> None:  # noqa: F811
-    report = ok(run("embed", "-p", indexed.folder, "--json"))
-    assert (report["embedded"], report["kept"], report["failed"]) == (26, 0, {})
-    code, out, _ = run("embed", "-p", indexed.folder)
+    report = ok(run("embed", "-p", indexed.folder, "--encoder", "texture", "--set", "tile=none", "--json"))
+    assert (report["embedded"], report["kept"], report["windows"], report["failed"]) == (26, 0, 26, {})
+    code, out, _ = run("embed", "-p", indexed.folder)  # without a name: the same encoder with the same options
     assert code == 0
     assert "embedded 0 / kept 26 / failed 0 / missing 0" in out
     assert "nothing to do" in out
     assert {"texture", "timm", "torchvision_file", "model"} <= ok(run("embed", "--list", "--json"))["encoders"].keys()
     assert "texture" in run("embed", "--list")[1]
+
+
+def test_a_project_keeps_its_encoder_and_a_new_one_takes_the_default(indexed: Project) -> None:
+    assert embed_ops.usual(indexed) == (embed.DEFAULT, ())
+    embedding.run(indexed, "texture", {"tile": 64, "overlap": 0.5})
+    assert embed_ops.usual(indexed) == ("texture", ["tile=64", "overlap=0.5"])
+    assert embed_ops.usual(indexed, ("tile=32",)) == ("texture", ("tile=32",))
+    assert embed_ops.run(indexed).kept == 26
+    embedding.run(indexed, Moody(), {"a path": "with 'quotes' and spaces"}, workers=0)
+    assert embed_ops.usual(indexed) == (embed.DEFAULT, ()), "no encoder of that name is known"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +260,7 @@ def test_the_command(run: Run, indexed: Project) -> None:  # noqa: F811
         (("--encoder", "torchvision-file"), "--set weights=PATH"),
         (("--encoder", "model"), "Train one first: curate train"),
         (("--engine", "spark"), "allowed: local, ray"),
-        (("--device", "cuda"), "runs on the CPU alone"),
+        (("--encoder", "texture", "--device", "cuda"), "runs on the CPU alone"),
         (("--device", "tpu"), "allowed: auto, cpu, cuda"),
         (("--set", "tile=3"), "32 pixels or more"),
     ],
