@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curate import workers
 from curate.errors import CurateError
+
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # CUDA, CUDA under Windows, ROCm
 
 
 def device_of(wanted: str) -> str:
@@ -25,15 +28,26 @@ def device_of(wanted: str) -> str:
     return "cpu"
 
 
+def may_have_gpu() -> bool:
+    """Return False where the system has no driver of a GPU, so that torch, which takes seconds, need not be asked."""
+    return sys.platform != "linux" or any(Path(file).exists() for file in DRIVERS)
+
+
+def weights_file(path: str) -> Path:
+    """Return the file that a path of a user names. Raises CurateError where there is none."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CurateError(f"no weights file at {file}. Give a local one: --set weights=PATH")
+    return file
+
+
 def weights_of(path: str) -> dict[str, Any]:
     """Read the tensors of a weights file without running code from it (no unrestricted pickle)."""
     import pickle
 
     import torch
 
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CurateError(f"no weights file at {file}. Give a local one: --set weights=PATH")
+    file = weights_file(path)
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

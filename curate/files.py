@@ -48,6 +48,11 @@ def written_aside(target: Path) -> Iterator[Path]:
             remove(aside)
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again. It need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate"
+
+
 @contextlib.contextmanager
 def explain_full_disk(target: Path) -> Iterator[None]:
     """Turn the error of a full disk into one line that names what could not be written."""

@@ -510,7 +510,7 @@ def _exclusive(lock: Path, progress: Progress) -> Iterator[None]:
 
 def _machine_lock() -> Path:
     """Held by whoever starts a server, of any project of this user."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate"
+    folder = files.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "labelstudio.lock"
 

@@ -7,11 +7,11 @@ map. The maximum keeps a small defect that the mean would lose. A window's edge 
 
 from __future__ import annotations
 
-import atexit
-import tempfile
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import files, pretrained
-from curate.devices import device_of
+from curate.devices import device_of, may_have_gpu, weights_file
 from curate.embed._base import Array, Boxes, Encoder, Pixels, Tile, check_tiles, unit, whole_image
 from curate.errors import CurateError
 from curate.hashing import sha256_of, short_key
@@ -67,27 +67,39 @@ def build(
     check_tiles(tile, overlap)
     if pixels < LEAST_PIXELS:
         raise CurateError(f"pixels {pixels} is too small; allowed: {LEAST_PIXELS} or more")
-    place = device_of(device)
+    asks_torch = runtime == "torch" or device == "cuda" or (device == "auto" and may_have_gpu())
+    place = device_of(device) if asks_torch else "cpu"
     onnx = _takes_onnx(runtime, place)
     make = partial(_maps_of, model, weights, fine, coarse)
-    maps = make()
     packaged = weights == pretrained.PACKAGE
-    digest = pretrained.package_of(model).sha256 if packaged else sha256_of(Path(weights).expanduser())
+    digest = pretrained.package_of(model).sha256 if packaged else sha256_of(weights_file(weights))
     key = short_key(STEP, model, digest, fine, coarse, pixels, tile, overlap)
     name = f"dense-{model.replace('/', '_').replace(':', '_')}"
-    file = _exported(maps) if onnx else ""
-    return DenseEncoder(name, key, maps.channels, tile, overlap, fine, pixels, make, place, onnx, file)
+    file, channels = _exported(make, short_key(STEP, model, digest, fine, coarse)) if onnx else ("", make().channels)
+    return DenseEncoder(name, key, channels, tile, overlap, fine, pixels, make, place, onnx, file)
 
 
-def _exported(maps: Any) -> str:
-    """Write the network to a file for the processes that decode: none of them has to import torch. Removed at exit."""
+def _exported(make: Callable[[], Any], key: str) -> tuple[str, tuple[int, int]]:
+    """Return the file of the network for ONNX Runtime, and its channels; written once, as torch takes seconds for it.
+
+    The processes that decode read it, so that none of them has to import torch; where it cannot be written they make
+    the network themselves.
+    """
+    made_by = f"{key}-torch-{version('torch')}-timm-{version('timm')}"
+    folder = files.cache_folder() / "networks"
+    for file in sorted(folder.glob(f"{glob.escape(made_by)}-*x*.onnx")):
+        fine, coarse = file.stem.rpartition("-")[2].split("x")
+        return str(file), (int(fine), int(coarse))
     from curate.embed import _maps
 
-    handle, file = tempfile.mkstemp(prefix="curate-dense-", suffix=".onnx")
-    atexit.register(Path(file).unlink, missing_ok=True)
-    with open(handle, "wb") as opened, files.explain_full_disk(Path(file)):
-        opened.write(_maps.exported(maps))
-    return file
+    maps = make()
+    file = folder / f"{made_by}-{maps.channels[0]}x{maps.channels[1]}.onnx"
+    try:
+        with files.written_aside(file) as aside:
+            aside.write_bytes(_maps.exported(maps))
+    except OSError:
+        return "", maps.channels
+    return str(file), maps.channels
 
 
 def _takes_onnx(runtime: str, device: str) -> bool:

@@ -107,13 +107,32 @@ def test_where_the_written_network_is_not_it_is_made_again(onnx: DenseEncoder) -
     assert np.allclose(vectors(elsewhere, drawn((64, 100))), vectors(onnx, drawn((64, 100))), atol=1e-6)
 
 
+def test_the_network_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = made(runtime="onnx")
+    assert Path(first.file).is_relative_to(tmp_path)
+    monkeypatch.setattr("curate.embed._maps.build", lambda *given: pytest.fail("made again"))
+    again = made(runtime="onnx")
+    assert (again.file, again.channels, again.dim, again.key) == (first.file, first.channels, first.dim, first.key)
+    with pytest.raises(pytest.fail.Exception):
+        made(runtime="onnx", coarse=8, fine=4)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "curate").touch()  # a file in the folder's place: root may write anywhere else
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encoder = made(runtime="onnx")
+    assert encoder.file == ""
+    assert vectors(encoder, drawn((64, 100))).shape[1] == encoder.dim
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"fine": 32, "coarse": 16}, "fine=32, coarse=16: not two strides of .*; allowed: 2, 4, 8, 16, 32"),
         ({"fine": 3}, "not two strides"),
         ({"model": "resnet18"}, "unknown model with weights from a package 'resnet18'; allowed: tf_eff"),
-        ({"model": "tf_efficientnet_lite9"}, "unknown timm model 'tf_efficientnet_lite9'"),
+        ({"model": "tf_efficientnet_lite9"}, "from a package 'tf_efficientnet_lite9' .did you mean 'tf_eff"),
         ({"weights": "gone.pth"}, "no weights file at gone.pth"),
         ({"pixels": 100}, "pixels 100 is too small; allowed: 4096 or more"),
         ({"tile": 3}, "tile 3 is too small"),
