@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from curate.project import Project
     from train.evaluate.compare import Comparison
     from train.evaluate.cross_validate import CrossValidation
+    from train.evaluate.efficiency import Efficiency
     from train.evaluate.run import Evaluation
 
 SplitOption = Annotated[str, typer.Option(help="test or val.")]
@@ -206,6 +207,11 @@ def _number(metric: Mapping[str, Any]) -> str:
     return f"{metric['value']:.3f}" if _known(metric) else "-"
 
 
+def _shown(metric: Mapping[str, Any] | None) -> str:
+    """The value with its interval, for a cell."""
+    return f"{_number(metric)} ({_between(metric)})" if metric and _known(metric) else "-"
+
+
 def _between(metric: Mapping[str, Any]) -> str:
     if not _known(metric):
         return "nothing to measure"
@@ -213,24 +219,76 @@ def _between(metric: Mapping[str, Any]) -> str:
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A model's key, candidate or production.")],
-    b: Annotated[str, typer.Argument(help="The model that may be better.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Keys, candidate or production: A, and B that may be better."),
+    ],
     project: ProjectOption = None,
+    efficiency: Annotated[
+        bool,
+        typer.Option(
+            "--efficiency",
+            help="Of any number of models a table: score, false alarms, parameters, size, milliseconds an image, and "
+            "what other light costs where curate robustness knows it.",
+        ),
+    ] = False,
     split: SplitOption = "test",
     allow_leak: LeakOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Compare models A and B on the same images: differences with intervals, and a verdict in words."""
+    if len(models) != 2 and not efficiency:
+        raise CurateError(
+            f"{len(models)} models; allowed: two, or with --efficiency any number. See: curate models list"
+        )
     from curate.ops import evaluate as evaluating
     from train.evaluate.run import EvaluateRequest
 
     opened = open_project(project)
+    request = EvaluateRequest(None, split, {}, allow_leak, device_named(device))
     with bars() as step:
-        result = evaluating.compare(
-            opened, a, b, EvaluateRequest(None, split, {}, allow_leak, device_named(device)), step
+        if efficiency:
+            table = evaluating.efficiency(opened, models, request, step)
+        else:
+            result = evaluating.compare(opened, models[0], models[1], request, step)
+    if json:
+        emit((table if efficiency else result).to_json())
+    elif efficiency:
+        _efficiency(table)
+    else:
+        _compared(result)
+
+
+def _efficiency(table: Efficiency) -> None:
+    for note in table.notes:
+        warn(note)
+    dice = any("dice" in row.metrics for row in table.rows)
+    head = ("model", "architecture", "input", "macro F1", *(["Dice"] if dice else []), "false alarms", "parameters")
+    lines = [
+        (
+            row.model,
+            f"{row.architecture} {row.encoder or ''}".strip(),
+            "x".join(map(str, row.size)),
+            *(
+                _shown(row.metrics.get(name))
+                for name in ("macro_f1", *(["dice"] if dice else []), "clean_false_alarms")
+            ),
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.megabytes:.1f} MB",
+            f"{row.p50_ms:.0f}",
+            f"{row.p95_ms:.0f}",
+            "not known" if row.worst_drop is None else f"-{row.worst_drop:.2f} {row.worst or ''}".strip(),
         )
-    emit(result.to_json()) if json else _compared(result)
+        for row in table.rows
+    ]
+    rows([(*head, "weights", "ms p50", "p95", "worst change"), *lines], right=set(range(3, len(head) + 3)))
+    say(
+        f"{table.images} images of {table.groups} groups in {table.split}; milliseconds from an image's file to its "
+        f"regions, {table.timed} images on {table.device}"
+    )
+    if any(row.worst_drop is None for row in table.rows):
+        say("curate robustness --model MODEL tells what other light costs")
 
 
 def _compared(result: Comparison) -> None:

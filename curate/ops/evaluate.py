@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from curate.ops._lock import Progress, no_progress, writing
@@ -9,6 +10,7 @@ from curate.project import Project
 
 if TYPE_CHECKING:
     from train.evaluate.compare import Comparison
+    from train.evaluate.efficiency import Efficiency
     from train.evaluate.promote import PromoteResult
     from train.evaluate.run import EvaluateRequest, Evaluation
 
@@ -29,6 +31,16 @@ def compare(project: Project, a: str, b: str, request: EvaluateRequest, progress
 
     with writing(project, "compare", views=False):
         return compare.run(project, a, b, request, progress)
+
+
+def efficiency(
+    project: Project, names: Sequence[str], request: EvaluateRequest, progress: Progress = no_progress
+) -> Efficiency:
+    """Evaluate models on the same images, and time them."""
+    from train.evaluate import efficiency
+
+    with writing(project, "compare", views=False):
+        return efficiency.run(project, names, request, progress)
 
 
 def promote(

@@ -183,6 +183,9 @@ def _run_in_pool(
         while pending:
             yield from pending.popleft().result()
     except BrokenProcessPool:
-        raise CurateError("a decoding process died (out of memory?); what was embedded is kept: run it again") from None
+        raise CurateError(
+            "a decoding process died: out of memory, or the calling script lacks 'if __name__ == \"__main__\":'. What "
+            "was embedded is kept: run it again"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)

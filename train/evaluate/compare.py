@@ -6,7 +6,7 @@ interval of a difference is far narrower than two separate intervals suggest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from train.evaluate import intervals, metrics
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import FEW, BootstrapMetric, Estimate
 from train.evaluate.metrics import EvaluatedImages, MetricsByName
-from train.evaluate.run import EvaluateRequest, Progress
+from train.evaluate.run import EvaluateRequest, EvaluationPlan, Progress
 
 WORDS = {
     "recall": ("finds more {name}", "finds less {name}"),
@@ -79,23 +79,31 @@ def run(
     Returns:
         The differences B minus A.
     """
+    plans, (before, after), notes = on_the_same_images(project, (a, b), request, progress)
+    return comparison(before, after, plans[0].model.key, plans[1].model.key, request.split, notes)
+
+
+def on_the_same_images(
+    project: Project, names: Sequence[str], request: EvaluateRequest, progress: Progress
+) -> tuple[list[EvaluationPlan], list[EvaluatedImages], list[str]]:
+    """Evaluate models where that is still to do; return their plans, their results on common images, and notes."""
     index = Index(project)
-    exams = [
-        evaluating.make_plan(index, EvaluateRequest(name, request.split, {}, request.allow_leak)) for name in (a, b)
+    plans = [
+        evaluating.make_plan(index, EvaluateRequest(name, request.split, {}, request.allow_leak)) for name in names
     ]
-    keys = [plan.model.key for plan in exams]
-    if keys[0] == keys[1]:
-        raise CurateError(f"'{a}' and '{b}' are the same model, {keys[0]}. See: curate models")
-    kept = [[item.id for item in plan.items] for plan in exams]
-    evaluated = [evaluating.evaluate_images(plan, request.device, progress).split for plan in exams]
-    both = set(evaluated[0].ids).intersection(evaluated[1].ids)
-    if not both:
-        raise CurateError(f"no image of {request.split} can be evaluated with both models")
-    notes = list(dict.fromkeys(note for plan in exams for note in plan.notes))
-    if kept[0] != kept[1]:
-        notes.append(f"only the {len(both)} images that both models can be evaluated on are compared")
-    before, after = (subset(images, both) for images in evaluated)
-    return comparison(before, after, keys[0], keys[1], request.split, notes)
+    first: dict[str, str] = {}
+    for name, plan in zip(names, plans, strict=True):
+        if (other := first.setdefault(plan.model.key, name)) != name or names.count(name) > 1:
+            raise CurateError(f"'{other}' and '{name}' are the same model, {plan.model.key}. See: curate models")
+    kept = [[item.id for item in plan.items] for plan in plans]
+    evaluated = [evaluating.evaluate_images(plan, request.device, progress).split for plan in plans]
+    common = set(evaluated[0].ids).intersection(*(images.ids for images in evaluated[1:]))
+    if not common:
+        raise CurateError(f"no image of {request.split} can be evaluated with all of these models")
+    notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
+    if any(ids != kept[0] for ids in kept):
+        notes.append(f"only the {len(common)} images that all of these models can be evaluated on are compared")
+    return plans, [subset(images, common) for images in evaluated], notes
 
 
 def subset(evaluated: EvaluatedImages, ids: set[str]) -> EvaluatedImages:

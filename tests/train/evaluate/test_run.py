@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from labeling import push
 from tests.train.conftest import CLASSES, LIBRARY, TINY, drawn
 from train import store
 from train.data import dataset, pixels
-from train.evaluate import compare
+from train.evaluate import compare, efficiency, robustness
 from train.evaluate import per_image as judging
 from train.evaluate import run as evaluating
 from train.evaluate.run import EvaluateRequest, Evaluation
@@ -334,6 +335,33 @@ def test_comparing_two_models(plant: Project, evaluation: Evaluation) -> None:
         compare.run(plant, keys["good"], keys["good"][:10], CPU)
 
 
+def test_what_models_reach_and_cost(plant: Project, evaluation: Evaluation) -> None:
+    keys = models(plant)
+    table = efficiency.run(plant, [keys["good"], keys["poor"]], CPU)
+    good, poor = table.rows
+    assert (good.model, poor.model) == (keys["good"], keys["poor"])
+    assert (table.images, table.timed) == (evaluation.metrics["images"], min(efficiency.TIMED, table.images - 2))
+    for name in ("macro_f1", "clean_false_alarms", "dice"):
+        assert good.metrics[name]["value"] == pytest.approx(evaluation.metrics["overall"][name]["value"], abs=1e-6), (
+            name
+        )
+    assert good.metrics["dice"]["value"] > poor.metrics["dice"]["value"]
+    assert good.parameters > 10_000
+    assert good.megabytes == pytest.approx(4e-6 * good.parameters, rel=0.2)  # weights in single precision
+    assert 0 < good.p50_ms <= good.p95_ms
+    assert (good.worst_drop, good.worst) == (None, None)
+    folder = robustness.model_folder(plant, keys["good"]) / "test-made_by_hand"
+    folder.mkdir(parents=True)
+    worst = {"all": {"score": {"change": "blur", "severity": 5, "drop": {"value": 0.25}}}}
+    (folder / robustness.METRICS_FILE).write_text(json.dumps({"worst": worst}))
+    (folder / robustness.MANIFEST).write_text("{}")
+    again = efficiency.run(plant, [keys["good"]], CPU).rows[0]
+    assert (again.worst_drop, again.worst) == (0.25, "blur 5")
+    shutil.rmtree(folder)
+    with pytest.raises(CurateError, match="are the same model"):
+        efficiency.run(plant, [keys["good"], keys["poor"], keys["good"]], CPU)
+
+
 # --- what can go wrong ----------------------------------------------------------------------------------------------
 
 
@@ -450,6 +478,13 @@ def test_the_commands(plant: Project, evaluation: Evaluation) -> None:
     assert json.loads(both.stdout)["b"] == keys["good"]
     words = run.invoke(cli.app, ["compare", keys["poor"], keys["good"], *arguments])
     assert "B is right on" in words.output
+    costs = run.invoke(cli.app, ["compare", keys["good"], "--efficiency", *arguments, "--json"])
+    assert json.loads(costs.stdout)["rows"][0]["model"] == keys["good"]
+    shown = run.invoke(cli.app, ["compare", keys["poor"], keys["good"], "--efficiency", *arguments])
+    assert "ms p50" in shown.output
+    assert "curate robustness" in shown.output
+    one = run.invoke(cli.app, ["compare", keys["good"], *arguments])
+    assert "1 models; allowed: two, or with --efficiency any number" in str(one.exception)
     for wrong in ("crack", "=0.9", "crack=much"):
         refused = run.invoke(cli.app, ["evaluate", *arguments, "--target-recall", wrong])
         assert isinstance(refused.exception, CurateError)
