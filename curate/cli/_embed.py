@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, near, open_project, rows, say, warn
+from curate.cli._common import (
+    DeviceOption,
+    JsonOption,
+    ProjectOption,
+    bars,
+    device_named,
+    emit,
+    near,
+    open_project,
+    rows,
+    say,
+    warn,
+)
 from curate.errors import CurateError
 from curate.units import rate
 
@@ -34,7 +46,7 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode \\[default: one a core, if it pays].")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     listing: Annotated[bool, typer.Option("--list", help="List the encoders with their options.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -48,7 +60,14 @@ def embed(
     engine = _engine(engine)
     with bars() as step:
         report = embedding.run(
-            opened, encoder, set_ or [], device, engine=engine, batch=batch, workers=workers, progress=step
+            opened,
+            encoder,
+            set_ or [],
+            device_named(device),
+            engine=engine,
+            batch=batch,
+            workers=workers,
+            progress=step,
         )
     if json:
         emit(report.to_json())

@@ -237,7 +237,7 @@ def compare(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Compare models A and B on the same images: differences with intervals, and a verdict in words."""
+    """Compare models on the same images: differences with intervals and a verdict, or a table of what each costs."""
     if len(models) != 2 and not efficiency:
         raise CurateError(
             f"{len(models)} models; allowed: two, or with --efficiency any number. See: curate models list"
@@ -278,11 +278,11 @@ def _efficiency(table: Efficiency) -> None:
             f"{row.megabytes:.1f} MB",
             f"{row.p50_ms:.0f}",
             f"{row.p95_ms:.0f}",
-            "not known" if row.worst_drop is None else f"-{row.worst_drop:.2f} {row.worst or ''}".strip(),
+            "not known" if row.worst_drop is None else f"{-row.worst_drop:+.2f} {row.worst or ''}".strip(),
         )
         for row in table.rows
     ]
-    rows([(*head, "weights", "ms p50", "p95", "worst change"), *lines], right=set(range(3, len(head) + 3)))
+    rows([(*head, "weights", "ms p50", "p95", "worst drop"), *lines], right=set(range(3, len(head) + 3)))
     say(
         f"{table.images} images of {table.groups} groups in {table.split}; milliseconds from an image's file to its "
         f"regions, {table.timed} images on {table.device}"

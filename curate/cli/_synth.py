@@ -166,7 +166,9 @@ def check(
     key: KeyArgument,
     project: ProjectOption = None,
     without: Annotated[list[str] | None, typer.Option(help="A gate to leave out; may stand several times.")] = None,
-    encoder: Annotated[str, typer.Option(help="What looks at the defects (see curate embed).")] = "texture",
+    encoder: Annotated[
+        str | None, typer.Option(help=r"What looks at the defects (see curate embed) \[default: texture].")
+    ] = None,
     model: Annotated[str | None, typer.Option(help=r"The segmenter \[default: the newest one].")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -175,7 +177,9 @@ def check(
     from synth import check as checking
 
     opened = open_project(project)
-    wanted: dict[str, Any] = {"encoder": encoder, "model": model, "without": tuple(without or ())}
+    wanted: dict[str, Any] = {"model": model, "without": tuple(without or ())} | (
+        {"encoder": encoder} if encoder else {}
+    )
     with bars() as step:
         report = checking.check(opened, key, device=device_named(device), progress=step, **wanted)
     result = report.to_json()

@@ -7,7 +7,9 @@ map. The maximum keeps a small defect that the mean would lose. A window's edge 
 
 from __future__ import annotations
 
+import atexit
 import glob
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +36,7 @@ LEAST_PIXELS = SMALLEST**2
 BATCH = 1 << 24  # pixels of equal images in one forward pass on a GPU; on a CPU it is one image
 PARTS = 4
 NEEDED = ("onnx", "onnxruntime")
+EXPORT = 1  # raise it when the exported file changes (curate/embed/_maps.py), but the vectors do not
 
 
 def build(
@@ -67,38 +70,47 @@ def build(
     check_tiles(tile, overlap)
     if pixels < LEAST_PIXELS:
         raise CurateError(f"pixels {pixels} is too small; allowed: {LEAST_PIXELS} or more")
-    asks_torch = runtime == "torch" or device == "cuda" or (device == "auto" and may_have_gpu())
-    place = device_of(device) if asks_torch else "cpu"
+    place = device_of(device) if device == "cuda" or (device == "auto" and may_have_gpu()) else "cpu"
     onnx = _takes_onnx(runtime, place)
+    if not onnx:
+        place = device_of(place)  # sets torch's threads, too
     make = partial(_maps_of, model, weights, fine, coarse)
     packaged = weights == pretrained.PACKAGE
     digest = pretrained.package_of(model).sha256 if packaged else sha256_of(weights_file(weights))
     key = short_key(STEP, model, digest, fine, coarse, pixels, tile, overlap)
     name = f"dense-{model.replace('/', '_').replace(':', '_')}"
-    file, channels = _exported(make, short_key(STEP, model, digest, fine, coarse)) if onnx else ("", make().channels)
+    file, channels = (
+        _exported(make, short_key(STEP, EXPORT, model, digest, fine, coarse)) if onnx else ("", make().channels)
+    )
     return DenseEncoder(name, key, channels, tile, overlap, fine, pixels, make, place, onnx, file)
 
 
 def _exported(make: Callable[[], Any], key: str) -> tuple[str, tuple[int, int]]:
-    """Return the file of the network for ONNX Runtime, and its channels; written once, as torch takes seconds for it.
+    """Return the file of the network for ONNX Runtime, and its channels. It is written once for all projects, as torch
+    takes seconds for it; where the user's cache cannot be written, for this process alone.
 
-    The processes that decode read it, so that none of them has to import torch; where it cannot be written they make
-    the network themselves.
+    The processes that decode read it, so that none of them has to import torch.
     """
-    made_by = f"{key}-torch-{version('torch')}-timm-{version('timm')}"
-    folder = files.cache_folder() / "networks"
-    for file in sorted(folder.glob(f"{glob.escape(made_by)}-*x*.onnx")):
+    folder, made_by = files.cache_folder() / "networks", f"torch-{version('torch')}-timm-{version('timm')}"
+    for file in sorted(folder.glob(f"{key}-{glob.escape(made_by)}-*x*.onnx")):
         fine, coarse = file.stem.rpartition("-")[2].split("x")
         return str(file), (int(fine), int(coarse))
     from curate.embed import _maps
 
     maps = make()
-    file = folder / f"{made_by}-{maps.channels[0]}x{maps.channels[1]}.onnx"
+    network, (fine, coarse) = _maps.exported(maps), maps.channels
+    file = folder / f"{key}-{made_by}-{fine}x{coarse}.onnx"
     try:
+        for old in folder.glob(f"*{key}-*"):  # of other versions, or half-written
+            files.remove(old)
         with files.written_aside(file) as aside:
-            aside.write_bytes(_maps.exported(maps))
-    except OSError:
-        return "", maps.channels
+            aside.write_bytes(network)
+    except (OSError, CurateError):
+        handle, name = tempfile.mkstemp(prefix="curate-dense-", suffix=".onnx")
+        atexit.register(Path(name).unlink, missing_ok=True)
+        with open(handle, "wb") as opened, files.explain_full_disk(Path(name)):
+            opened.write(network)
+        return name, maps.channels
     return str(file), maps.channels
 
 
@@ -220,13 +232,22 @@ class DenseEncoder:
             from curate.embed import _maps
 
             if self.onnx:
-                there = Path(self.file).is_file()
-                self.module = _maps.onnx_function(
-                    Path(self.file).read_bytes() if there else _maps.exported(self.make())
-                )
+                self.module = self._from_file() or _maps.onnx_function(_maps.exported(self.make()))
             else:
                 self.module = _maps.torch_function(self.make(), self.device)
         return partial(self._run, self.module)
+
+    def _from_file(self) -> Callable[[Array], Any] | None:
+        """Return the network of the file; None where there is none (another machine), or a damaged one, which goes."""
+        from curate.embed import _maps
+
+        if not Path(self.file).is_file():
+            return None
+        try:
+            return _maps.onnx_function(Path(self.file).read_bytes())
+        except Exception:  # onnxruntime's own kinds
+            Path(self.file).unlink(missing_ok=True)
+            return None
 
     def _run(self, function: Callable[[Array], Any], images: Array) -> Any:
         _, height, width, _ = images.shape

@@ -5,18 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from curate import embed as encoders
+from curate import tables
 from curate.embed._base import Encoder
 from curate.errors import CurateError
 from curate.ops._lock import writing
 from curate.project import Project
 from curate.vectors import run as embedding
 from curate.vectors.run import EmbedReport
-from curate.vectors.store import open_latest
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def run(
@@ -34,43 +33,43 @@ def run(
         project: the project.
         encoder: its name; without one that of the newest vectors, with their options, else the default.
         given: its options, each as `key=value`.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu` or `cuda`, for encoders that run networks.
         command: its name in the log.
         options: `engine`, `batch`, `workers` and `progress` of `curate.vectors.run.run`.
 
     Returns:
         The report.
     """
-    if device not in DEVICES:
-        raise CurateError(f"--device '{device}' does not exist; allowed: {', '.join(DEVICES)}")
-    name, given = (encoders.plain(encoder), given) if encoder else usual(project, given)
-    parsed = encoders.CATALOGUE.parse(name, given)
+    name, kept = (encoders.plain(encoder), []) if encoder else usual(project)
+    parsed = encoders.CATALOGUE.parse(name, [*kept, *given])
+    if isinstance(weights := parsed.get("weights"), str) and Path(weights).expanduser().is_file():
+        parsed["weights"] = str(Path(weights).expanduser().resolve())  # the next run may start in another folder
+    if encoder and device == "cuda" and not _takes_device(name):
+        raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
     with writing(project, command, views=False):
         return embedding.run(project, _built(project, name, parsed, device), parsed, **options)
 
 
-def usual(project: Project, given: Sequence[str] = ()) -> tuple[str, Sequence[str]]:
-    """The encoder and the options that are taken where none is named: those of the newest vectors, so that a project
-    does not change its encoder by itself. Options that are given stand for all of that encoder's."""
-    try:
-        words = shlex.split(open_latest(project.work).table.metadata.get("command", ""))
-    except (CurateError, ValueError):
-        words = []
-    named = dict(pairwise(words)).get("--encoder", "")
-    if named not in encoders.names():
-        return encoders.DEFAULT, given
-    return named, given or [value for key, value in pairwise(words) if key == "--set"]
+def usual(project: Project) -> tuple[str, list[str]]:
+    """The encoder of the newest vectors with its options, as the command that made them names both; else the default.
+
+    So a project does not change its encoder by itself. Raises CurateError where the newest table is damaged.
+    """
+    table = tables.latest(project.work / "vectors")
+    words = list(pairwise(shlex.split(table.metadata.get("command", "")) if table else []))
+    name = dict(words).get("--encoder")
+    if name not in encoders.names():
+        return encoders.DEFAULT, []
+    return str(name), [value for key, value in words if key == "--set"]
+
+
+def _takes_device(name: str) -> bool:
+    return name == "model" or "device" in encoders.options(name)
 
 
 def _built(project: Project, name: str, options: dict[str, Any], device: str) -> Encoder:
-    takes = "device" in encoders.options(name)
-    if device == "cuda" and not takes and name != "model":
-        raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
-    handed = {"handle": _trained(project, device)} if name == "model" else {}
-    return encoders.build(name, ({"device": device} if takes else {}) | options, **handed)
+    if name == "model":
+        from train.predict.encoder import current_encoder  # torch takes seconds to import
 
-
-def _trained(project: Project, device: str) -> Any:
-    from train.predict.encoder import current_encoder  # torch takes seconds to import
-
-    return current_encoder(project, device)
+        return encoders.build(name, options, handle=current_encoder(project, device))
+    return encoders.build(name, ({"device": device} if _takes_device(name) else {}) | options)

@@ -67,8 +67,9 @@ class LoopTurn:
         return StepResult("index", text, report.added + report.updated > 0)
 
     def embed(self) -> StepResult:
-        report = embed.run(self.project, progress=self.progress, command="loop: embed")
-        return StepResult("embed", f"{report.embedded} images", report.embedded > 0)
+        device = self.request.device
+        report = embed.run(self.project, device=device, progress=self.progress, command="loop: embed")
+        return StepResult("embed", f"{report.embedded} images with {report.encoder}", report.embedded > 0)
 
     def pull(self) -> StepResult:
         from labeling import remote_project

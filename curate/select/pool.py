@@ -193,15 +193,11 @@ class Pool:
             rows = np.arange(start, min(start + step, len(self)))
             yield Windows(rows, np.full(len(rows), WHOLE, np.int16), self.vectors[rows])
 
-    def per_effort(self, values: Floats, rows: Rows | None = None) -> Floats:
-        """Divide the values above 0, of one image a row, by the images' effort where people's time is what counts.
-
-        `rows`: the rows that the values belong to, where these are not all.
-        """
+    def per_effort(self, values: Floats) -> Floats:
+        """Divide the values above 0, of one image a row, by the images' effort where people's time is what counts."""
         if self.effort is None:
             return values
-        effort = self.effort if rows is None else self.effort[rows]
-        effort = effort.reshape(-1, *[1] * (values.ndim - 1))
+        effort = self.effort.reshape(-1, *[1] * (values.ndim - 1))
         return np.asarray(np.where(values > 0, values / effort, values), values.dtype)
 
     @property

@@ -1,9 +1,9 @@
 """Unusual images, far from all that is labelled: what nobody has named yet.
 
-How unusual the most unusual window of an image is tells `curate/select/anomaly.py` (after PatchCore, Roth et al.,
-2022): small defects show there. How far the whole image lies from the nearest labelled or chosen one tell the vectors,
-as in a core-set (Sener and Savarese, 2018): other kinds of surface show there, however ordinary each of their windows
-is, and one kind of stain does not fill a round. Images are picked greedily by the sum of both.
+`curate/select/anomaly.py` tells how unusual an image's most unusual window is (after PatchCore, Roth et al., 2022):
+small defects show there. The vectors tell how far the whole image lies from the nearest labelled or chosen one, as in a
+core-set (Sener and Savarese, 2018): other kinds of surface show there, however ordinary each of their windows is, and
+one kind of stain does not fill a round. Images are picked greedily by the sum of both.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def _greedy(pool: Pool, rows: Rows, budget: int, spread: float) -> tuple[Rows, F
     """
     vectors, near = pool.vectors[rows], _distances(pool, rows)
     weight = spread / pool.once("usual distance", lambda: _usual_distance(pool.vectors))
-    score = anomaly(pool).score[rows]
+    score = pool.per_effort(anomaly(pool).score)[rows]  # not the distance: nearly every image has some
     searched = np.isfinite(score)
     score = np.where(searched, score, score[searched].min(initial=0) - 1)  # images that were not searched come last
-    worth = pool.per_effort(score + weight * near, rows)
+    worth = score + weight * near
     groups, compared = np.unique(pool.groups[rows], return_inverse=True)[1], np.zeros(len(rows), np.int64)
     left, times = np.ones(len(rows), bool), np.zeros(len(rows), np.int64)  # times: picks of a group
     picks = np.empty(min(budget, len(rows)), np.int64)
@@ -71,7 +71,7 @@ def _greedy(pool: Pool, rows: Rows, budget: int, spread: float) -> tuple[Rows, F
             block = np.append(np.argpartition(np.where(free, -worth, np.inf), min(BLOCK, len(rows) - 1))[:BLOCK], best)
             latest = vectors[picks[compared[block].min() : step]]
             near[block] = np.minimum(near[block], _apart((vectors[block] @ latest.T).max(axis=1)))
-            worth[block], compared[block] = pool.per_effort(score[block] + weight * near[block], rows[block]), step
+            worth[block], compared[block] = score[block] + weight * near[block], step
         picks[step], values[step], far[step], left[best] = best, worth[best], near[best], False
         times[groups[best]] += 1
     return rows[picks], values, far
@@ -102,7 +102,7 @@ def _usual_distance(vectors: Floats) -> float:
 
 
 def _reason(pool: Pool, row: int, distance: float) -> str:
-    """Why the image was picked: how many windows lie nearer to their own kind, and how far what is known is."""
+    """Why it was picked: how many windows lie nearer to their own kind, and how far it lies from what is known."""
     unusual = anomaly(pool)
     apart = f"; distance {distance:.2f} to the nearest labelled or chosen image" if distance < FARTHEST else ""
     if unusual.window[row] < 0:

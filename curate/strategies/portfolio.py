@@ -4,9 +4,9 @@
 people have refused some. `uncertain`: class-stratified uncertainty. `explore`: unusual images far from all that is
 labelled. `audit`: random with known chances, so that unbiased error estimates stay possible. The shares depend on the
 labels and the model that exist, on whether the user gives exemplars or asks for classes that can be looked for, and
-else on how many kinds are likely to be unseen (Good, 1953); from the second round on they move towards the slots that
-found more (see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot work
-goes to the others.
+else on how many kinds nobody seems to have seen yet (Good, 1953); from the second round on they move towards the slots
+that found more (see `curate/select/bandit.py`). Each can be set, 0 leaves a slot out. The share of a slot that cannot
+work goes to the others.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ def find_rare(pool: Pool, budget: int, rng: Rng) -> Picks:
     likely = window_slot.select(pool, budget, rng)
     if all(window_probe.refused(pool, name).any() for name in names):
         return likely
-    both = zip(rare_slot.select(pool, budget, rng), likely, strict=False)
-    return tuple({pick.id: pick for pair in both for pick in reversed(pair)}.values())[:budget]
+    alike = rare_slot.select(pool, budget, rng)
+    turns = [pick for pair in zip(likely, alike, strict=False) for pick in pair]
+    return tuple({pick.id: pick for pick in [*turns, *likely]}.values())[:budget]
 
 
 def unseen_share(pool: Pool) -> float:
     """How much is likely to be unseen, from 0 to 1: the larger of two shares.
 
-    Of the defective groups that are known, by labels or by exemplars, those that show a class known in no other group,
-    which estimates how often the next one will be of a new kind (Good and Turing); and of the classes that have a name
-    those of which nothing is known. 1 while nothing defective is.
+    Of the labelled defective groups those that show a class seen in no other group, which estimates how often the next
+    one will be of a new kind (Good and Turing); and of the classes that have a name those that were never seen. 1 while
+    nothing defective is labelled.
     """
-    counts = [pool.group_count(name) or pool.exemplars.classes.count(name) for name in pool.classes]
+    counts = [pool.group_count(name) for name in pool.classes]
     return max(counts.count(1) / sum(counts), counts.count(0) / len(counts)) if any(counts) else 1.0
 
 

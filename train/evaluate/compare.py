@@ -93,8 +93,10 @@ def on_the_same_images(
     ]
     first: dict[str, str] = {}
     for name, plan in zip(names, plans, strict=True):
-        if (other := first.setdefault(plan.model.key, name)) != name or names.count(name) > 1:
+        if plan.model.key in first:
+            other = first[plan.model.key]
             raise CurateError(f"'{other}' and '{name}' are the same model, {plan.model.key}. See: curate models")
+        first[plan.model.key] = name
     kept = [[item.id for item in plan.items] for plan in plans]
     evaluated = [evaluating.evaluate_images(plan, request.device, progress).split for plan in plans]
     common = set(evaluated[0].ids).intersection(*(images.ids for images in evaluated[1:]))

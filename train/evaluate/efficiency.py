@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from curate import files
 from curate.errors import CurateError, LabelProblem
 from curate.project import Project
@@ -103,8 +105,8 @@ def run(
 
 def _times(runners: Sequence[runner.Runner], paths: Sequence[Path], progress: Progress) -> list[list[float]]:
     """Milliseconds by model; images at even distances over all."""
-    step = max(1, len(paths) // (TIMED + UNTIMED))
-    contents = [files.read_bytes(path) for path in paths[::step][: TIMED + UNTIMED]]
+    places = np.linspace(0, len(paths) - 1, min(len(paths), TIMED + UNTIMED)).astype(int)
+    contents = [files.read_bytes(paths[place]) for place in places]
     skipped = min(UNTIMED, len(contents) - 1)
     times: list[list[float]] = [[] for _ in runners]
     for number, content in enumerate(contents):
@@ -138,10 +140,9 @@ def _row(plan: EvaluationPlan, loaded: runner.Runner, estimates: dict[str, Any],
 
 
 def _worst(plan: EvaluationPlan) -> tuple[float | None, str | None]:
-    """The worst change of the model's newest robustness test on this split."""
-    found = robustness.model_folder(plan.project, plan.model.key).glob(f"{plan.split}-*/{robustness.MANIFEST}")
-    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
-    if newest is None:
+    """The worst change of the robustness test of these images, with the labels and decisions of today."""
+    folder = robustness.folder_of(plan)
+    if not (folder / robustness.MANIFEST).is_file():
         return None, None
-    worst = robustness.read_result(newest.parent).metrics["worst"]["all"]["score"]
+    worst = robustness.read_result(folder).metrics["worst"]["all"]["score"]
     return worst["drop"]["value"], f"{worst['change']} {worst['severity']}" if "change" in worst else None

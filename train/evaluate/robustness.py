@@ -287,10 +287,15 @@ def model_folder(project: Project, model: str) -> Path:
     return project.work / "robustness" / model
 
 
+def folder_of(plan: EvaluationPlan) -> Path:
+    """Return where the result for these images, labels and decisions is, or would be."""
+    return model_folder(plan.project, plan.model.key) / f"{plan.split}-{_key(plan)}"
+
+
 def run(project: Project, request: EvaluateRequest, progress: Progress = lambda stage, done, total: None) -> Robustness:
     """Evaluate every image of the split under every change, unless that is done already."""
     plan = evaluating.make_plan(Index(project), request)
-    folder = model_folder(project, plan.model.key) / f"{plan.split}-{_key(plan)}"
+    folder = folder_of(plan)
     with files.writer_lock(project.work / "robustness", "curate robustness"):
         if not (folder / MANIFEST).is_file():
             files.remove(folder)

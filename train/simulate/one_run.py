@@ -352,7 +352,8 @@ class _RunState:
             past=tuple(self.past),
             lasting=self.lasting,
         )
-        pool = replace(pool, exemplars=_pool_exemplars(oracle, pool, rows), memo={})  # the old memo knew no exemplars
+        exemplars = replace(_pool_exemplars(oracle, pool, rows), given=self.setting.start == EXEMPLARS)
+        pool = replace(pool, exemplars=exemplars, memo={})  # the old memo knew no exemplars
         if not isinstance(self.budget, TimeBudget):
             return pool
         model = CostModel(classes, SECONDS_PER_IMAGE, (SECONDS_PER_REGION,) * len(classes))

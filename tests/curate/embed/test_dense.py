@@ -111,18 +111,27 @@ def test_the_network_is_exported_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = made(runtime="onnx")
     assert Path(first.file).is_relative_to(tmp_path)
-    monkeypatch.setattr("curate.embed._maps.build", lambda *given: pytest.fail("made again"))
-    again = made(runtime="onnx")
-    assert (again.file, again.channels, again.dim, again.key) == (first.file, first.channels, first.dim, first.key)
-    with pytest.raises(pytest.fail.Exception):
-        made(runtime="onnx", coarse=8, fine=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("curate.embed._maps.build", lambda *given: pytest.fail("made again"))
+        again = made(runtime="onnx")
+        assert (again.file, again.channels, again.dim, again.key) == (first.file, first.channels, first.dim, first.key)
+        with pytest.raises(pytest.fail.Exception):
+            made(runtime="onnx", coarse=8, fine=4)
+    Path(first.file).write_bytes(b"cut off")
+    expected = vectors(made(runtime="torch"), drawn((64, 100)))
+    assert np.allclose(vectors(again, drawn((64, 100))), expected, atol=1e-3)
+    assert not Path(first.file).exists(), "the next run writes it anew"
+    other = Path(first.file).with_name(f"{Path(first.file).name.partition('-')[0]}-torch-0.1-timm-0.2-1x2.onnx")
+    other.touch()
+    assert made(runtime="onnx").file == first.file
+    assert not other.exists(), "what another version of torch exported goes"
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "curate").touch()  # a file in the folder's place: root may write anywhere else
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     encoder = made(runtime="onnx")
-    assert encoder.file == ""
+    assert not Path(encoder.file).is_relative_to(tmp_path)
     assert vectors(encoder, drawn((64, 100))).shape[1] == encoder.dim
 
 

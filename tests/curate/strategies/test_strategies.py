@@ -104,11 +104,24 @@ def test_portfolio_fills_its_slots_and_passes_on_what_cannot_work() -> None:
     pool = drawn()
     picks = CATALOGUE.call("portfolio")(pool, 40, np.random.default_rng(0))
     counts = {slot: sum(pick.slot == slot for pick in picks) for slot in ("rare", "uncertain", "explore", "audit")}
-    assert counts == {"rare": 14, "uncertain": 8, "explore": 12, "audit": 6}
+    assert counts == {"rare": 6, "uncertain": 3, "explore": 25, "audit": 6}
     cold = replace(drawn(labelled=0, exemplars=False), exemplars=NO_EXEMPLARS)
     picks = CATALOGUE.call("portfolio")(cold, 40, np.random.default_rng(0), rare=0.5)
     assert {pick.slot for pick in picks} == {"explore", "audit"}
     assert any("slot rare is left out" in note for note in cold.memo["notes"])
+
+
+def test_until_people_refused_some_probe_and_similarity_take_turns() -> None:
+    pool = drawn(labelled=0)
+    pool = replace(pool, exemplars=replace(pool.exemplars, given=True), memo={})
+    picks = CATALOGUE.call("portfolio")(pool, 40, np.random.default_rng(0), rare=1, uncertain=0, explore=0, audit=0)
+    assert {pick.slot for pick in picks} == {"rare"}
+    by = ["probe" if "probe" in pick.reason else "similarity" for pick in picks]
+    assert all("similarity" in pick.reason or "probe" in pick.reason for pick in picks)
+    assert min(by.count("probe"), by.count("similarity")) >= 5
+    refused = replace(drawn(labelled=30), exemplars=pool.exemplars, memo={})
+    later = CATALOGUE.call("portfolio")(refused, 40, np.random.default_rng(0), rare=1, uncertain=0, explore=0, audit=0)
+    assert all("window probe" in pick.reason for pick in later)
 
 
 def test_portfolio_explores_more_while_more_kinds_are_likely_to_be_unseen() -> None:
@@ -317,5 +330,6 @@ def test_of_classes_that_are_asked_for_candidates_have_the_greater_part_of_a_rou
         picks = CATALOGUE.call("portfolio")(replace(pool, memo={}, **given), 20, np.random.default_rng(0))
         return sum(pick.slot == "rare" for pick in picks)
 
-    assert (rare(), rare(wanted=(name,))) == (7, 16)
+    given = replace(pool.exemplars, given=True)
+    assert (rare(), rare(wanted=(name,)), rare(exemplars=given)) == (3, 16, 16)
     assert rare(wanted=tuple(set(pool.classes) - {name})) < 16  # nothing shows these: what is left is shared as ever

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,13 +244,18 @@ def test_the_command(run: Run, indexed: Project) -> None:  # noqa: F811
 
 
 def test_a_project_keeps_its_encoder_and_a_new_one_takes_the_default(indexed: Project) -> None:
-    assert embed_ops.usual(indexed) == (embed.DEFAULT, ())
-    embedding.run(indexed, "texture", {"tile": 64, "overlap": 0.5})
+    assert embed_ops.usual(indexed) == (embed.DEFAULT, [])
+    first = embedding.run(indexed, "texture", {"tile": 64, "overlap": 0.5})
     assert embed_ops.usual(indexed) == ("texture", ["tile=64", "overlap=0.5"])
-    assert embed_ops.usual(indexed, ("tile=32",)) == ("texture", ("tile=32",))
-    assert embed_ops.run(indexed).kept == 26
-    embedding.run(indexed, Moody(), {"a path": "with 'quotes' and spaces"}, workers=0)
-    assert embed_ops.usual(indexed) == (embed.DEFAULT, ()), "no encoder of that name is known"
+    assert (embed_ops.run(indexed).key, embed_ops.run(indexed).kept) == (first.key, 26)
+    again = embed_ops.run(indexed, given=["overlap=0.25"])  # the other options stay
+    assert again.key == embedding.run(indexed, "texture", {"tile": 64, "overlap": 0.25}).key
+    options = {"weights": "/a folder/it's.pth", "bf16": True}
+    embedding.run(indexed, replace(Moody(), name="torchvision_file-resnet18"), options, workers=0)
+    name, given = embed_ops.usual(indexed)
+    assert embed.CATALOGUE.parse(name, given) == options
+    embedding.run(indexed, Moody(), {}, workers=0)
+    assert embed_ops.usual(indexed) == (embed.DEFAULT, []), "no encoder of that name is known"
 
 
 @pytest.mark.parametrize(

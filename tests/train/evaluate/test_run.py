@@ -350,7 +350,7 @@ def test_what_models_reach_and_cost(plant: Project, evaluation: Evaluation) -> N
     assert good.megabytes == pytest.approx(4e-6 * good.parameters, rel=0.2)  # weights in single precision
     assert 0 < good.p50_ms <= good.p95_ms
     assert (good.worst_drop, good.worst) == (None, None)
-    folder = robustness.model_folder(plant, keys["good"]) / "test-made_by_hand"
+    folder = robustness.folder_of(evaluating.make_plan(Index(plant), EvaluateRequest(keys["good"])))
     folder.mkdir(parents=True)
     worst = {"all": {"score": {"change": "blur", "severity": 5, "drop": {"value": 0.25}}}}
     (folder / robustness.METRICS_FILE).write_text(json.dumps({"worst": worst}))
