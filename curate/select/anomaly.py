@@ -106,9 +106,11 @@ class _Plan(NamedTuple):
 
 
 def _search(pool: Pool) -> Neighbours:
-    whiten, parts = whitening_of(pool), list(windows_with_lengths(pool, SHRINKAGE))
-    rows, tiles = (np.concatenate([getattr(part, name) for part, _ in parts]) for name in ("rows", "tiles"))
-    plans = _plans(banks(pool)[rows], np.concatenate([lengths for _, lengths in parts]))
+    whiten = whitening_of(pool)
+    # The vectors of a part are let go before the next one is read.
+    parts = [(part.rows, part.tiles, lengths) for part, lengths in windows_with_lengths(pool, SHRINKAGE)]
+    rows, tiles, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+    plans = _plans(banks(pool)[rows], lengths)
     places = np.unique(np.concatenate([places for plan in plans for places in (plan.queries, plan.sample)]))
     white, groups = _gather(pool, whiten, places), pool.groups[rows]
     found = []

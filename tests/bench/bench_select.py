@@ -25,7 +25,9 @@ from curate.vectors import nearest
 from tests.bench._measure import once, peak_bytes, print_table
 
 DIM, BUDGET, KINDS, STEP = 384, 500, 200, 65536
-STRATEGIES = ("portfolio", "random", "rare", "window_probe", "class_stratified", "anomaly", "maxherding", "kcenter", "audit")
+STRATEGIES = (
+    *("portfolio", "random", "rare", "window_probe", "class_stratified", "anomaly", "maxherding", "kcenter", "audit"),
+)
 CLASSES = ("scratch", "patch", "blister")
 
 

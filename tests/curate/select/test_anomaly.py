@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from curate.greedy import neighbours as engine
 from curate.select import anomaly as unusual
-from curate.select.pool import Pool
+from curate.select.pool import Pool, Windows
 from curate.select.whitening import whitening_of
 from curate.strategies import CATALOGUE
 from tests.pools import drawn, kinds, with_tiles
@@ -172,3 +174,25 @@ def test_far_from_what_is_known_without_an_unusual_window_is_found_too() -> None
     first = CATALOGUE.call("anomaly")(pool, 1, np.random.default_rng(0))
     assert pool.rows_of([first[0].id])[0] >= 100
     assert "to the nearest labelled or chosen image" in first[0].reason
+
+
+def test_windows_are_streamed_never_held_together() -> None:
+    """A million images have gigabytes of windows: of the parts that a pass reads, one or two are held at a time."""
+    pool, alive, most = drawn(300, labelled=40), list[int](), list[int]()
+
+    class Vectors(np.ndarray):  # type: ignore[type-arg]
+        """An array that can be counted."""
+
+    def windows() -> Iterator[Windows]:
+        for start in range(0, 300, 30):
+            rows = np.arange(start, start + 30)
+            vectors = np.array(pool.vectors[rows]).view(Vectors)
+            alive.append(start)
+            weakref.finalize(vectors, alive.pop)
+            most.append(len(alive))
+            yield Windows(rows, np.full(30, -1, np.int16), vectors)
+
+    picks = CATALOGUE.call("anomaly")(replace(pool, windows=windows, memo={}, lasting={}), 5, np.random.default_rng(0))
+    assert len(picks) == 5
+    assert len(most) >= 20
+    assert max(most) <= 3
