@@ -34,7 +34,7 @@ REGIMES = {
     "classes asked for": {"rare": 0.80, "uncertain": 0.0, "explore": 0.05, "audit": 0.15},
 }
 GROWING = ("few labels", "a model")  # regimes whose `explore` grows with the unseen share
-GROWN, AT = 0.80, 0.5  # its largest share, and the unseen share from which on it has that
+LARGEST, REACHED = 0.80, 0.5  # its largest share, and the unseen share at which it is reached
 MOST = 1000.0  # of a share; shares are relative to each other
 
 
@@ -120,7 +120,7 @@ def _usual_shares(pool: Pool) -> dict[str, float]:
     usual = REGIMES[regime(pool)]
     if regime(pool) not in GROWING:
         return usual
-    growth = (GROWN - usual["explore"]) * min(1.0, unseen_share(pool) / AT)
+    growth = (LARGEST - usual["explore"]) * min(1.0, unseen_share(pool) / REACHED)
     left = 1 - growth / (usual["rare"] + usual["uncertain"])
     return usual | {"explore": usual["explore"] + growth} | {slot: left * usual[slot] for slot in ("rare", "uncertain")}
 
