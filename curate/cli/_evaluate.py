@@ -228,8 +228,8 @@ def compare(
         bool,
         typer.Option(
             "--efficiency",
-            help="Of any number of models a table: score, false alarms, parameters, size, milliseconds an image, and "
-            "what other light costs where curate robustness knows it.",
+            help="Of any number of models a table: score, false alarms, parameters, size, milliseconds per image, and "
+            "the worst drop under other light where curate robustness has been run.",
         ),
     ] = False,
     split: SplitOption = "test",
@@ -243,37 +243,35 @@ def compare(
             f"{len(models)} models; allowed: two, or with --efficiency any number. See: curate models list"
         )
     from curate.ops import evaluate as evaluating
+    from train.evaluate.compare import Comparison
     from train.evaluate.run import EvaluateRequest
 
     opened = open_project(project)
     request = EvaluateRequest(None, split, {}, allow_leak, device_named(device))
     with bars() as step:
-        if efficiency:
-            table = evaluating.efficiency(opened, models, request, step)
-        else:
-            result = evaluating.compare(opened, models[0], models[1], request, step)
+        result = (
+            evaluating.efficiency(opened, models, request, step)
+            if efficiency
+            else evaluating.compare(opened, models[0], models[1], request, step)
+        )
     if json:
-        emit((table if efficiency else result).to_json())
-    elif efficiency:
-        _efficiency(table)
+        emit(result.to_json())
     else:
-        _compared(result)
+        _compared(result) if isinstance(result, Comparison) else _efficiency(result)
 
 
 def _efficiency(table: Efficiency) -> None:
     for note in table.notes:
         warn(note)
-    dice = any("dice" in row.metrics for row in table.rows)
-    head = ("model", "architecture", "input", "macro F1", *(["Dice"] if dice else []), "false alarms", "parameters")
+    names = {"macro_f1": "macro F1", "dice": "Dice", "clean_false_alarms": "false alarms"}
+    shown = [name for name in names if any(name in row.metrics for row in table.rows)]
+    head = ("model", "architecture", "input", *(names[name] for name in shown), "parameters")
     lines = [
         (
             row.model,
             f"{row.architecture} {row.encoder or ''}".strip(),
             "x".join(map(str, row.size)),
-            *(
-                _shown(row.metrics.get(name))
-                for name in ("macro_f1", *(["dice"] if dice else []), "clean_false_alarms")
-            ),
+            *(_shown(row.metrics.get(name)) for name in shown),
             f"{row.parameters / 1e6:.1f} M",
             f"{row.megabytes:.1f} MB",
             f"{row.p50_ms:.0f}",
@@ -288,7 +286,7 @@ def _efficiency(table: Efficiency) -> None:
         f"regions, {table.timed} images on {table.device}"
     )
     if any(row.worst_drop is None for row in table.rows):
-        say("curate robustness --model MODEL tells what other light costs")
+        say("for the worst drop under other light, run: curate robustness --model MODEL")
 
 
 def _compared(result: Comparison) -> None:

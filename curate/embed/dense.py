@@ -101,8 +101,7 @@ def _exported(make: Callable[[], Any], key: str) -> tuple[str, tuple[int, int]]:
     network, (fine, coarse) = _maps.exported(maps), maps.channels
     file = folder / f"{key}-{made_by}-{fine}x{coarse}.onnx"
     try:
-        for old in folder.glob(f"*{key}-*"):  # of other versions, or half-written
-            files.remove(old)
+        files.sweep_parts(file)
         with files.written_aside(file) as aside:
             aside.write_bytes(network)
     except (OSError, CurateError):

@@ -31,7 +31,7 @@ REGIMES = {
     "no labels": {"rare": 0.0, "uncertain": 0.0, "explore": 0.85, "audit": 0.15},
     "few labels": {"rare": 0.34, "uncertain": 0.21, "explore": 0.30, "audit": 0.15},
     "a model": {"rare": 0.28, "uncertain": 0.27, "explore": 0.30, "audit": 0.15},
-    "classes asked for": {"rare": 0.80, "uncertain": 0.0, "explore": 0.05, "audit": 0.15},
+    "classes or exemplars given": {"rare": 0.80, "uncertain": 0.0, "explore": 0.05, "audit": 0.15},
 }
 GROWING = ("few labels", "a model")  # regimes whose `explore` grows with the unseen share
 LARGEST, REACHED = 0.80, 0.5  # its largest share, and the unseen share at which it is reached
@@ -109,7 +109,7 @@ def select(
 def regime(pool: Pool) -> str:
     """The key of `REGIMES` that fits the pool."""
     if (pool.wanted or pool.exemplars.given) and rare_slot.sought_classes(pool):
-        return "classes asked for"
+        return "classes or exemplars given"
     if "probability" in pool.scores:
         return "a model"
     return "few labels" if len(pool.exemplars) or linear_probe.has_classes(pool) else "no labels"

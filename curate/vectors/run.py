@@ -61,7 +61,7 @@ class EmbedReport:
 
 def run(
     project: Project,
-    encoder: str | Encoder = embed.DEFAULT,
+    encoder: str | Encoder,
     options: Mapping[str, Any] | None = None,
     *,
     engine: Engine = "local",
@@ -97,7 +97,7 @@ def run(
     return report
 
 
-def table_of(project: Project, encoder: Encoder, command: str = "curate embed") -> Vectors:
+def table_of(project: Project, encoder: Encoder, command: str) -> Vectors:
     """Return the encoder's table in this project; creates it if there is none."""
     path = project.work / "vectors" / f"{encoder.name}-{encoder.key}.lance"
     if tables.Table.exists(path):

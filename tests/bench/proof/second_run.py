@@ -50,9 +50,10 @@ class World(NamedTuple):
 
 def main(asked: argparse.Namespace) -> None:
     names = tuple(filter(None, asked.names.split(",")))
-    jobs = list(jobs_of([setting for setting in second.settings() if _is_asked(setting, asked)], names, asked.seeds))
+    settings = [setting for setting in second.settings() if _is_asked(setting, asked)]
+    jobs, planned = list(jobs_of(settings, names, asked.seeds)), sum(1 for _ in jobs_of(settings, (), 99))
     failed = {} if asked.write else play_all(jobs, asked.vectors, asked.minutes)
-    text = second_tables.results(rows_of(jobs, asked.vectors), len(jobs), asked.vectors, failed)
+    text = second_tables.results(rows_of(jobs, asked.vectors), planned, asked.vectors, failed)
     file = REPOSITORY / "tests" / "bench" / "proof" / TABLE if asked.write else HOME / f"{asked.vectors}-{TABLE}"
     write_text(file, text)
     print(f"{text}\nwritten to {file}")
