@@ -163,7 +163,10 @@ def _client(url: str, token: str) -> LabelStudio:
 
     here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     wait = httpx.Timeout(TIMEOUT, connect=10)
-    http = httpx.Client(timeout=wait, follow_redirects=True, trust_env=not here)  # no proxy leads to this machine
+    # `label-studio start` sends headers and body apart: on a connection that was used before, the second waits 40 ms for
+    # this machine's delayed acknowledgement of the first. A new one costs nothing here.
+    limits = httpx.Limits(max_keepalive_connections=0 if here else None)
+    http = httpx.Client(timeout=wait, limits=limits, follow_redirects=True, trust_env=not here)  # no proxy leads here
     # With the slash, a server below a path (https://host/studio) also refreshes personal tokens where it should.
     make: Any = LabelStudio  # its constructor has no type hints
     client: LabelStudio = make(base_url=f"{url}/", api_key=token, httpx_client=http, timeout=TIMEOUT)

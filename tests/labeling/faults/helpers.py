@@ -74,7 +74,8 @@ class Gate(ThreadingHTTPServer):
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), _Door)
         self.harm: Harm = lambda method, path: ""
-        self.http = httpx.Client(base_url=target, trust_env=False, timeout=120)
+        once = httpx.Limits(max_keepalive_connections=0)  # see labeling/client.py
+        self.http = httpx.Client(base_url=target, trust_env=False, timeout=120, limits=once)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
