@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ FIRST = (
     "test_push_pull.py",
 )
 HERE = Path(__file__).parent
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30
 BY_FIXTURE = {"server": "mongo", "studio_server": "studio", "template": "studio"}
 # What a whole file or folder needs, where no fixture tells: servers and processes that tests start by themselves.
 BY_PATH = {
@@ -94,10 +97,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
+def _in_memory() -> Path | None:
+    """A folder in memory, where all that MongoDB flushes costs nothing (most of what a new dataset takes); it goes with
+    this process, or with the next run. None where there is no room."""
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
+        return None
+    for left in MEMORY.glob("curate-tests-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = MEMORY / f"curate-tests-{os.getpid()}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after the server's end, which is registered later
+    return folder
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a `mongod` of this session; FiftyOne connects to it once, on first use."""
-    uri = database.start(tmp_path_factory.mktemp("mongo") / "db")
+    uri = database.start(_in_memory() or tmp_path_factory.mktemp("mongo") / "db")
     os.environ[database.URI] = uri
     forked.uris.append(uri)
     yield uri
