@@ -189,7 +189,7 @@ def test_errors_are_those_of_the_commands(indexed: Project, tmp_path: Path) -> N
         project.select(budget=5, per_stratum=0)
     with pytest.raises(CurateError, match="unknown encoder 'denser'"):
         project.embed("denser")
-    with pytest.raises(CurateError, match="unknown option of encoder texture .sizes."):
+    with pytest.raises(CurateError, match=r"unknown option of encoder texture 'sizes'"):
         project.embed("texture", options={"sizes": 3})
 
 
