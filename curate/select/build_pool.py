@@ -137,7 +137,7 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
 
 
 def index_images(index: Index) -> dict[str, PoolImage]:
-    copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
+    copies = dict(index.rows("near_of"))
     pushed = (round_ for round_ in rounds.every(index.project.work) if round_.pushed)
     queued = {
         row["id"]: round_.name for round_ in pushed for row in round_.picks() if row["id"] not in round_.withdrawn
