@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, colored, emit, open_project, rows, say, warn
+from curate.cli._common import (
+    JsonOption,
+    ProjectOption,
+    bars,
+    colored,
+    emit,
+    list_plugins,
+    open_project,
+    plugins_json,
+    rows,
+    say,
+    warn,
+)
 from curate.units import duration
 
 if TYPE_CHECKING:
@@ -99,12 +111,11 @@ def select(
     json: JsonOption = False,
 ) -> None:
     """Choose the images that are worth labelling next, rare defects first, and say why for each."""
-    from curate.ops import select as choosing
-    from curate.select import run as selecting
-
     if list_:
         _list(json)
         return
+    from curate.select import run as selecting
+
     opened = open_project(project)
     request = selecting.request_of(
         opened,
@@ -123,21 +134,24 @@ def select(
         result = selecting.explain(opened, request, explain)
         emit(result) if json else _explain(result)
         return
+    from curate.ops import select as choosing
+
     with bars() as step:
         chosen = choosing.run(opened, request, step, dry=dry_run)
     emit(chosen.to_json()) if json else _show(opened, chosen)
 
 
 def _list(json: bool) -> None:
-    from rich.text import Text
-
     from curate.strategies import CATALOGUE
 
-    lines = {name: CATALOGUE.summary(name) for name in CATALOGUE.names()}
+    plugins = CATALOGUE.listing()
     if json:
-        emit({"strategies": lines})
+        emit(
+            {"strategies": {plugin.name: plugin.summary for plugin in plugins if not plugin.problem}}
+            | plugins_json(plugins)
+        )
         return
-    rows((Text(name, "bold"), line, ", ".join(CATALOGUE.options(name))) for name, line in lines.items())
+    list_plugins(plugins)
 
 
 def _show(project: Project, chosen: SelectResult) -> None:

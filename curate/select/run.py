@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from curate import __version__, state, tables, workers
+from curate.catalogue import BUILT_IN
 from curate.errors import CurateError
 from curate.hashing import key_of
 from curate.index import rounds, sync
@@ -222,6 +223,7 @@ def _prepared(index: Index, built: BuiltPool, request: SelectRequest, model: Cos
         pool.exemplars.ids,
         model.to_json(),
         __version__,
+        *([origin] if (origin := CATALOGUE.origin(request.strategy)) != BUILT_IN else []),
         *([[(past.number, past.slots)] for past in pool.past]),
     ]
     manifest = {
