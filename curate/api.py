@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curate import packages
 from curate.admin import setup
 from curate.admin.layout import Layout
 from curate.errors import CurateError, LabelProblem
@@ -58,6 +59,7 @@ def open(project: str | Path | None = None, *, quiet: bool = False) -> OpenProje
     Raises:
         CurateError: there is no such project, or its project.toml is not valid.
     """
+    packages.check()
     folder = find(None if project is None else str(project))
     load(folder)
     return OpenProject(folder, quiet)
@@ -97,6 +99,7 @@ def create(
     Raises:
         CurateError: an unknown format, a folder that does not exist, or a project of that name with other settings.
     """
+    packages.check()
     given = _settings(options or {})
     place, layout = Path(labels) if labels else None, Layout(template, stratum, group)
     made = setup.init(str(name), format, Path(data), place, fully_labelled, kind, given, layout)
