@@ -75,6 +75,7 @@ fuzz: setup ## Read mutated inputs for MINUTES (10) from SEED (0) on, print the 
 
 bench: setup ## Measure speed: ratios against peers in the same run (installs the peers).
 	@$(BIN)/pip install -qq -e '.[$(EXTRAS),peers]'
+	@$(BIN)/python -m tests.bench.bench_start
 	@$(BIN)/python -m tests.bench.bench_rle
 	@$(BIN)/python -m tests.bench.bench_index
 	@$(BIN)/python -m tests.bench.bench_embed

@@ -1,7 +1,8 @@
 """Plug-in folders: formats, exporters, encoders and strategies are found, documented and configured in one way.
 
 Each is one file: its name is the plug-in's name, its docstring the help, the keyword-only parameters of its one
-function the options. No base class, no registry, no decorator.
+function the options. No base class, no registry, no decorator. Another package adds one by an entry point that names
+such a module (see docs/example-plugin): it is imported when it is asked for, and built-in names win.
 """
 
 from __future__ import annotations
@@ -14,10 +15,42 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curate.errors import CurateError, unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+BUILT_IN = "curate"
+GROUPS = {  # entry points of other packages, by the folder of the built-in ones
+    "curate.strategies": "curate.strategies",
+    "curate.formats": "curate.formats",
+    "curate.embed": "curate.encoders",
+    "curate.exports": "curate.exports",
+    "train.architectures": "curate.architectures",
+    "synth.synthesisers": "curate.synthesisers",
+}
+FUNCTIONS = {  # that a module of each group must have
+    "curate.strategies": ("select",),
+    "curate.formats": ("read",),
+    "curate.encoders": ("build",),
+    "curate.exports": ("write",),
+    "curate.architectures": ("build",),
+    "curate.synthesisers": ("fit", "generate"),
+}
+
+
+class PluginInfo(NamedTuple):
+    """A plug-in for a list. `origin`: its package and version; `problem`: why it cannot be used, or None."""
+
+    name: str
+    origin: str
+    summary: str
+    options: dict[str, inspect.Parameter]
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,15 +70,43 @@ class Catalogue:
     also: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        """Return the names of all plug-ins: modules without an underscore in front."""
-        return sorted(self._homes())
+        """Return the names of all plug-ins: modules without an underscore in front, and those of other packages."""
+        return sorted({*self._homes(), *self._added()})
 
     def load(self, name: str) -> ModuleType:
-        """Import a plug-in. Raises CurateError for an unknown name."""
+        """Import a plug-in. Raises CurateError for an unknown name, or one of another package that is broken."""
         homes = self._homes()
-        if name not in homes:
-            raise unknown(self.what, name, self.names())
-        return importlib.import_module(f"{homes[name]}.{name}")
+        if name in homes:
+            return importlib.import_module(f"{homes[name]}.{name}")
+        if (point := self._added().get(name)) is not None:
+            return load_added(point)
+        raise unknown(self.what, name, self.names())
+
+    def origin(self, name: str) -> str:
+        """Return the package that a plug-in comes from: `curate`, or another one with its version."""
+        point = self._added().get(name)
+        return origin_of(point) if point else BUILT_IN
+
+    def listing(self) -> list[PluginInfo]:
+        """Return all plug-ins, each with the package that it comes from; a broken one with its problem."""
+        homes = self._homes()
+        listed: list[PluginInfo] = []
+        for name in self.names():
+            origin = self.origin(name)
+            try:
+                listed.append(PluginInfo(name, origin, self.summary(name), self.options(name)))
+            except CurateError as error:
+                listed.append(PluginInfo(name, origin, "", {}, str(error)))
+        hidden = [point for name, point in _entry_points(self._group()).items() if name in homes]
+        return [*listed, *(PluginInfo(p.name, origin_of(p), "", {}, _hidden(p)) for p in hidden)]
+
+    def _group(self) -> str:
+        return GROUPS.get(self.package, "")
+
+    def _added(self) -> dict[str, EntryPoint]:
+        """Return the plug-ins of other packages; built-in names win."""
+        homes = self._homes()
+        return {name: point for name, point in _entry_points(self._group()).items() if name not in homes}
 
     def _homes(self) -> dict[str, str]:
         """Return the package that each plug-in lies in."""
@@ -90,6 +151,63 @@ class Catalogue:
             if not _has_type(value, known[key].annotation):
                 expected = _type_name(known[key].annotation)
                 raise CurateError(f"option '{key}' of {self.what} {name} is {value!r}; allowed: {expected}")
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name; of two packages with one name the first in the alphabet wins."""
+    from importlib.metadata import entry_points
+
+    points = sorted(entry_points(group=group), key=lambda point: (point.name, origin_of(point))) if group else []
+    return {point.name: point for point in reversed(points)}
+
+
+def added() -> list[tuple[str, EntryPoint]]:
+    """Return all plug-ins of other packages, each with its group."""
+    return [(group, point) for group in GROUPS.values() for point in _entry_points(group).values()]
+
+
+def origin_of(point: EntryPoint) -> str:
+    """Return the package that an entry point belongs to, with its version."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
+def load_added(point: EntryPoint) -> ModuleType:
+    """Import a plug-in of another package. Raises CurateError with the reason where it is broken."""
+    try:
+        module = point.load()
+        lacking = [name for name in FUNCTIONS[point.group] if not callable(getattr(module, name, None))]
+        for name in set(FUNCTIONS[point.group]) - set(lacking):
+            inspect.signature(getattr(module, name), eval_str=True)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise CurateError(f"{_named(point)} cannot be loaded ({reason}). Repair or remove that package") from error
+    if not isinstance(module, ModuleType) or lacking:
+        wanted = " and ".join(FUNCTIONS[point.group])
+        raise CurateError(
+            f"{_named(point)} is '{point.value}', which is no module with {wanted}(). Repair that package"
+        )
+    return module
+
+
+def _hidden(point: EntryPoint) -> str:
+    return f"{_named(point)} is left out: the name is built in"
+
+
+def problem_of(point: EntryPoint) -> str | None:
+    """Return why a plug-in of another package cannot be used, or None."""
+    folder = next(folder for folder, group in GROUPS.items() if group == point.group)
+    if point.name in Catalogue(folder, "", "")._homes():
+        return _hidden(point)
+    try:
+        load_added(point)
+    except CurateError as error:
+        return str(error)
+    return None
+
+
+def _named(point: EntryPoint) -> str:
+    return f"{point.group.removeprefix('curate.')} plug-in '{point.name}' of {origin_of(point)}"
 
 
 def _value(text: str) -> Any:

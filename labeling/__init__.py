@@ -1,1 +1,3 @@
 """Label Studio, both ways."""
+
+# Part of steel-curate, like the packages beside it.

@@ -65,6 +65,6 @@ def test_indexing_changes_nothing_and_every_strategy_picks_the_same(old: Project
     assert samples(old) == EXPECTED["samples"]
     embedding.run(old, "texture", workers=0)
     for name, picks in EXPECTED["picks"].items():
-        request = replace(selecting.default_request(old, "6"), strategy=name)
+        request = replace(selecting.request_of(old, "6"), strategy=name)
         chosen = selecting.run(old, request, dry=True)
         assert [[row["id"], row["slot"]] for row in chosen.picks] == picks, name

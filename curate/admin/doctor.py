@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from curate import mongod, pretrained, project, workers
+from curate import catalogue, mongod, pretrained, project, workers
 from curate.errors import CurateError
 from curate.index import database
 
@@ -37,8 +37,19 @@ def run(wanted: str | None) -> list[DoctorCheck]:
         _ray,
         _weights,
         _browser,
+        _plugins,
     )
     return [check() for check in checks]
+
+
+def _plugins() -> DoctorCheck:
+    """Strategies, formats and so on that other packages add."""
+    found = catalogue.added()
+    problems = [problem for _, point in found if (problem := catalogue.problem_of(point))]
+    if problems:
+        return DoctorCheck("plug-ins", "absent", "; ".join(problems), "curate works without them")
+    each = (f"{group.removeprefix('curate.')} {p.name} ({catalogue.origin_of(p)})" for group, p in found)
+    return DoctorCheck("plug-ins", "ok", ", ".join(each) or "none of other packages")
 
 
 def _folder(wanted: str | None) -> Path | None:

@@ -10,15 +10,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curate import files, formats
 from curate.admin.layout import Layout, guess
 from curate.data import SOURCES, Record, Reject
-from curate.demo import plant, steel
 from curate.errors import CurateError, unknown
 from curate.index.intake import SourceRules, group_of, stratum_of, template_pattern
 from curate.project import FILE, PALETTE, LimitsConfig, Project, checked_source, load, projects_folder
+
+if TYPE_CHECKING:
+    from curate.demo import plant
 
 PRODUCTION_FORMATS = ("images",)
 LAYOUT = ("template", "stratum", "group")
@@ -178,6 +180,8 @@ def demo(
     folder: Path | None, images: int, seed: int, progress: Callable[[int], None]
 ) -> tuple[Project, plant.DemoSummary]:
     """Draw the demo plant and create its project: a labelled library, and unlabelled production images."""
+    from curate.demo import plant, steel
+
     folder = (folder or projects_folder(Path.cwd()) / "demo").resolve()
     drawn = 0
 

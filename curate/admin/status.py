@@ -29,7 +29,7 @@ def summarise(project: Project) -> dict[str, Any]:
         "project": project.name,
         "samples": index.count(),
         "by_source": _counts(member.source for member in members),
-        "by_split": _counts(index.dataset.values("split"), SPLITS),
+        "by_split": _counts(index.values("split"), SPLITS),
         "by_status": _counts((member.status for member in members), STATUSES),
         "by_class": _by_class(project, members),
         **_files(index),

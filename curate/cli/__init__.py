@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command_name
 
-from curate import __version__, files
+from curate import __version__, files, packages
 from curate.cli import (
     _audit,
     _embed,
@@ -132,6 +132,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a class name must not end a command on a Latin-1 terminal
     _refuse_broken(sys.argv[1:])
     try:
+        packages.check()
         app()
     except Exception as error:
         if isinstance(error, SystemError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):

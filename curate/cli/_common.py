@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curate.catalogue import BUILT_IN, PluginInfo
 from curate.errors import CurateError
 from curate.units import duration, rate
 
@@ -207,6 +208,33 @@ class _Stage:
         speed = timed / (now - self.begun)
         left = (self.total - self.done) / speed
         return f"{self.count}, {rate(speed)}" + (f", about {duration(left)} left" if left > 0 else "")
+
+
+def list_plugins(plugins: Sequence[PluginInfo]) -> None:
+    """Print a line a plug-in with its options, and where it comes from if it is not built in; then the broken ones."""
+    rows(
+        (Text(plugin.name, "bold"), _with_origin(plugin), _option_names(plugin))
+        for plugin in plugins
+        if not plugin.problem
+    )
+    for plugin in plugins:
+        if plugin.problem:
+            warn(plugin.problem)
+
+
+def plugins_json(plugins: Sequence[PluginInfo]) -> dict[str, Any]:
+    """Return where each usable plug-in comes from, and the problems of the others, for `--json`."""
+    problems = [plugin.problem for plugin in plugins if plugin.problem]
+    return {"from": {plugin.name: plugin.origin for plugin in plugins if not plugin.problem}, "problems": problems}
+
+
+def _with_origin(plugin: PluginInfo) -> Text:
+    own = plugin.origin == BUILT_IN
+    return Text.assemble(plugin.summary, "" if own else (f" (from {plugin.origin})", "dim"))
+
+
+def _option_names(plugin: PluginInfo) -> str:
+    return ", ".join(plugin.options)
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curate.catalogue import BUILT_IN
 from curate.cli._common import (
     DeviceOption,
     JsonOption,
@@ -15,6 +16,7 @@ from curate.cli._common import (
     emit,
     near,
     open_project,
+    plugins_json,
     rows,
     say,
     warn,
@@ -83,19 +85,25 @@ def _engine(name: str) -> Any:
 
 
 def _list(json: bool) -> None:
-    from curate import embed as encoders
+    from curate.embed import CATALOGUE
 
+    plugins = CATALOGUE.listing()
     entries: dict[str, dict[str, Any]] = {
-        name: {
-            "summary": encoders.summary(name),
-            "options": {key: p.default for key, p in encoders.options(name).items()},
+        plugin.name: {
+            "summary": plugin.summary,
+            "options": {key: p.default for key, p in plugin.options.items()},
         }
-        for name in encoders.names()
+        for plugin in plugins
+        if not plugin.problem
     }
     if json:
-        emit({"encoders": entries})
+        emit({"encoders": entries} | plugins_json(plugins))
         return
-    rows((name, entry["summary"], _defaults(entry["options"])) for name, entry in entries.items())
+    origins = {plugin.name: "" if plugin.origin == BUILT_IN else f" (from {plugin.origin})" for plugin in plugins}
+    rows((name, entry["summary"] + origins[name], _defaults(entry["options"])) for name, entry in entries.items())
+    for plugin in plugins:
+        if plugin.problem:
+            warn(plugin.problem)
 
 
 def _defaults(options: dict[str, Any]) -> str:

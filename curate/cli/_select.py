@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli._common import JsonOption, ProjectOption, bars, colored, emit, open_project, rows, say, warn
-from curate.errors import CurateError
+from curate.cli._common import (
+    JsonOption,
+    ProjectOption,
+    bars,
+    colored,
+    emit,
+    list_plugins,
+    open_project,
+    plugins_json,
+    rows,
+    say,
+    warn,
+)
 from curate.units import duration
 
 if TYPE_CHECKING:
@@ -100,57 +111,47 @@ def select(
     json: JsonOption = False,
 ) -> None:
     """Choose the images that are worth labelling next, rare defects first, and say why for each."""
-    from curate.ops import select as choosing
-    from curate.select import run as selecting
-    from curate.select.rules import BARE, SelectionRules
-    from curate.strategies import CATALOGUE
-
     if list_:
         _list(json)
         return
+    from curate.select import run as selecting
+
     opened = open_project(project)
-    config = opened.config.select
-    strategy = strategy or config.strategy
-    options = (dict(config.options) if strategy == config.strategy else {}) | CATALOGUE.parse(strategy, option or [])
-    quota = config.per_stratum if per_stratum is None else _quota(per_stratum)
-    rules = BARE if plain else SelectionRules(near=selecting.AUTO if near is None else near, per_stratum=quota)
-    request = selecting.SelectRequest(
-        budget=budget or config.budget,
-        strategy=strategy,
-        seed=seed,
-        options=options,
+    request = selecting.request_of(
+        opened,
+        budget,
+        strategy,
+        options=option or [],
+        classes=[name.strip() for name in (classes or "").split(",") if name.strip()],
         exemplars=exemplars,
-        classes=tuple(name.strip() for name in (classes or "").split(",") if name.strip()),
+        per_stratum=per_stratum,
+        near=near,
+        plain=plain,
         encoder=encoder,
-        rules=rules,
+        seed=seed,
     )
     if explain is not None:
         result = selecting.explain(opened, request, explain)
         emit(result) if json else _explain(result)
         return
+    from curate.ops import select as choosing
+
     with bars() as step:
         chosen = choosing.run(opened, request, step, dry=dry_run)
     emit(chosen.to_json()) if json else _show(opened, chosen)
 
 
 def _list(json: bool) -> None:
-    from rich.text import Text
-
     from curate.strategies import CATALOGUE
 
-    lines = {name: CATALOGUE.summary(name) for name in CATALOGUE.names()}
+    plugins = CATALOGUE.listing()
     if json:
-        emit({"strategies": lines})
+        emit(
+            {"strategies": {plugin.name: plugin.summary for plugin in plugins if not plugin.problem}}
+            | plugins_json(plugins)
+        )
         return
-    rows((Text(name, "bold"), line, ", ".join(CATALOGUE.options(name))) for name, line in lines.items())
-
-
-def _quota(text: str) -> Any:
-    if text in ("equal", "proportional"):
-        return text
-    if text.isascii() and text.isdigit() and int(text) > 0:
-        return int(text)
-    raise CurateError(f"--per-stratum '{text}'; allowed: a number above 0, 'equal' or 'proportional'")
+    list_plugins(plugins)
 
 
 def _show(project: Project, chosen: SelectResult) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from curate.cli._common import JsonOption, ProjectOption, bars, emit, rows, say, warn
+from curate.catalogue import BUILT_IN, PluginInfo
+from curate.cli._common import JsonOption, ProjectOption, bars, emit, plugins_json, rows, say, warn
 
 if TYPE_CHECKING:
     from curate.admin.setup import ProjectPlan
@@ -115,13 +116,22 @@ def _show_layout(planned: ProjectPlan) -> None:
 
 def formats(json: JsonOption = False) -> None:
     """List the label formats that can be indexed."""
-    from curate import formats as known
+    from curate.formats import CATALOGUE
 
-    lines = {name: known.summary(name) for name in known.names()}
+    plugins = CATALOGUE.listing()
+    usable = [plugin for plugin in plugins if not plugin.problem]
     if json:
-        emit({"formats": lines})
+        emit({"formats": {plugin.name: plugin.summary for plugin in usable}} | plugins_json(plugins))
         return
-    rows((Text(name, "bold"), _with(line, "--set ", ", ".join(known.options(name)))) for name, line in lines.items())
+    rows((Text(plugin.name, "bold"), _format_text(plugin)) for plugin in usable)
+    for plugin in plugins:
+        if plugin.problem:
+            warn(plugin.problem)
+
+
+def _format_text(plugin: PluginInfo) -> Text:
+    told = plugin.summary if plugin.origin == BUILT_IN else f"{plugin.summary} (from {plugin.origin})"
+    return _with(told, "--set ", ", ".join(plugin.options))
 
 
 def _with(text: str, mark: str, more: str) -> Text:

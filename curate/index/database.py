@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -25,6 +26,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
@@ -64,19 +67,66 @@ def connect(folder: Path) -> Any:
             f"process: {folder} needs {wanted}. Open each project in a Python process of its own, import curate before "
             f"fiftyone, or set {URI} to one server for all projects"
         )
-    if loaded is None and is_embedded() and os.environ.get("FIFTYONE_DATABASE_DIR"):
-        where = f"the index of this project lies in {folder / 'db'}; {URI} names a server of your own"
-        sys.stderr.write(f"FIFTYONE_DATABASE_DIR has no effect: {where}\n")
+    if loaded is None:
+        _tell_of_unused_folder(folder)
     try:
         with environment({URI: uri}), _quiet_import():
             import fiftyone as fo
 
             fo.core.odm.get_db_conn()  # connects now, not at first use
     except Exception as error:
-        reason = _without_password(_reason(error), uri)
-        remedy = "Run: curate doctor" if is_embedded() else f"Correct {URI}, or run: curate doctor"
-        raise CurateError(f"FiftyOne cannot use the database at {printable_uri(uri)}: {reason}. {remedy}") from error
+        raise _unusable(error, uri) from error
     return fo
+
+
+def tables(folder: Path) -> Any:
+    """Return the database of the project whose `work` folder this is, as pymongo shows it.
+
+    FiftyOne, which takes seconds to import, is only loaded where another version of it made the database: it migrates
+    the database first. A process that has loaded it already uses its connection.
+    """
+    if "fiftyone" in sys.modules:
+        return connect(folder).core.odm.get_db_conn()
+    uri = os.environ.get(URI) or start(folder / "db")
+    _tell_of_unused_folder(folder)
+    try:
+        opened = _client(uri)[_database_name()]
+        made_by = (opened.config.find_one() or {}).get("version")
+    except Exception as error:
+        raise _unusable(error, uri) from error
+    return opened if made_by in (None, version("fiftyone")) else connect(folder).core.odm.get_db_conn()
+
+
+@cache
+def _client(uri: str) -> Any:
+    import pymongo
+
+    return pymongo.MongoClient(uri)
+
+
+def _database_name() -> str:
+    """Return the name of FiftyOne's database on the server, found as FiftyOne finds it."""
+    if name := os.environ.get("FIFTYONE_DATABASE_NAME"):
+        return name
+    file = Path(os.environ.get("FIFTYONE_CONFIG_PATH") or Path.home() / ".fiftyone" / "config.json")
+    try:
+        settings = files.read_json(file)
+    except (CurateError, OSError, ValueError):
+        return "fiftyone"
+    return str(settings.get("database_name") or "fiftyone") if isinstance(settings, dict) else "fiftyone"
+
+
+@cache
+def _tell_of_unused_folder(folder: Path) -> None:
+    if is_embedded() and os.environ.get("FIFTYONE_DATABASE_DIR"):
+        where = f"the index of this project lies in {folder / 'db'}; {URI} names a server of your own"
+        sys.stderr.write(f"FIFTYONE_DATABASE_DIR has no effect: {where}\n")
+
+
+def _unusable(error: BaseException, uri: str) -> CurateError:
+    reason = _without_password(_reason(error), uri)
+    remedy = "Run: curate doctor" if is_embedded() else f"Correct {URI}, or run: curate doctor"
+    return CurateError(f"FiftyOne cannot use the database at {printable_uri(uri)}: {reason}. {remedy}")
 
 
 def is_embedded() -> bool:
@@ -220,6 +270,8 @@ def _launch(folder: Path, lock: IO[str]) -> dict[str, Any]:
         start_new_session=True,
     )
     server = {"pid": process.pid, "socket": str(where)}
+    for needed in ("pymongo", "lance"):  # by nearly every command, next: loaded while the server starts
+        importlib.import_module(needed)
     _wait_until_it_answers(process, server, folder)
     return server
 

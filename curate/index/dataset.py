@@ -6,9 +6,13 @@ All access to FiftyOne's samples goes through here, in bulk. `Index` never decid
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,16 @@ STRINGS = (
     *("label_origin", "labelled_by", "labelled_at", "format", "label_file", "label_digest", "state_key"),
     *("annotation", "annotation_origin", "label_config"),
 )
+KINDS: dict[str, str | tuple[str]] = {  # the fields of every index, with FiftyOne's type; in brackets: that of a list
+    **dict.fromkeys(STRINGS, "StringField"),
+    **dict.fromkeys(("width", "height", "label_line"), "IntField"),
+    **dict.fromkeys(("paths", "versions"), ("StringField",)),
+    **dict.fromkeys(("defects", "other_defects"), "Detections"),
+    "missing": "BooleanField",
+    "lead_time": "FloatField",
+    "folds": ("IntField",),
+    "classes": "Classifications",
+}
 
 
 @dataclass(slots=True)
@@ -54,33 +68,47 @@ class Index:
         project: The project; the database is connected here.
         create: Make the dataset where there is none; else that raises CurateError.
 
-    `fo` is the `fiftyone` module, `dataset` the FiftyOne dataset.
+    `fo` is the `fiftyone` module, `dataset` the FiftyOne dataset. Both are loaded when they are first used: FiftyOne
+    takes seconds to import, and what only reads fields asks the database itself.
     """
 
     def __init__(self, project: Project, create: bool = False) -> None:
         state.require(project)
         self.project = project
-        self.fo = database.connect(project.work)
-        self.dataset = self._open(create)
+        self.tables = database.tables(project.work)
+        self._open(create)
 
-    def _open(self, create: bool) -> Any:
+    @cached_property
+    def fo(self) -> Any:
+        """The `fiftyone` module, connected to the project's database."""
+        return database.connect(self.project.work)
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The FiftyOne dataset."""
+        return self.fo.load_dataset(self.project.dataset_name)
+
+    def _open(self, create: bool) -> None:
         name = self.project.dataset_name
         self._follow_moved_folder(name)
-        if self.fo.dataset_exists(name):
+        if self._exists(name):
             self._mend_saved_views(name)
-            dataset = self.fo.load_dataset(name)
+            if self._dataset_document().get("version") not in (None, version("fiftyone")):
+                self.fo.load_dataset(name)  # migrates it
         elif create:
-            dataset = self.fo.Dataset(name, persistent=True)
+            self.dataset = self.fo.Dataset(name, persistent=True)
         else:
             raise CurateError(f"project '{self.project.name}' has no index yet. Run: curate index")
         if create:
-            _declare_fields(dataset, self.fo)
+            _declare_fields(self.dataset, self.fo)
             state.record(self.project, dataset=name, folder=str(self.project.folder))
-        elif not _fields(self.fo).keys() <= dataset.get_field_schema().keys():
+        elif not KINDS.keys() <= {field["name"] for field in self._dataset_document()["sample_fields"]}:
             raise CurateError(f"the index of project '{self.project.name}' is not complete yet. Run: curate index")
         elif not self.project.config.dataset:  # a dataset with a name of its own may be shared with other machines
-            self._find_moved_images(dataset)
-        return dataset
+            self._find_moved_images()
+
+    def _exists(self, name: str) -> bool:
+        return self.tables.datasets.find_one({"name": name}, {"_id": 1}) is not None
 
     def _follow_moved_folder(self, name: str) -> None:
         """Rename the dataset, whose name comes from the folder's path: a moved folder keeps its dataset, with the edits
@@ -88,14 +116,15 @@ class Index:
         known = state.recorded(self.project)
         old = known.get("dataset")
         moved = database.is_embedded() or not Path(str(known.get("folder"))).is_dir()
-        if old and old != name and moved and self.fo.dataset_exists(old) and not self.fo.dataset_exists(name):
+        if old and old != name and moved and self._exists(old) and not self._exists(name):
             self.fo.load_dataset(old).name = name
 
-    def _find_moved_images(self, dataset: Any) -> None:
+    def _find_moved_images(self) -> None:
         """Correct the images' paths after the project was moved or copied to another folder."""
         folder = str(self.project.folder)
         if state.recorded(self.project).get("folder") in (None, folder):
             return
+        dataset = self.dataset
         rows = zip(*dataset.values(["id", "paths", "filepath"]), strict=True)
         places = ((id, str(self.project.path(paths[0])), before) for id, paths, before in rows if paths)
         for chunk in chunks((image for image in places if image[1] != image[2]), CHUNK):
@@ -105,7 +134,7 @@ class Index:
     def _mend_saved_views(self, name: str) -> None:
         """Remove references to saved views that no longer exist: FiftyOne deletes a view before its reference, and
         cannot load the dataset if it was interrupted in between."""
-        db = self.fo.core.odm.get_db_conn()
+        db = self.tables
         home = db.datasets.find_one({"name": name}, {"saved_views": 1})
         referenced = set(home.get("saved_views") or ()) if home else set()
         known = {view["_id"] for view in db.views.find({"_id": {"$in": list(referenced)}}, {"_id": 1})}
@@ -117,21 +146,23 @@ class Index:
 
     def count(self, **equal: Any) -> int:
         """Count the images with these field values. (After a crash of MongoDB `len` may be wrong, ids are not.)"""
-        view = self.dataset
-        for name, value in equal.items():
-            view = view.match(self.fo.ViewField(name) == value)
-        return int(view.count("id"))
+        return int(self._samples().count_documents(equal))
 
     def tally(self, name: str) -> dict[str, int]:
         """Return the values of a field with their numbers of images; empty values are left out."""
-        counts = self.dataset.count_values(name)
-        return {str(value): int(n) for value, n in sorted(counts.items(), key=lambda pair: str(pair[0])) if value}
+        counts = Counter(self.values(name))
+        return {str(value): n for value, n in sorted(counts.items(), key=lambda pair: str(pair[0])) if value}
+
+    def values(self, name: str) -> list[Any]:
+        """Return a field of every sample, of those that somebody added by hand, too."""
+        return [row.get(name) for row in self._samples().find({}, {name: 1, "_id": 0})]
 
     def rows(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Yield these fields of every image, with its content id first."""
-        for row in zip(*self.dataset.values(["content_id", *names]), strict=True):
-            if row[0]:
-                yield row
+        paths = [name.split(".") for name in names]
+        for row in self._samples().find({}, {"_id": 0, "content_id": 1, **dict.fromkeys(names, 1)}):
+            if id := row.get("content_id"):
+                yield (id, *(_value(row, path) for path in paths))
 
     def image_states(self) -> dict[str, ImageState]:
         """Return every image as `curate index` compares it, by content id."""
@@ -149,12 +180,13 @@ class Index:
 
     def conflicts(self) -> list[str]:
         """Return the ids of the `undecided` images."""
-        return list(self.undecided().values("content_id"))
+        same = {"status": "disputed", "status_reason": {"$regex": f"^{re.escape(DUPLICATE_LABELS)}"}}
+        return [row.get("content_id") for row in self._samples().find(same, {"content_id": 1})]
 
     def missing(self) -> list[str]:
         """Return the references of images whose files are gone."""
-        found = self.dataset.match(self.fo.ViewField("missing") == True).values("paths")  # noqa: E712
-        return [reference for references in found for reference in references or ()]
+        found = self._samples().find({"missing": True}, {"paths": 1})
+        return [reference for row in found for reference in row.get("paths") or ()]
 
     def members(self) -> dict[str, Member]:
         """Return the facts of every image that decide its split."""
@@ -166,7 +198,7 @@ class Index:
 
     def ids(self) -> list[str]:
         """Return all content ids; samples that somebody added by hand have none."""
-        return [id for id in self.dataset.values("content_id") if id]
+        return [id for (id,) in self.rows()]
 
     def shown(self, ids: Iterable[str] | None = None) -> Iterator[ShownLabel]:
         """Yield images (all without `ids`) with their labels as the App shows them."""
@@ -226,10 +258,10 @@ class Index:
         return [d["content_id"] for d in keys if (d["state_key"], d["label_digest"]) != wanted[d["content_id"]]]
 
     def _dataset_document(self) -> Any:
-        return self.fo.core.odm.get_db_conn().datasets.find_one({"name": self.dataset.name})
+        return self.tables.datasets.find_one({"name": self.project.dataset_name})
 
     def _samples(self) -> Any:
-        return self.fo.core.odm.get_db_conn()[self._dataset_document()["sample_collection_name"]]
+        return self.tables[self._dataset_document()["sample_collection_name"]]
 
     def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Set fields, given as {field: {id: value}}. Few different values, such as splits, are one update each."""
@@ -289,6 +321,17 @@ class Index:
             self.fo.core.odm.bulk_write(updates, self._samples())
 
 
+def _value(row: Any, path: Sequence[str]) -> Any:
+    """Return the value at the path in a document, a list of values where the path leads through a list."""
+    for number, name in enumerate(path):
+        if isinstance(row, list):
+            return [_value(entry, path[number:]) for entry in row]
+        if not isinstance(row, dict):
+            return None
+        row = row.get(name)
+    return row
+
+
 def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield the values in lists of at most `size`."""
     iterator = iter(values)
@@ -306,11 +349,9 @@ def _declare_fields(dataset: Any, fo: Any) -> None:
 
 def _fields(fo: Any) -> dict[str, Any]:
     """Return the fields of every index, as `Index.declare` takes them."""
-    kinds: dict[str, Any] = dict.fromkeys(STRINGS, fo.StringField)
-    kinds |= dict.fromkeys(("width", "height", "label_line"), fo.IntField)
-    kinds |= {name: [fo.StringField] for name in ("paths", "versions")}
-    kinds |= {"missing": fo.BooleanField, "lead_time": fo.FloatField, "folds": [fo.IntField]}
-    return kinds | {"defects": fo.Detections, "other_defects": fo.Detections, "classes": fo.Classifications}
+    return {
+        name: [getattr(fo, kind[0])] if isinstance(kind, tuple) else getattr(fo, kind) for name, kind in KINDS.items()
+    }
 
 
 def _declare(dataset: Any, fo: Any, kinds: Mapping[str, Any]) -> None:

@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from curate.data import Defect, Label, Status, make_defect
 from curate.errors import LabelProblem
-from curate.index.intake import ImageFacts
 from curate.labels.log import LabelState
-from curate.masks import rle, shapes
+
+if TYPE_CHECKING:
+    from curate.index.intake import ImageFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,8 @@ def detection(defect: Defect, width: int, height: int, version: str | None = Non
     """Return a defect as FiftyOne's Detection."""
     from bson import ObjectId
 
+    from curate.masks import shapes  # its kernels take half a second to load
+
     x, y, w, h = defect.box
     box = [x / width, y / height, w / width, h / height]
     document = {"_id": ObjectId(), "_cls": "Detection", "attributes": {}, "tags": [], "label": defect.label}
@@ -211,6 +214,8 @@ def defect(region: Mapping[str, Any], width: int, height: int) -> Defect | str:
         return INCOMPLETE
     if pixels.shape != (high, wide):  # in the App a person can resize a mask's box: the mask is stretched with it
         pixels = _stretch(pixels, wide, high)
+    from curate.masks import rle
+
     return make_defect(name, (left, top, wide, high), rle.mask_to_coco(pixels), severity)
 
 
@@ -226,6 +231,8 @@ def _pixels(region: Mapping[str, Any], most: int) -> Any:
             raise ValueError(f"a mask of more than {most} pixels")
         mask = np.load(array, allow_pickle=False)
     elif region.get("mask_path"):
+        from curate.masks import shapes
+
         mask = shapes.grey_file(Path(region["mask_path"]), most)
     else:
         return None

@@ -14,7 +14,6 @@ from curate.data import UNLABELLED, Defect, Label, MaskFile, Record
 from curate.errors import LabelProblem
 from curate.hashing import content_id, digest_of
 from curate.masks import decode
-from curate.masks.shapes import defect_of
 from curate.paths import safe_join
 from curate.project import LimitsConfig
 
@@ -130,6 +129,8 @@ def label_of(record: Record, rules: SourceRules, width: int, height: int) -> Lab
         raise LabelProblem(f"the label file says {declared}, the image is {width}x{height}")
     if not record.labelled:
         return UNLABELLED
+    from curate.masks.shapes import defect_of  # its kernels take half a second to load
+
     clip = rules.limits.boxes == "clip"
     defects: list[Defect] = []
     for region in record.regions:

@@ -130,7 +130,7 @@ class LoopTurn:
     def select(self) -> StepResult:
         from curate.select import run as selecting
 
-        request = selecting.default_request(self.project, self.request.budget)
+        request = selecting.request_of(self.project, self.request.budget)
         try:
             chosen = select.run(self.project, request, self.progress, command="loop: select")
         except selecting.NothingToPick as error:

@@ -137,7 +137,7 @@ def _check_classes(index: Index, classes: Sequence[str]) -> None:
 
 
 def index_images(index: Index) -> dict[str, PoolImage]:
-    copies = dict(index.rows("near_of")) if index.dataset.get_field("near_of") is not None else {}
+    copies = dict(index.rows("near_of"))
     pushed = (round_ for round_ in rounds.every(index.project.work) if round_.pushed)
     queued = {
         row["id"]: round_.name for round_ in pushed for row in round_.picks() if row["id"] not in round_.withdrawn
@@ -292,7 +292,7 @@ def _placed(values: Any, rows: Rows, total: int, order: list[str], classes: tupl
 def _exemplars(index: Index, pool: Pool, vectors: Vectors, given: str | None, notes: list[str]) -> Exemplars:
     """Windows of the images that the user gave, else of the labelled images of the scarce classes."""
     names = pool.wanted or (pool.classes if given else pool.scarce_classes())
-    ids = _without_held_out(pool, _named(index, pool, given), notes) if given else _labelled(pool, names)
+    ids = _without_held_out(pool, _named(index, pool, given), notes) if given else labelled_exemplars(pool, names)
     if not ids:
         return pool.exemplars
     labels = {sample.id: sample.label for sample in index.shown(ids)}
@@ -319,7 +319,7 @@ def _without_held_out(pool: Pool, ids: list[str], notes: list[str]) -> list[str]
     return [id for id in ids if id not in held_out]
 
 
-def _labelled(pool: Pool, names: Sequence[str]) -> list[str]:
+def labelled_exemplars(pool: Pool, names: Sequence[str]) -> list[str]:
     """Labelled images of these classes: one of each group, then a second one, and so on."""
     chosen: dict[str, None] = {}
     for name in names:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from curate import __version__, state, tables, workers
+from curate.catalogue import BUILT_IN
 from curate.errors import CurateError
 from curate.hashing import key_of
 from curate.index import rounds, sync
@@ -25,7 +26,7 @@ from curate.select import rules as selection_layer
 from curate.select.build_pool import BuiltPool
 from curate.select.cost import CostModel, ImageBudget, TimeBudget
 from curate.select.pool import Floats, PastRound, Picks, Pool, Rows
-from curate.select.rules import BARE, Selection, SelectionRules
+from curate.select.rules import BARE, Quota, Selection, SelectionRules
 from curate.strategies import CATALOGUE, DEFAULT
 from curate.vectors import nearest
 from curate.vectors import store as vectors
@@ -55,11 +56,67 @@ class SelectRequest:
     rules: SelectionRules = field(default_factory=SelectionRules)
 
 
-def default_request(project: Project, budget: str | None = None) -> SelectRequest:
-    """The request that project.toml describes."""
+def request_of(
+    project: Project,
+    budget: str | int | None = None,
+    strategy: str | None = None,
+    *,
+    options: Mapping[str, Any] | Sequence[str] = (),
+    classes: Sequence[str] = (),
+    exemplars: str | None = None,
+    per_stratum: Quota | str | None = None,
+    near: float | None = None,
+    plain: bool = False,
+    encoder: str | None = None,
+    seed: int = 0,
+) -> SelectRequest:
+    """The request of a user; what is not given is as project.toml describes it.
+
+    Args:
+        project: the project.
+        budget: images, or people's time such as `4h`.
+        strategy: its name.
+        options: of the strategy, by name or each as `key=value`; they go before those of project.toml.
+        classes: only look for these.
+        exemplars: a saved view, a tag, or content ids with commas between.
+        per_stratum: the most picks from one stratum; `equal` or `proportional`.
+        near: the cosine of near-duplicates; 0: never; None: derived from the vectors.
+        plain: no rules on top of the strategy.
+        encoder: whose vectors to use.
+        seed: the same seed gives the same picks.
+
+    Raises:
+        CurateError: an unknown strategy or option, or a value that is not allowed.
+    """
     config = project.config.select
-    rules = SelectionRules(near=AUTO, per_stratum=config.per_stratum)
-    return SelectRequest(budget or config.budget, config.strategy, options=dict(config.options), rules=rules)
+    strategy = strategy or config.strategy
+    given = dict(options) if isinstance(options, Mapping) else CATALOGUE.parse(strategy, options)
+    CATALOGUE.check(strategy, given)
+    if near is not None and not 0 <= near <= 1:
+        raise CurateError(f"near is {near:g}; allowed: a cosine from 0 to 1")
+    rules = SelectionRules(
+        near=AUTO if near is None else near,
+        per_stratum=_quota(config.per_stratum if per_stratum is None else per_stratum),
+    )
+    return SelectRequest(
+        budget=str(budget or config.budget),
+        strategy=strategy,
+        seed=seed,
+        options=(dict(config.options) if strategy == config.strategy else {}) | given,
+        exemplars=exemplars,
+        classes=tuple(classes),
+        encoder=encoder,
+        rules=BARE if plain else rules,
+    )
+
+
+def _quota(value: Any) -> Quota | None:
+    if value is None or value in ("equal", "proportional"):
+        return cast(Quota | None, value)
+    text = str(value)
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise CurateError(f"--per-stratum '{value}'; allowed: a number above 0, 'equal' or 'proportional'")
 
 
 @dataclass
@@ -90,7 +147,7 @@ def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *
 
     Args:
         project: the project.
-        request: what to select; see `default_request`.
+        request: what to select; see `request_of`.
         progress: called with a stage, the steps done since the last call and all steps.
         dry: pick, but write nothing.
 
@@ -110,7 +167,7 @@ def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *
     built = build_pool.build(index, request.encoder, request.exemplars, request.classes)
     progress("reading vectors", 1, 1)
     model = cost_model(project)
-    request = replace(request, rules=_rules(request.rules, built.pool))
+    request = replace(request, rules=with_cosine(request.rules, built.pool))
     turn = _number(index, built)
     built.pool = replace(built.pool, turn=turn, past=_past(project, built.pool, turn))
     result = _prepared(index, built, request, model)
@@ -131,7 +188,7 @@ def run(project: Project, request: SelectRequest, progress: Any = NO_PROGRESS, *
     return result
 
 
-def _rules(rules: SelectionRules, pool: Pool) -> SelectionRules:
+def with_cosine(rules: SelectionRules, pool: Pool) -> SelectionRules:
     """The rules with `near` as a cosine of these vectors."""
     if rules.near is None or rules == BARE:
         return replace(rules, near=None)
@@ -166,6 +223,7 @@ def _prepared(index: Index, built: BuiltPool, request: SelectRequest, model: Cos
         pool.exemplars.ids,
         model.to_json(),
         __version__,
+        *([origin] if (origin := CATALOGUE.origin(request.strategy)) != BUILT_IN else []),
         *([[(past.number, past.slots)] for past in pool.past]),
     ]
     manifest = {

@@ -479,7 +479,7 @@ def _pool_exemplars(oracle: OracleDataset, pool: Pool, rows: Rows) -> Exemplars:
 
 
 def _labelled_rows(pool: Pool, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, int]]:
-    ids = build_pool._labelled(pool, names)
+    ids = build_pool.labelled_exemplars(pool, names)
     return zip(ids, rows[pool.rows_of(ids)].tolist(), strict=True)
 
 

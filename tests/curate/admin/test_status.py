@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -124,3 +126,35 @@ def test_production_images_alone_first_need_classes(make: Make, line: Callable[.
     sync.run(project)
     assert first(project).startswith("curate classes add NAME")
     assert status.summarise(project)["by_class"] == {"clean": 0}
+
+
+QUICK = """
+import sys
+from curate.cli import main
+sys.argv = {arguments}
+try: main()
+except SystemExit as end: assert not end.code, end.code
+print("loaded", [name for name in ("fiftyone", "torch", "numba", "sklearn") if name in sys.modules])
+"""
+
+
+def answered(project: Project, *arguments: str) -> str:
+    code = QUICK.format(arguments=["curate", *arguments, "--project", str(project.folder)])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_status_answers_without_what_is_slow_to_load(indexed: Project) -> None:
+    """FiftyOne, torch, numba and scikit-learn take seconds to import; the database answers without them."""
+    embedded(indexed)
+    told = answered(indexed, "status")
+    assert "26 images" in told
+    assert told.endswith("loaded []\n")
+    listed = answered(indexed, "models", "list")
+    assert listed.endswith("loaded []\n")
+
+
+def test_an_explanation_and_a_dry_run_need_no_fiftyone(indexed: Project) -> None:
+    embedded(indexed)
+    id = Index(indexed).ids()[0]
+    for arguments in (("select", "--explain", id), ("select", "--budget", "3", "--dry-run")):
+        assert "fiftyone" not in answered(indexed, *arguments).rpartition("loaded")[2]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import curate
 from curate import cli
 from curate.admin import setup
 from curate.data import Item
@@ -489,3 +490,25 @@ def test_the_commands(plant: Project, evaluation: Evaluation) -> None:
         refused = run.invoke(cli.app, ["evaluate", *arguments, "--target-recall", wrong])
         assert isinstance(refused.exception, CurateError)
         assert "is not CLASS=RECALL" in str(refused.exception)
+
+
+def test_python_gets_the_same_model_and_metrics_as_tables(plant: Project, evaluation: Evaluation) -> None:
+    """Last: it fits the classifier's decisions, which other tests leave alone."""
+    project = curate.open(plant.folder, quiet=True)
+    settings = dict(setting.split("=") for setting in WHOLE)
+    model = project.train("simple-cnn", settings={key: int(value) for key, value in settings.items()}, device="cpu")
+    assert not model.fresh
+    assert model.model.key == models(plant)["whole"]
+    again = project.evaluate(evaluation.model, target_recall={"crack": 0.9}, device="cpu")
+    assert again.metrics == evaluation.metrics
+    assert list(again.table.index) == list(CLASSES)
+    for name in CLASSES:
+        recall = evaluation.metrics["classes"][name]["recall"]
+        columns = ["images", "recall", "recall_low", "recall_high"]
+        expected = [evaluation.metrics["support"][name]["images"], recall["value"], recall["low"], recall["high"]]
+        assert again.table.loc[name, columns].tolist() == expected
+    assert again.overall.loc["macro_f1", "value"] == evaluation.metrics["overall"]["macro_f1"]["value"]
+    assert again.report.is_file()
+    assert f"model {evaluation.model} on" in again._repr_html_()
+    assert project.evaluate(model, device="cpu").model == model.model.key
+    assert project.predict(model, device="cpu").model == model.model.key

@@ -1,0 +1,1 @@
+"""Plug-ins for curate, one module each; pyproject.toml names them."""
