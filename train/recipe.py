@@ -53,12 +53,17 @@ class Model(_Strict):
 
 
 class Input(_Strict):
-    """Input size: segmentation takes crops of it, classification resizes an image to as many pixels."""
+    """Input size: segmentation takes crops of it, classification resizes an image to as many pixels.
+
+    `resolution`: with `native`, a classifier, too, learns from crops of that size (`augmentation.defect_crops` of them
+    around a defect; each is labelled by what it shows), and looks at whole images without resizing them.
+    """
 
     height: int = Field(default=256, ge=32, le=1 << 14)
     width: int = Field(default=256, ge=32, le=1 << 14)
     channels: Literal[1, 3] = 3
     scale: Literal["imagenet", "tf"] = "imagenet"
+    resolution: Literal["resized", "native"] = "resized"
 
     @field_validator("height", "width")
     @classmethod
@@ -72,6 +77,7 @@ class Augmentation(_Strict):
     """Probabilities (0 to 1), degrees and shares of random changes; 0 turns one off.
 
     `rotate90` turns a square input by 0, 90, 180 or 270 degrees, any other by 0 or 180, so that a batch has one shape.
+    `defect_crops`: the share of crops that are taken around a defect.
     """
 
     flip_horizontal: float = Field(default=0.0, ge=0, le=1)
@@ -201,6 +207,11 @@ class Recipe(_Strict):
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False
     allow_double_prior: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Return whether the network sees images in their own resolution: a segmenter always does."""
+        return self.task == "segmentation" or self.input.resolution == "native"
 
     @property
     def parts(self) -> tuple[Phase, ...]:

@@ -27,16 +27,15 @@ from curate.errors import CurateError, LabelProblem, unknown
 from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.project import Project
-from curate.select import uncertainty
 from train import store
 from train.data import dataset
 from train.data.dataset import TrainingData
-from train.data.pixels import STRIDE, Pixels, read, resized, with_channels
+from train.data.pixels import OVERLAP, SIDE, STRIDE, Pixels, read, with_channels
 from train.evaluate import metrics
 from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
-from train.predict.predictor import OVERLAP, SIDE, Floats, ImagePrediction, Predictor, load_predictor
+from train.predict.predictor import Floats, Predictor, load_predictor
 from train.recipe import SCALES
 from train.store import StoredModel
 
@@ -213,14 +212,8 @@ class EngineModel(Predictor):
         ]
         return np.asarray(np.mean(probabilities, axis=0), np.float32)
 
-    def _whole(self, image: Pixels) -> ImagePrediction:
-        size = self.recipe.input
-        p = self.module(resized(image, size.height, size.width)[None])[0]
-        by_class = p[: len(self.classes)]
-        unsure = uncertainty.entropy(p[None]) if self.single else uncertainty.predictive_entropy_multilabel(p[None])
-        return ImagePrediction(
-            by_class, (), uncertainty.class_entropy(by_class), float(unsure[0]), self._predicted_classes(p)
-        )
+    def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
+        return self.module(view[None])[0], None
 
 
 def with_engine(predictor: Predictor, run: Run) -> EngineModel:
@@ -252,7 +245,7 @@ def _write_files(job: ExportJob, folder: Path, progress: Progress) -> dict[str, 
     predictor, threads = job.predictor, torch.get_num_threads()
     module = onnx_int8.end_to_end(predictor.module, predictor.recipe, predictor.single)
     shape, val = _usual_shape(job)
-    any_size = onnx_int8.write(module, folder / ONNX, shape, _name(job), predictor.recipe.task == "segmentation")
+    any_size = onnx_int8.write(module, folder / ONNX, shape, _name(job), predictor.recipe.native)
     if not any_size:
         _note_fixed_size(job, shape, len(val))
     batches = calibration_batches(job, shape, any_size, progress)
@@ -291,7 +284,7 @@ def _tile_shape(job: ExportJob, height: int, width: int) -> Shape:
 
 
 def _note_fixed_size(job: ExportJob, shape: Shape, fitting: int) -> None:
-    if job.predictor.recipe.task != "segmentation":
+    if not job.predictor.recipe.native:
         return
     job.notes.append(
         f"{job.predictor.recipe.model.architecture} cannot be exported for images of any size: the files take only "
@@ -468,10 +461,10 @@ def _sidecar(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
 
 
 def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
-    config, segments = job.predictor.recipe.input, job.predictor.recipe.task == "segmentation"
+    config, native = job.predictor.recipe.input, job.predictor.recipe.native
     mean, std = SCALES[config.scale]
     sides = ["a multiple of 32", "a multiple of 32"] if any_size else list(shape[:2])
-    resize = "none; mirror the right and lower border up to the size" if segments else "area to shrink, else linear"
+    resize = "none; mirror the right and lower border up to the size" if native else "area to shrink, else linear"
     return {
         "name": onnx_int8.IMAGE,
         "type": "uint8",
@@ -484,8 +477,9 @@ def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
 
 
 def _tiling(job: ExportJob) -> dict[str, Any] | None:
-    """Return how a segmenter's image is cut into tiles, which fade into each other where they overlap."""
-    if job.predictor.recipe.task != "segmentation":
+    """Return how a large image is cut into tiles: a segmenter's fade into each other where they overlap, a
+    classifier's worst one (of a single choice the one least likely `clean`) speaks for the image."""
+    if not job.predictor.recipe.native:
         return None
     return {"side": SIDE, "most_pixels": job.predictor.tile, "overlap": OVERLAP, "multiple_of": STRIDE}
 

@@ -23,7 +23,7 @@ from curate.errors import CurateError
 from train import checkpoint, losses
 from train.data import sampling
 from train.data.dataset import EpochBatches, Examples, LoadPlan, TrainingData, loader
-from train.data.pixels import normalised
+from train.data.pixels import normalised, tiles
 from train.fit.counts import confusion_counts, f1
 from train.losses import Term
 from train.processes import SINGLE_PROCESS, ProcessGroup
@@ -102,7 +102,7 @@ def fit(
     repeats = sampling.repeats(recipe.sampler.name, data.present(data.train), recipe.sampler.threshold)
     batches, feed = _loader([*data.train, *data.pseudo], settings, training=True)
     val_batches, val_feed = _loader(data.val, settings, training=False)
-    val_batches.begin(range(len(data.val)), 0)
+    val_batches.take(_val_batches(settings), 0)
     autocast, scaler = _precision(recipe.amp, device)
     ranks.wait()  # rank 0 may still be writing the file that is read now
     state, stored = _load_state(folder)
@@ -244,6 +244,16 @@ def _epoch_batches(settings: FitSettings, repeats: sampling.Repeats, number: int
         once = np.ones(len(data.pseudo))
         pseudo = len(data.train) + sampling.draw(once, number, recipe.seed, ranks.rank, ranks.world_size)
     return sampling.mix_batches(order, pseudo, ranks.local_batch(recipe.batch), recipe.pseudo.share)[: recipe.steps]
+
+
+def _val_batches(settings: FitSettings) -> list[list[int]]:
+    """Return batches of val as rows; whole images in native resolution are batched with those whose tiles are alike."""
+    recipe, data = settings.recipe, settings.data
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(data.val):
+        whole = recipe.native and data.task == "classification"
+        kinds.setdefault(tiles(item.height, item.width)[:2] if whole else (), []).append(row)
+    return [kind[at : at + recipe.batch] for kind in kinds.values() for at in range(0, len(kind), recipe.batch)]
 
 
 def _blank_batch(settings: FitSettings) -> tuple[Any, Any]:

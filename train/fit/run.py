@@ -30,6 +30,7 @@ from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.recipe import Recipe
 from train.store import StoredModel
 
+LATER_OPTIONS = (("input", "resolution", "resized"),)  # options of a recipe, and what they are where they are off
 STEP = 3  # raise it when the same recipe and data give another model than before
 
 
@@ -172,6 +173,9 @@ def model_key(resolved: Recipe, data: TrainingData) -> str:
     left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True, "predict": {"fit"}}
     left |= {} if resolved.pseudo.model else {"pseudo": True}
     values = resolved.model_dump(mode="json", exclude=left)
+    for part, name, off in LATER_OPTIONS:  # models that were trained before they existed keep their keys
+        if values[part][name] == off:
+            del values[part][name]
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
 
 

@@ -6,6 +6,7 @@
 
 Segmentation looks at an image in tiles of at most `TILE` pixels, blended where they overlap; a strip of 256 x 1600 fits
 into one. A connected region above its class's threshold is a defect, its confidence the mean probability of its pixels.
+A classifier in native resolution looks at the same tiles, of which the worst speaks for the image.
 """
 
 from __future__ import annotations
@@ -28,14 +29,11 @@ from curate.masks import shapes
 from curate.project import Project
 from curate.select import uncertainty as scores
 from train import architectures, checkpoint, decisions, recipe, store
-from train.data.pixels import Pixels, normalised, padded, read, resized, starts, up_to_stride, with_channels
+from train.data.pixels import OVERLAP, TILE, Pixels, normalised, padded, read, resized, tiles, with_channels
 from train.decisions import Decision
 from train.recipe import Recipe
 from train.store import StoredModel
 
-TILE = 1 << 20  # pixels of one tile
-SIDE = 1024  # pixels of a tile's side in a large image; in a strip a tile is as long as TILE allows
-OVERLAP = 128
 MOST_REGIONS = 100  # the largest regions of a class are kept: an untrained model finds thousands
 PASSES = 16  # forward passes with dropout, for BALD
 Floats = NDArray[np.float32]
@@ -114,16 +112,14 @@ class Predictor:
     def probabilities(self, image: Pixels) -> Floats:
         """Return the probability map (C, H, W) of an image (H, W, channels)."""
         height, width = image.shape[:2]
-        high = min(up_to_stride(height), SIDE)
-        wide = min(up_to_stride(width), max(self.tile // high // 32 * 32, 2 * OVERLAP))
+        high, wide, places = tiles(height, width, self.tile)
         canvas = padded(image, high, wide)
         total = np.zeros((len(self.classes), *canvas.shape[:2]), np.float32)
         weight = np.zeros(canvas.shape[:2], np.float32)
         fade = np.outer(_ramp(high), _ramp(wide))
-        for y in starts(canvas.shape[0], high, OVERLAP):
-            for x in starts(canvas.shape[1], wide, OVERLAP):
-                total[:, y : y + high, x : x + wide] += self._tile(canvas[y : y + high, x : x + wide]) * fade
-                weight[y : y + high, x : x + wide] += fade
+        for y, x in places:
+            total[:, y : y + high, x : x + wide] += self._tile(canvas[y : y + high, x : x + wide]) * fade
+            weight[y : y + high, x : x + wide] += fade
         return np.ascontiguousarray((total / weight)[:, :height, :width])
 
     def _tile(self, tile: Pixels) -> Floats:
@@ -138,20 +134,46 @@ class Predictor:
     # --- classification ---
 
     def _whole(self, image: Pixels) -> ImagePrediction:
+        p, balds = zip(*map(self._outputs, self._views(image)), strict=True)
+        whole = self._worst(np.stack(p))
+        by_class = whole[: len(self.classes)]
+        unsure = scores.entropy(whole[None]) if self.single else scores.predictive_entropy_multilabel(whole[None])
+        return ImagePrediction(
+            by_class,
+            (),
+            scores.class_entropy(by_class),
+            float(unsure[0]),
+            self._predicted_classes(whole),
+            bald=None if None in balds else max(balds),
+        )
+
+    def _views(self, image: Pixels) -> list[Pixels]:
+        """Return what a classifier looks at: the resized image, or in native resolution all of it, a large one in
+        tiles."""
+        size = self.recipe.input
+        if not self.recipe.native:
+            return [resized(image, size.height, size.width)]
+        high, wide, places = tiles(image.shape[0], image.shape[1], self.tile)
+        canvas = padded(image, high, wide)
+        return [canvas[y : y + high, x : x + wide] for y, x in places]
+
+    def _worst(self, p: Floats) -> Floats:
+        """Return the outputs' probabilities of an image from those of its views, (V, outputs): of each class the
+        highest, but of a single choice those of the view that is least likely clean, or surest of its class."""
+        if not self.single:
+            return np.asarray(p.max(axis=0))
+        has_clean = p.shape[1] > len(self.classes)
+        return np.asarray(p[(1 - p[:, -1] if has_clean else p.max(axis=1)).argmax()])
+
+    def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
+        """Return the outputs' probabilities of a view, and BALD."""
         import torch
 
-        size = self.recipe.input
-        batch = self._batch(resized(image, size.height, size.width))
+        batch = self._batch(view)
         with torch.inference_mode(), self._precision():
             features = self.module.encoder(batch)
             last = features[-1] if isinstance(features, list | tuple) else features
-            p = self._output_probabilities(self.module.head(last))
-            bald = self._bald(last)
-        by_class = p[: len(self.classes)]
-        unsure = scores.entropy(p[None]) if self.single else scores.predictive_entropy_multilabel(p[None])
-        return ImagePrediction(
-            by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._predicted_classes(p), bald=bald
-        )
+            return self._output_probabilities(self.module.head(last)), self._bald(last)
 
     def _output_probabilities(self, logits: Any) -> Floats:
         values = logits.float()[0]
@@ -206,7 +228,7 @@ def dropouts(module: Any) -> list[Any]:
 
     head = getattr(module, "head", None)
     parts = head.modules() if head is not None else ()
-    return [layer for layer in parts if isinstance(layer, nn.Dropout) and layer.p > 0]
+    return [layer for layer in parts if isinstance(layer, nn.Dropout | nn.Dropout2d) and layer.p > 0]
 
 
 def components(name: str, p: Floats, threshold: float, min_area: int) -> list[tuple[Defect, float]]:
