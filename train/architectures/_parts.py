@@ -36,7 +36,7 @@ class TopMean(nn.Module):  # type: ignore[misc]
 
     def forward(self, maps: Any) -> Any:
         cells = maps.flatten(2)
-        return cells.topk(min(self.k, cells.shape[2]), 2, sorted=False).values.mean(2)
+        return cells.topk(min(self.k, cells.shape[2]), 2).values.mean(2)
 
 
 class Features(nn.Module):  # type: ignore[misc]

@@ -29,8 +29,10 @@ from curate.masks import shapes
 from curate.project import Project
 from curate.select import uncertainty as scores
 from train import architectures, checkpoint, decisions, recipe, store
+from train.architectures import two_stage
 from train.data.pixels import OVERLAP, TILE, Pixels, normalised, padded, read, resized, tiles, with_channels
 from train.decisions import Decision
+from train.predict import stages
 from train.recipe import Recipe
 from train.store import StoredModel
 
@@ -123,12 +125,25 @@ class Predictor:
         return np.ascontiguousarray((total / weight)[:, :height, :width])
 
     def _tile(self, tile: Pixels) -> Floats:
+        flag = two_stage.flag_of(self.recipe.model)
+        if flag is None:
+            return self._map(self.module, tile, self.recipe.predict.flips)
+        gate, segmenter = self.module.gate, self.module.segment
+        return stages.probabilities(
+            tile,
+            flag,
+            lambda pixels: self._map(gate, pixels, False),
+            lambda pixels: self._map(segmenter, pixels, self.recipe.predict.flips),
+        )
+
+    def _map(self, network: Any, pixels: Pixels, flips: bool) -> Floats:
+        """Return a network's probability map (C, H, W), with `flips` the mean over the image and two mirrored ones."""
         import torch
 
-        axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if self.recipe.predict.flips else ((),)
-        batch = self._batch(tile)
+        axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if flips else ((),)
+        batch = self._batch(pixels)
         with torch.inference_mode(), self._precision():
-            probabilities = [self.module(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
+            probabilities = [network(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
         return np.asarray(torch.stack(probabilities).mean(0)[0].cpu().numpy(), np.float32)
 
     # --- classification ---

@@ -17,10 +17,11 @@ from curate.index import sync
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from tests.train.conftest import CLASSES, LIBRARY, data
+from tests.train.conftest import CLASSES, LIBRARY, Plain, data
 from tests.train.fit.test_loop import fit_settings
 from tests.train.test_recipe import network
 from train import recipe
+from train.architectures import _smp
 from train.architectures._parts import TopMean
 from train.data import dataset
 from train.data.dataset import Examples, LoadPlan
@@ -179,13 +180,25 @@ def plant(make: Make, tmp_path: Path) -> Project:
     return project
 
 
-def test_from_training_to_a_file_that_answers_as_predict(plant: Project) -> None:
-    request = training.TrainRequest("classification", "tiles-lite0", (*TINY, "epochs=2"), "cpu")
+def test_from_training_to_a_file_that_answers_as_predict(plant: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_smp, "encoder", lambda config, channels, depth=5: Plain(depth))
+    settings = (
+        *TINY,
+        "epochs=25",
+        "patience=25",
+        "optimiser.lr=0.1",
+        "model.options.k=1",
+        "model.dropout=0.05",
+        "clip=10",
+    )
+    request = training.TrainRequest("classification", "tiles-lite0", settings, "cpu")
     result = training.run(plant, request)
     assert result.model.manifest["single"]
     assert not training.run(plant, request).fresh
     predictor = load_predictor(plant, device="cpu")
     assert predictor.recipe.input.resolution == "native"
+    losses = [row["train_loss"] for row in result.model.manifest["history"]]
+    assert min(losses) < 0.7 * losses[0], "spots of 8 pixels are found"
     metrics = evaluating.run(plant, evaluating.EvaluateRequest(split="val", device="cpu")).metrics
     assert set(metrics["classes"]) == set(CLASSES)
 
