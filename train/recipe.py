@@ -128,12 +128,14 @@ class Optimiser(_Strict):
 
 
 class Schedule(_Strict):
-    """Learning rate: it rises from zero for `warmup` epochs; `step` multiplies it by `gamma` every `every` epochs."""
+    """Learning rate: it rises from zero for `warmup` epochs; `step` multiplies it by `gamma` every `every` epochs,
+    `plateau` whenever the loss on val (without val, on train) has not fallen for `wait` epochs of a phase."""
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
+    name: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=0.9, gt=0, le=1)
     every: int = Field(default=1, ge=1)
+    wait: int = Field(default=3, ge=1)
 
 
 class Phase(_Strict):
@@ -184,6 +186,10 @@ class Pseudo(_Strict):
 
 
 class Recipe(_Strict):
+    """`independent`: a classifier decides each class on its own (a sigmoid and a fitted threshold each), even where no
+    image shows two; without it one outcome is chosen there, of which `clean` is one.
+    """
+
     task: Task
     summary: str = ""
     model: Model
@@ -206,6 +212,7 @@ class Recipe(_Strict):
     seed: int = 0
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False
+    independent: bool = False
     allow_double_prior: bool = False
 
     @property

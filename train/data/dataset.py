@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -48,6 +48,10 @@ class TrainingData:
     clean: bool
     notes: tuple[str, ...] = ()
     pseudo: tuple[Item, ...] = ()
+
+    def as_wanted(self, recipe: Recipe) -> TrainingData:
+        """Return the data with independent classes where the recipe wants them."""
+        return replace(self, single=self.single and not recipe.independent)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -230,6 +230,16 @@ def test_from_training_to_a_file_that_answers_as_predict(plant: Project, monkeyp
     assert target(logits) == logits[1]
 
 
+def test_classes_that_exclude_each_other_may_be_decided_on_their_own(tmp_path: Path) -> None:
+    exclusive = replace(data(tmp_path, 4, 0, "classification"), single=True)
+    assert exclusive.as_wanted(recipe.load("simple-cnn")).outputs == (*CLASSES, "clean")
+    independent = recipe.load("simple-cnn", ["independent=true"])
+    assert exclusive.as_wanted(independent).outputs == CLASSES
+    assert not exclusive.as_wanted(independent).single
+    keys = {training.model_key(resolved, exclusive) for resolved in (independent, recipe.load("simple-cnn"))}
+    assert len(keys) == 2
+
+
 def test_models_from_before_native_resolution_keep_their_keys(tmp_path: Path) -> None:
     training_data = data(tmp_path, 4, 0, "classification")
     old = recipe.load("simple-cnn")
@@ -237,5 +247,5 @@ def test_models_from_before_native_resolution_keep_their_keys(tmp_path: Path) ->
     native = old.model_copy(update={"input": old.input.model_copy(update={"resolution": "native"})})
     assert training.model_key(native, training_data) not in keys
     values = old.model_dump(mode="json")
-    del values["input"]["resolution"]
+    del values["input"]["resolution"], values["schedule"]["wait"], values["independent"]
     assert training.model_key(recipe.validate(values), training_data) in keys
