@@ -160,7 +160,8 @@ class Predict(_Strict):
     """From probabilities to defects. Components of fewer than `min_area` pixels are dropped.
 
     `fit`: after training, threshold and area of each class are fitted on val; `threshold` and `min_area` hold for
-    classes of which val has too few images, and for all classes without it.
+    classes of which val has too few images, and for all classes without it. `flips`: probabilities are the mean
+    over the image and two mirrored ones, wherever the model predicts: in that fit, too, and exported.
     """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)

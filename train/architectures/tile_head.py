@@ -17,6 +17,10 @@ from typing import Any, Literal
 
 from train.recipe import Model
 
+# An encoder's maps before its last stage are sums that nothing scales: without a layer with a norm the highest of 256
+# tiles begin with logits of 20, and the first epochs only bring them down.
+WIDTH = 128
+
 
 def build(config: Model, channels: int, outputs: int, *, k: int = 4, stride: Literal[8, 16, 32] = 16) -> Any:
     """Build an encoder of segmentation_models_pytorch or timm (`tu-NAME`) with a head on each tile.
@@ -38,5 +42,6 @@ def build(config: Model, channels: int, outputs: int, *, k: int = 4, stride: Lit
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     encoder = _smp.encoder(config, channels, depth=stride.bit_length() - 1)
-    logits = nn.Conv2d(encoder.out_channels[-1], outputs, 1)
-    return _parts.Headed(encoder, nn.Sequential(nn.Dropout2d(config.dropout), logits, _parts.TopMean(k)))
+    mixed = [nn.Conv2d(encoder.out_channels[-1], WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()]
+    logits = [nn.Dropout2d(config.dropout), nn.Conv2d(WIDTH, outputs, 1)]
+    return _parts.Headed(encoder, nn.Sequential(*mixed, *logits, _parts.TopMean(k)))

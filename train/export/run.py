@@ -38,7 +38,7 @@ from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
 from train.predict import stages
-from train.predict.predictor import Floats, Predictor, load_predictor
+from train.predict.predictor import Floats, Predictor, flips_of, load_predictor
 from train.recipe import SCALES
 from train.store import StoredModel
 
@@ -223,7 +223,10 @@ class EngineModel(Predictor):
         return np.asarray(np.mean(probabilities, axis=0), np.float32)
 
     def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
-        return self.module(view[None])[0], None
+        flips = flips_of(self.recipe, (), (2,), (1,))
+        return np.asarray(
+            np.mean([self.module(np.flip(view[None], flip))[0] for flip in flips], axis=0), np.float32
+        ), None
 
 
 def in_stages(predictor: Predictor) -> bool:

@@ -186,9 +186,10 @@ class Predictor:
 
         batch = self._batch(view)
         with torch.inference_mode(), self._precision():
-            features = self.module.encoder(batch)
-            last = features[-1] if isinstance(features, list | tuple) else features
-            return self._output_probabilities(self.module.head(last)), self._bald(last)
+            maps = [self.module.encoder(batch.flip(flip)) for flip in flips_of(self.recipe, (), (3,), (2,))]
+            lasts = [features[-1] if isinstance(features, list | tuple) else features for features in maps]
+            p = np.mean([self._output_probabilities(self.module.head(last)) for last in lasts], axis=0)
+            return np.asarray(p, np.float32), self._bald(lasts[0])
 
     def _output_probabilities(self, logits: Any) -> Floats:
         values = logits.float()[0]
@@ -229,6 +230,11 @@ class Predictor:
         import torch
 
         return torch.autocast("cuda", torch.float16, enabled=self.device != "cpu")
+
+
+def flips_of(recipe: Recipe, *axes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return by which of these axes, the first of which are none, an image is mirrored to predict it."""
+    return axes if recipe.predict.flips else axes[:1]
 
 
 def _ramp(length: int) -> Floats:

@@ -158,6 +158,26 @@ def test_a_run_that_is_resumed_on_a_plateau_keeps_its_rate(tmp_path: Path) -> No
     assert go("parts") == whole
 
 
+def test_the_averaged_weights_are_those_that_are_kept(tmp_path: Path) -> None:
+    resolved, training_data = (
+        recipe.load("simple-cnn", [*CNN, "epochs=1", "ema=0.9"]),
+        data(tmp_path, 6, 2, "classification"),
+    )
+    model = network(resolved, training_data)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    average = network(resolved, training_data)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1.0)
+    loop._update_ema(average, model, 0.9)
+    for name, value in average.named_parameters():
+        torch.testing.assert_close(value, start[name] + 0.1)
+    loop.fit(model, fit_settings(resolved, training_data, tmp_path / "x"))
+    best, last = checkpoint.load(tmp_path / "x" / loop.BEST)[0], checkpoint.load(tmp_path / "x" / loop.LAST)[0]
+    assert all(torch.equal(value, last[f"shadow.{name}"]) for name, value in best.items())
+    assert not all(torch.equal(value, last[f"model.{name}"]) for name, value in best.items())
+
+
 def test_early_stopping(tmp_path: Path) -> None:
     resolved = recipe.load("simple-cnn", [*CNN, "epochs=30", "patience=2", "optimiser.lr=0.3"])
     training_data = data(tmp_path, 6, 4, "classification")

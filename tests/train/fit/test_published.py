@@ -150,8 +150,8 @@ def test_resnet50v2_is_keras_s_with_its_last_norm() -> None:
     assert (model.encoder(torch.rand(1, 3, 64, 64)) == 1).all()  # nothing goes round that norm
 
 
-# Keras's last 50 layers, from the end on, one letter each: c convolution, n norm, o without weights (activation, padding,
-# addition). MobileNetV2: the last convolution; blocks 16 to 12; the end of block 11. ResNet50V2:
+# Keras's last 50 layers, from the end on, one letter each: c convolution, n norm, o none with weights (an activation,
+# padding, addition). MobileNetV2: the last convolution; blocks 16 to 12; the end of block 11. ResNet50V2:
 # the last norm; three blocks of the fifth stage, of which the first has a shortcut; the last block of the fourth, which
 # pools; the end of the one before.
 MOBILE_LAST = "onc" + "nc onc onc" + "o nc onc onc" * 2 + "nc onoc onc" + "o nc onc onc" + "onc"

@@ -28,8 +28,9 @@ from train.data.dataset import Examples, LoadPlan
 from train.data.pixels import padded
 from train.evaluate import explain
 from train.evaluate import run as evaluating
+from train.evaluate.per_image import ModelEvaluator
+from train.export import onnx_int8, runner
 from train.export import run as exporting
-from train.export import runner
 from train.fit import loop
 from train.fit import run as training
 from train.predict.predictor import Predictor, load_predictor
@@ -156,6 +157,24 @@ def test_the_worst_tile_of_a_large_image_speaks_for_it() -> None:
             np.testing.assert_array_equal(answer, p[p.max(axis=1).argmax()])
     whole = replace(model, tile=1 << 20)
     assert [view.shape for view in whole._views(strip)] == [(64, 1024, 3)]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_flips_are_the_mean_over_mirrored_images_in_every_engine_and_in_the_fit(tmp_path: Path, single: bool) -> None:
+    plain = Predictor("0" * 24, CLASSES, tiles(), single, network(tiles(), 2 + single).eval())
+    flipping = replace(plain, recipe=tiles("predict.flips=true"))
+    item = data(tmp_path, 3, 0, "classification").train[2]
+    pixels = np.asarray(Image.open(item.path))
+    three = [
+        plain.predict_image(np.ascontiguousarray(view)).probability for view in (pixels, pixels[:, ::-1], pixels[::-1])
+    ]
+    p = flipping.predict_image(pixels).probability
+    np.testing.assert_allclose(p, np.mean(three, axis=0), atol=1e-6)
+    assert np.abs(p - three[0]).max() > 1e-6
+    whole = onnx_int8.torch_runner(onnx_int8.end_to_end(plain.module, plain.recipe, single))
+    np.testing.assert_allclose(exporting.with_engine(flipping, whole).predict_image(pixels).probability, p, atol=1e-5)
+    evaluator = ModelEvaluator(flipping, CLASSES, 10**8)
+    np.testing.assert_array_equal(evaluator.row(item, *evaluator.predict(item))["p"], p)  # thresholds are fitted on it
 
 
 @pytest.fixture
