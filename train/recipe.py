@@ -53,12 +53,17 @@ class Model(_Strict):
 
 
 class Input(_Strict):
-    """Input size: segmentation takes crops of it, classification resizes an image to as many pixels."""
+    """Input size: segmentation takes crops of it, classification resizes an image to as many pixels.
+
+    `resolution`: with `native`, a classifier, too, learns from crops of that size (`augmentation.defect_crops` of them
+    around a defect; each is labelled by what it shows), and looks at whole images without resizing them.
+    """
 
     height: int = Field(default=256, ge=32, le=1 << 14)
     width: int = Field(default=256, ge=32, le=1 << 14)
     channels: Literal[1, 3] = 3
     scale: Literal["imagenet", "tf"] = "imagenet"
+    resolution: Literal["resized", "native"] = "resized"
 
     @field_validator("height", "width")
     @classmethod
@@ -72,6 +77,7 @@ class Augmentation(_Strict):
     """Probabilities (0 to 1), degrees and shares of random changes; 0 turns one off.
 
     `rotate90` turns a square input by 0, 90, 180 or 270 degrees, any other by 0 or 180, so that a batch has one shape.
+    `defect_crops`: the share of crops that are taken around a defect.
     """
 
     flip_horizontal: float = Field(default=0.0, ge=0, le=1)
@@ -122,12 +128,14 @@ class Optimiser(_Strict):
 
 
 class Schedule(_Strict):
-    """Learning rate: it rises from zero for `warmup` epochs; `step` multiplies it by `gamma` every `every` epochs."""
+    """Learning rate: it rises from zero for `warmup` epochs; `step` multiplies it by `gamma` every `every` epochs,
+    `plateau` whenever the loss on val (without val, on train) has not fallen for `wait` epochs of a phase."""
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
+    name: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=0.9, gt=0, le=1)
     every: int = Field(default=1, ge=1)
+    wait: int = Field(default=3, ge=1)
 
 
 class Phase(_Strict):
@@ -152,7 +160,8 @@ class Predict(_Strict):
     """From probabilities to defects. Components of fewer than `min_area` pixels are dropped.
 
     `fit`: after training, threshold and area of each class are fitted on val; `threshold` and `min_area` hold for
-    classes of which val has too few images, and for all classes without it.
+    classes of which val has too few images, and for all classes without it. `flips`: probabilities are the mean
+    over the image and two mirrored ones, wherever the model predicts: in that fit, too, and exported.
     """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -178,6 +187,10 @@ class Pseudo(_Strict):
 
 
 class Recipe(_Strict):
+    """`independent`: a classifier decides each class on its own (a sigmoid and a fitted threshold each), even where no
+    image shows two; without it one outcome is chosen there, of which `clean` is one.
+    """
+
     task: Task
     summary: str = ""
     model: Model
@@ -200,7 +213,13 @@ class Recipe(_Strict):
     seed: int = 0
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False
+    independent: bool = False
     allow_double_prior: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Return whether the network sees images in their own resolution: a segmenter always does."""
+        return self.task == "segmentation" or self.input.resolution == "native"
 
     @property
     def parts(self) -> tuple[Phase, ...]:

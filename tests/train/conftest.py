@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from curate.data import Defect, Item, Label
@@ -27,12 +29,23 @@ LIBRARY = {"name": "library", "format": "mask_folder", "fully_labelled": True}
 
 @pytest.fixture(autouse=True, scope="module")  # of a module: what its fixtures train, its tests train again
 def _threads() -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # so little work is done sooner by one, most of all on a busy machine
     yield
     torch.set_num_threads(before)
+
+
+class Plain(torch.nn.Module):
+    """An encoder without norms, `2 ** depth` times smaller, whose ONNX file takes a second to write. Of two layers, its
+    map holds what is brightest and darkest in each cell."""
+
+    def __init__(self, depth: int, width: int = 8) -> None:
+        super().__init__()
+        self.out_channels = [3, width]
+        self.colours, self.cells = torch.nn.Conv2d(3, width, 1), torch.nn.MaxPool2d(2**depth)
+
+    def forward(self, batch: Any) -> list[Any]:
+        return [batch, self.cells(self.colours(batch).relu())]
 
 
 def drawn(number: int, size: int = 64) -> tuple[np.ndarray, dict[str, np.ndarray]]:

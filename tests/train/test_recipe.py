@@ -72,7 +72,7 @@ def test_what_the_published_phases_train() -> None:
     assert {n.split(".")[0] for n, parameter in model.named_parameters() if parameter.requires_grad} == {"head"}
     loop._trainable(model, second)
     layers = {n.rpartition(".")[0] for n, parameter in model.named_parameters() if parameter.requires_grad}
-    assert (len(layers), second.lr) == (50, 1e-4)
+    assert (len(layers), second.lr) == (36, 1e-4)
 
 
 def test_attention_is_there() -> None:

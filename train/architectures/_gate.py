@@ -1,4 +1,4 @@
-"""The two parts of `two_stage`, and their product. Imported only where a network is built: it needs torch."""
+"""The parts of `two_stage`, and their product. Imported only where a network is built: it needs torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,39 @@ class ClassGate(nn.Module):  # type: ignore[misc]
         return self.places(self.encoder(padded)[-1]).amax((2, 3))
 
 
+class CellGate(nn.Module):  # type: ignore[misc]
+    """Classify each cell of `cell` pixels, at half the resolution: is a class anywhere in it?"""
+
+    def __init__(self, encoder: Any, outputs: int, dropout: float, cell: int) -> None:
+        super().__init__()
+        self.encoder, self.cell = encoder, cell
+        self.places = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(encoder.out_channels[-1], outputs, 1))
+
+    def forward(self, batch: Any) -> Any:
+        batch = _up_to(self.cell, batch, "replicate")
+        return self.places(self.encoder(functional.avg_pool2d(batch, 2))[-1])
+
+    def target(self, masks: Any) -> Any:
+        """Return the cells' target (N, C, h, w) from masks (N, C, H, W)."""
+        return functional.max_pool2d(_up_to(self.cell, masks, "constant"), self.cell)
+
+
+def _up_to(multiple: int, batch: Any, mode: str) -> Any:
+    below, right = (-length % multiple for length in batch.shape[2:])
+    return functional.pad(batch, (0, right, 0, below), mode=mode) if below or right else batch
+
+
+class Segmenter(nn.Module):  # type: ignore[misc]
+    """The segmenter alone."""
+
+    def __init__(self, encoder: Any, decoder: Any, segmentation_head: Any) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.segmentation_head = encoder, decoder, segmentation_head
+
+    def forward(self, batch: Any) -> Any:
+        return self.segmentation_head(self.decoder(self.encoder(batch)))
+
+
 class GatedSegmenter(nn.Module):  # type: ignore[misc]
     """Logits of p(gate) * p(segmenter). The parts of smp's segmenter keep their names, by which weights are loaded."""
 
@@ -39,14 +72,22 @@ class GatedSegmenter(nn.Module):  # type: ignore[misc]
     def forward(self, batch: Any) -> Any:
         gate_logits = self.gate(batch)
         self._gate_logits = gate_logits if self.training else None
+        if gate_logits.ndim == 4:
+            gate_logits = gate_logits.amax((2, 3))
         if not self.training and _is_clean(gate_logits):
             return gate_logits[:, :, None, None].expand(-1, -1, *batch.shape[2:])  # an upper bound of the product
-        return logit_product(gate_logits[:, :, None, None], self.segmentation_head(self.decoder(self.encoder(batch))))
+        return logit_product(gate_logits[:, :, None, None], self.segment(batch))
+
+    @property
+    def segment(self) -> Any:
+        """The segmenter without the gate; its parts are shared."""
+        return Segmenter(self.encoder, self.decoder, self.segmentation_head).train(self.training)
 
     def side_cost(self, target: Any) -> Any:
-        """Return the gate's own loss after a forward pass in training: is the class anywhere in the crop?"""
+        """Return the gate's own loss after a forward pass in training: is the class anywhere in the crop, or cell?"""
         gate_logits, self._gate_logits = self._gate_logits, None
-        return functional.binary_cross_entropy_with_logits(gate_logits.float(), target.amax((2, 3)))
+        shown = self.gate.target(target) if gate_logits.ndim == 4 else target.amax((2, 3))
+        return functional.binary_cross_entropy_with_logits(gate_logits.float(), shown)
 
 
 def logit_product(a: Any, b: Any) -> Any:

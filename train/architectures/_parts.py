@@ -27,6 +27,18 @@ def pooled_head(channels: int, outputs: int, dropout: float = 0.0, hidden: int =
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *between, nn.Dropout(dropout), last)
 
 
+class TopMean(nn.Module):  # type: ignore[misc]
+    """The mean of the k highest values of each map (N, C, H, W); of a smaller map, of all."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, maps: Any) -> Any:
+        cells = maps.flatten(2)
+        return cells.topk(min(self.k, cells.shape[2]), 2).values.mean(2)
+
+
 class Features(nn.Module):  # type: ignore[misc]
     """An encoder alone: from colour images to feature vectors, (N, D)."""
 

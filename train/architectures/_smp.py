@@ -16,12 +16,12 @@ def names() -> list[str]:
     return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
 
 
-def encoder(config: Model, channels: int) -> Any:
-    """Return an encoder of smp or timm with random weights."""
+def encoder(config: Model, channels: int, depth: int = 5) -> Any:
+    """Return an encoder of smp or timm with random weights, whose last map has a stride of 2 to the `depth`."""
     from segmentation_models_pytorch.encoders import get_encoder
 
     _check_encoder(config.encoder)
-    return get_encoder(config.encoder, in_channels=channels, weights=None)
+    return get_encoder(config.encoder, in_channels=channels, depth=depth, weights=None)
 
 
 def segmenter(config: Model, channels: int, outputs: int) -> Any:

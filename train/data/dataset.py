@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -25,11 +25,12 @@ from curate.index.dataset import Index
 from curate.masks.shapes import mask_of
 from train.data import sampling
 from train.data.augment import Masks, Rng, augmented
-from train.data.pixels import Pixels, padded, read, resized, starts, up_to_stride, with_channels
+from train.data.pixels import Pixels, padded, read, resized, starts, tiles, up_to_stride, with_channels
 from train.recipe import Augmentation, Input, Recipe
 
 CLEAN = "clean"  # an output beside the classes, where these are exclusive
 FEW_GROUPS = 2
+SEEN_SHARE, SEEN = 0.25, 256  # of a class's pixels in an image, what a crop must hold to show the class: one suffices
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class TrainingData:
     clean: bool
     notes: tuple[str, ...] = ()
     pseudo: tuple[Item, ...] = ()
+
+    def as_wanted(self, recipe: Recipe) -> TrainingData:
+        """Return the data with independent classes where the recipe wants them."""
+        return replace(self, single=self.single and not recipe.independent)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -176,7 +181,7 @@ Problem = tuple[str, str]  # id, reason
 
 @dataclass
 class Examples:
-    """Items as arrays: a random view of each in training, the whole image (in tiles) in validation."""
+    """Items as arrays: a random view of each in training, the whole image (a segmenter's in tiles) in validation."""
 
     items: Sequence[Item]
     plan: LoadPlan
@@ -195,7 +200,11 @@ class Examples:
             return item.id, f"{item.path}: {problem}"
         image = with_channels(pixels, self.plan.input.channels)
         seed = (self.plan.seed, *key[1:])
-        views = _crop_or_tiles if self.plan.task == "segmentation" else _resized_whole
+        views = _resized_whole
+        if self.plan.task == "segmentation":
+            views = _crop_or_tiles
+        elif self.plan.input.resolution == "native":
+            views = _crop_or_whole
         return item.id, *views(image, item, self.plan, seed if self.training else None)
 
 
@@ -206,10 +215,38 @@ def _resized_whole(
     image = resized(image, plan.input.height, plan.input.width)
     if seed is not None:
         image, _ = augmented(image, None, plan.augmentation, seed)
-    present = [name in item.label.present for name in plan.classes]
-    if plan.single and plan.clean:
-        present.append(not any(present))
-    return image[None], np.array([present], np.uint8)
+    return image[None], _target([name in item.label.present for name in plan.classes], plan)
+
+
+def _target(present: Any, plan: LoadPlan) -> NDArray[np.uint8]:
+    """Return a classifier's target (1, outputs) for an image that shows these classes."""
+    clean = [not any(present)] if plan.single and plan.clean else []
+    return np.array([[*present, *clean]], np.uint8)
+
+
+def _crop_or_whole(
+    image: Pixels, item: Item, plan: LoadPlan, seed: Sequence[int] | None
+) -> tuple[Pixels, NDArray[np.uint8]]:
+    """Return a random crop and which classes it shows, or without a seed the whole image, a large one in tiles.
+
+    A sliver of a defect at a crop's border is no sight of it. A class that the label does not locate may be anywhere: a
+    crop keeps the image's word.
+    """
+    masks = masks_of(item, plan.classes)
+    areas = masks.sum(axis=(1, 2))
+    high, wide, places = tiles(image.shape[0], image.shape[1])
+    if seed is not None:
+        high, wide = plan.input.height, plan.input.width
+    image, masks = padded(image, high, wide), np.stack([padded(mask, high, wide) for mask in masks])
+    if seed is not None:
+        places = [crop_position(np.random.default_rng([*seed, 0]), masks, high, wide, plan.augmentation.defect_crops)]
+    images = np.stack([image[y : y + high, x : x + wide] for y, x in places])
+    seen = np.stack([masks[:, y : y + high, x : x + wide].sum(axis=(1, 2)) for y, x in places])
+    present = np.array([name in item.label.present for name in plan.classes])
+    shown = np.where(areas > 0, seen >= np.minimum(areas * SEEN_SHARE, SEEN), present)
+    if seed is not None:
+        images = augmented(images[0], None, plan.augmentation, seed)[0][None]
+    return images, np.concatenate([_target(row, plan) for row in shown])
 
 
 def _crop_or_tiles(
@@ -259,11 +296,11 @@ def crop_position(rng: Rng, masks: Masks, height: int, width: int, on_defect: fl
 def resolved_input(recipe: Recipe, items: Sequence[Item]) -> Input:
     """Return the recipe's input size, fitted to the images.
 
-    Segmentation: a crop no larger than the largest image. Classification: as many pixels as the recipe says, in the
+    In native resolution: a crop no larger than the largest image. Else as many pixels as the recipe says, in the
     images' median aspect ratio, so that a strip is not squeezed into a square.
     """
     size = recipe.input
-    if recipe.task == "segmentation":
+    if recipe.native:
         high, wide = (up_to_stride(max(getattr(item, side) for item in items)) for side in ("height", "width"))
         return size.model_copy(update={"height": min(high, size.height), "width": min(wide, size.width)})
     aspect = float(np.median([item.width / item.height for item in items]))

@@ -18,6 +18,9 @@ from train.recipe import SCALES
 
 Pixels = NDArray[np.uint8]
 STRIDE = 32  # by which networks reduce an image
+TILE = 1 << 20  # pixels of one tile
+SIDE = 1024  # pixels of a tile's side in a large image; in a strip a tile is as long as TILE allows
+OVERLAP = 128
 
 
 def read(id: str, path: Path, max_pixels: int) -> Pixels:
@@ -68,6 +71,17 @@ def starts(length: int, side: int, overlap: int) -> list[int]:
         return [0]
     steps = math.ceil((length - side) / (side - overlap))
     return [round(i * (length - side) / steps) for i in range(steps + 1)]
+
+
+def tiles(height: int, width: int, most: int = TILE) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return height and width of the tiles of an image, at most this many pixels, and where they begin (y, x).
+
+    The image must be `padded` to one tile's size at least.
+    """
+    high = min(up_to_stride(height), SIDE)
+    wide = min(up_to_stride(width), max(most // high // STRIDE * STRIDE, 2 * OVERLAP))
+    down, right = starts(max(height, high), high, OVERLAP), starts(max(width, wide), wide, OVERLAP)
+    return high, wide, [(y, x) for y in down for x in right]
 
 
 def normalised(batch: Any, scale: str) -> Any:

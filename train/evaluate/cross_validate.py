@@ -258,7 +258,8 @@ def _training_data(items: Sequence[Item], model: StoredModel, project: Project) 
     task, names = model.manifest["task"], project.active_classes
     shown = [item.label.present.intersection(names) for item in items]
     single = task == "classification" and all(len(names) <= 1 for names in shown)
-    return TrainingData(task, tuple(names), tuple(items), (), single, not all(shown))
+    data = TrainingData(task, tuple(names), tuple(items), (), single, not all(shown))
+    return data.as_wanted(recipe_of(model))
 
 
 def make_folds(

@@ -4,7 +4,8 @@ explanation.json).
 
 The feature map is a classifier's last one, or the deepest one of a segmenter's encoder; a segmenter's target is the
 mean logit of the pixels that are predicted as the class (Seg-Grad-CAM, Vinogradova et al. 2020). The maps are coarse:
-one cell is 32 pixels of the network's input. Compare the share of heat on a mask with the mask's share of the image.
+one cell is 32 pixels of the network's input, or a tile of `tile-head` (16). Compare the share of heat on a mask with
+the mask's share of the image.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def heat(predictor: Predictor, image: Pixels, name: str, inside: NDArray[np.uint
         cam_map = cam(input_tensor=batch, targets=[target])[0]
     predictor.module.zero_grad(set_to_none=True)
     wide, high = batch.shape[3], batch.shape[2]
-    if predictor.recipe.task == "segmentation" and image.shape[0] * image.shape[1] <= MAX_PIXELS:
+    if predictor.recipe.native and image.shape[0] * image.shape[1] <= MAX_PIXELS:
         return np.asarray(cam_map[: image.shape[0], : image.shape[1]], np.float32)  # without the mirrored padding
     assert cam_map.shape == (high, wide)
     return np.asarray(cv2.resize(cam_map, image.shape[1::-1]), np.float32)
@@ -128,16 +129,18 @@ def _with_watched_map(predictor: Predictor) -> Any:
 
 def _classifier_input(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
     wanted = predictor.recipe.input
-    return _batch(predictor, resized(image, wanted.height, wanted.width)), lambda logits: logits[place]
+    if predictor.recipe.native:
+        image, _ = _shrunk(image, None)
+        image = padded(image, *(up_to_stride(side) for side in image.shape[:2]))
+    else:
+        image = resized(image, wanted.height, wanted.width)
+    return _batch(predictor, image), lambda logits: logits[place]
 
 
 def _segmenter_input(predictor: Predictor, image: Pixels, place: int, inside: Any) -> tuple[Any, Any]:
     """Return the input batch (downscaled to `MAX_PIXELS`) and the target: the mean logit over the pixels that are
     predicted as the class, else over those `inside`, else over all."""
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        share = (MAX_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
-        sides = [max(32, int(side * share) // 32 * 32) for side in image.shape[:2]]
-        image, inside = resized(image, *sides), inside if inside is None else resized(inside, *sides)[..., 0]
+    image, inside = _shrunk(image, inside)
     high, wide = (up_to_stride(side) for side in image.shape[:2])
     batch = _batch(predictor, padded(image, high, wide))
     threshold = predictor.decision(predictor.classes[place]).threshold
@@ -151,6 +154,15 @@ def _segmenter_input(predictor: Predictor, image: Pixels, place: int, inside: An
         return logits[place][chosen].mean() if chosen.any() else logits[place].mean()
 
     return batch, target
+
+
+def _shrunk(image: Pixels, inside: NDArray[np.uint8] | None) -> tuple[Pixels, NDArray[np.uint8] | None]:
+    """Return the image, and the mask, with at most `MAX_PIXELS` pixels."""
+    if image.shape[0] * image.shape[1] <= MAX_PIXELS:
+        return image, inside
+    share = (MAX_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
+    sides = [max(32, int(side * share) // 32 * 32) for side in image.shape[:2]]
+    return resized(image, *sides), inside if inside is None else resized(inside, *sides)[..., 0]
 
 
 def _batch(predictor: Predictor, image: Pixels) -> Any:

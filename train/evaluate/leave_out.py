@@ -72,7 +72,7 @@ def make_task(project: Project, request: EvaluateRequest, by: str) -> LeaveOutTa
         raise unknown("property to leave out", by, BY)
     index = Index(project)
     plan = evaluating.make_plan(index, request)
-    data = dataset.collect(index, plan.model.manifest["task"])
+    data = dataset.collect(index, plan.model.manifest["task"]).as_wanted(recipe_of(plan.model))
     if data.outputs != tuple(plan.model.manifest["outputs"]):
         raise CurateError(
             f"model {plan.model.key} was trained on other classes than today's labels have. Train again: curate train"

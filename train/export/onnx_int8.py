@@ -128,15 +128,16 @@ def onnx_runner(file: Path, threads: int) -> Run:
 # --- as ONNX --------------------------------------------------------------------------------------------------------
 
 
-def write(module: Any, file: Path, shape: Shape, name: str, any_size: bool) -> bool:
-    """Write the ONNX file; return true where it takes images of any size (multiples of 32), else of `shape` alone.
+def write(module: Any, file: Path, shape: Shape, name: str, any_size: bool, stride: int = STRIDE) -> bool:
+    """Write the ONNX file; return true where it takes any size (multiples of `stride`), else images of `shape` alone.
 
     Some architectures (PSPNet) silently fix the example's size in the graph: hence the test at other sizes.
     """
-    if any_size and _exports_any_size(module, file, (max(shape[0], 2 * STRIDE), max(shape[1], 2 * STRIDE), shape[2])):
+    least = max(shape[0], 2 * stride), max(shape[1], 2 * stride), shape[2]
+    if any_size and _exports_any_size(module, file, least, stride):
         return True
     try:
-        _export(module, file, shape, any_size=False)
+        _export(module, file, shape, None)
     except RuntimeError as error:
         raise CurateError(
             f"{name} cannot be written as ONNX: {_reason(error)}. Train another architecture or encoder for "
@@ -145,27 +146,28 @@ def write(module: Any, file: Path, shape: Shape, name: str, any_size: bool) -> b
     return False
 
 
-def _exports_any_size(module: Any, file: Path, shape: Shape) -> bool:
+def _exports_any_size(module: Any, file: Path, shape: Shape, stride: int) -> bool:
     try:
-        _export(module, file, shape, any_size=True)
+        _export(module, file, shape, stride)
         expected, actual = torch_runner(module), onnx_runner(file, 1)
-        return all(np.abs(expected(batch) - actual(batch)).max() <= TOLERANCE for batch in _test_batches(shape))
+        return all(np.abs(expected(batch) - actual(batch)).max() <= TOLERANCE for batch in _test_batches(shape, stride))
     except Exception:  # of many types; the fixed size is tried next, and its error is reported
         return False
 
 
-def _test_batches(shape: Shape) -> Iterator[Pixels]:
+def _test_batches(shape: Shape, stride: int) -> Iterator[Pixels]:
     """Yield noise of other sizes and other numbers of images."""
     random = np.random.default_rng(0)
-    for count, high, wide in ((1, shape[0], shape[1]), (3, 3 * STRIDE, 5 * STRIDE), (1, 7 * STRIDE, 2 * STRIDE)):
+    for count, high, wide in ((1, shape[0], shape[1]), (3, 3 * stride, 5 * stride), (1, 7 * stride, 2 * stride)):
         yield random.integers(0, 256, (count, high, wide, shape[2]), np.uint8)
 
 
-def _export(module: Any, file: Path, shape: Shape, any_size: bool) -> None:
+def _export(module: Any, file: Path, shape: Shape, stride: int | None) -> None:
+    """Write the file for sides that are multiples of `stride`; without one, for `shape` alone."""
     import torch
     from torch.export import Dim
 
-    sizes = {1: STRIDE * Dim("h"), 2: STRIDE * Dim("w")} if any_size else {}
+    sizes = {1: stride * Dim("h"), 2: stride * Dim("w")} if stride else {}
     with _quiet():
         torch.onnx.export(
             module,

@@ -1,7 +1,8 @@
 """`curate export-model`: a model for other machines in `work/exports/<key>/`: model.onnx, model.int8.onnx, export.json.
 
-Both files must pass a check on val: model.onnx gives the probabilities of torch, and model.int8.onnx costs the rarest
-class no more recall and Dice than `max_drop`. Everything is measured on the CPU, in one run.
+A segmenter in two stages has gate.onnx and gate.int8.onnx beside them. Both engines must pass a check on val: ONNX
+gives the probabilities of torch, and INT8 costs the rarest class no more recall and Dice than `max_drop`. Everything is
+measured on the CPU, in one run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,20 +28,22 @@ from curate.errors import CurateError, LabelProblem, unknown
 from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.project import Project
-from curate.select import uncertainty
 from train import store
+from train.architectures import two_stage
 from train.data import dataset
 from train.data.dataset import TrainingData
-from train.data.pixels import STRIDE, Pixels, read, resized, with_channels
+from train.data.pixels import OVERLAP, SIDE, STRIDE, Pixels, read, with_channels
 from train.evaluate import metrics
 from train.evaluate.per_image import ModelEvaluator, Row
 from train.export import onnx_int8
 from train.export.onnx_int8 import TOLERANCE, Run, Shape
-from train.predict.predictor import OVERLAP, SIDE, Floats, ImagePrediction, Predictor, load_predictor
+from train.predict import stages
+from train.predict.predictor import Floats, Predictor, flips_of, load_predictor
 from train.recipe import SCALES
 from train.store import StoredModel
 
 ONNX, INT8, SIDECAR = "model.onnx", "model.int8.onnx", "export.json"
+GATE = {ONNX: "gate.onnx", INT8: "gate.int8.onnx"}  # beside a segmenter in two stages
 ENGINES = ("torch", "onnx", "int8")
 MAX_DROP, CALIBRATION = 0.005, 64
 TIMED = 20  # images that are timed
@@ -195,7 +198,7 @@ def _existing(folder: Path, job: ExportJob) -> dict[str, Any] | None:
         sidecar: dict[str, Any] = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = all((folder / name).is_file() for name in (ONNX, INT8))
+    whole = all((folder / name).is_file() for name in files_of(job.predictor))
     same = whole and sidecar.get("mark") == job.mark
     return sidecar if same else None
 
@@ -203,27 +206,40 @@ def _existing(folder: Path, job: ExportJob) -> dict[str, Any] | None:
 # --- an engine in place of torch ------------------------------------------------------------------------------------
 
 
-class EngineModel(Predictor):
-    """The model in another engine: `module` goes from bytes to probabilities; tiling and thresholds are the same."""
+class Stages(NamedTuple):
+    """The two networks of a model in two stages, each from bytes to probabilities."""
 
-    def _tile(self, tile: Pixels) -> Floats:
-        axes: tuple[tuple[int, ...], ...] = ((), (2,), (1,)) if self.recipe.predict.flips else ((),)
-        probabilities = [
-            np.flip(self.module(np.flip(tile[None], flip)), [axis + 1 for axis in flip])[0] for flip in axes
-        ]
+    gate: Run
+    segment: Run
+
+
+class EngineModel(Predictor):
+    """The model in another engine: `module` goes from bytes to probabilities, or its two stages do; tiling, cropping
+    and thresholds are the same."""
+
+    def _map(self, network: Any, pixels: Pixels, flips: bool) -> Floats:
+        axes: tuple[tuple[int, ...], ...] = ((), (2,), (1,)) if flips else ((),)
+        probabilities = [np.flip(network(np.flip(pixels[None], flip)), [axis + 1 for axis in flip])[0] for flip in axes]
         return np.asarray(np.mean(probabilities, axis=0), np.float32)
 
-    def _whole(self, image: Pixels) -> ImagePrediction:
-        size = self.recipe.input
-        p = self.module(resized(image, size.height, size.width)[None])[0]
-        by_class = p[: len(self.classes)]
-        unsure = uncertainty.entropy(p[None]) if self.single else uncertainty.predictive_entropy_multilabel(p[None])
-        return ImagePrediction(
-            by_class, (), uncertainty.class_entropy(by_class), float(unsure[0]), self._predicted_classes(p)
-        )
+    def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
+        flips = flips_of(self.recipe, (), (2,), (1,))
+        return np.asarray(
+            np.mean([self.module(np.flip(view[None], flip))[0] for flip in flips], axis=0), np.float32
+        ), None
 
 
-def with_engine(predictor: Predictor, run: Run) -> EngineModel:
+def in_stages(predictor: Predictor) -> bool:
+    """Return whether the model is two networks, of which the first decides what the second sees."""
+    return two_stage.flag_of(predictor.recipe.model) is not None
+
+
+def files_of(predictor: Predictor) -> list[str]:
+    """Return the names of an export's ONNX files."""
+    return [ONNX, INT8, *(GATE.values() if in_stages(predictor) else ())]
+
+
+def with_engine(predictor: Predictor, run: Run | Stages) -> EngineModel:
     """Return the predictor with another engine in place of torch."""
     return EngineModel(**{**vars(predictor), "module": run})
 
@@ -238,7 +254,11 @@ def inputs_of(predictor: Predictor, image: Pixels) -> list[Pixels]:
         segments = predictor.recipe.task == "segmentation"
         return np.zeros((1, len(predictor.classes), *batch.shape[1:3]) if segments else (1, outputs), np.float32)
 
-    with_engine(predictor, listen).predict_image(image)
+    def flag_all(batch: Pixels) -> Floats:
+        return np.ones((1, len(predictor.classes), *(side // two_stage.CELL for side in batch.shape[1:3])), np.float32)
+
+    engine = Stages(flag_all, listen) if in_stages(predictor) else listen
+    with_engine(predictor, engine).predict_image(image)
     return inputs
 
 
@@ -250,24 +270,51 @@ def _write_files(job: ExportJob, folder: Path, progress: Progress) -> dict[str, 
 
     folder.mkdir()
     predictor, threads = job.predictor, torch.get_num_threads()
-    module = onnx_int8.end_to_end(predictor.module, predictor.recipe, predictor.single)
     shape, val = _usual_shape(job)
-    any_size = onnx_int8.write(module, folder / ONNX, shape, _name(job), predictor.recipe.task == "segmentation")
-    if not any_size:
-        _note_fixed_size(job, shape, len(val))
-    batches = calibration_batches(job, shape, any_size, progress)
-    onnx_int8.quantise(folder / ONNX, folder / INT8, batches, job.request.activations)
-    runs = {"torch": onnx_int8.torch_runner(module)}
-    runs |= {name: onnx_int8.onnx_runner(folder / file, threads) for name, file in (("onnx", ONNX), ("int8", INT8))}
+    runs: dict[str, Run | Stages]
+    if in_stages(predictor):
+        any_size, runs = True, _write_stages(job, folder, shape, threads, progress)
+    else:
+        module = onnx_int8.end_to_end(predictor.module, predictor.recipe, predictor.single)
+        any_size = onnx_int8.write(module, folder / ONNX, shape, _name(job), predictor.recipe.native)
+        if not any_size:
+            _note_fixed_size(job, shape, len(val))
+        batches = calibration_batches(job, shape, any_size, progress)
+        onnx_int8.quantise(folder / ONNX, folder / INT8, batches, job.request.activations)
+        runs = {"torch": onnx_int8.torch_runner(module)}
+        runs |= {name: onnx_int8.onnx_runner(folder / file, threads) for name, file in (("onnx", ONNX), ("int8", INT8))}
     evaluation = _evaluate(job, job.val if any_size else val, runs, progress)
     sidecar = _sidecar(job, shape, any_size) | evaluation | {"speed": _time(job, val, runs) | {"threads": threads}}
     reason = _refusal(sidecar, job)
     sidecar["gate"] |= {"passed": reason is None, "forced": reason is not None and job.request.force}
     if reason is not None and not job.request.force:
         raise _Refused(sidecar, reason)
-    sidecar["files"] = {name: (folder / name).stat().st_size for name in (ONNX, INT8)}
+    sidecar["files"] = {name: (folder / name).stat().st_size for name in files_of(predictor)}
     files.write_json(folder / SIDECAR, sidecar)
     return sidecar
+
+
+def _write_stages(
+    job: ExportJob, folder: Path, shape: Shape, threads: int, progress: Progress
+) -> dict[str, Run | Stages]:
+    """Write gate and segmenter as files of their own, and return each engine's pair. Crops are of any size."""
+    predictor, name = job.predictor, _name(job)
+    parts: dict[str, Any] = {"gate": predictor.module.gate, "segment": predictor.module.segment}
+    wholes = {part: onnx_int8.end_to_end(module, predictor.recipe, False) for part, module in parts.items()}
+    of = {"gate": GATE, "segment": {ONNX: ONNX, INT8: INT8}}
+    batches = list(calibration_batches(job, shape, True, progress))
+    for part, whole in wholes.items():
+        if not onnx_int8.write(whole, folder / of[part][ONNX], shape, name, True, two_stage.CELL):
+            raise CurateError(
+                f"a stage of {name} cannot be written as ONNX for crops of any size. Train another encoder for "
+                "deployment, or with --set model.options.crops=0.0"
+            )
+        onnx_int8.quantise(folder / of[part][ONNX], folder / of[part][INT8], batches, job.request.activations)
+    runs: dict[str, Run | Stages] = {"torch": Stages(*(onnx_int8.torch_runner(whole) for whole in wholes.values()))}
+    return runs | {
+        engine: Stages(*(onnx_int8.onnx_runner(folder / of[part][file], threads) for part in wholes))
+        for engine, file in (("onnx", ONNX), ("int8", INT8))
+    }
 
 
 def _name(job: ExportJob) -> str:
@@ -291,7 +338,7 @@ def _tile_shape(job: ExportJob, height: int, width: int) -> Shape:
 
 
 def _note_fixed_size(job: ExportJob, shape: Shape, fitting: int) -> None:
-    if job.predictor.recipe.task != "segmentation":
+    if not job.predictor.recipe.native:
         return
     job.notes.append(
         f"{job.predictor.recipe.model.architecture} cannot be exported for images of any size: the files take only "
@@ -317,7 +364,9 @@ def calibration_batches(job: ExportJob, shape: Shape, any_size: bool, progress: 
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _evaluate(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run], progress: Progress) -> dict[str, Any]:
+def _evaluate(
+    job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run | Stages], progress: Progress
+) -> dict[str, Any]:
     """Evaluate each engine on val, and measure how far ONNX differs from torch."""
     predictors = {name: with_engine(job.predictor, runs[name]) for name in ENGINES[1:]}
     evaluators = {"torch": job.evaluator}
@@ -421,7 +470,7 @@ def _refusal(sidecar: Mapping[str, Any], job: ExportJob) -> str | None:
     )
 
 
-def _time(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run]) -> dict[str, Any]:
+def _time(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run | Stages]) -> dict[str, Any]:
     """Return median milliseconds per image; engines take turns, so that a busy moment of the machine affects all."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for place, item in enumerate([items[0], *items[:TIMED]]):
@@ -429,11 +478,15 @@ def _time(job: ExportJob, items: Sequence[Item], runs: Mapping[str, Run]) -> dic
             pixels = read(item.id, item.path, job.evaluator.max_pixels)
         except LabelProblem:
             continue
-        batches = inputs_of(job.predictor, with_channels(pixels, job.predictor.recipe.input.channels))
+        image = with_channels(pixels, job.predictor.recipe.input.channels)
+        batches = inputs_of(job.predictor, image)
         for name, run in runs.items():
             started = time.perf_counter()
-            for batch in batches:
-                run(batch)
+            if isinstance(run, Stages):
+                with_engine(job.predictor, run).probabilities(image)
+            else:
+                for batch in batches:
+                    run(batch)
             if place:  # the first one warms up
                 spent[name].append(1000 * (time.perf_counter() - started))
     return {
@@ -456,6 +509,7 @@ def _sidecar(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
         "input": _input(job, shape, any_size),
         "output": _output(job),
         "tiling": _tiling(job),
+        "stages": _stages(job),
         "thresholds": {name: decision.threshold for name, decision in decisions.items()},
         "min_areas": {name: decision.min_area for name, decision in decisions.items()},
         "opset": onnx_int8.OPSET,
@@ -468,10 +522,10 @@ def _sidecar(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
 
 
 def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
-    config, segments = job.predictor.recipe.input, job.predictor.recipe.task == "segmentation"
+    config, native = job.predictor.recipe.input, job.predictor.recipe.native
     mean, std = SCALES[config.scale]
     sides = ["a multiple of 32", "a multiple of 32"] if any_size else list(shape[:2])
-    resize = "none; mirror the right and lower border up to the size" if segments else "area to shrink, else linear"
+    resize = "none; mirror the right and lower border up to the size" if native else "area to shrink, else linear"
     return {
         "name": onnx_int8.IMAGE,
         "type": "uint8",
@@ -484,10 +538,20 @@ def _input(job: ExportJob, shape: Shape, any_size: bool) -> dict[str, Any]:
 
 
 def _tiling(job: ExportJob) -> dict[str, Any] | None:
-    """Return how a segmenter's image is cut into tiles, which fade into each other where they overlap."""
-    if job.predictor.recipe.task != "segmentation":
+    """Return how a large image is cut into tiles: a segmenter's fade into each other where they overlap, a
+    classifier's worst one (of a single choice the one least likely `clean`) speaks for the image."""
+    if not job.predictor.recipe.native:
         return None
     return {"side": SIDE, "most_pixels": job.predictor.tile, "overlap": OVERLAP, "multiple_of": STRIDE}
+
+
+def _stages(job: ExportJob) -> dict[str, Any] | None:
+    """Return how the gate's file decides what the other one sees (`train/predict/stages.py`)."""
+    if not in_stages(job.predictor):
+        return None
+    flag = two_stage.flag_of(job.predictor.recipe.model)
+    cells = {"cell": two_stage.CELL, "margin": stages.MARGIN, "whole": stages.WHOLE, "clean": stages.CLEAN}
+    return {"gate": GATE[ONNX], "gate_int8": GATE[INT8], "flag": flag} | cells
 
 
 def _output(job: ExportJob) -> dict[str, Any]:

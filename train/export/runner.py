@@ -29,9 +29,10 @@ from curate.paths import IMAGE_SUFFIXES, printable, walk
 from curate.project import PALETTE, LimitsConfig, Project
 from curate.workers import cores
 from train import decisions, recipe
+from train.architectures import two_stage
 from train.data.pixels import Pixels, with_channels
 from train.export import onnx_int8
-from train.export.run import INT8, ONNX, SIDECAR, EngineModel
+from train.export.run import GATE, INT8, ONNX, SIDECAR, EngineModel, Stages
 from train.predict.predictor import ImagePrediction, Predictor, load_predictor
 
 LARGEST = 1 << 24  # bytes of export.json
@@ -113,8 +114,6 @@ def _exported(folder: Path, file: Path) -> Predictor:
     if find_spec("onnxruntime") is None:
         raise CurateError("an exported model needs onnxruntime. Install it: pip install onnxruntime")
     about = _sidecar(folder / SIDECAR)
-    if not file.is_file():
-        raise CurateError(f"{file} is missing: export again (curate export-model), or leave out --int8")
     areas = about.get("min_areas") or dict.fromkeys(about["classes"], about.get("min_area"))  # one, in older exports
     try:
         entries = {name: {"threshold": about["thresholds"][name], "min_area": areas[name]} for name in about["classes"]}
@@ -122,11 +121,19 @@ def _exported(folder: Path, file: Path) -> Predictor:
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / SIDECAR, f"thresholds or areas: {error}") from None
     resolved = recipe.validate(about["recipe"], f"{folder / SIDECAR}: ")
+    run: Any = _loaded(file)
+    if two_stage.flag_of(resolved.model) is not None:
+        run = Stages(_loaded(folder / GATE[file.name]), run)
+    return EngineModel(about["key"], tuple(about["classes"]), resolved, about["single"], run, decisions=chosen)
+
+
+def _loaded(file: Path) -> onnx_int8.Run:
+    if not file.is_file():
+        raise CurateError(f"{file} is missing: export again (curate export-model), or leave out --int8")
     try:
-        run = onnx_int8.onnx_runner(file, cores())
+        return onnx_int8.onnx_runner(file, cores())
     except Exception as error:
         raise CurateError(f"{file} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    return EngineModel(about["key"], tuple(about["classes"]), resolved, about["single"], run, decisions=chosen)
 
 
 def _sidecar(file: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from curate.errors import CurateError
 from train import checkpoint, losses
 from train.data import sampling
 from train.data.dataset import EpochBatches, Examples, LoadPlan, TrainingData, loader
-from train.data.pixels import normalised
+from train.data.pixels import normalised, tiles
 from train.fit.counts import confusion_counts, f1
 from train.losses import Term
 from train.processes import SINGLE_PROCESS, ProcessGroup
@@ -32,6 +32,7 @@ from train.recipe import Phase, Recipe, Schedule
 LAST, BEST = "last.ckpt", "best.safetensors"
 THRESHOLD = 0.5
 SMOOTHED = 2  # epochs whose scores are averaged: one alone may be lucky
+FALLEN = 1e-4  # a loss that is lower by less has not fallen (Keras's ReduceLROnPlateau)
 EQUAL = 0.01  # scores that differ by less are equal
 COMPILER = "inductor"  # the backend of torch.compile
 Progress = Callable[[str, int, int], None]
@@ -102,7 +103,7 @@ def fit(
     repeats = sampling.repeats(recipe.sampler.name, data.present(data.train), recipe.sampler.threshold)
     batches, feed = _loader([*data.train, *data.pseudo], settings, training=True)
     val_batches, val_feed = _loader(data.val, settings, training=False)
-    val_batches.begin(range(len(data.val)), 0)
+    val_batches.take(_val_batches(settings), 0)
     autocast, scaler = _precision(recipe.amp, device)
     ranks.wait()  # rank 0 may still be writing the file that is read now
     state, stored = _load_state(folder)
@@ -124,6 +125,7 @@ def fit(
             torch.manual_seed(int(np.random.default_rng([recipe.seed, state.number, 2 + ranks.rank]).integers(2**62)))
             _train_mode(model, settings.frozen)
             optimiser.zero_grad(set_to_none=True)
+            plateau = _plateau_factor(recipe.schedule, state.phase, state.fitted.history)
 
             for step, (ids, images, targets, problems) in enumerate(feed):
                 state.fitted.skipped |= dict(problems)
@@ -135,7 +137,7 @@ def fit(
                 if len(images) == 1:
                     images, targets = images.repeat(2, 1, 1, 1), torch.cat([targets, targets])  # batch norms need two
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-                rate = _learning_rate(recipe.schedule, phase, recipe, state.epoch + step / len(batches))
+                rate = plateau * _learning_rate(recipe.schedule, phase, recipe, state.epoch + step / len(batches))
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 with _explain_out_of_memory(recipe.batch), _explain_compile_error(recipe.compile), autocast:
@@ -246,6 +248,16 @@ def _epoch_batches(settings: FitSettings, repeats: sampling.Repeats, number: int
     return sampling.mix_batches(order, pseudo, ranks.local_batch(recipe.batch), recipe.pseudo.share)[: recipe.steps]
 
 
+def _val_batches(settings: FitSettings) -> list[list[int]]:
+    """Return batches of val as rows; whole images in native resolution are batched with those whose tiles are alike."""
+    recipe, data = settings.recipe, settings.data
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(data.val):
+        whole = recipe.native and data.task == "classification"
+        kinds.setdefault(tiles(item.height, item.width)[:2] if whole else (), []).append(row)
+    return [kind[at : at + recipe.batch] for kind in kinds.values() for at in range(0, len(kind), recipe.batch)]
+
+
 def _blank_batch(settings: FitSettings) -> tuple[Any, Any]:
     """Return two grey images without defects, for a process that could read no image of its batch."""
     import torch
@@ -326,10 +338,29 @@ def _learning_rate(schedule: Schedule, phase: Phase, recipe: Recipe, epochs: flo
         return base * (epochs + 1 / 64) / (schedule.warmup + 1 / 64)
     if schedule.name == "step":
         return float(base * schedule.gamma ** (epochs // schedule.every))
-    if schedule.name == "constant":
+    if schedule.name in ("constant", "plateau"):
         return base
     share = (epochs - schedule.warmup) / max(phase.epochs - schedule.warmup, 1e-9)
     return base * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def _plateau_factor(schedule: Schedule, phase: int, history: Sequence[Mapping[str, Any]]) -> float:
+    """Return by how much plateaus of the loss in this phase have lowered the rate. The history alone decides, so that a
+    resumed run goes on alike."""
+    if schedule.name != "plateau":
+        return 1.0
+    lowest, waited, plateaus = math.inf, 0, 0
+    for row in history:
+        if row["phase"] != phase:
+            continue
+        loss = row.get("val_loss", row["train_loss"])
+        if loss < lowest - FALLEN:
+            lowest, waited = loss, 0
+        else:
+            waited += 1
+        if waited == schedule.wait:
+            plateaus, waited = plateaus + 1, 0
+    return schedule.gamma**plateaus
 
 
 def _update_ema(ema_model: Any, model: Any, keep: float) -> None:

@@ -30,6 +30,11 @@ from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.recipe import Recipe
 from train.store import StoredModel
 
+LATER_OPTIONS: tuple[tuple[str, Any], ...] = (  # options of a recipe, and what they are where they are off
+    ("input.resolution", "resized"),
+    ("schedule.wait", 3),
+    ("independent", False),
+)
 STEP = 3  # raise it when the same recipe and data give another model than before
 
 
@@ -147,6 +152,7 @@ def prepare(project: Project, request: TrainRequest) -> tuple[Recipe, TrainingDa
         sync.capture_app_edits(index)
         data = dataset.collect(index, requested.task if requested else request.task)
         resolved = _resolved(requested or recipe.load(recipe.DEFAULTS[data.task], request.overrides), data)
+        data = data.as_wanted(resolved)
         return pseudo.with_pseudo_labels(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
 
@@ -172,6 +178,11 @@ def model_key(resolved: Recipe, data: TrainingData) -> str:
     left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True, "predict": {"fit"}}
     left |= {} if resolved.pseudo.model else {"pseudo": True}
     values = resolved.model_dump(mode="json", exclude=left)
+    for option, off in LATER_OPTIONS:  # models that were trained before they existed keep their keys
+        part, _, name = option.rpartition(".")
+        table = values[part] if part else values
+        if table[name] == off:
+            del table[name]
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
 
 

@@ -212,7 +212,7 @@ def _space(base: Recipe, data: TrainingData, overrides: Sequence[str], metric: s
         "lr": FloatDistribution(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True),
         "batch": CategoricalDistribution(_batches(base.batch, len(data.train))),
         "freezing": _freezing(base),
-        "schedule": CategoricalDistribution(("cosine", "step", "constant")),
+        "schedule": CategoricalDistribution(tuple(dict.fromkeys(("cosine", "step", "constant", base.schedule.name)))),
     }
     over = [term.name for term in base.loss if term.name in BATCH_DEPENDENT]
     if metric == LOSS and over:

@@ -14,7 +14,7 @@ from curate.project import Project
 from train import store
 from train.recipe import SCALES
 
-SIZE = 224  # pixels of a window's side for a segmenter's encoder
+SIZE = 224  # pixels of a window's side for the encoder of a network that sees images in their own resolution
 
 
 def current_encoder(project: Project, device: str = "auto") -> NetworkEncoder | None:
@@ -27,7 +27,7 @@ def current_encoder(project: Project, device: str = "auto") -> NetworkEncoder | 
     model_recipe = recipe_of(model)
     size = (
         SIZE
-        if model_recipe.task == "segmentation"
+        if model_recipe.native
         else 32 * round(math.sqrt(model_recipe.input.height * model_recipe.input.width) / 32)
     )
     mean, std = SCALES[model_recipe.input.scale]

@@ -6,6 +6,7 @@
 
 Segmentation looks at an image in tiles of at most `TILE` pixels, blended where they overlap; a strip of 256 x 1600 fits
 into one. A connected region above its class's threshold is a defect, its confidence the mean probability of its pixels.
+A classifier in native resolution looks at the same tiles, of which the worst speaks for the image.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from curate.masks import shapes
 from curate.project import Project
 from curate.select import uncertainty as scores
 from train import architectures, checkpoint, decisions, recipe, store
-from train.data.pixels import Pixels, normalised, padded, read, resized, starts, up_to_stride, with_channels
+from train.architectures import two_stage
+from train.data.pixels import OVERLAP, TILE, Pixels, normalised, padded, read, resized, tiles, with_channels
 from train.decisions import Decision
+from train.predict import stages
 from train.recipe import Recipe
 from train.store import StoredModel
 
-TILE = 1 << 20  # pixels of one tile
-SIDE = 1024  # pixels of a tile's side in a large image; in a strip a tile is as long as TILE allows
-OVERLAP = 128
 MOST_REGIONS = 100  # the largest regions of a class are kept: an untrained model finds thousands
 PASSES = 16  # forward passes with dropout, for BALD
 Floats = NDArray[np.float32]
@@ -114,44 +114,82 @@ class Predictor:
     def probabilities(self, image: Pixels) -> Floats:
         """Return the probability map (C, H, W) of an image (H, W, channels)."""
         height, width = image.shape[:2]
-        high = min(up_to_stride(height), SIDE)
-        wide = min(up_to_stride(width), max(self.tile // high // 32 * 32, 2 * OVERLAP))
+        high, wide, places = tiles(height, width, self.tile)
         canvas = padded(image, high, wide)
         total = np.zeros((len(self.classes), *canvas.shape[:2]), np.float32)
         weight = np.zeros(canvas.shape[:2], np.float32)
         fade = np.outer(_ramp(high), _ramp(wide))
-        for y in starts(canvas.shape[0], high, OVERLAP):
-            for x in starts(canvas.shape[1], wide, OVERLAP):
-                total[:, y : y + high, x : x + wide] += self._tile(canvas[y : y + high, x : x + wide]) * fade
-                weight[y : y + high, x : x + wide] += fade
+        for y, x in places:
+            total[:, y : y + high, x : x + wide] += self._tile(canvas[y : y + high, x : x + wide]) * fade
+            weight[y : y + high, x : x + wide] += fade
         return np.ascontiguousarray((total / weight)[:, :height, :width])
 
     def _tile(self, tile: Pixels) -> Floats:
+        flag = two_stage.flag_of(self.recipe.model)
+        if flag is None:
+            return self._map(self.module, tile, self.recipe.predict.flips)
+        gate, segmenter = self.module.gate, self.module.segment
+        return stages.probabilities(
+            tile,
+            flag,
+            lambda pixels: self._map(gate, pixels, False),
+            lambda pixels: self._map(segmenter, pixels, self.recipe.predict.flips),
+        )
+
+    def _map(self, network: Any, pixels: Pixels, flips: bool) -> Floats:
+        """Return a network's probability map (C, H, W), with `flips` the mean over the image and two mirrored ones."""
         import torch
 
-        axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if self.recipe.predict.flips else ((),)
-        batch = self._batch(tile)
+        axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if flips else ((),)
+        batch = self._batch(pixels)
         with torch.inference_mode(), self._precision():
-            probabilities = [self.module(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
+            probabilities = [network(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
         return np.asarray(torch.stack(probabilities).mean(0)[0].cpu().numpy(), np.float32)
 
     # --- classification ---
 
     def _whole(self, image: Pixels) -> ImagePrediction:
+        p, balds = zip(*map(self._outputs, self._views(image)), strict=True)
+        whole = self._worst(np.stack(p))
+        by_class = whole[: len(self.classes)]
+        unsure = scores.entropy(whole[None]) if self.single else scores.predictive_entropy_multilabel(whole[None])
+        return ImagePrediction(
+            by_class,
+            (),
+            scores.class_entropy(by_class),
+            float(unsure[0]),
+            self._predicted_classes(whole),
+            bald=None if None in balds else max(balds),
+        )
+
+    def _views(self, image: Pixels) -> list[Pixels]:
+        """Return what a classifier looks at: the resized image, or in native resolution all of it, a large one in
+        tiles."""
+        size = self.recipe.input
+        if not self.recipe.native:
+            return [resized(image, size.height, size.width)]
+        high, wide, places = tiles(image.shape[0], image.shape[1], self.tile)
+        canvas = padded(image, high, wide)
+        return [canvas[y : y + high, x : x + wide] for y, x in places]
+
+    def _worst(self, p: Floats) -> Floats:
+        """Return the outputs' probabilities of an image from those of its views, (V, outputs): of each class the
+        highest, but of a single choice those of the view that is least likely clean, or surest of its class."""
+        if not self.single:
+            return np.asarray(p.max(axis=0))
+        has_clean = p.shape[1] > len(self.classes)
+        return np.asarray(p[(1 - p[:, -1] if has_clean else p.max(axis=1)).argmax()])
+
+    def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
+        """Return the outputs' probabilities of a view, and BALD."""
         import torch
 
-        size = self.recipe.input
-        batch = self._batch(resized(image, size.height, size.width))
+        batch = self._batch(view)
         with torch.inference_mode(), self._precision():
-            features = self.module.encoder(batch)
-            last = features[-1] if isinstance(features, list | tuple) else features
-            p = self._output_probabilities(self.module.head(last))
-            bald = self._bald(last)
-        by_class = p[: len(self.classes)]
-        unsure = scores.entropy(p[None]) if self.single else scores.predictive_entropy_multilabel(p[None])
-        return ImagePrediction(
-            by_class, (), scores.class_entropy(by_class), float(unsure[0]), self._predicted_classes(p), bald=bald
-        )
+            maps = [self.module.encoder(batch.flip(flip)) for flip in flips_of(self.recipe, (), (3,), (2,))]
+            lasts = [features[-1] if isinstance(features, list | tuple) else features for features in maps]
+            p = np.mean([self._output_probabilities(self.module.head(last)) for last in lasts], axis=0)
+            return np.asarray(p, np.float32), self._bald(lasts[0])
 
     def _output_probabilities(self, logits: Any) -> Floats:
         values = logits.float()[0]
@@ -194,6 +232,11 @@ class Predictor:
         return torch.autocast("cuda", torch.float16, enabled=self.device != "cpu")
 
 
+def flips_of(recipe: Recipe, *axes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return by which of these axes, the first of which are none, an image is mirrored to predict it."""
+    return axes if recipe.predict.flips else axes[:1]
+
+
 def _ramp(length: int) -> Floats:
     """Return blending weights that rise from a tile's borders inwards, over the overlap."""
     from_end = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1))
@@ -206,7 +249,7 @@ def dropouts(module: Any) -> list[Any]:
 
     head = getattr(module, "head", None)
     parts = head.modules() if head is not None else ()
-    return [layer for layer in parts if isinstance(layer, nn.Dropout) and layer.p > 0]
+    return [layer for layer in parts if isinstance(layer, nn.Dropout | nn.Dropout2d) and layer.p > 0]
 
 
 def components(name: str, p: Floats, threshold: float, min_area: int) -> list[tuple[Defect, float]]:

@@ -44,7 +44,7 @@ class NetworkLearner:
         shown = [item.label.present.intersection(oracle.classes) for item in items]
         classes = tuple(name for name in oracle.classes if any(name in names for names in shown))
         single = self.recipe.task == "classification" and oracle.single
-        return TrainingData(self.recipe.task, classes, tuple(items), (), single, not all(shown))
+        return TrainingData(self.recipe.task, classes, tuple(items), (), single, not all(shown)).as_wanted(self.recipe)
 
     def _train(self, data: TrainingData, resolved: Recipe) -> Any:
         from train import checkpoint

@@ -116,6 +116,68 @@ def test_a_phase_trains_what_it_says(tmp_path: Path) -> None:
         assert [part.training for part in norms] == [train == "all", train != "head"]
 
 
+@pytest.mark.parametrize(
+    ("losses", "plateaus"),
+    [
+        ([], 0),
+        ([3, 2, 1, 0.5], 0),
+        ([3, 3, 3], 1),
+        ([3, 3, 3, 3, 3], 2),
+        ([3, 2.99999, 2.99998], 1),
+        ([3, 4, 2, 4, 2], 1),
+    ],
+)
+def test_a_plateau_lowers_the_rate(losses: list[float], plateaus: int) -> None:
+    """`wait` is 2: as Keras's ReduceLROnPlateau with that patience counts."""
+    schedule = recipe.Schedule(name="plateau", gamma=0.5, wait=2)
+    history = [{"phase": 0, "train_loss": 9.0 - number, "val_loss": loss} for number, loss in enumerate(losses)]
+    assert loop._plateau_factor(schedule, 0, history) == 0.5**plateaus
+    assert loop._plateau_factor(schedule, 1, history) == 1, "another phase begins anew"
+    assert loop._plateau_factor(recipe.Schedule(name="constant"), 0, history) == 1
+    without_val = [{"phase": 0, "train_loss": loss} for loss in losses]
+    assert loop._plateau_factor(schedule, 0, without_val) == 0.5**plateaus
+
+
+def test_a_run_that_is_resumed_on_a_plateau_keeps_its_rate(tmp_path: Path) -> None:
+    plateau = ['schedule={"name": "plateau", "gamma": 0.5, "wait": 1}', "optimiser.lr=0.05", "epochs=5", "patience=9"]
+    resolved, training_data = recipe.load("simple-cnn", [*CNN, *plateau]), data(tmp_path, 6, 4, "classification")
+
+    def go(name: str, last: int = 99) -> list[float]:
+        def ended(fitted: loop.FitResult) -> None:
+            if len(fitted.history) == last:
+                raise Interrupted
+
+        settings = fit_settings(resolved, training_data, tmp_path / name)
+        return [row["lr"] for row in loop.fit(network(resolved, training_data), settings, on_epoch_end=ended).history]
+
+    whole = go("whole")
+    assert whole[0] == 0.05
+    assert whole[-1] < 0.05, "the loss has been higher than before"
+    with pytest.raises(Interrupted):
+        go("parts", 4)
+    assert go("parts") == whole
+
+
+def test_the_averaged_weights_are_those_that_are_kept(tmp_path: Path) -> None:
+    resolved, training_data = (
+        recipe.load("simple-cnn", [*CNN, "epochs=1", "ema=0.9"]),
+        data(tmp_path, 6, 2, "classification"),
+    )
+    model = network(resolved, training_data)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    average = network(resolved, training_data)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1.0)
+    loop._update_ema(average, model, 0.9)
+    for name, value in average.named_parameters():
+        torch.testing.assert_close(value, start[name] + 0.1)
+    loop.fit(model, fit_settings(resolved, training_data, tmp_path / "x"))
+    best, last = checkpoint.load(tmp_path / "x" / loop.BEST)[0], checkpoint.load(tmp_path / "x" / loop.LAST)[0]
+    assert all(torch.equal(value, last[f"shadow.{name}"]) for name, value in best.items())
+    assert not all(torch.equal(value, last[f"model.{name}"]) for name, value in best.items())
+
+
 def test_early_stopping(tmp_path: Path) -> None:
     resolved = recipe.load("simple-cnn", [*CNN, "epochs=30", "patience=2", "optimiser.lr=0.3"])
     training_data = data(tmp_path, 6, 4, "classification")
