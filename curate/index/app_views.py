@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
-from curate.index import app_server, database, documents, rounds, synthetic, unusual
+from curate.index import app_plugins, app_server, database, documents, rounds, synthetic, unusual
 from curate.index.dataset import Index
 from curate.index.predictions import CLASSES, DEFECTS
-from curate.project import Project
+from curate.project import ENV_PROJECT, Project
 
 SIDEBAR = {
     "labels": ("defects", "classes", "other_defects", "versions"),
@@ -254,7 +254,10 @@ def launch(
     _check_port(address, port)
     name, token = index.dataset.name, "" if app_server.is_loopback(address) else secrets.token_urlsafe(24)
     url = f"http://{address}:{port}/datasets/{quote(name)}"
+    plugins = app_plugins.linked(project.work / "plugins", index.fo.config.plugins_dir)
     settings = {database.URI: index.fo.config.database_uri, app_server.DATASET: name, app_server.TOKEN: token}
+    settings |= {app_plugins.FOLDER: str(plugins), ENV_PROJECT: str(project.folder)}
+    settings |= {database.OWN: "1"} if database.is_embedded() else {}
     # FiftyOne prints its welcome on standard output, which is for results only.
     with contextlib.redirect_stdout(sys.stderr), database.environment(settings):
         _replace_server(port, address, token)
