@@ -11,6 +11,7 @@ from typing import Any
 
 def register(plugin: Any) -> None:
     """Register operators and panel; FiftyOne calls this."""
-    from curate.app import operators
+    from curate.app import operators, panel
 
     operators.register(plugin)
+    panel.register(plugin)

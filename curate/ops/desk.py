@@ -134,10 +134,14 @@ def _round(round_: rounds.Round, members: Mapping[str, Member]) -> dict[str, Any
     picks = round_.picks()
     known = [members[row["id"]] for row in picks if row["id"] in members]
     results = Counter(_result(member) for member in known)
-    reasons = [{"id": row["id"], "slot": row["slot"], "reason": row["reason"], "path": row["path"]} for row in picks]
+    reasons = [
+        {name: row[name] for name in ("id", "slot", "reason", "path")} | {"result": _result(members[row["id"]])}
+        for row in picks
+        if row["id"] in members
+    ]
     about = {"name": round_.name, "number": round_.number, "strategy": round_.manifest.get("strategy")}
     about |= {"pushed": round_.pushed, "slots": dict(Counter(row["slot"] for row in picks))}
-    return about | {"results": dict(results), "picks": reasons[:100]}
+    return about | {"results": dict(results), "picks": reasons}
 
 
 def _result(member: Member) -> str:
@@ -194,10 +198,8 @@ def _audit(project: Project) -> dict[str, Any]:
         | {name: _interval(getattr(estimate, name)) for name in ("prevalence", "recall")}
         for estimate in report.estimates
     ]
-    advice = f"{checked.advice.verdict}: {'; '.join(checked.advice.reasons)}"
-    return {"note": None, "labelled": report.labelled, "classes": shown, "advice": advice} | {
-        "unseen": _interval(checked.unseen)
-    }
+    advice = {"verdict": checked.advice.verdict, "reasons": list(checked.advice.reasons)}
+    return {"note": None, "labelled": report.labelled, "classes": shown} | advice
 
 
 def _interval(interval: Interval | None) -> list[float] | None:

@@ -49,11 +49,12 @@ class JobStage:
 
 @dataclass(frozen=True)
 class Job:
-    """A command in the background, as its folder tells."""
+    """A command in the background, as its folder tells; `ended` is 0 while it runs."""
 
     name: str
     words: tuple[str, ...]
     started: float
+    ended: float
     pid: int
     state: State
     stages: tuple[JobStage, ...] = ()
@@ -185,7 +186,10 @@ def _read(folder: Path) -> Job:
     state = _state(folder, alive)
     if state == "failed" and not (folder / "code").exists():
         errors.append("error: it was killed. Run it again: it goes on from there")
-    return Job(folder.name, words, at, pid, state, _stages(errors), tuple(errors[-LINES:]), tuple(output[-4 * LINES :]))
+    ended = 0.0 if state == "running" else _ended(folder, at)
+    return Job(
+        folder.name, words, at, ended, pid, state, _stages(errors), tuple(errors[-LINES:]), tuple(output[-4 * LINES :])
+    )
 
 
 def _state(folder: Path, alive: bool) -> State:
@@ -194,6 +198,12 @@ def _state(folder: Path, alive: bool) -> State:
     except (OSError, ValueError):
         return "running" if alive else "failed"
     return "done" if code == 0 else "cancelled" if code in CANCELLED else "failed"
+
+
+def _ended(folder: Path, started: float) -> float:
+    """Return when a command that runs no more has ended, at the latest."""
+    times = [(folder / name).stat().st_mtime for name in ("code", "err", "out") if (folder / name).exists()]
+    return max(times, default=started)
 
 
 def _tail(file: Path) -> list[str]:

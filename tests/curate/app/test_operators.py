@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curate.admin import doctor, setup
-from curate.app import commands, operators
+from curate.app import commands, operators, panel
 from curate.data import make_defect
 from curate.errors import CurateError
 from curate.index import app_plugins, app_views, predictions, rounds, sync
@@ -93,7 +93,7 @@ def test_every_plug_in_loads_and_ours_registers_whole(desk_of: Project) -> None:
     contexts = {context.name: context for context in build_plugin_contexts()}
     assert {name: context.errors for name, context in contexts.items() if context.errors} == {}
     registered = {instance.name for instance in contexts[app_plugins.NAME].instances}
-    assert registered == {*operators.names()}
+    assert registered == {*operators.names(), panel.NAME}
     assert len(contexts) > 1, "FiftyOne's own are there, too"
 
 
