@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import os
 from collections import Counter
@@ -17,15 +18,24 @@ from curate.audit import run as auditing
 from curate.audit.estimates import Interval
 from curate.data import SPLITS as SPLITS
 from curate.errors import CurateError
+from curate.files import ProjectBusy
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.labels.splits import Member
+from curate.ops._lock import writing
 from curate.project import Project
 from curate.strategies import CATALOGUE
+from curate.vectors import layout
 
 DEVICES, TASKS, HELD_OUT = ("auto", "cpu", "cuda"), ("segmentation", "classification"), ("test", "val")
 METRICS = ("recall", "precision", "f1", "ap")
 LARGEST_PICTURE = 8 << 20  # bytes
+
+
+def prepare(project: Project) -> None:
+    """Bring what the App's own panels show up to date, before it opens; left for later where a command is writing."""
+    with contextlib.suppress(ProjectBusy), writing(project, "app", views=False):
+        layout.show(Index(project))
 
 
 # --- what forms offer -------------------------------------------------------------------------------------------------
