@@ -24,12 +24,19 @@ MODELS = ("#4e79a7", "#f28e2b")
 def _layout(title: str, **more: Any) -> dict[str, Any]:
     axis = {"gridcolor": "rgba(138,144,153,0.25)", "zerolinecolor": "rgba(138,144,153,0.5)", "automargin": True}
     layout: dict[str, Any] = {
-        "title": {"text": title, "font": {"size": 14, "color": GREY}, "x": 0.02, "xanchor": "left"},
+        "title": {"text": title, "font": {"size": 14, "color": GREY}, "x": 0.02, "y": 0.97, "yanchor": "top"},
         "font": {"color": GREY, "size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 50, "r": 15, "t": 45, "b": 40},
-        "legend": {"orientation": "h", "y": 1.12, "x": 1, "xanchor": "right", "font": {"size": 11}},
+        "margin": {"l": 50, "r": 15, "t": 70, "b": 40},
+        "legend": {
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "font": {"size": 11},
+            "traceorder": "normal",
+        },
         "xaxis": dict(axis),
         "yaxis": dict(axis),
         "autosize": True,
@@ -95,9 +102,8 @@ def discovery(curve: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) ->
         }
         for name, counts in curve["groups"].items()
     ]
-    legend = {"orientation": "v", "y": 1, "x": 1.02, "xanchor": "left"}
     axes: dict[str, Any] = {"xaxis": {"type": "category"}, "yaxis": {"rangemode": "tozero", "tickformat": "d"}}
-    return data, _layout("Groups known after each round", legend=legend, **axes)
+    return data, _layout("Groups known after each round", **axes)
 
 
 def prevalence(classes: Sequence[Mapping[str, Any]]) -> Chart:

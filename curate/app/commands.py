@@ -31,6 +31,8 @@ class CommandOption:
 
     @property
     def label(self) -> str:
+        if self.flag == "--set":
+            return "Settings"
         return (self.flag.removeprefix("--") or self.name).replace("-", " ").replace("_", " ").capitalize()
 
 

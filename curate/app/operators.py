@@ -32,6 +32,7 @@ class DeskOperator:
     form: Callable[[Any, Any, Project], None] = lambda ctx, inputs, project: None
     missing: Callable[[Any, Project], str | None] = lambda ctx, project: None
     reloads: bool = True
+    shows: bool = False  # what it tells is for reading, not only a notice
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def _class_of(operator: DeskOperator) -> type:
                     operator.form(ctx, inputs, project)
             except CurateError as error:
                 refusal = str(error)
+            if not refusal and not inputs.properties:
+                return None  # nothing to ask: it runs at once
             if refusal:
                 view = types.Warning(label="Not possible now", description=refusal)
                 inputs.str("refusal", view=view, invalid=True, error_message=refusal)
@@ -148,10 +151,13 @@ def _class_of(operator: DeskOperator) -> type:
             told = operator.run(ctx, project)
             if operator.reloads:
                 ctx.ops.reload_dataset()
-            ctx.ops.notify(told.partition("\n")[0], variant="success")
+            if not operator.shows:
+                ctx.ops.notify(told, variant="success")
             return {"told": told}
 
         def resolve_output(self, ctx: Any) -> Any:
+            if not operator.shows:
+                return None
             outputs = types.Object()
             outputs.str("told", view=types.MarkdownView())
             return types.Property(outputs, view=types.View(label=operator.label))
@@ -245,9 +251,9 @@ def _explain(ctx: Any, project: Project) -> str:
 
     parts = []
     for id in _chosen(ctx)[:SHOWN]:
-        lines = [f"{lead} {text}" for lead, text in select.explained(select.explain(project, id))]
-        parts.append("\n".join(f"- {line}" for line in lines))
-    return "Why, or why not\n\n" + "\n\n".join(parts)
+        (short, path), *lines = select.explained(select.explain(project, id))
+        parts.append("\n".join([f"**{short}** {path}\n", *(f"- {lead} {text}" for lead, text in lines)]))
+    return "\n\n".join(parts)
 
 
 def _drop(ctx: Any, project: Project) -> str:
@@ -391,6 +397,7 @@ AT_ONCE = (
         _explain,
         missing=_needs_images,
         reloads=False,
+        shows=True,
     ),
     DeskOperator(
         "drop",

@@ -17,6 +17,7 @@ NAME = "rare_defects"
 TABS = ("Rounds", "Classes", "Models")
 BUSY, IDLE = 2000, 6000  # milliseconds between two looks at the commands
 LOOKS = {"curate resolve": "conflicts"}  # steps that begin with a look at a saved view
+SHORT = 8  # characters of a model's key
 PICKS = 12  # of a round, with their reasons
 FULL_WIDTH = {"container": {"sx": {"width": "100%"}}}
 HELP = "Where the project stands and what to do next; every button is also in the list of operators (key `)."
@@ -156,7 +157,7 @@ def register(plugin: Any) -> None:
             ("slots", "Why picked", charts.SLOTS),
             ("results", "What they showed", charts.RESULTS),
         ):
-            _plot(panel, name, charts.round_bars(shown["rounds"], name, title, keys), 230, owner.show_round)
+            _plot(panel, name, charts.round_bars(shown["rounds"], name, title, keys), 250, owner.show_round)
         newest = shown["rounds"][-1]
         lines = [
             f"| {n} | {p['slot']} | {p['result']} | {_cell(p['reason'])} |" for n, p in enumerate(newest["picks"], 1)
@@ -185,10 +186,14 @@ def register(plugin: Any) -> None:
     def _models(owner: Any, panel: Any, shown: Mapping[str, Any]) -> None:
         models = shown["models"]
         panel.md("\n".join(f"- {_cell(line)}" for line in models["verdict"]), name="verdict")
-        tested = {f"{name} {models['named'][name]}": values for name, values in models["metrics"].items() if values}
+        named = {name: f"{name} {str(key)[:SHORT]}" for name, key in models["named"].items()}
+        tested = {named[name]: values for name, values in models["metrics"].items() if values}
         if tested:
             for metric in ("recall", "precision"):
-                _plot(panel, metric, charts.models(tested, metric), 280)
+                if any(by_name.get(metric) for values in tested.values() for by_name in values["classes"].values()):
+                    _plot(panel, metric, charts.models(tested, metric), 300)
+                else:
+                    panel.md(f"**{metric.capitalize()}** cannot be measured: too little of test shows it.", name=metric)
             alarms = [f"{name}: {_range(values['false_alarms'])}" for name, values in tested.items()]
             panel.md(f"False alarms on clean images of test: {'; '.join(alarms)}", name="alarms")
         row = panel.btn_group("model_buttons")

@@ -14,6 +14,7 @@ from curate.index import documents, predictions
 from curate.index.dataset import Index
 
 KEPT = 6  # runs
+SHORT = 12  # characters of a model's key
 INFO = "evaluations"  # what the dataset's info calls them: run -> the folder of ours
 TRUTH, DECIDED = "evaluated_label", "evaluated_prediction"  # one class an image, for classifiers
 CLEAN, TOGETHER = "clean", " + "
@@ -30,7 +31,7 @@ class EvaluatedImage(NamedTuple):
 
 def run_name(model: str, split: str) -> str:
     """Return the run's name: FiftyOne makes fields of it."""
-    return re.sub(r"\W", "_", f"{split}_{model}")
+    return re.sub(r"\W", "_", f"{split}_{model[:SHORT]}")
 
 
 def store(

@@ -68,9 +68,11 @@ class Job:
 
     @property
     def told(self) -> str:
-        """The line that says most: the error, the progress, or the result."""
-        told = self.output if self.state == "done" else self.lines
-        return next((line for line in reversed(told) if line.startswith("error: ")), told[-1] if told else "")
+        """The line that says most: the error, the newest progress, or the first of what it printed."""
+        if self.state == "done":
+            return next(iter(self.output), "")
+        newest = self.lines[-1] if self.lines else ""
+        return next((line for line in reversed(self.lines) if line.startswith("error: ")), newest)
 
 
 def start(project: Project, command: Sequence[str], words: Sequence[str] = ()) -> Job:

@@ -1,4 +1,7 @@
-"""The plug-in for the App, asked as FiftyOne asks it: what registers, what forms offer, and what operators do."""
+"""The plug-in for the App, asked as FiftyOne asks it: what registers, what forms offer, and what operators do.
+
+The last test walks through it in a browser, and leaves screenshots in out/screenshots/.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ from curate.select import run as selecting
 from curate.vectors.store import Vectors
 from tests import fakes
 from tests.conftest import LIBRARY, LINE
+from tests.curate.index.test_browser import SCREENSHOTS, chromium, free_port, launched, open_page, page
+
+__all__ = ["chromium", "page"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +153,14 @@ def test_forms_have_the_command_s_options_with_default_and_help(
 
 
 def form_of(project: Project, name: str, **more: Any) -> dict[str, Any]:
-    """The inputs of an operator's form."""
+    """The inputs of an operator's form; none where it asks for nothing."""
     from fiftyone.operators import OperatorRegistry, executor
 
     operator = OperatorRegistry().get_operator(operators.uri(name))
     request = {"dataset_name": project.dataset_name, "params": {}} | more
     ctx = executor.ExecutionContext(request, operator_uri=operators.uri(name))
-    return dict(operator.resolve_input(ctx).type.properties)
+    asked = operator.resolve_input(ctx)
+    return dict(asked.type.properties) if asked else {}
 
 
 def test_words_of_a_form_are_those_of_the_command_line() -> None:
@@ -335,7 +342,7 @@ def test_a_command_in_the_background_is_followed_and_its_error_is_one_line(desk_
     done = jobs.wait(desk_of, jobs.listed(desk_of)[0].name, 120)
     assert done.state == "done", done
     assert done.command == "select"
-    assert any("round 00" in line for line in done.output)
+    assert done.told.startswith("round 00")
     assert {stage.name for stage in done.stages} >= {"reading vectors"}
     with writer_lock(desk_of.work, "curate train"):
         call(desk_of, "select", {"budget": "6", "strategy": "random"})
@@ -357,14 +364,6 @@ def test_a_command_in_the_background_can_be_cancelled(desk_of: Project) -> None:
     assert ended.state == "cancelled"
     with pytest.raises(CurateError, match="is not running"):
         jobs.cancel(desk_of, job.name)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_killed_command_is_told(desk_of: Project) -> None:
@@ -402,3 +401,45 @@ def test_the_plug_in_s_file_lists_what_registers() -> None:
     assert listed["name"] == app_plugins.NAME
     assert set(listed["operators"]) == set(operators.names())
     assert inspect.getdoc(operators)
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_curator_picks_exemplars_selects_and_reads_the_reasons(project: Project, page: Any) -> None:
+    view = Index(project).dataset.load_saved_view("class crack")
+    splits, ids = view.values(["split", "content_id"])
+    places = [place for place, split in enumerate(splits) if split == "train"][:2]
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with launched(project.folder, env=os.environ) as address:
+        open_page(page, f"{address}?view=class-crack")
+        page.locator("[data-cy=new-panel-btn]").first.click()
+        page.get_by_text("Rare defects", exact=True).first.click()
+        page.get_by_text(f"{len(Index(project).ids())} images:").wait_for(timeout=60_000)
+        for place in places:
+            page.locator("[data-cy=looker]").nth(place).click(position={"x": 20, "y": 20})
+        page.keyboard.press("`")
+        page.keyboard.type("select the next")
+        page.get_by_text("Rare defects: Select the next round").first.click()
+        page.get_by_text("Exemplars: the 2 selected images").wait_for()
+        page.screenshot(path=SCREENSHOTS / "desk-select.png")
+        form = page.locator(".MuiDialog-root").last
+        form.get_by_text("Budget", exact=True).locator("xpath=following::input[1]").fill("5")
+        known = {job.name for job in jobs.listed(project)}
+        form.get_by_role("button", name="Run").click()
+        page.wait_for_function("() => document.body.innerText.includes('curate select')")
+        page.screenshot(path=SCREENSHOTS / "desk-running.png")
+        (new,) = (job for job in jobs.listed(project) if job.name not in known)
+        assert jobs.wait(project, new.name, 120).state == "done"
+        chosen = rounds.find(project.work, None)
+        assert {exemplar.partition(":")[0] for exemplar in chosen.manifest["exemplars"]} == {ids[p] for p in places}
+        reason = next(row["reason"] for row in chosen.picks() if row["slot"] == "rare")
+        page.get_by_text(reason).first.wait_for(timeout=60_000)
+        page.screenshot(path=SCREENSHOTS / "desk-rounds.png")
+        assert len(chosen.picks()) == 5
+        page.locator(".plotly .points .point path").last.click(force=True)  # all of them wait
+        page.get_by_text("5 samples").wait_for(timeout=60_000)
+        page.get_by_role("tab", name="Classes").click()
+        page.get_by_text("Groups known after each round").wait_for()
+        page.screenshot(path=SCREENSHOTS / "desk-classes.png")
