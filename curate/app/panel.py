@@ -15,7 +15,7 @@ from curate.units import duration
 
 NAME = "rare_defects"
 TABS = ("Rounds", "Classes", "Models")
-BUSY, IDLE = 2000, 6000  # milliseconds between two looks at the commands
+BUSY, IDLE = 2000, 4000  # milliseconds between two looks at the commands
 LOOKS = {"curate resolve": "conflicts"}  # steps that begin with a look at a saved view
 SHORT = 8  # characters of a model's key
 PICKS = 12  # of a round, with their reasons
@@ -67,15 +67,9 @@ def register(plugin: Any) -> None:
 
         def show_round(self, ctx: Any) -> None:
             """Show the picks of the bar that was clicked, of a result only those with it."""
-            name, trace = str(ctx.params.get("x")), str(ctx.params.get("trace"))
-            index_view = ctx.dataset.match_tags(name).sort_by("pick_rank")
-            ids = [pick["id"] for pick in self._picks(ctx, name, trace)]
-            ctx.ops.set_view(index_view.match({"content_id": {"$in": ids}}) if ids else index_view)
-
-        def _picks(self, ctx: Any, name: str, trace: str) -> list[Mapping[str, Any]]:
-            shown = desk.overview(desk.project_of(ctx.dataset.name))
-            picks = [pick for round_ in shown["rounds"] if round_["name"] == name for pick in round_["picks"]]
-            return [pick for pick in picks if trace in (pick["slot"], pick["result"])]
+            project = desk.project_of(ctx.dataset.name)
+            ids = desk.picks_of(project, str(ctx.params.get("x")), str(ctx.params.get("trace")))
+            ctx.ops.set_view(ctx.dataset.select_by("content_id", ids, ordered=True))
 
         def show_class(self, ctx: Any) -> None:
             ctx.ops.set_view(name=f"class {ctx.params.get('y')}")

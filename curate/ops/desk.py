@@ -17,7 +17,7 @@ from curate.admin import status
 from curate.audit import run as auditing
 from curate.audit.estimates import Interval
 from curate.data import SPLITS as SPLITS
-from curate.errors import CurateError
+from curate.errors import CurateError, unknown
 from curate.files import ProjectBusy
 from curate.index import rounds
 from curate.index.dataset import Index
@@ -29,6 +29,7 @@ from curate.vectors import layout
 
 DEVICES, TASKS, HELD_OUT = ("auto", "cpu", "cuda"), ("segmentation", "classification"), ("test", "val")
 METRICS = ("recall", "precision", "f1", "ap")
+SHOWN = ("defects.detections.label", "classes.classifications.label")
 LARGEST_PICTURE = 8 << 20  # bytes
 
 
@@ -143,9 +144,10 @@ def overview(project: Project) -> dict[str, Any]:
 def _round(round_: rounds.Round, members: Mapping[str, Member]) -> dict[str, Any]:
     picks = round_.picks()
     known = [members[row["id"]] for row in picks if row["id"] in members]
-    results = Counter(_result(member) for member in known)
+    results = Counter(_result(*_facts(member)) for member in known)
     reasons = [
-        {name: row[name] for name in ("id", "slot", "reason", "path")} | {"result": _result(members[row["id"]])}
+        {name: row[name] for name in ("id", "slot", "reason", "path")}
+        | {"result": _result(*_facts(members[row["id"]]))}
         for row in picks
         if row["id"] in members
     ]
@@ -154,11 +156,35 @@ def _round(round_: rounds.Round, members: Mapping[str, Member]) -> dict[str, Any
     return about | {"results": dict(results), "picks": reasons}
 
 
-def _result(member: Member) -> str:
+def _facts(member: Member) -> tuple[str | None, bool]:
+    return member.status, bool(member.classes)
+
+
+def _result(status: str | None, shows: bool) -> str:
     """Return what became of a pick."""
-    if member.status == "labelled":
-        return "found" if member.classes else "clean"
-    return member.status if member.status in ("disputed", "skipped") else "waiting"
+    if status == "labelled":
+        return "found" if shows else "clean"
+    return status if status in ("disputed", "skipped") else "waiting"
+
+
+def picks_of(project: Project, name: str, key: str) -> list[str]:
+    """Return the picks of a round with this slot or result, in their order; all of them for any other key."""
+    round_ = next((round_ for round_ in rounds.every(project.work) if round_.name == name), None)
+    if round_ is None:
+        raise unknown("round", name, [round_.name for round_ in rounds.every(project.work)])
+    picks = round_.picks()
+    results = {
+        document["content_id"]: _result(document.get("status"), _shows(document))
+        for document in Index(project).documents([row["id"] for row in picks], ("content_id", "status", *SHOWN))
+    }
+    chosen = [row["id"] for row in picks if key in (row["slot"], results.get(row["id"]))]
+    return chosen or [row["id"] for row in picks]
+
+
+def _shows(document: Mapping[str, Any]) -> bool:
+    """Return True if a sample's document has a label that names a class."""
+    regions = (document.get("defects") or {}).get("detections")
+    return bool(regions or (document.get("classes") or {}).get("classifications"))
 
 
 def _classes(project: Project, members: Mapping[str, Member]) -> list[dict[str, Any]]:

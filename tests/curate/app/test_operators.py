@@ -335,15 +335,9 @@ def test_more_like_this_ranks_images_and_windows(desk_of: Project) -> None:
 # --- commands in the background ---------------------------------------------------------------------------------------
 
 
-def test_a_command_in_the_background_is_followed_and_its_error_is_one_line(desk_of: Project) -> None:
+def test_two_commands_at_once_get_the_line_of_the_writer_lock(desk_of: Project) -> None:
     from curate.files import writer_lock
 
-    call(desk_of, "select", {"budget": "6", "strategy": "random"})
-    done = jobs.wait(desk_of, jobs.listed(desk_of)[0].name, 120)
-    assert done.state == "done", done
-    assert done.command == "select"
-    assert done.told.startswith("round 00")
-    assert {stage.name for stage in done.stages} >= {"reading vectors"}
     with writer_lock(desk_of.work, "curate train"):
         call(desk_of, "select", {"budget": "6", "strategy": "random"})
         failed = jobs.wait(desk_of, jobs.listed(desk_of)[0].name, 120)
@@ -394,6 +388,32 @@ def test_the_overview_counts_as_the_index_does(desk_of: Project) -> None:
     assert "audit" in shown["audit"]["note"]
 
 
+def test_picks_are_listed_by_slot_and_result(desk_of: Project, round_one: rounds.Round) -> None:
+    picks = round_one.picks()
+    audit = [row["id"] for row in picks if row["slot"] == "audit"]
+    assert desk.picks_of(desk_of, round_one.name, "audit") == audit
+    assert desk.picks_of(desk_of, round_one.name, "waiting") == [row["id"] for row in picks]
+    label.set_clean(desk_of, audit[:1])
+    assert desk.picks_of(desk_of, round_one.name, "clean") == audit[:1]
+    with pytest.raises(CurateError, match="unknown round"):
+        desk.picks_of(desk_of, "round 999", "audit")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "params"),
+    [
+        ("curate select --budget 500 --project x", "select", {"budget": "500"}),
+        ("curate models promote --project x", "models_promote", {}),
+        ("curate evaluate --model candidate --project x", "evaluate", {"model": "candidate"}),
+        ("curate labelstudio up --project x", "labelstudio_up", {}),
+        ("curate classes add NAME --project x", None, {}),
+    ],
+)
+def test_next_steps_have_a_button(line: str, name: str | None, params: dict[str, str]) -> None:
+    operator, given = panel.operator_for(line)
+    assert (operator.name if operator else None, given) == (name, params)
+
+
 def test_the_plug_in_s_file_lists_what_registers() -> None:
     import yaml
 
@@ -431,7 +451,10 @@ def test_a_curator_picks_exemplars_selects_and_reads_the_reasons(project: Projec
         page.wait_for_function("() => document.body.innerText.includes('curate select')")
         page.screenshot(path=SCREENSHOTS / "desk-running.png")
         (new,) = (job for job in jobs.listed(project) if job.name not in known)
-        assert jobs.wait(project, new.name, 120).state == "done"
+        done = jobs.wait(project, new.name, 120)
+        assert (done.state, done.command) == ("done", "select"), done
+        assert done.told.startswith("round 00")
+        assert {stage.name for stage in done.stages} >= {"reading vectors"}
         chosen = rounds.find(project.work, None)
         assert {exemplar.partition(":")[0] for exemplar in chosen.manifest["exemplars"]} == {ids[p] for p in places}
         reason = next(row["reason"] for row in chosen.picks() if row["slot"] == "rare")
