@@ -45,6 +45,7 @@ BY_PATH = {
     "curate/index/test_saved_views.py": "mongo",
     "curate/index/test_kill.py": "mongo",
     "curate/index/test_browser.py": "mongo",
+    "curate/app": "mongo",
     "curate/index/test_app_server.py": "mongo",
     "kill": "mongo",
     "train/fit": "train",

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from curate import catalogue, mongod, pretrained, project, workers
 from curate.errors import CurateError
-from curate.index import database
+from curate.index import app_plugins, database
 
 State = Literal["ok", "absent", "missing"]
 
@@ -33,7 +33,7 @@ def run(wanted: str | None) -> list[DoctorCheck]:
         lambda: _database(folder),
         lambda: _disk(folder),
         _gpu,
-        _label_studio,
+        label_studio,
         _ray,
         _weights,
         _browser,
@@ -120,7 +120,8 @@ def _gpu() -> DoctorCheck:
     return DoctorCheck("GPU", "absent", found, "not needed; with one, training is faster")
 
 
-def _label_studio() -> DoctorCheck:
+def label_studio() -> DoctorCheck:
+    """Check that there is a Label Studio to talk to."""
     url = os.environ.get("LABEL_STUDIO_URL")
     if url:
         if os.environ.get("LABEL_STUDIO_API_KEY"):
@@ -167,3 +168,16 @@ def _browser() -> DoctorCheck:
     return DoctorCheck(
         "browser", "absent", "none on this machine", "curate app --remote, and open it from another machine"
     )
+
+
+def _plugins() -> DoctorCheck:
+    """The App only logs a plug-in that fails to load: its buttons are just not there."""
+    failed = app_plugins.faults()
+    if not failed:
+        return DoctorCheck("App plug-ins", "ok", "all load")
+    named = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+    ours = app_plugins.NAME in failed
+    remedy = (
+        "mend them, or: fiftyone plugins disable NAME" if not ours else "pip install --force-reinstall steel-curate"
+    )
+    return DoctorCheck("App plug-ins", "missing" if ours else "absent", f"do not load: {named}", remedy)

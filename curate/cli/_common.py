@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ def tell(text: str) -> None:
 
 
 Step = Callable[[str, int, int], None]
-EVERY = 15.0  # seconds between two lines of a stage, where no terminal shows bars
+# Seconds between two lines of a stage, where no terminal shows bars.
+EVERY = float(os.environ.get("CURATE_PROGRESS_EVERY") or 15)
 
 
 @contextlib.contextmanager

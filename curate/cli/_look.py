@@ -33,8 +33,10 @@ def browse(
     import socket
 
     from curate.index import app_views as app
+    from curate.ops import desk
 
     opened = open_project(project)
+    desk.prepare(opened)
 
     def ready(served: ServedApp) -> None:
         if json:

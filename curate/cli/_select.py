@@ -131,8 +131,12 @@ def select(
         seed=seed,
     )
     if explain is not None:
-        result = selecting.explain(opened, request, explain)
-        emit(result) if json else _explain(result)
+        result = choosing.explain(opened, explain, request)
+        if json:
+            emit(result)
+            return
+        for lead, text in choosing.explained(result):
+            say(text, lead, "bold" if lead == result["id"][:12] else "")
         return
     from curate.ops import select as choosing
 
@@ -179,23 +183,3 @@ def _show(project: Project, chosen: SelectResult) -> None:
 
 def _counts(counts: dict[str, int]) -> list[str]:
     return [f"{name or '(none)'} {count}" for name, count in counts.items()]
-
-
-def _explain(result: dict[str, Any]) -> None:
-    picked = result["picked"]
-    say(result["path"], result["id"][:12])
-    if picked:
-        place = f"round {picked['round']:03d}, number {picked['rank']}, slot {picked['slot']}"
-        say(f"picked in {place}: {picked['reason']}")
-        if result["barred"]:
-            say(f"it would not be picked again: {result['barred']}")
-    else:
-        why = "others were worth more" if result["rounds"] else "no round yet"
-        say(f"not picked: {result['barred'] or why}")
-    if result.get("likely"):
-        likely = ", ".join(f"{name} {value:.2f}" for name, value in result["likely"].items())
-        say(likely, f"predicted by the {result['likely_by']}:", "")
-    for what in ("labelled", "exemplar"):
-        near = result.get(f"nearest_{what}")
-        if near:
-            say(f"nearest {what} image: {near['id'][:12]}, similarity {near['similarity']:.3f}")

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from curate.data import SOURCES
 from curate.errors import CurateError, unknown
-from curate.index import app_server, database, documents, rounds, synthetic, unusual
+from curate.index import app_plugins, app_server, database, documents, evaluation_runs, rounds, synthetic, unusual
 from curate.index.dataset import Index
 from curate.index.predictions import CLASSES, DEFECTS
-from curate.project import Project
+from curate.project import ENV_PROJECT, Project
 
 SIDEBAR = {
     "labels": ("defects", "classes", "other_defects", "versions"),
@@ -26,6 +26,7 @@ SIDEBAR = {
     "selection": ("round", "slot", "pick_rank", "pick_score", "pick_reason"),
     "near-duplicates": ("near_cluster", "near_of", "near_similarity", "near_splits"),
     "scores": (),
+    "evaluations": (),
     "provenance": (
         *("label_origin", "labelled_by", "labelled_at", "lead_time", "annotation_origin", "annotation", "label_config"),
         *("format", "label_file", "label_line"),
@@ -35,7 +36,7 @@ SIDEBAR = {
     # Fields that no curator reads come last and closed: the App would otherwise show them in groups of its own.
     "bookkeeping": ("id", "created_at", "last_modified_at", "width", "height", "label_digest", "state_key"),
 }
-CLOSED = ("provenance", "metadata", "bookkeeping")
+CLOSED = ("evaluations", "provenance", "metadata", "bookkeeping")
 # Fields that `curate evaluate` writes for the model that was evaluated last.
 MISTAKES = ("eval_missed", "eval_false_alarm", "eval_confidence", "eval_missed_sizes", "eval_dice", "mistakenness")
 CHANGED = ("eval_fixed", "eval_broken")  # against the model that was evaluated before it
@@ -101,10 +102,12 @@ def _set_sidebar(index: Index) -> None:
     """Show curate's groups first; number fields that later steps add go to the scores."""
     dataset = index.dataset
     ours = {path for group in SIDEBAR.values() for path in group} | {"tags", "metadata"}
-    scores = [name for name in dataset.get_field_schema() if name not in ours]
+    others = [name for name in dataset.get_field_schema() if name not in ours]
+    evaluated = evaluation_runs.fields(index, others)
+    more = {"scores": [name for name in others if name not in evaluated], "evaluations": evaluated}
     groups = [index.fo.SidebarGroupDocument(name="tags", paths=[])]
     for name, fields in SIDEBAR.items():
-        paths = [*fields, *(scores if name == "scores" else [])]
+        paths = [*fields, *more.get(name, [])]
         known = [path for path in paths if dataset.get_field(path) is not None]
         expanded = name not in CLOSED and bool(known)
         groups.append(index.fo.SidebarGroupDocument(name=name, paths=known, expanded=expanded))
@@ -254,7 +257,10 @@ def launch(
     _check_port(address, port)
     name, token = index.dataset.name, "" if app_server.is_loopback(address) else secrets.token_urlsafe(24)
     url = f"http://{address}:{port}/datasets/{quote(name)}"
+    plugins = app_plugins.linked(project.work / "plugins", index.fo.config.plugins_dir)
     settings = {database.URI: index.fo.config.database_uri, app_server.DATASET: name, app_server.TOKEN: token}
+    settings |= {app_plugins.FOLDER: str(plugins), ENV_PROJECT: str(project.folder)}
+    settings |= {database.OWN: "1"} if database.is_embedded() else {}
     # FiftyOne prints its welcome on standard output, which is for results only.
     with contextlib.redirect_stdout(sys.stderr), database.environment(settings):
         _replace_server(port, address, token)

@@ -36,6 +36,7 @@ from curate import files, mongod
 from curate.errors import CurateError
 
 URI = "FIFTYONE_DATABASE_URI"
+OWN = "CURATE_OWN_DATABASE"  # set where URI names the project's own server: in processes that `curate app` starts
 START_SECONDS = 90
 CRASHED = ".crashed"  # beside the data: they are to be validated first
 CACHE_GB = "1"
@@ -131,7 +132,7 @@ def _unusable(error: BaseException, uri: str) -> CurateError:
 
 def is_embedded() -> bool:
     """Return True if this process uses a project's own database, which is moved and copied with its folder."""
-    return not os.environ.get(URI)
+    return not os.environ.get(URI) or bool(os.environ.get(OWN))
 
 
 def printable_uri(uri: str | None) -> str:

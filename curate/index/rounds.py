@@ -161,6 +161,11 @@ def _write_picks(file: Path, picks: Sequence[dict[str, Any]]) -> None:
     _store(file, pa.Table.from_pylist(list(picks), schema=_schema()))
 
 
+def columns() -> list[str]:
+    """Return the names of the picks' columns."""
+    return list(_schema().names)
+
+
 def _schema() -> Any:
     """Return the columns of the picks."""
     import pyarrow as pa

@@ -12,8 +12,10 @@ from curate import embed as encoders
 from curate import tables
 from curate.embed._base import Encoder
 from curate.errors import CurateError
+from curate.index.dataset import Index
 from curate.ops._lock import writing
 from curate.project import Project
+from curate.vectors import layout
 from curate.vectors import run as embedding
 from curate.vectors.run import EmbedReport
 
@@ -47,7 +49,9 @@ def run(
     if encoder and device == "cuda" and not _takes_device(name):
         raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
     with writing(project, command, views=False):
-        return embedding.run(project, _built(project, name, parsed, device), parsed, **options)
+        report = embedding.run(project, _built(project, name, parsed, device), parsed, **options)
+        layout.show(Index(project))
+        return report
 
 
 def usual(project: Project) -> tuple[str, list[str]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from curate.index import evaluation_runs
+from curate.index.dataset import Index
+from curate.index.evaluation_runs import EvaluatedImage
 from curate.ops._lock import Progress, no_progress, writing
 from curate.project import Project
 
@@ -18,11 +21,28 @@ if TYPE_CHECKING:
 def run(
     project: Project, request: EvaluateRequest, progress: Progress = no_progress, command: str = "evaluate"
 ) -> Evaluation:
-    """Evaluate a model and show its mistakes in the App."""
+    """Evaluate a model; show its mistakes in the App, and the evaluation in the panel Model Evaluation."""
     from train.evaluate import run as evaluating
 
     with writing(project, command):
-        return evaluating.run(project, request, progress)
+        evaluation = evaluating.run(project, request, progress)
+        show(project, evaluation)
+        return evaluation
+
+
+def show(project: Project, evaluation: Evaluation) -> bool:
+    """Store an evaluation as FiftyOne's; the caller holds the writer lock. Returns True if it was stored now."""
+    from train.evaluate import run as evaluating
+
+    images = {
+        row["id"]: EvaluatedImage(tuple(row["present"]), tuple(row["decided"]), max(row["p"], default=0.0))
+        for row in evaluating.per_image_rows(evaluation.folder)
+    }
+    about = evaluation.manifest
+    by_region = about["task"] == "segmentation"
+    return evaluation_runs.store(
+        Index(project), evaluation.model, about["split"], evaluation.folder.name, images, by_region
+    )
 
 
 def compare(project: Project, a: str, b: str, request: EvaluateRequest, progress: Progress = no_progress) -> Comparison:

@@ -141,6 +141,15 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder, manifest, values)
 
 
+def per_image_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return what a finished evaluation tells of each image: its classes, the decided ones and the probabilities."""
+    import pyarrow.parquet
+
+    parquet: Any = pyarrow.parquet
+    table = parquet.read_table(folder / PER_IMAGE, columns=["id", "present", "decided", "p"])
+    return list(table.to_pylist())
+
+
 def evaluations(project: Project, split: str | None = None) -> list[Evaluation]:
     """Return all finished evaluations, the newest first."""
     finished = [read_evaluation(file.parent) for file in (project.work / "evaluations").glob(f"*/[!.]*/{MANIFEST}")]

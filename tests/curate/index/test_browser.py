@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,10 @@ def drawn_vectors(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def launched(folder: Path, *more: str) -> Iterator[str]:
-    """The link that `curate app` prints, as long as the command runs."""
+def launched(folder: Path, *more: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The link that `curate app` prints, as long as the command runs; by default on the project's own database."""
     words = ("app", "-p", folder, "--remote", *more, "--port", free_port())
-    process = forked.start(forked.CURATE, *words, env=environment())
+    process = forked.start(forked.CURATE, *words, env=env or environment())
     greeting = process.first_line()
     address = re.search(r"http://\S+", greeting)
     assert address, greeting

@@ -19,8 +19,9 @@ from curate import cli
 from curate.admin import setup
 from curate.data import Item
 from curate.errors import CurateError
-from curate.index import app_views, database, sync
+from curate.index import app_edits, app_views, database, evaluation_runs, sync
 from curate.index.dataset import Index
+from curate.ops import evaluate as operation
 from curate.project import Project, load
 from curate.select import uncertainty
 from curate.tables import Table
@@ -301,6 +302,39 @@ def test_a_classifier(plant: Project) -> None:
     p = [predictor.predict_image(pixels.read(item.id, item.path, 10**9)).probability for item in of]
     rows = pyarrow.parquet.read_table(done.folder / "per_image.parquet").to_pylist()
     assert np.allclose([row["p"] for row in rows], p, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "regions"), [("good", True), ("whole", False)])
+def test_the_app_s_model_evaluation_has_it_and_nothing_counts_as_an_edit(
+    plant: Project, name: str, regions: bool
+) -> None:
+    done = evaluating.run(plant, EvaluateRequest(models(plant)[name], device="cpu"))
+    before = {item.id: item.label.digest for item in Index(plant).items()}
+    assert operation.show(plant, done)
+    assert not operation.show(plant, done), "it is stored already"
+    index = Index(plant)
+    assert index.edited() == []
+    with app_edits.opened_log(index) as (_, captured):
+        assert captured == []
+    assert {item.id: item.label.digest for item in index.items()} == before
+    rows = evaluating.per_image_rows(done.folder)
+    run = evaluation_runs.run_name(done.model, "test")
+    results = index.dataset.load_evaluation_results(run)
+    if regions:
+        drawn = sum(len(item.label.defects) for item in items(plant))
+        tp, fn = (
+            sum(index.dataset.values(f"{run}_{key}")[row] or 0 for row in range(len(before))) for key in ("tp", "fn")
+        )
+        assert tp + fn == drawn
+        assert tp > 0
+        assert 0 < results.mAP() <= 1
+    else:
+        right = sum(set(row["present"]) == set(row["decided"]) for row in rows)
+        assert results.metrics()["accuracy"] == pytest.approx(right / len(rows))
+    app_views.arrange(plant)
+    groups = {group.name: group.paths for group in Index(plant).dataset.app_config.sidebar_groups}
+    assert groups["evaluations"]
+    assert not set(groups["evaluations"]) & set(groups["scores"])
 
 
 def test_val_metrics_are_noted_as_too_good(plant: Project, evaluation: Evaluation) -> None:
