@@ -163,8 +163,8 @@ def _client(url: str, token: str) -> LabelStudio:
 
     here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     wait = httpx.Timeout(TIMEOUT, connect=10)
-    # `label-studio start` sends headers and body apart: on a connection that was used before, the second waits 40 ms for
-    # this machine's delayed acknowledgement of the first. A new one costs nothing here.
+    # `label-studio start` sends headers and body apart: on a connection that was used before, the body waits 40 ms for
+    # this machine's delayed acknowledgement of the headers. A new connection costs nothing here.
     limits = httpx.Limits(max_keepalive_connections=0 if here else None)
     http = httpx.Client(timeout=wait, limits=limits, follow_redirects=True, trust_env=not here)  # no proxy leads here
     # With the slash, a server below a path (https://host/studio) also refreshes personal tokens where it should.

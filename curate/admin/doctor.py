@@ -38,6 +38,7 @@ def run(wanted: str | None) -> list[DoctorCheck]:
         _weights,
         _browser,
         _plugins,
+        _app_plugins,
     )
     return [check() for check in checks]
 
@@ -170,7 +171,7 @@ def _browser() -> DoctorCheck:
     )
 
 
-def _plugins() -> DoctorCheck:
+def _app_plugins() -> DoctorCheck:
     """The App only logs a plug-in that fails to load: its buttons are just not there."""
     failed = app_plugins.faults()
     if not failed:

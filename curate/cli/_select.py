@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -114,6 +114,7 @@ def select(
     if list_:
         _list(json)
         return
+    from curate.ops import select as choosing
     from curate.select import run as selecting
 
     opened = open_project(project)
@@ -138,8 +139,6 @@ def select(
         for lead, text in choosing.explained(result):
             say(text, lead, "bold" if lead == result["id"][:12] else "")
         return
-    from curate.ops import select as choosing
-
     with bars() as step:
         chosen = choosing.run(opened, request, step, dry=dry_run)
     emit(chosen.to_json()) if json else _show(opened, chosen)

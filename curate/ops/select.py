@@ -28,7 +28,7 @@ def run(
 
 def explain(project: Project, id: str, request: SelectRequest | None = None) -> dict[str, Any]:
     """Return why an image is in a round or in none; without a request by the project's settings."""
-    return selecting.explain(project, request or selecting.default_request(project), id)
+    return selecting.explain(project, request or selecting.request_of(project), id)
 
 
 def explained(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
