@@ -272,7 +272,7 @@ def test_suggestions_are_confirmed_and_rejected(desk_of: Project) -> None:
 
 @pytest.fixture
 def round_one(desk_of: Project) -> rounds.Round:
-    request = selecting.default_request(desk_of, "8")
+    request = selecting.request_of(desk_of, "8")
     written = select.run(desk_of, request).written
     assert written is not None
     return written
