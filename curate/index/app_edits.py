@@ -11,7 +11,6 @@ from curate.errors import CurateError, LabelProblem
 from curate.index.dataset import CHUNK, Index, chunks
 from curate.index.documents import INCOMPLETE, UNREADABLE, ShownLabel
 from curate.labels.log import DUPLICATE_LABELS, UNKNOWN_CLASS, Entry, LabelLog, now, user_name
-from curate.masks import shapes
 
 MARKED = "marked-in-app"
 OUTSIDE = "box-outside-the-image"
@@ -124,6 +123,8 @@ def with_tight_boxes(label: Label, size: tuple[int, int] | None = None) -> tuple
 
     In the App a person may stretch a mask, rub it out, or draw over the edge.
     """
+    from curate.masks import shapes  # its kernels take half a second to load
+
     defects, outside = [], False
     for defect in label.defects:
         try:

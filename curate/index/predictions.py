@@ -10,7 +10,6 @@ from curate.data import Defect
 from curate.errors import LabelProblem
 from curate.index import documents
 from curate.index.dataset import CHUNK, Index, chunks
-from curate.masks import shapes
 
 DEFECTS, CLASSES, BY = "predictions", "predicted_classes", "predicted_by"
 
@@ -77,6 +76,8 @@ def _read(row: Mapping[str, Any], field: str) -> Prediction:
 
 def _inside(defect: Defect | str, size: tuple[int, int]) -> Defect | None:
     """Return what of the region lies on the image; None for nothing, and for a fault."""
+    from curate.masks import shapes  # its kernels take half a second to load
+
     try:
         return shapes.tight(defect, size) if isinstance(defect, Defect) else None
     except LabelProblem:

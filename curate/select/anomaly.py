@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.greedy.kcenter import kcenter
-from curate.greedy.neighbours import nearest_of_others
 from curate.select.pool import WHOLE, Floats, Mask, Pool, Rows
 from curate.select.whitening import SHRINKAGE, Whitening, whitening_of, windows_with_lengths
 
@@ -106,6 +104,9 @@ class _Plan(NamedTuple):
 
 
 def _search(pool: Pool) -> Neighbours:
+    from curate.greedy.kcenter import kcenter  # its kernels take half a second to load
+    from curate.greedy.neighbours import nearest_of_others
+
     whiten = whitening_of(pool)
     # The vectors of a part are let go before the next one is read.
     parts = [(part.rows, part.tiles, lengths) for part, lengths in windows_with_lengths(pool, SHRINKAGE)]
@@ -185,6 +186,8 @@ def _to_clean(pool: Pool, found: Neighbours, clean: Mask, similarity: Floats) ->
     mine = np.flatnonzero(clean[found.rows])
     mine = mine[np.argsort(similarity[mine], kind="stable")[:JOINING]]
     groups = pool.groups[found.rows]
+    from curate.greedy.neighbours import nearest_of_others
+
     return nearest_of_others(found.white, groups, found.white[mine], groups[mine], 1)[0][:, 0]
 
 

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from curate.errors import CurateError, unknown
 from curate.select import rules as selection
-from curate.select.build_pool import labelled_exemplars
-from curate.select.pool import WHOLE, Exemplars, Floats, Pool, Rows
+from curate.select.build_pool import whole_exemplars
+from curate.select.pool import Floats, Pool, Rows
 from curate.select.rules import BARE, SelectionRules
 from curate.select.run import AUTO, with_cosine
 from curate.strategies import CATALOGUE, DEFAULT
@@ -125,7 +125,7 @@ def pool_of(
         scores={name: _scores(name, values, rows, names) for name, values in (scores or {}).items()},
         wanted=wanted,
     )
-    return replace(pool, exemplars=_exemplars(pool))
+    return replace(pool, exemplars=whole_exemplars(pool))
 
 
 def _unit(vectors: ArrayLike) -> Floats:
@@ -187,15 +187,3 @@ def _scores(name: str, values: ArrayLike, rows: int, classes: tuple[str, ...]) -
         about = f", a column for each class of the labels: {', '.join(classes) or 'none'}" if name in PER_CLASS else ""
         raise CurateError(f"scores['{name}'] has the shape {array.shape}; allowed: {wanted}{about}")
     return array
-
-
-def _exemplars(pool: Pool) -> Exemplars:
-    """Return the labelled rows of the classes to look for: they are what `rare` and its like search for."""
-    names = pool.wanted or pool.scarce_classes()
-    rows = pool.rows_of(labelled_exemplars(pool, names))
-    shown = [(row, name) for row in rows.tolist() for name in names if pool.present[row, pool.classes.index(name)]]
-    if not shown:
-        return pool.exemplars
-    ids, of_class = tuple(pool.ids[row] for row, _ in shown), tuple(name for _, name in shown)
-    tiles: NDArray[np.int16] = np.full(len(shown), WHOLE, np.int16)
-    return Exemplars(ids, tiles, pool.vectors[[row for row, _ in shown]], of_class)

@@ -95,7 +95,9 @@ class BuiltPool:
     notes: list[str] = field(default_factory=list)
 
 
-def build(index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str]) -> BuiltPool:
+def build(
+    index: Index, encoder: str | None, exemplars: str | None, classes: Sequence[str], windows: bool = True
+) -> BuiltPool:
     """Build the pool of a project.
 
     Args:
@@ -103,6 +105,7 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
         encoder: the vectors to use; None: the newest.
         exemplars: a saved view, a tag or content ids; None: windows of labelled images of the scarce classes.
         classes: the classes that the user asks for; empty: all.
+        windows: take the windows that show the defects as exemplars, not the images as a whole, which is quicker.
 
     Raises:
         CurateError: an unknown class, or no vectors yet; the message names the command to run.
@@ -126,7 +129,8 @@ def build(index: Index, encoder: str | None, exemplars: str | None, classes: Seq
         notes.append(f"the vectors are those of model {vectors.key}, the current one is {stale}. {vectors.remedy}")
     if not names:
         notes.append("no classes yet: annotators would have nothing to mark. Before push: curate classes add NAME")
-    pool = replace(pool, exemplars=_exemplars(index, pool, vectors, exemplars, notes))
+    found = _exemplars(index, pool, vectors, exemplars, notes) if windows or exemplars else whole_exemplars(pool)
+    pool = replace(pool, exemplars=found)
     return BuiltPool(pool, images, vectors, table, broken, notes)
 
 
@@ -328,6 +332,18 @@ def labelled_exemplars(pool: Pool, names: Sequence[str]) -> list[str]:
         turn = [before.update([group]) or before[group] for group in pool.groups[rows].tolist()]
         chosen |= dict.fromkeys(pool.ids[row] for row in rows[np.argsort(turn, kind="stable")][:MOST_EXEMPLARS])
     return list(chosen)
+
+
+def whole_exemplars(pool: Pool) -> Exemplars:
+    """Return the labelled images of the scarce classes, or of those asked for, as exemplars: no windows of them."""
+    names = pool.wanted or pool.scarce_classes()
+    rows = pool.rows_of(labelled_exemplars(pool, names))
+    shown = [(row, name) for row in rows.tolist() for name in names if pool.present[row, pool.classes.index(name)]]
+    if not shown:
+        return pool.exemplars
+    ids, of_class = tuple(pool.ids[row] for row, _ in shown), tuple(name for _, name in shown)
+    tiles: NDArray[np.int16] = np.full(len(shown), WHOLE, np.int16)
+    return Exemplars(ids, tiles, pool.vectors[[row for row, _ in shown]], of_class)
 
 
 def _named(index: Index, pool: Pool, given: str) -> list[str]:

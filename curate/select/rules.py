@@ -17,7 +17,6 @@ import numpy as np
 
 from curate.data import AUDIT
 from curate.errors import CurateError
-from curate.greedy.neighbours import best_match, nearest
 from curate.select.pool import Mask, Pick, Picks, Pool, Rows, shares
 from curate.strategies import CATALOGUE
 
@@ -200,6 +199,8 @@ class _Layer:
         labelled = np.flatnonzero(self.pool.labelled)
         if self.rules.near is None or not len(labelled) or not len(rows):
             return [False] * len(rows)
+        from curate.greedy.neighbours import best_match  # its kernels take half a second to load
+
         similarity, _ = best_match(self.pool.vectors[rows], self.pool.vectors[labelled])
         return list((similarity >= self.rules.near).tolist())
 
@@ -243,6 +244,8 @@ def with_neighbourhood(pool: Pool, picks: Picks) -> Picks:
     others = min(NEIGHBOURS, len(pool) - 1)
     if not picks or others < 1:
         return picks
+    from curate.greedy.neighbours import nearest
+
     _, index = nearest(pool.vectors[pool.rows_of([pick.id for pick in picks])], pool.vectors, others + 1)
     known = pool.labelled[index].sum(axis=1)
     text = "{} of its {} nearest images are labelled"

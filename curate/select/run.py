@@ -388,11 +388,30 @@ def _complete(result: SelectResult, built: BuiltPool, selection: Selection, mode
         "by_predicted": dict(predicted.most_common()),
         "groups": len({row["group"] for row in result.picks}),
         "predicted_by": _likely(built.pool)[1],
+        "learnt_from": _learnt_from(built),
         "near_duplicates": selection.near_duplicates,
         "seconds": round(sum(row["seconds"] for row in result.picks)),
         "cost_model": model.to_json(),
         "notes": result.notes,
     }
+
+
+def _learnt_from(built: BuiltPool) -> str:
+    """Return a key of what the linear probe's predictions depend on: vectors, labels and classes."""
+    pool = built.pool
+    learnt = np.packbits(np.column_stack([pool.trainable, pool.present & pool.trainable[:, None]]))
+    return key_of([built.vectors.key, list(pool.ids), list(pool.classes), learnt.tobytes().hex(), __version__])[:16]
+
+
+def _recall_probe(project: Project, built: BuiltPool) -> None:
+    """Take the probe's predictions from the newest round if nothing has changed since: fitting it takes seconds."""
+    newest, pool = rounds.latest(project.work), built.pool
+    if newest is None or newest.manifest.get("predicted_by") != "probe" or "probability" in pool.scores:
+        return
+    if newest.manifest.get("learnt_from") == _learnt_from(built):
+        ids, values, classes = newest.predicted()
+        if tuple(ids) == pool.ids and tuple(classes) == pool.classes:
+            pool.memo["probe"] = values
 
 
 def _rows(built: BuiltPool, picks: Picks, model: CostModel) -> list[dict[str, Any]]:
@@ -428,7 +447,8 @@ def explain(project: Project, request: SelectRequest, prefix: str) -> dict[str, 
     if len(matches) != 1:
         raise CurateError(f"--explain '{prefix}' fits {len(matches)} images; give a content id, or more of it")
     id = matches[0]
-    built = build_pool.build(index, request.encoder, request.exemplars, request.classes)
+    built = build_pool.build(index, request.encoder, request.exemplars, request.classes, windows=False)
+    _recall_probe(project, built)
     newest_first = reversed(rounds.every(project.work))
     picked = [row | {"round": round_.number} for round_ in newest_first for row in round_.picks() if row["id"] == id]
     about: dict[str, Any] = {"id": id, "path": built.images[id].path, "picked": picked[0] if picked else None}

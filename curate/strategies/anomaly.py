@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 
 from curate.errors import CurateError
-from curate.greedy.neighbours import best_match
 from curate.select.anomaly import EVERYWHERE, anomaly, banks
 from curate.select.pool import Floats, Pick, Picks, Pool, Rows
 from curate.strategies._common import top
@@ -88,6 +87,8 @@ def _distances(pool: Pool, rows: Rows) -> Floats:
 def _nearest(pool: Pool, rows: Rows, others: Rows) -> Floats:
     if not len(others) or not len(rows):
         return np.full(len(rows), FARTHEST, np.float32)
+    from curate.greedy.neighbours import best_match  # its kernels take half a second to load
+
     return _apart(best_match(pool.vectors[rows], pool.vectors[others])[0])
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from curate import files
 from curate.errors import LabelProblem
-from curate.greedy.neighbours import nearest
 from curate.masks import decode
 
 SAMPLE = 2000
@@ -30,6 +29,8 @@ def cosine_at(vectors: NDArray[np.float32], share: float) -> float:
     sample = vectors[::step]
     if len(vectors) <= FIFTH:
         return 1.0
+    from curate.greedy.neighbours import nearest  # its kernels take half a second to load
+
     similarity, _ = nearest(sample, vectors, FIFTH + 1)
     return float(1 - share * np.median(1 - similarity[:, -1]))
 

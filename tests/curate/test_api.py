@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,19 @@ def test_the_example_on_arrays_runs() -> None:
     names: dict[str, Any] = {}
     exec(block, names)
     assert len(names["rows"]) == 20
+
+
+def test_the_query_for_modal_returns_rows_of_the_pool() -> None:
+    """What modAL gives a query strategy: a learner with what it knows, and the pool; modAL itself is not installed."""
+    (block,) = re.findall(r"```python\n(def query.*?)```", DOCS, re.DOTALL)
+    names: dict[str, Any] = {"np": np, "curate": curate}
+    exec(block, names)
+    vectors, labels = cloud()
+    known = [row for row, label in enumerate(labels) if label]
+    learner = SimpleNamespace(X_training=vectors[known], y_training=np.array([labels[row] for row in known]))
+    rows = names["query"](learner, np.delete(vectors, known, axis=0), 7, strategy="margin")
+    assert len(set(rows.tolist())) == 7
+    assert max(rows) < 240 - len(known)
 
 
 def test_every_method_is_documented_with_its_parameters() -> None:

@@ -155,6 +155,8 @@ def test_status_answers_without_what_is_slow_to_load(indexed: Project) -> None:
 
 def test_an_explanation_and_a_dry_run_need_no_fiftyone(indexed: Project) -> None:
     embedded(indexed)
-    id = Index(indexed).ids()[0]
-    for arguments in (("select", "--explain", id), ("select", "--budget", "3", "--dry-run")):
-        assert "fiftyone" not in answered(indexed, *arguments).rpartition("loaded")[2]
+    chosen = selecting.run(indexed, SelectRequest("3"))
+    explained = answered(indexed, "select", "--explain", chosen.picks[0]["id"])
+    assert "predicted by the probe" in explained
+    assert explained.endswith("loaded []\n")
+    assert "fiftyone" not in answered(indexed, "select", "--budget", "3", "--dry-run").rpartition("loaded")[2]

@@ -175,6 +175,33 @@ def test_without_classes_a_note_says_so(make: Make, line: Path) -> None:
     assert any("curate classes add NAME" in note for note in notes)
 
 
+def test_explaining_takes_the_probe_s_predictions_from_the_round(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitting the probe again, and loading what fits it, takes seconds; with other labels it is fitted anew."""
+    chosen = selecting.run(ready, SelectRequest("10"))
+    first, other = chosen.picks[0]["id"], chosen.picks[1]["id"]
+    fresh = selecting.linear_probe.predict
+    quick = selecting.explain(ready, SelectRequest(), first)
+    monkeypatch.setattr(selecting, "_recall_probe", lambda project, built: None)
+    assert selecting.explain(ready, SelectRequest(), first) == quick
+    assert quick["likely_by"] == "probe"
+    monkeypatch.undo()
+    fitted: list[int] = []
+
+    def counted(weights: Any, vectors: Any) -> Any:
+        fitted.append(len(vectors))
+        return fresh(weights, vectors)
+
+    monkeypatch.setattr(selecting.linear_probe, "predict", counted)
+    assert selecting.explain(ready, SelectRequest(), first) == quick
+    assert not fitted
+    label(ready, other, "crack")
+    Index(ready).set({"split": {other: "train"}})
+    assert selecting.explain(ready, SelectRequest(), first)["likely_by"] == "probe"
+    assert fitted
+
+
 def test_explain_a_pick_and_an_image_that_was_left(ready: Project) -> None:
     chosen = selecting.run(ready, SelectRequest("10"))
     explained = selecting.explain(ready, SelectRequest(), chosen.picks[0]["id"][:16])
