@@ -399,7 +399,8 @@ def _complete(result: SelectResult, built: BuiltPool, selection: Selection, mode
 def _learnt_from(built: BuiltPool) -> str:
     """Return a key of what the linear probe's predictions depend on: vectors, labels and classes."""
     pool = built.pool
-    learnt = np.packbits(np.column_stack([pool.trainable, pool.present & pool.trainable[:, None]]))
+    shown = pool.present.astype(bool) & pool.trainable[:, None]
+    learnt = np.packbits(np.column_stack([pool.trainable, shown]))
     return key_of([built.vectors.key, list(pool.ids), list(pool.classes), learnt.tobytes().hex(), __version__])[:16]
 
 
