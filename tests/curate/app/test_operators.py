@@ -388,12 +388,21 @@ def test_the_overview_counts_as_the_index_does(desk_of: Project) -> None:
     assert "audit" in shown["audit"]["note"]
 
 
+def test_a_project_that_begins_has_an_overview(indexed: Project) -> None:
+    shown = desk.overview(indexed)
+    assert (shown["rounds"], shown["audit"]["classes"]) == ([], [])
+    assert "curate select" in shown["audit"]["note"]
+
+
 def test_picks_are_listed_by_slot_and_result(desk_of: Project, round_one: rounds.Round) -> None:
     picks = round_one.picks()
     audit = [row["id"] for row in picks if row["slot"] == "audit"]
     assert desk.picks_of(desk_of, round_one.name, "audit") == audit
     assert desk.picks_of(desk_of, round_one.name, "waiting") == [row["id"] for row in picks]
+    before = desk.overview(desk_of)
+    assert desk.overview(desk_of) is before, "nothing has changed: nothing is counted"
     label.set_clean(desk_of, audit[:1])
+    assert desk.overview(desk_of)["by_status"]["labelled"] == before["by_status"]["labelled"] + 1
     assert desk.picks_of(desk_of, round_one.name, "clean") == audit[:1]
     with pytest.raises(CurateError, match="unknown round"):
         desk.picks_of(desk_of, "round 999", "audit")
