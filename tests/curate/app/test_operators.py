@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from curate.admin import doctor, setup
@@ -353,6 +354,8 @@ def test_a_command_in_the_background_can_be_cancelled(desk_of: Project) -> None:
         else jobs.start(desk_of, ("app",), ["--remote", f"--port={free_port()}"])
     )
     assert jobs.find(desk_of, job.name).state == "running"
+    ours = psutil.Process().children(recursive=True)
+    assert job.pid not in {os.getpgid(child.pid) for child in ours}, "the App ends its own descendants, not this one"
     call(desk_of, "cancel")
     ended = jobs.wait(desk_of, job.name, 120)
     assert ended.state == "cancelled"
