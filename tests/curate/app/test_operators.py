@@ -460,7 +460,7 @@ def test_a_curator_picks_exemplars_selects_and_reads_the_reasons(project: Projec
         form.get_by_text("Budget", exact=True).locator("xpath=following::input[1]").fill("5")
         known = {job.name for job in jobs.listed(project)}
         form.get_by_role("button", name="Run").click()
-        page.wait_for_function("() => document.body.innerText.includes('curate select')")
+        page.get_by_text("curate select runs in the background").wait_for(timeout=60_000)
         page.screenshot(path=SCREENSHOTS / "desk-running.png")
         (new,) = (job for job in jobs.listed(project) if job.name not in known)
         done = jobs.wait(project, new.name, 120)
