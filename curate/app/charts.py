@@ -42,6 +42,8 @@ def _layout(title: str, **more: Any) -> dict[str, Any]:
         "autosize": True,
         "showlegend": True,
     }
+    if more.get("showlegend") is False:
+        layout["margin"]["t"] = 40
     for name, value in more.items():
         layout[name] = {**layout[name], **value} if isinstance(value, dict) and name in layout else value
     return layout

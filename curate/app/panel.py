@@ -163,7 +163,7 @@ def register(plugin: Any) -> None:
             panel.md(f"and {len(lines) - PICKS} more: a click on a bar shows them in the grid", name="more")
 
     def _classes(owner: Any, panel: Any, shown: Mapping[str, Any]) -> None:
-        _plot(panel, "known", charts.class_bars(shown["classes"]), 90 + 28 * len(shown["classes"]), owner.show_class)
+        _plot(panel, "known", charts.class_bars(shown["classes"]), 80 + 28 * len(shown["classes"]), owner.show_class)
         _plot(panel, "discovery", charts.discovery(shown["discovery"], shown["classes"]), 280)
         audit = shown["audit"]
         if audit["note"]:
@@ -171,7 +171,7 @@ def register(plugin: Any) -> None:
             return
         if any(entry["prevalence"] for entry in audit["classes"]):
             _plot(panel, "prevalence", charts.prevalence(audit["classes"]), 100 + 28 * len(audit["classes"]))
-        lines = [f"**Audit**: {audit['labelled']} labelled picks that were drawn at random. {audit['verdict']}:"]
+        lines = [f"**Audit**, labelled picks that were drawn at random: {audit['labelled']}. **{audit['verdict']}**:"]
         lines += [f"- {_cell(reason)}" for reason in audit["reasons"]]
         recall = [f"{entry['name']} {_range(entry['recall'])}" for entry in audit["classes"] if entry["recall"]]
         lines += [f"- recall of the predictions: {_cell(', '.join(recall))}"] if recall else []

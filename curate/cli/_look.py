@@ -36,7 +36,8 @@ def browse(
     from curate.ops import desk
 
     opened = open_project(project)
-    desk.prepare(opened)
+    with bars() as step:
+        desk.prepare(opened, step)
 
     def ready(served: ServedApp) -> None:
         if json:

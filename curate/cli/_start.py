@@ -159,7 +159,7 @@ def demo(
 
 
 def doctor(project: ProjectOption = None, json: JsonOption = False) -> None:
-    """Check database, disk, GPU, Label Studio, Ray and weights; say what to do where something is missing."""
+    """Check database, disk, GPU, Label Studio, Ray, weights and App plug-ins; say what to do where one is missing."""
     from curate.admin import doctor as checks
 
     results = checks.run(project)

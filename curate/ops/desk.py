@@ -22,7 +22,7 @@ from curate.files import ProjectBusy
 from curate.index import rounds
 from curate.index.dataset import Index
 from curate.labels.splits import Member
-from curate.ops._lock import writing
+from curate.ops._lock import Progress, no_progress, writing
 from curate.project import Project
 from curate.strategies import CATALOGUE
 from curate.vectors import layout
@@ -33,10 +33,10 @@ SHOWN = ("defects.detections.label", "classes.classifications.label")
 LARGEST_PICTURE = 8 << 20  # bytes
 
 
-def prepare(project: Project) -> None:
+def prepare(project: Project, progress: Progress = no_progress) -> None:
     """Bring what the App's own panels show up to date, before it opens; left for later where a command is writing."""
     with contextlib.suppress(ProjectBusy), writing(project, "app", views=False):
-        layout.show(Index(project))
+        layout.show(Index(project), progress=progress)
 
 
 # --- what forms offer -------------------------------------------------------------------------------------------------
@@ -123,9 +123,37 @@ def data_url(picture: Path) -> str:
 
 
 def overview(project: Project) -> dict[str, Any]:
-    """Return what the panel shows, as JSON values."""
-    summary = status.summarise(project)
+    """Return what the panel shows, as JSON values; it is counted anew only where anything has changed since."""
     index = Index(project)
+    state = _state(project, index)
+    if _counted.get(project.folder, (None, {}))[0] != state:
+        _counted[project.folder] = (state, _count(project, index))
+    return _counted[project.folder][1]
+
+
+_counted: dict[Path, tuple[Any, dict[str, Any]]] = {}
+
+
+def _state(project: Project, index: Index) -> list[Any]:
+    """Return what changes with any sample, round, model, evaluation, vector or setting; quick to read."""
+    samples = index.dataset._sample_collection
+    newest = next(iter(samples.find({}, {"last_modified_at": 1}).sort("last_modified_at", -1).limit(1)), None)
+    patterns = (
+        "rounds/*/*",
+        "models/*",
+        "models/*/*.json",
+        "evaluations/*/*",
+        "vectors/*/*",
+        "scores/*/*",
+        "labelstudio",
+    )
+    changed = sorted((str(path), path.stat().st_mtime_ns) for name in patterns for path in project.work.glob(name))
+    return [str(newest), samples.estimated_document_count(), project.file.stat().st_mtime_ns, changed]
+
+
+def _count(project: Project, index: Index) -> dict[str, Any]:
+    """Count everything that the panel shows."""
+    summary = status.summarise(project)
     members = index.members()
     past = rounds.every(project.work)
     return {
@@ -223,8 +251,8 @@ def _discovery(project: Project, past: Sequence[rounds.Round], members: Mapping[
 
 def _audit(project: Project) -> dict[str, Any]:
     """Return the audit's estimates, and how likely the next image shows a kind that no audit has seen."""
-    facts = auditing.read(project)
     try:
+        facts = auditing.read(project)
         report = auditing.survey(facts, project.active_classes)
     except CurateError as error:
         return {"note": str(error), "classes": []}

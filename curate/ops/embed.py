@@ -13,7 +13,7 @@ from curate import tables
 from curate.embed._base import Encoder
 from curate.errors import CurateError
 from curate.index.dataset import Index
-from curate.ops._lock import writing
+from curate.ops._lock import no_progress, writing
 from curate.project import Project
 from curate.vectors import layout
 from curate.vectors import run as embedding
@@ -50,7 +50,7 @@ def run(
         raise CurateError(f"--device cuda: encoder {name} runs on the CPU alone; leave --device out")
     with writing(project, command, views=False):
         report = embedding.run(project, _built(project, name, parsed, device), parsed, **options)
-        layout.show(Index(project))
+        layout.show(Index(project), progress=options.get("progress") or no_progress)
         return report
 
 

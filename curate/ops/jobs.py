@@ -33,8 +33,12 @@ LINES = 12
 CANCELLED = (130, 143, -2, -15)
 EVERY = "CURATE_PROGRESS_EVERY"
 PROGRESS = re.compile(r"(?P<stage>[^:]{1,80}): (?P<done>\d+)(?: of (?P<total>\d+))?(?:, (?P<rest>.*))?")
-# The shell stays until the command has ended, also after a signal to both, and notes the exit code.
-NOTE_CODE = """trap : TERM INT; cd "$1"; shift; "$@" >out 2>err; echo $? >code.part; mv code.part code"""
+# A shell in the background stays until the command has ended, also after a signal to both, and notes the exit code. The
+# one that starts it ends at once, so that the command is no descendant of the App, which ends all of its own.
+NOTE_CODE = """exec 3<&0 </dev/null
+( trap : TERM INT; folder=$1; shift
+"$@" >"$folder/out" 2>"$folder/err"; echo $? >"$folder/code.part"; mv "$folder/code.part" "$folder/code" ) &
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class JobStage:
 
 @dataclass(frozen=True)
 class Job:
-    """A command in the background, as its folder tells; `ended` is 0 while it runs."""
+    """A command in the background, as its folder tells; `ended` is 0 while it runs, `pid` is its process group."""
 
     name: str
     words: tuple[str, ...]
@@ -104,6 +108,7 @@ def start(project: Project, command: Sequence[str], words: Sequence[str] = ()) -
                 env=_environment(),
                 start_new_session=True,
             )
+            process.wait()
             files.write_json(folder / "job.json", {"words": [*command, *words], "pid": process.pid, "at": time.time()})
     return _read(folder)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,14 +14,15 @@ from curate.vectors.store import Vectors, open_latest
 
 RUN = "vectors"  # the name of the map in the App
 INFO = "map"  # what the dataset's info calls it
+STAGE = "mapping vectors for the App"
 FITTED = 20_000  # images from which the axes are computed
 Floats = NDArray[np.float32]
 
 
-def show(index: Index, encoder: str | None = None) -> bool:
+def show(index: Index, progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> bool:
     """Bring the map up to date with the newest vectors; returns True if it changed. Nothing without vectors."""
     try:
-        vectors = open_latest(index.project.work, encoder)
+        vectors = open_latest(index.project.work)
     except CurateError:
         return False
     dataset = index.dataset
@@ -31,13 +34,16 @@ def show(index: Index, encoder: str | None = None) -> bool:
         return False
     import fiftyone.brain as fob
 
+    progress(STAGE, 0, 2)
     points = principal_axes(vectors.whole(ids))
+    progress(STAGE, 1, 2)
     if exists:
         dataset.delete_brain_run(RUN)
     by_sample = {pairs[id]: point for id, point in zip(ids, points, strict=True)}
     fob.compute_visualization(dataset, points=by_sample, brain_key=RUN, num_dims=2, progress=False)
     dataset.info[INFO] = state
     dataset.save()
+    progress(STAGE, 1, 2)
     return True
 
 

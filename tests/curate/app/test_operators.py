@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from curate.admin import doctor, setup
@@ -353,6 +354,8 @@ def test_a_command_in_the_background_can_be_cancelled(desk_of: Project) -> None:
         else jobs.start(desk_of, ("app",), ["--remote", f"--port={free_port()}"])
     )
     assert jobs.find(desk_of, job.name).state == "running"
+    ours = psutil.Process().children(recursive=True)
+    assert job.pid not in {os.getpgid(child.pid) for child in ours}, "the App ends its own descendants, not this one"
     call(desk_of, "cancel")
     ended = jobs.wait(desk_of, job.name, 120)
     assert ended.state == "cancelled"
@@ -388,12 +391,21 @@ def test_the_overview_counts_as_the_index_does(desk_of: Project) -> None:
     assert "audit" in shown["audit"]["note"]
 
 
+def test_a_project_that_begins_has_an_overview(indexed: Project) -> None:
+    shown = desk.overview(indexed)
+    assert (shown["rounds"], shown["audit"]["classes"]) == ([], [])
+    assert "curate select" in shown["audit"]["note"]
+
+
 def test_picks_are_listed_by_slot_and_result(desk_of: Project, round_one: rounds.Round) -> None:
     picks = round_one.picks()
     audit = [row["id"] for row in picks if row["slot"] == "audit"]
     assert desk.picks_of(desk_of, round_one.name, "audit") == audit
     assert desk.picks_of(desk_of, round_one.name, "waiting") == [row["id"] for row in picks]
+    before = desk.overview(desk_of)
+    assert desk.overview(desk_of) is before, "nothing has changed: nothing is counted"
     label.set_clean(desk_of, audit[:1])
+    assert desk.overview(desk_of)["by_status"]["labelled"] == before["by_status"]["labelled"] + 1
     assert desk.picks_of(desk_of, round_one.name, "clean") == audit[:1]
     with pytest.raises(CurateError, match="unknown round"):
         desk.picks_of(desk_of, "round 999", "audit")
@@ -448,7 +460,7 @@ def test_a_curator_picks_exemplars_selects_and_reads_the_reasons(project: Projec
         form.get_by_text("Budget", exact=True).locator("xpath=following::input[1]").fill("5")
         known = {job.name for job in jobs.listed(project)}
         form.get_by_role("button", name="Run").click()
-        page.wait_for_function("() => document.body.innerText.includes('curate select')")
+        page.get_by_text("curate select runs in the background").wait_for(timeout=60_000)
         page.screenshot(path=SCREENSHOTS / "desk-running.png")
         (new,) = (job for job in jobs.listed(project) if job.name not in known)
         done = jobs.wait(project, new.name, 120)
