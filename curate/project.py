@@ -241,6 +241,11 @@ class Project:
         """The classes that are still labelled."""
         return [c.name for c in self.config.classes if not c.retired]
 
+    @property
+    def retired_classes(self) -> frozenset[str]:
+        """The classes that are no longer offered. An image that shows nothing else is not clean: it is not used."""
+        return frozenset(c.name for c in self.config.classes if c.retired)
+
     @cached_property
     def colors(self) -> dict[str, str]:
         return {c.name: c.color or PALETTE[i % len(PALETTE)] for i, c in enumerate(self.config.classes)}

@@ -122,7 +122,7 @@ def build(
     ids, matrix = [ids[row] for row in finite], matrix[finite]
     names = tuple(index.project.active_classes)
     scores, table = _scores(index, ids, names)
-    pool = _pool(ids, matrix, images, names, tuple(classes), scores)
+    pool = _pool(ids, matrix, images, names, tuple(classes), scores, index.project.retired_classes)
     pool = replace(pool, windows=_Windows(vectors, pool))
     notes = _notes(images, with_vectors, broken, vectors)
     if stale := _other_model(index.project.work, vectors):
@@ -190,6 +190,11 @@ def model_named(work: Path, alias: str) -> str | None:
     return None
 
 
+def _is_retired(image: PoolImage, retired: frozenset[str]) -> bool:
+    """Return True where an image shows retired classes alone: no strategy may learn from it that it is clean."""
+    return bool(image.present) and image.present <= retired
+
+
 def _pool(
     ids: list[str],
     matrix: Floats,
@@ -197,6 +202,7 @@ def _pool(
     classes: tuple[str, ...],
     wanted: tuple[str, ...],
     scores: dict[str, Floats],
+    retired: frozenset[str],
 ) -> Pool:
     rows = [images[id] for id in ids]
     groups, _ = _coded([image.group for image in rows])
@@ -207,7 +213,7 @@ def _pool(
         vectors=matrix,
         candidates=np.array([image.ineligible is None for image in rows]),
         labelled=labelled,
-        held_out=labelled & np.array([image.split in HELD_OUT for image in rows]),
+        held_out=labelled & np.array([image.split in HELD_OUT or _is_retired(image, retired) for image in rows]),
         present=np.array([[name in row.present for name in classes] for row in rows]).reshape(len(rows), len(classes)),
         classes=classes,
         groups=groups,
@@ -317,7 +323,7 @@ def _without_held_out(pool: Pool, ids: list[str], notes: list[str]) -> list[str]
     """The ids without those of val and test, which must not be learnt from."""
     held_out = {id for id, row in zip(ids, pool.rows_of(ids).tolist(), strict=True) if pool.held_out[row]}
     if held_out:
-        notes.append(f"{len(held_out)} exemplars were left out: they belong to val or test and must not be learnt from")
+        notes.append(f"{len(held_out)} exemplars were left out: they are of val or test, or of retired classes")
     if len(held_out) == len(ids):
         raise CurateError("all exemplars belong to val or test and must not be learnt from; give others")
     return [id for id in ids if id not in held_out]

@@ -100,7 +100,8 @@ class Pool:
         vectors: (n, d), unit length.
         candidates: rows that may be picked.
         labelled: rows whose label is known.
-        held_out: labelled rows of val and test: they cover their surroundings, but nothing may be learnt from them.
+        held_out: labelled rows of val and test, and those that show retired classes alone: they cover their
+            surroundings, but nothing may be learnt from them.
         present: (n, classes), the classes that each labelled row shows.
         classes: their names, in the order of `present`'s columns.
         groups, strata: the number of each row's group and stratum; `stratum_names` holds the names of the latter.

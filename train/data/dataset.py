@@ -23,6 +23,7 @@ from curate.errors import CurateError, LabelProblem
 from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.masks.shapes import mask_of
+from curate.project import Project
 from train.data import sampling
 from train.data.augment import Masks, Rng, augmented
 from train.data.pixels import Pixels, padded, read, resized, starts, tiles, up_to_stride, with_channels
@@ -87,11 +88,11 @@ def collect(index: Index, task: str | None = None) -> TrainingData:
     ids = [id for id, *row in index.rows("status", "split", "source", "missing") if _is_used(*row)]
     if not ids:
         raise CurateError("no labelled image in train. Label some first: curate select, then label; or index a source")
-    items = sorted(index.items(ids), key=lambda item: item.id)
+    notes: list[str] = []
+    items = without_retired(sorted(index.items(ids), key=lambda item: item.id), index.project, notes)
     if not any(item.split == "train" for item in items):
         raise CurateError(f"{len(items)} labelled images, none of them in train: index more, or change splits.ratio")
     task = task or _natural_task(items)
-    notes: list[str] = []
     usable = _with_pixels(items, notes) if task == "segmentation" else items
     train, val = ([item for item in usable if item.split == split] for split in ("train", "val"))
     classes = _classes(index, train, notes)
@@ -115,6 +116,14 @@ def _is_used(status: str | None, split: str | None, source: str | None, missing:
     if status != "labelled" or missing:
         return False
     return split == "train" or (split == "val" and source != "synthetic")
+
+
+def without_retired(items: Sequence[Item], project: Project, notes: list[str]) -> list[Item]:
+    """Return the images without those that show retired classes alone: they would count as clean."""
+    kept = [item for item in items if not item.label.present or item.label.present - project.retired_classes]
+    if len(kept) < len(items):
+        notes.append(f"{len(items) - len(kept)} images show retired classes alone and are left out: they are not clean")
+    return kept
 
 
 def _natural_task(items: Sequence[Item]) -> str:

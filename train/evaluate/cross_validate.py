@@ -31,7 +31,7 @@ from curate.project import Project
 from curate.tables import Table
 from curate.units import duration
 from train import checkpoint, decisions, store
-from train.data.dataset import TrainingData
+from train.data.dataset import TrainingData, without_retired
 from train.evaluate import decide, intervals, metrics, per_image
 from train.evaluate import run as evaluating
 from train.evaluate.intervals import BootstrapMetric
@@ -237,7 +237,7 @@ def _labelled(
     ids = [id for id in every if rows[id][2] != "synthetic"]
     if not ids:
         raise CurateError(f"no labelled image in {' or '.join(wanted)}. Label some: curate select, or index a source")
-    items = sorted(index.items(ids), key=lambda item: item.id)
+    items = without_retired(sorted(index.items(ids), key=lambda item: item.id), index.project, notes)
     if model.manifest["task"] == "segmentation":
         items = evaluating.with_locations(items, classes, " and ".join(wanted), notes)
     if len(ids) < len(every):

@@ -91,14 +91,15 @@ def run(
     if fitted != before:
         files.remove(project.work / "scores" / f"model-{plan.model.key}.lance")  # predict begins anew
         store.set_decisions(plan.model, fitted)
-    return DecideResult(plan.model.key, len(val.ids), fitted, before, _notes(fitted, plan.model.manifest["classes"]))
+    notes = _notes(fitted, plan.model.manifest["classes"], val.single)
+    return DecideResult(plan.model.key, len(val.ids), fitted, before, notes)
 
 
-def _notes(fitted: Mapping[str, Mapping[str, Any]], classes: list[str]) -> list[str]:
+def _notes(fitted: Mapping[str, Mapping[str, Any]], classes: list[str], single: bool) -> list[str]:
     missed = [name for name, entry in fitted.items() if entry["target"] and not _reached(entry)]
     notes = [f"val does not reach the recall asked for of {', '.join(missed)}"] if missed else []
     if rest := [name for name in classes if name not in fitted]:
-        why = f"val has fewer than {FEWEST} images with or without it"
+        why = "the most likely outcome wins" if single else f"val has fewer than {FEWEST} images with or without it"
         notes.append(f"the recipe's threshold stays for {', '.join(rest)}: {why}")
     return notes
 

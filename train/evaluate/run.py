@@ -23,6 +23,7 @@ from curate.hashing import key_of
 from curate.index.dataset import Index
 from curate.project import Project
 from train import store
+from train.data.dataset import without_retired
 from train.evaluate import html_report, intervals, metrics, mistakes, per_image, strata
 from train.evaluate.intervals import FEW, BootstrapDraws, BootstrapMetric
 from train.evaluate.metrics import CLEAN, EvaluatedImages
@@ -175,6 +176,7 @@ def make_plan(index: Index, request: EvaluateRequest) -> EvaluationPlan:
             f"puts some into every round), index a labelled source, or see splits.ratio in {index.project.file}"
         )
     notes: list[str] = []
+    items = {split: without_retired(part, index.project, notes) for split, part in items.items()}
     if model.manifest["task"] == "segmentation":
         items = {split: with_locations(part, classes, split, notes) for split, part in items.items()}
     notes += _class_notes(model, classes, items[request.split], request.split)

@@ -18,6 +18,7 @@ from curate.index import app_edits, rounds, sync
 from curate.index.dataset import Index
 from curate.labels.log import Entry, LabelLog, now
 from curate.project import Project, load
+from curate.select import build_pool
 from curate.select import run as selecting
 from curate.select.rules import SelectionRules
 from curate.select.run import SelectRequest
@@ -540,6 +541,10 @@ def test_a_retired_class_is_not_sought(ready: Project) -> None:
     ready.file.write_text(text)
     chosen = selecting.run(load(ready.folder), SelectRequest("20"), dry=True)
     assert not any("crack" in row["reason"] for row in chosen.picks)
+    built = build_pool.build(Index(load(ready.folder)), None, None, ())
+    cracks = [row for row, id in enumerate(built.pool.ids) if built.images[id].present == {"crack"}]
+    assert cracks
+    assert not built.pool.trainable[cracks].any(), "nobody may learn that they are clean"
 
 
 @pytest.mark.parametrize("given", ["audit=-1", "audit=NaN", "audit=1e308"])

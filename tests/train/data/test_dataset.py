@@ -11,7 +11,7 @@ import pytest
 from curate.data import Defect, Item, Label
 from curate.errors import CurateError
 from curate.index.dataset import Index
-from curate.project import Project
+from curate.project import Project, load
 from tests.curate.select.test_run import label
 from tests.train.conftest import CLASSES, data, drawn, tiny
 from train.data import augment, dataset
@@ -49,6 +49,20 @@ def test_synthetic_images_never_judge(works: Project) -> None:
     collected = dataset.collect(index)
     assert val[0] not in {item.id for item in (*collected.val, *collected.train)}
     assert train in {item.id for item in collected.train}
+
+
+def test_an_image_of_a_retired_class_is_not_clean(works: Project) -> None:
+    index = Index(works)
+    before = dataset.collect(index)
+    only = {item.id for item in (*before.train, *before.val) if item.label.present == {CLASSES[0]}}
+    assert only
+    text = works.file.read_text().replace(f'name = "{CLASSES[0]}"', f'name = "{CLASSES[0]}"\nretired = true')
+    works.file.write_text(text)
+    collected = dataset.collect(Index(load(works.folder)))
+    assert {item.id for item in (*before.train, *before.val)} - only == {
+        item.id for item in (*collected.train, *collected.val)
+    }
+    assert f"{len(only)} images show retired classes alone" in " ".join(collected.notes)
 
 
 def test_a_class_without_a_place_teaches_no_segmentation(works: Project) -> None:
