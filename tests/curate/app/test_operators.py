@@ -375,7 +375,7 @@ def test_a_killed_command_is_told(desk_of: Project) -> None:
 # --- the panel's numbers ----------------------------------------------------------------------------------------------
 
 
-def test_the_overview_counts_as_the_index_does(desk_of: Project) -> None:
+def test_the_overview_counts_as_the_index_does(desk_of: Project, round_one: rounds.Round) -> None:
     shown = desk.overview(load(desk_of.folder))
     members = Index(desk_of).members()
     by_name = {entry["name"]: entry for entry in shown["classes"]}
