@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,22 @@ from curate.select import build_pool
 from curate.vectors.store import Vectors
 
 
-def summarise(project: Project) -> dict[str, Any]:
-    """Numbers of images, as `curate status --json` prints them."""
+def summarise(project: Project, known: Mapping[str, build_pool.PoolImage] | None = None) -> dict[str, Any]:
+    """Numbers of images, as `curate status --json` prints them.
+
+    Args:
+        project: the project.
+        known: its images by content id, where the caller has read them already.
+    """
     index = Index(project)
-    members = index.members().values()
-    images = build_pool.index_images(index)
+    images = build_pool.index_images(index) if known is None else known
     summary = {
         "project": project.name,
         "samples": index.count(),
-        "by_source": _counts(member.source for member in members),
-        "by_split": _counts(index.values("split"), SPLITS),
-        "by_status": _counts((member.status for member in members), STATUSES),
-        "by_class": _by_class(project, members),
+        "by_source": _counts(image.source for image in images.values()),
+        "by_split": _counts((image.split for image in images.values()), SPLITS),
+        "by_status": _counts((image.status for image in images.values()), STATUSES),
+        "by_class": _by_class(project, images.values()),
         **_files(index),
         "conflicts": len(index.conflicts()),
         "embedded": bool(tables.listed(project.work / "vectors")),
@@ -48,9 +52,9 @@ def _counts(values: Any, order: tuple[str, ...] = ()) -> dict[str, int]:
     return {name: counts[name] for name in [*known, *sorted(counts.keys() - set(known))]}
 
 
-def _by_class(project: Project, members: Any) -> dict[str, int]:
-    counts = Counter(name for member in members for name in member.classes)
-    clean = sum(member.status == "labelled" and not member.classes for member in members)
+def _by_class(project: Project, images: Collection[build_pool.PoolImage]) -> dict[str, int]:
+    counts = Counter(name for image in images for name in image.present)
+    clean = sum(image.status == "labelled" and not image.present for image in images)
     names = [*project.class_names, *sorted(counts.keys() - set(project.class_names))]
     # A class may have the name `clean`; it is not the count of clean images.
     return {name: counts[name] for name in names} | {"(clean)" if "clean" in names else "clean": clean}

@@ -21,9 +21,10 @@ from curate.errors import CurateError, unknown
 from curate.files import ProjectBusy
 from curate.index import rounds
 from curate.index.dataset import Index
-from curate.labels.splits import Member
 from curate.ops._lock import Progress, no_progress, writing
 from curate.project import Project
+from curate.select import build_pool
+from curate.select.build_pool import PoolImage
 from curate.strategies import CATALOGUE
 from curate.vectors import layout
 
@@ -153,39 +154,38 @@ def _state(project: Project, index: Index) -> list[Any]:
 
 def _count(project: Project, index: Index) -> dict[str, Any]:
     """Count everything that the panel shows."""
-    summary = status.summarise(project)
-    members = index.members()
+    images = build_pool.index_images(index)
+    summary = status.summarise(project, images)
     past = rounds.every(project.work)
     return {
         "project": project.name,
         "images": summary["samples"],
         "by_status": summary["by_status"],
         "next": summary["next"],
-        "rounds": [_round(round_, members) for round_ in past],
-        "classes": _classes(project, members),
-        "discovery": _discovery(project, past, members),
+        "rounds": [_round(round_, images) for round_ in past],
+        "classes": _classes(project, images),
+        "discovery": _discovery(project, past, images),
         "audit": _audit(project),
         "models": _models(project),
     }
 
 
-def _round(round_: rounds.Round, members: Mapping[str, Member]) -> dict[str, Any]:
+def _round(round_: rounds.Round, images: Mapping[str, PoolImage]) -> dict[str, Any]:
     picks = round_.picks()
-    known = [members[row["id"]] for row in picks if row["id"] in members]
-    results = Counter(_result(*_facts(member)) for member in known)
+    known = [images[row["id"]] for row in picks if row["id"] in images]
+    results = Counter(_result(*_facts(image)) for image in known)
     reasons = [
-        {name: row[name] for name in ("id", "slot", "reason", "path")}
-        | {"result": _result(*_facts(members[row["id"]]))}
+        {name: row[name] for name in ("id", "slot", "reason", "path")} | {"result": _result(*_facts(images[row["id"]]))}
         for row in picks
-        if row["id"] in members
+        if row["id"] in images
     ]
     about = {"name": round_.name, "number": round_.number, "strategy": round_.manifest.get("strategy")}
     about |= {"pushed": round_.pushed, "slots": dict(Counter(row["slot"] for row in picks))}
     return about | {"results": dict(results), "picks": reasons}
 
 
-def _facts(member: Member) -> tuple[str | None, bool]:
-    return member.status, bool(member.classes)
+def _facts(image: PoolImage) -> tuple[str | None, bool]:
+    return image.status, bool(image.present)
 
 
 def _result(status: str | None, shows: bool) -> str:
@@ -215,34 +215,34 @@ def _shows(document: Mapping[str, Any]) -> bool:
     return bool(regions or (document.get("classes") or {}).get("classifications"))
 
 
-def _classes(project: Project, members: Mapping[str, Member]) -> list[dict[str, Any]]:
-    images: Counter[str] = Counter()
+def _classes(project: Project, images: Mapping[str, PoolImage]) -> list[dict[str, Any]]:
+    counts: Counter[str] = Counter()
     groups: dict[str, set[str]] = {}
-    for member in members.values():
-        if member.status == "labelled" and member.source != "synthetic":
-            for name in member.classes:
-                images[name] += 1
-                groups.setdefault(name, set()).add(member.group)
+    for image in images.values():
+        if image.status == "labelled" and image.source != "synthetic":
+            for name in image.present:
+                counts[name] += 1
+                groups.setdefault(name, set()).add(image.group)
     names = project.active_classes
     colors = project.colors
     return [
-        {"name": name, "color": colors.get(name), "images": images[name], "groups": len(groups.get(name, ()))}
+        {"name": name, "color": colors.get(name), "images": counts[name], "groups": len(groups.get(name, ()))}
         for name in names
     ]
 
 
-def _discovery(project: Project, past: Sequence[rounds.Round], members: Mapping[str, Member]) -> dict[str, Any]:
+def _discovery(project: Project, past: Sequence[rounds.Round], images: Mapping[str, PoolImage]) -> dict[str, Any]:
     """Return how many groups of each class were known after each round; the first entry is before any."""
     turn: dict[str, int] = {}
     for place, round_ in enumerate(past, start=1):
         for row in round_.picks():
             turn.setdefault(row["id"], place)
     first: dict[str, dict[str, int]] = {name: {} for name in project.active_classes}
-    for id, member in members.items():
-        if member.status == "labelled" and member.source != "synthetic":
-            for name in member.classes & first.keys():
+    for id, image in images.items():
+        if image.status == "labelled" and image.source != "synthetic":
+            for name in image.present & first.keys():
                 at = turn.get(id, 0)
-                first[name][member.group] = min(at, first[name].get(member.group, at))
+                first[name][image.group] = min(at, first[name].get(image.group, at))
     counts = {name: Counter(known.values()) for name, known in first.items()}
     steps = range(len(past) + 1)
     known = {name: [sum(count[at] for at in range(step + 1)) for step in steps] for name, count in counts.items()}
