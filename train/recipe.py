@@ -22,6 +22,11 @@ from curate.pretrained import PACKAGE
 from train import losses
 
 FOLDER = Path(__file__).parent / "recipes"
+LATER_OPTIONS: tuple[tuple[str, Any], ...] = (  # options of a recipe, and what they are where they are off
+    ("input.resolution", "resized"),
+    ("schedule.wait", 3),
+    ("independent", False),
+)
 Task = Literal["segmentation", "classification"]
 TASKS: tuple[str, ...] = get_args(Task)
 DEFAULTS = {"segmentation": "unet-resnet", "classification": "mobilenetv2-fast"}
@@ -220,6 +225,16 @@ class Recipe(_Strict):
     def native(self) -> bool:
         """Return whether the network sees images in their own resolution: a segmenter always does."""
         return self.task == "segmentation" or self.input.resolution == "native"
+
+    def values_for_key(self, exclude: Any) -> dict[str, Any]:
+        """Return the values that a key is made of: without later options that are off, so that earlier keys hold."""
+        values = self.model_dump(mode="json", exclude=exclude)
+        for option, off in LATER_OPTIONS:
+            part, _, name = option.rpartition(".")
+            table = values[part] if part else values
+            if table[name] == off:
+                del table[name]
+        return values
 
     @property
     def parts(self) -> tuple[Phase, ...]:

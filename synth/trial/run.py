@@ -196,9 +196,7 @@ def key_of_run(plot: TrialDesign, run: TrialRun) -> str:
     shown = [
         sorted((item.id, item.label.digest) for item in of) for of in (real_of(plot, run.fold, run.budget), part.test)
     ]
-    values = recipe_of(plot.base, run.arm, run.seed).model_dump(
-        mode="json", exclude={"summary": True, "model": {"weights"}}
-    )
+    values = recipe_of(plot.base, run.arm, run.seed).values_for_key({"summary": True, "model": {"weights"}})
     versions: list[Any] = [lots.mark(order_of(plot, run)), plot.encoder.key] if run.arm.synthetic else []
     versions += [check.STEP] if run.arm.gated else []
     return key_of(

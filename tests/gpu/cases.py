@@ -133,7 +133,7 @@ def train(setting: Setting, case: str, data_name: str, recipe_name: str, overrid
     fitted = loop.fit(model, settings, step, epoch_ended)
     ours = _images_a_second(ticks, recipe.batch)
     bare = _bare_steps(settings, items)
-    values: Values = {"images_s": ours, "bare_images_s": bare, "share_of_bare": ours / bare if ours else None}
+    values: Values = {"images_s": ours, "bare_images_s": bare, "share_of_bare": ours / bare} if ours else {}
     values |= {"epochs": len(fitted.history), "best": fitted.best, "input": [recipe.input.height, recipe.input.width]}
     setting.results.update(case, now=True, **values)
     checkpoint.load_into(model, folder / loop.BEST)
@@ -301,7 +301,7 @@ def predictions(setting: Setting) -> Values:
 
 
 def synthesis(setting: Setting) -> Values:
-    """Steps a second of both generators that learn, and windows a second that they paint."""
+    """Steps a second of both generators that learn."""
     items, values = setting.items("tile"), dict[str, Any]()
     usable, blocked = ([item for item in items if (item.split == "train") == wanted] for wanted in (True, False))
     classes = training_data(items, "segmentation").classes

@@ -1,8 +1,9 @@
 """Measure on a bare machine with a GPU: `python -m tests.gpu.run --data out/gpu-pack --out DIR [--minutes 9]`.
 
-Every case compares our code with the bare network on the same data, and trained models are evaluated on test with their
-fitted decisions. `DIR/results.json` is written every few seconds. What was done is kept in --state: the same command
-again does the rest, and a training that was cut goes on. --tiny takes networks and sizes that a CPU does in seconds.
+Training, embedding and prediction are compared with the bare network on batches of the same kind; trained models are
+evaluated on test with their fitted decisions. `DIR/results.json` is written every few seconds. What was done is kept in
+--state: the same command again does the rest, and a training that was cut goes on. --tiny takes networks and sizes that
+a CPU does in seconds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 PROBE = "segmentation_models_pytorch"  # a package of the wheels: where it is there, all are
+BEGUN = "CURATE_GPU_BEGUN"
 
 
 def install(wheels: Path, target: Path) -> None:
     """Install the wheels and start anew, if they are needed."""
-    if importlib.util.find_spec(PROBE) or not wheels.is_dir():
+    if importlib.util.find_spec(PROBE) or not any(wheels.glob(f"{PROBE}*.whl")):
         return
     files = [str(file) for file in sorted(wheels.glob("*.whl"))]
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade", "--target"]
@@ -49,7 +51,11 @@ class Results:
         return bool(self.values.get(case, {}).get("done"))
 
     def update(self, case: str, now: bool = False, **values: Any) -> None:
-        self.values.setdefault(case, {}).update(values)
+        entry = self.values.setdefault(case, {})
+        if "done" in values:
+            for old in ("error", "note"):
+                entry.pop(old, None)
+        entry.update(values)
         if now or time.monotonic() - self._written > self.EVERY:
             self._written = time.monotonic()
             for file in self.files:
@@ -68,7 +74,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    begun = time.monotonic()
+    begun = float(os.environ.setdefault(BEGUN, str(time.monotonic())))  # what was spent on installing counts
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     install(given.data / "wheels", given.state / "site")
     from tests.gpu import cases

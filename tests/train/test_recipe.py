@@ -132,6 +132,14 @@ def test_unknown_names_of_networks() -> None:
         network(recipe.load("unet-resnet", ["model.architecture=FPN", "model.attention=scse"]))
 
 
+def test_later_options_that_are_off_change_no_key() -> None:
+    """Models and trials that were made before these options existed are found again."""
+    values = recipe.load("unet-lite0").values_for_key(None)
+    assert "resolution" not in values["input"]
+    assert "independent" not in values
+    assert recipe.load("unet-lite0", ["independent=true"]).values_for_key(None)["independent"] is True
+
+
 def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text((recipe.FOLDER / "simple-cnn.toml").read_text() + "\n[predict]\nthreshold = 0.3\n")

@@ -81,7 +81,9 @@ class GatedSegmenter(nn.Module):  # type: ignore[misc]
     @property
     def segment(self) -> Any:
         """The segmenter without the gate; its parts are shared."""
-        return Segmenter(self.encoder, self.decoder, self.segmentation_head).train(self.training)
+        part = Segmenter(self.encoder, self.decoder, self.segmentation_head)
+        part.training = self.training  # its own flag alone: `train()` would wake frozen norms
+        return part
 
     def side_cost(self, target: Any) -> Any:
         """Return the gate's own loss after a forward pass in training: is the class anywhere in the crop, or cell?"""

@@ -31,7 +31,7 @@ from train.recipe import Augmentation, Input, Recipe
 
 CLEAN = "clean"  # an output beside the classes, where these are exclusive
 FEW_GROUPS = 2
-SEEN_SHARE, SEEN = 0.25, 256  # of a class's pixels in an image, what a crop must hold to show the class: one suffices
+SEEN_SHARE, SEEN = 0.25, 64  # share of a region's pixels, or pixels, that a crop must hold to show its class
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,6 @@ def _crop_or_whole(
     crop keeps the image's word.
     """
     masks = masks_of(item, plan.classes)
-    areas = masks.sum(axis=(1, 2))
     high, wide, places = tiles(image.shape[0], image.shape[1])
     if seed is not None:
         high, wide = plan.input.height, plan.input.width
@@ -250,12 +249,22 @@ def _crop_or_whole(
     if seed is not None:
         places = [crop_position(np.random.default_rng([*seed, 0]), masks, high, wide, plan.augmentation.defect_crops)]
     images = np.stack([image[y : y + high, x : x + wide] for y, x in places])
-    seen = np.stack([masks[:, y : y + high, x : x + wide].sum(axis=(1, 2)) for y, x in places])
-    present = np.array([name in item.label.present for name in plan.classes])
-    shown = np.where(areas > 0, seen >= np.minimum(areas * SEEN_SHARE, SEEN), present)
+    by_class = [
+        _shown_in(mask, places, high, wide) if mask.any() else np.full(len(places), name in item.label.present)
+        for name, mask in zip(plan.classes, masks, strict=True)
+    ]
     if seed is not None:
         images = augmented(images[0], None, plan.augmentation, seed)[0][None]
-    return images, np.concatenate([_target(row, plan) for row in shown])
+    return images, np.concatenate([_target(row, plan) for row in np.stack(by_class, axis=1)])
+
+
+def _shown_in(mask: Pixels, places: Sequence[tuple[int, int]], high: int, wide: int) -> NDArray[np.bool_]:
+    """Return which views at these places show a region of the mask, or enough of it."""
+    _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    least = np.minimum(stats[:, cv2.CC_STAT_AREA] * SEEN_SHARE, SEEN)
+    least[0] = np.inf  # what is outside
+    counts = (np.bincount(regions[y : y + high, x : x + wide].ravel(), minlength=len(least)) for y, x in places)
+    return np.array([bool((count >= least).any()) for count in counts])
 
 
 def _crop_or_tiles(
@@ -316,6 +325,14 @@ def resolved_input(recipe: Recipe, items: Sequence[Item]) -> Input:
     height = math.sqrt(size.height * size.width / aspect)
     sides = (max(32, 32 * round(side / 32)) for side in (height, height * aspect))
     return size.model_copy(update=dict(zip(("height", "width"), sides, strict=True)))
+
+
+def unlocated(data: TrainingData, recipe: Recipe) -> int:
+    """Count images of train that name a class without a region, of which a native classifier sees only crops."""
+    if data.task != "classification" or not recipe.native:
+        return 0
+    large = [item for item in data.train if item.height > recipe.input.height or item.width > recipe.input.width]
+    return sum(bool(item.label.present & {*data.classes} - {d.label for d in item.label.defects}) for item in large)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

@@ -218,12 +218,12 @@ class EngineModel(Predictor):
     and thresholds are the same."""
 
     def _map(self, network: Any, pixels: Pixels, flips: bool) -> Floats:
-        axes: tuple[tuple[int, ...], ...] = ((), (2,), (1,)) if flips else ((),)
+        axes = flips_of(flips, (2,), (1,))
         probabilities = [np.flip(network(np.flip(pixels[None], flip)), [axis + 1 for axis in flip])[0] for flip in axes]
         return np.asarray(np.mean(probabilities, axis=0), np.float32)
 
     def _outputs(self, view: Pixels) -> tuple[Floats, float | None]:
-        flips = flips_of(self.recipe, (), (2,), (1,))
+        flips = flips_of(self.recipe.predict.flips, (2,), (1,))
         return np.asarray(
             np.mean([self.module(np.flip(view[None], flip))[0] for flip in flips], axis=0), np.float32
         ), None

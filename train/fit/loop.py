@@ -388,7 +388,7 @@ def _validate(
     with torch.inference_mode(), autocast:
         for _, images, targets, problems in feed:
             skipped |= dict(problems)
-            for pixels, target in _chunks(images, targets, recipe.batch):
+            for pixels, target in _chunks(images, targets, recipe):
                 logits = model(normalised(pixels.to(device), recipe.input.scale)).float()
                 target = target.to(device)
                 total += float(loss_of(logits, target.float())) * len(pixels)
@@ -415,9 +415,12 @@ def _is_better(row: Mapping[str, Any], best: Mapping[str, Any], top: float) -> b
     return bool(row["val_score"] >= top - EQUAL and row["val_loss"] < best["val_loss"])
 
 
-def _chunks(images: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """Cut a batch of whole images into chunks of at most `size` tiles."""
-    for at in range(0, 0 if images is None else len(images), size):
+def _chunks(images: Any, targets: Any, recipe: Recipe) -> Iterator[tuple[Any, Any]]:
+    """Cut a batch of whole images into chunks of no more pixels than a batch has in training."""
+    if images is None:
+        return
+    size = max(1, recipe.batch * recipe.input.height * recipe.input.width // (images.shape[1] * images.shape[2]))
+    for at in range(0, len(images), size):
         yield images[at : at + size], targets[at : at + size]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,6 @@ from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.recipe import Recipe
 from train.store import StoredModel
 
-LATER_OPTIONS: tuple[tuple[str, Any], ...] = (  # options of a recipe, and what they are where they are off
-    ("input.resolution", "resized"),
-    ("schedule.wait", 3),
-    ("independent", False),
-)
 STEP = 3  # raise it when the same recipe and data give another model than before
 
 
@@ -153,6 +148,9 @@ def prepare(project: Project, request: TrainRequest) -> tuple[Recipe, TrainingDa
         data = dataset.collect(index, requested.task if requested else request.task)
         resolved = _resolved(requested or recipe.load(recipe.DEFAULTS[data.task], request.overrides), data)
         data = data.as_wanted(resolved)
+        if unsure := dataset.unlocated(data, resolved):
+            note = f"{unsure} images larger than a crop name a class without a region: all their crops count as it"
+            data = replace(data, notes=(*data.notes, note))
         return pseudo.with_pseudo_labels(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
 
@@ -177,12 +175,7 @@ def model_key(resolved: Recipe, data: TrainingData) -> str:
     """Return the model's key. Weights count by content, not by path; options that are off or for speed do not count."""
     left: dict[str, Any] = {"summary": True, "model": {"weights"}, "compile": True, "predict": {"fit"}}
     left |= {} if resolved.pseudo.model else {"pseudo": True}
-    values = resolved.model_dump(mode="json", exclude=left)
-    for option, off in LATER_OPTIONS:  # models that were trained before they existed keep their keys
-        part, _, name = option.rpartition(".")
-        table = values[part] if part else values
-        if table[name] == off:
-            del table[name]
+    values = resolved.values_for_key(left)
     return key_of([values, pretrained.mark_of(resolved.model), data.digest, data.outputs, STEP])
 
 

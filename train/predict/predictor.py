@@ -140,10 +140,11 @@ class Predictor:
         """Return a network's probability map (C, H, W), with `flips` the mean over the image and two mirrored ones."""
         import torch
 
-        axes: tuple[tuple[int, ...], ...] = ((), (3,), (2,)) if flips else ((),)
         batch = self._batch(pixels)
         with torch.inference_mode(), self._precision():
-            probabilities = [network(batch.flip(flip)).float().sigmoid().flip(flip) for flip in axes]
+            probabilities = [
+                network(batch.flip(flip)).float().sigmoid().flip(flip) for flip in flips_of(flips, (3,), (2,))
+            ]
         return np.asarray(torch.stack(probabilities).mean(0)[0].cpu().numpy(), np.float32)
 
     # --- classification ---
@@ -186,7 +187,7 @@ class Predictor:
 
         batch = self._batch(view)
         with torch.inference_mode(), self._precision():
-            maps = [self.module.encoder(batch.flip(flip)) for flip in flips_of(self.recipe, (), (3,), (2,))]
+            maps = [self.module.encoder(batch.flip(flip)) for flip in flips_of(self.recipe.predict.flips, (3,), (2,))]
             lasts = [features[-1] if isinstance(features, list | tuple) else features for features in maps]
             p = np.mean([self._output_probabilities(self.module.head(last)) for last in lasts], axis=0)
             return np.asarray(p, np.float32), self._bald(lasts[0])
@@ -232,9 +233,9 @@ class Predictor:
         return torch.autocast("cuda", torch.float16, enabled=self.device != "cpu")
 
 
-def flips_of(recipe: Recipe, *axes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return by which of these axes, the first of which are none, an image is mirrored to predict it."""
-    return axes if recipe.predict.flips else axes[:1]
+def flips_of(flips: bool, *axes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the axes by which an image is mirrored to predict it: none, and with `flips` each of these."""
+    return ((), *axes) if flips else ((),)
 
 
 def _ramp(length: int) -> Floats:

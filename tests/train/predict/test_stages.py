@@ -25,6 +25,7 @@ from train.data import dataset
 from train.evaluate import run as evaluating
 from train.export import run as exporting
 from train.export import runner
+from train.fit import loop
 from train.fit import run as training
 from train.predict import stages
 from train.predict.predictor import Predictor, load_predictor
@@ -39,6 +40,18 @@ TINY = (
 
 def two(*more: str) -> recipe.Recipe:
     return recipe.load("two-stage", [*TINY, *more])
+
+
+def test_norms_that_are_frozen_stay_so_in_a_forward_pass() -> None:
+    for recipe_ in (two(), two('model.options={"gate": "tu-test_efficientnet"}')):
+        model = network(recipe_)
+        loop._train_mode(model, [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)])
+        norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+        before = [part.running_mean.clone() for part in norms]
+        model(torch.rand(2, 3, 64, 128))
+        assert norms
+        assert not any(part.training for part in norms)
+        assert all(torch.equal(a, part.running_mean) for a, part in zip(before, norms, strict=True))
 
 
 # --- which places ---------------------------------------------------------------------------------------------------

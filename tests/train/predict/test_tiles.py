@@ -125,6 +125,14 @@ def test_a_sliver_is_no_sight_of_a_defect(tmp_path: Path) -> None:
     assert 0 < sum(rows) < 80
 
 
+def test_a_small_defect_that_is_whole_in_a_crop_counts_however_many_others_there_are(tmp_path: Path) -> None:
+    """Of sixty pinholes each crop holds a few: by the share of all their pixels it would be clean."""
+    holes = [Defect("hole", (float(x), float(y), 5, 5)) for x in range(20, 1580, 160) for y in range(20, 980, 160)]
+    crop = plan(input=plan().input.model_copy(update={"height": 256, "width": 256}))
+    item = plate(tmp_path, *holes, size=(1600, 1000))
+    assert targets(item, crop, 20)[:, 1].all()
+
+
 def test_val_sees_whole_images_in_batches_of_one_shape(tmp_path: Path) -> None:
     training_data = data(tmp_path, 2, 6, "classification")
     wide = [replace(item, width=96) if number % 2 else item for number, item in enumerate(training_data.val)]
