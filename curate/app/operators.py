@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from curate.app import commands
+from curate.app.markdown import plain
 from curate.errors import CurateError
 from curate.index.app_plugins import NAME
 from curate.ops import desk, jobs
 from curate.project import Project
 
 Run = Callable[[Any, Project], str]  # context, project: a line (or Markdown) that tells what was done
-NONE_SELECTED = "select images in the grid first (a click on a sample's corner), or open one"
+NONE_SELECTED = "select images in the grid first (a click on a sample's corner), or open one; patches do not count"
 PLAIN = re.compile(r"[\w][\w .-]{0,80}")
 SHOWN = 5  # images of a selection that are explained
 
@@ -225,6 +226,10 @@ def _export_folder(project: Project, name: Any) -> Path:
 
 def _chosen(ctx: Any) -> list[str]:
     """Return the content ids of the images selected in the grid, else of the regions selected, else of the open one."""
+    if ctx.selected and ctx.current_sample and ctx.current_sample not in ctx.selected:
+        raise CurateError(
+            f"the open image is not among the {len(ctx.selected)} selected ones: close it, or clear those"
+        )
     samples = ctx.selected or [entry["sample_id"] for entry in ctx.selected_labels or ()]
     samples = samples or [sample for sample in [ctx.current_sample] if sample]
     ids = desk.content_ids(ctx.dataset, samples)
@@ -234,8 +239,11 @@ def _chosen(ctx: Any) -> list[str]:
 
 
 def _regions(ctx: Any, *fields: str) -> list[str]:
-    """Return the ids of the regions selected in these fields."""
-    return [entry["label_id"] for entry in ctx.selected_labels or () if entry.get("field") in fields]
+    """Return the ids of the regions selected in these fields; none where whole images are meant."""
+    chosen = [entry["label_id"] for entry in ctx.selected_labels or () if entry.get("field") in fields]
+    if ctx.selected_labels and not ctx.selected and not chosen:
+        raise CurateError(f"none of the selected regions is of {' or '.join(fields)}: select those, or whole images")
+    return chosen
 
 
 def _needs_images(ctx: Any, project: Project) -> str | None:
@@ -252,7 +260,8 @@ def _explain(ctx: Any, project: Project) -> str:
     parts = []
     for id in _chosen(ctx)[:SHOWN]:
         (short, path), *lines = select.explained(select.explain(project, id))
-        parts.append("\n".join([f"**{short}** {path}\n", *(f"- {lead} {text}" for lead, text in lines)]))
+        points = (f"- {plain(f'{lead} {text}'.strip())}" for lead, text in lines)
+        parts.append("\n".join([f"**{short}** {plain(path)}\n", *points]))
     return "\n\n".join(parts)
 
 
@@ -332,9 +341,16 @@ def _class_form(ctx: Any, inputs: Any, project: Project) -> None:
     inputs.enum("class", view.values(), view=view, required=True, label="Class", description=text)
 
 
+def _clean_form(ctx: Any, inputs: Any, project: Project) -> None:
+    text = "What is drawn on them goes from the index, and stays in the label log."
+    inputs.bool("sure", default=True, label=_count(len(_chosen(ctx)), "Label as clean"), description=text)
+
+
 def _clean(ctx: Any, project: Project) -> str:
     from curate.ops import label
 
+    if ctx.params.get("sure") is False:
+        return _count(0, "labelled clean")
     return _count(label.set_clean(project, _chosen(ctx)), "labelled clean")
 
 
@@ -439,7 +455,7 @@ AT_ONCE = (
         _needs_images,
     ),
     DeskOperator(
-        "set_clean", "Set clean", "Label the selected images as without defects.", _clean, missing=_needs_images
+        "set_clean", "Set clean", "Label the selected images as without defects.", _clean, _clean_form, _needs_images
     ),
     DeskOperator(
         "skip",

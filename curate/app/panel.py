@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from curate.app import charts, commands, operators
+from curate.app.markdown import plain
 from curate.errors import CurateError
 from curate.ops import desk, jobs
 from curate.ops.jobs import Job
@@ -18,7 +19,6 @@ TABS = ("Rounds", "Classes", "Models")
 BUSY, IDLE = 2000, 4000  # milliseconds between two looks at the commands
 LOOKS = {"curate resolve": "conflicts"}  # steps that begin with a look at a saved view
 SHORT = 8  # characters of a model's key
-PICKS = 12  # of a round, with their reasons
 FULL_WIDTH = {"container": {"sx": {"width": "100%"}}}
 HELP = "Where the project stands and what to do next; every button is also in the list of operators (key `)."
 
@@ -42,13 +42,14 @@ def register(plugin: Any) -> None:
 
         def refresh(self, ctx: Any) -> None:
             """Read the project anew."""
+            at = time.time()  # a command that ends meanwhile is told by the next look
             try:
                 project = desk.project_of(ctx.dataset.name)
                 ctx.panel.state.shown = desk.overview(project)
                 ctx.panel.state.fault = None
             except CurateError as error:
                 ctx.panel.state.shown, ctx.panel.state.fault = None, str(error)
-            ctx.panel.state.at = time.time()
+            ctx.panel.state.at = at
 
         def tick(self, ctx: Any) -> None:
             """Look at the commands; one that has ended since changes what there is to see."""
@@ -101,7 +102,7 @@ def register(plugin: Any) -> None:
 
     def _head(owner: Any, panel: Any, shown: Mapping[str, Any]) -> None:
         counts = ", ".join(f"{count:,} {status}" for status, count in shown["by_status"].items())
-        panel.md(f"**{_cell(shown['project'])}**, {shown['images']:,} images: {counts}", name="head")
+        panel.md(f"**{plain(shown['project'])}**, {shown['images']:,} images: {counts}", name="head")
         for number, step in enumerate(shown["next"]):
             row = panel.h_stack(f"step_{number}", gap=2, align_y="center")
             lead = "contained" if number == 0 else "outlined"
@@ -113,8 +114,8 @@ def register(plugin: Any) -> None:
             elif look:
                 params = {"view": look}
                 row.btn(f"do_{number}", label="Look at them", variant=lead, on_click=owner.show_saved, params=params)
-            told = step["why"] if operator or look else f"{step['why']}: `{step['command']}`"
-            row.md(told[:1].upper() + told[1:], name=f"why_{number}")
+            why = plain(step["why"][:1].upper() + step["why"][1:])
+            row.md(why if operator or look else f"{why}: `{step['command']}`", name=f"why_{number}")
 
     def _jobs(panel: Any, known: Sequence[Job]) -> None:
         running = [job for job in known if job.state == "running"]
@@ -154,13 +155,13 @@ def register(plugin: Any) -> None:
             _plot(panel, name, charts.round_bars(shown["rounds"], name, title, keys), 250, owner.show_round)
         newest = shown["rounds"][-1]
         lines = [
-            f"| {n} | {p['slot']} | {p['result']} | {_cell(p['reason'])} |" for n, p in enumerate(newest["picks"], 1)
+            f"| {n} | {p['slot']} | {p['result']} | {plain(p['reason'])} |" for n, p in enumerate(newest["picks"], 1)
         ]
         head = f"**{newest['name']}**, strategy {newest['strategy']}\n\n| # | slot | result | reason |\n"
         head += "|---|---|---|---|\n"
-        panel.md(head + "\n".join(lines[:PICKS]), name="picks")
-        if len(lines) > PICKS:
-            panel.md(f"and {len(lines) - PICKS} more: a click on a bar shows them in the grid", name="more")
+        panel.md(head + "\n".join(lines), name="picks")
+        if more := sum(newest["slots"].values()) - len(lines):
+            panel.md(f"and {more} more: a click on a bar shows them in the grid", name="more")
 
     def _classes(owner: Any, panel: Any, shown: Mapping[str, Any]) -> None:
         _plot(panel, "known", charts.class_bars(shown["classes"]), 80 + 28 * len(shown["classes"]), owner.show_class)
@@ -172,14 +173,14 @@ def register(plugin: Any) -> None:
         if any(entry["prevalence"] for entry in audit["classes"]):
             _plot(panel, "prevalence", charts.prevalence(audit["classes"]), 100 + 28 * len(audit["classes"]))
         lines = [f"**Audit**, labelled picks that were drawn at random: {audit['labelled']}. **{audit['verdict']}**:"]
-        lines += [f"- {_cell(reason)}" for reason in audit["reasons"]]
+        lines += [f"- {plain(reason)}" for reason in audit["reasons"]]
         recall = [f"{entry['name']} {_range(entry['recall'])}" for entry in audit["classes"] if entry["recall"]]
-        lines += [f"- recall of the predictions: {_cell(', '.join(recall))}"] if recall else []
+        lines += [f"- recall of the predictions: {plain(', '.join(recall))}"] if recall else []
         panel.md(lines[0] + "\n\n" + "\n".join(lines[1:]), name="audit")
 
     def _models(owner: Any, panel: Any, shown: Mapping[str, Any]) -> None:
         models = shown["models"]
-        panel.md("\n".join(f"- {_cell(line)}" for line in models["verdict"]), name="verdict")
+        panel.md("\n".join(f"- {plain(line)}" for line in models["verdict"]), name="verdict")
         named = {name: f"{name} {str(key)[:SHORT]}" for name, key in models["named"].items()}
         tested = {named[name]: values for name, values in models["metrics"].items() if values}
         if tested:
@@ -211,23 +212,16 @@ def operator_for(command: str) -> tuple[operators.BackgroundCommand | None, dict
 def progress_of(job: Job) -> str:
     """Return how far a command is, in a line of Markdown with a bar where the total is known."""
     if not job.stages:
-        return job.lines[-1] if job.lines else "begins"
+        return plain(job.lines[-1]) if job.lines else "begins"
     stage = job.stages[-1]
     if not stage.total:
-        return f"{stage.name}: {stage.done:,}"
+        return f"{plain(stage.name)}: {stage.done:,}"
     tenths = min(20, round(20 * stage.done / stage.total))
-    rest = f", {stage.rest}" if stage.rest else ""
-    return f"`{'█' * tenths}{'░' * (20 - tenths)}` {stage.name}: {stage.done:,} of {stage.total:,}{rest}"
+    rest = f", {plain(stage.rest)}" if stage.rest else ""
+    return f"`{'█' * tenths}{'░' * (20 - tenths)}` {plain(stage.name)}: {stage.done:,} of {stage.total:,}{rest}"
 
 
 def _range(bounds: Sequence[float] | None) -> str:
     if not bounds:
         return "too few to say"
     return f"{bounds[0]:.0%} ({bounds[1]:.0%} to {bounds[2]:.0%})"
-
-
-def _cell(text: str) -> str:
-    """Return a text that Markdown shows as it is, in one cell of a table."""
-    for mark in "\\`*_[]<>|#":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")

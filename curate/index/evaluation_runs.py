@@ -7,7 +7,7 @@ label has, so they are no edits of a person.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from curate.index import documents, predictions
@@ -45,7 +45,7 @@ def store(
         split: the split it was evaluated on.
         folder: the name of our evaluation's folder, which differs with model, labels and decisions.
         images: the evaluated images by content id.
-        regions: compare regions with labels, pixel by pixel; else the images' classes.
+        regions: compare regions with labels, pixel by pixel where all have masks; else the images' classes.
     """
     dataset, name = index.dataset, run_name(model, split)
     runs, known = set(dataset.list_evaluations()), dict(dataset.info.get(INFO) or {})
@@ -56,7 +56,12 @@ def store(
         dataset.delete_evaluation(run)
     view = dataset.select_by("content_id", list(images))
     if regions:
-        about = {"use_masks": True, "compute_mAP": True, "iou": IOU, "classes": index.project.active_classes}
+        about = {
+            "use_masks": _have_masks(index, images),
+            "compute_mAP": True,
+            "iou": IOU,
+            "classes": index.project.active_classes,
+        }
         view.evaluate_detections(predictions.DEFECTS, gt_field="defects", eval_key=name, progress=False, **about)
     else:
         _set_classes(index, images)
@@ -64,6 +69,17 @@ def store(
     dataset.info[INFO] = {run: known[run] for run in newest} | {name: folder}
     dataset.save()
     return True
+
+
+def _have_masks(index: Index, ids: Iterable[str]) -> bool:
+    """Return True if every label and region has a mask: where one is a plain box, FiftyOne can compare only boxes."""
+    names = ("defects", predictions.DEFECTS)
+    return all(
+        region.get("mask") or region.get("mask_path")
+        for fields in index.documents(list(ids), names)
+        for name in names
+        for region in (fields.get(name) or {}).get("detections") or ()
+    )
 
 
 def fields(index: Index, names: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ DEVICES, TASKS, HELD_OUT = ("auto", "cpu", "cuda"), ("segmentation", "classifica
 METRICS = ("recall", "precision", "f1", "ap")
 SHOWN = ("defects.detections.label", "classes.classifications.label")
 LARGEST_PICTURE = 8 << 20  # bytes
+PICKS = 12  # of a round, with their reasons
 
 
 def prepare(project: Project, progress: Progress = no_progress) -> None:
@@ -92,7 +93,7 @@ def not_installed(project: Project) -> str | None:
 
 
 def content_ids(dataset: Any, samples: Sequence[str]) -> list[str]:
-    """Return the content ids of samples, or of patches of samples, in their order; others are left out."""
+    """Return the content ids of samples, in their order; others, such as patches, are left out."""
     from bson import ObjectId
 
     known = [sample for sample in dict.fromkeys(samples) if ObjectId.is_valid(sample)]
@@ -175,10 +176,10 @@ def _round(round_: rounds.Round, images: Mapping[str, PoolImage]) -> dict[str, A
     known = [images[row["id"]] for row in picks if row["id"] in images]
     results = Counter(_result(*_facts(image)) for image in known)
     reasons = [
-        {name: row[name] for name in ("id", "slot", "reason", "path")} | {"result": _result(*_facts(images[row["id"]]))}
+        {"slot": row["slot"], "reason": row["reason"], "result": _result(*_facts(images[row["id"]]))}
         for row in picks
         if row["id"] in images
-    ]
+    ][:PICKS]  # the panel's state travels with every event
     about = {"name": round_.name, "number": round_.number, "strategy": round_.manifest.get("strategy")}
     about |= {"pushed": round_.pushed, "slots": dict(Counter(row["slot"] for row in picks))}
     return about | {"results": dict(results), "picks": reasons}

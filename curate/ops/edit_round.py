@@ -35,6 +35,9 @@ def drop(project: Project, number: int | None, ids: Sequence[str]) -> Round:
                 f"{', '.join(audit)}: audit picks are drawn at random, and without one of them the audit would be "
                 "biased. Leave them in; whoever labels them may skip them"
             )
+        status = dict(index.rows("status"))
+        if done := [id[:12] for id in ids if status.get(id) != "unlabelled"]:
+            raise CurateError(f"{', '.join(done)}: no longer unlabelled, so it stays in the round that found it")
         return [row for row in before if row["id"] not in ids]
 
     return _edit(project, number, edited)

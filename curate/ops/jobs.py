@@ -116,7 +116,11 @@ def start(project: Project, command: Sequence[str], words: Sequence[str] = ()) -
 def listed(project: Project) -> list[Job]:
     """Return all jobs, the newest first."""
     folders = sorted((file.parent for file in (project.work / "jobs").glob("[!.]*/job.json")), reverse=True)
-    return [_read(folder) for folder in folders]
+    jobs = []
+    for folder in folders:
+        with contextlib.suppress(CurateError):  # damaged, or removed a moment ago
+            jobs.append(_read(folder))
+    return jobs
 
 
 def find(project: Project, name: str) -> Job:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from curate.data import Defect, Label
+from curate.data import AUDIT, AUDIT_EXTRA, Defect, Label
 from curate.errors import CurateError, unknown
 from curate.index import app_edits, documents, predictions, sync
 from curate.index.dataset import Index
@@ -52,6 +52,16 @@ def skip(project: Project, ids: Sequence[str], reason: str = SKIPPED) -> int:
 def confirm(project: Project, ids: Sequence[str], regions: Collection[str] = ()) -> int:
     """Make what the model suggests the images' label: these regions, or without `regions` all that it predicts."""
     known = set(project.active_classes)
+    held = {
+        id
+        for id, split, tags in Index(project).rows("split", "tags")
+        if split in ("val", "test") or {AUDIT, AUDIT_EXTRA}.intersection(tags or ())
+    }
+    if refused := [id[:12] for id in ids if id in held]:
+        raise CurateError(
+            f"{len(refused)} of these images are audit picks or of val and test, such as {refused[0]}: what a model "
+            "suggests is no truth there. Look, and use Set class, or draw"
+        )
 
     def change(label: Label, fields: Mapping[str, Any]) -> Label:
         added = [defect for defect, _ in _regions(fields, predictions.DEFECTS, regions) if defect.label in known]
@@ -86,7 +96,10 @@ def reject(project: Project, ids: Sequence[str], regions: Collection[str] = ()) 
 
 
 def _change(project: Project, ids: Sequence[str], change: Change, command: str) -> int:
-    """Append the changed labels to the log, then show them; edits that are not captured yet come before."""
+    """Append the changed labels to the log, then show them; edits that are not captured yet come before.
+
+    Returns the number of images that have the new label; one that stays disputed has not.
+    """
     with writing(project, command):
         index = Index(project)
         changed = []
@@ -101,7 +114,8 @@ def _change(project: Project, ids: Sequence[str], change: Change, command: str) 
             log.flush()
             app_edits.show(index, log, changed, project.class_names)
         sync.assign_splits(index)
-        return len(changed)
+        statuses = dict(index.rows("status"))
+        return sum(statuses.get(id) != "disputed" for id in changed)
 
 
 def _regions(fields: Mapping[str, Any], name: str, wanted: Collection[str]) -> list[tuple[Defect, str]]:

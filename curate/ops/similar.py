@@ -18,6 +18,7 @@ from curate.vectors.store import Vectors, open_latest
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
+SLICE = 64  # images asked about that are compared together
 
 
 class SimilarImage(NamedTuple):
@@ -42,7 +43,9 @@ def run(project: Project, ids: Sequence[str], box: Box | None = None, count: int
     if missing := [id for id in ids if id not in row_of]:
         raise CurateError(f"{len(missing)} of these images have no {vectors.name} vectors yet. {vectors.remedy}")
     queries = whole[[row_of[id] for id in ids]] if box is None else _window(vectors, ids[0], box)[None]
-    similarity = (whole @ queries.T).max(axis=1)
+    similarity: Floats = np.full(len(whole), -np.inf, np.float32)
+    for start in range(0, len(queries), SLICE):
+        np.maximum(similarity, (whole @ queries[start : start + SLICE].T).max(axis=1), out=similarity)
     if box is not None:
         for tiles in vectors.tiles():
             values = (tiles.vectors.astype(np.float32) @ queries.T).max(axis=1)

@@ -268,7 +268,8 @@ def _past(project: Project, pool: Pool, turn: int) -> tuple[PastRound, ...]:
 
 def _touched(newest: Round, built: BuiltPool) -> bool:
     statuses = [built.images[row["id"]].status for row in newest.picks() if row["id"] in built.images]
-    return newest.touched or any(status != "unlabelled" for status in statuses)
+    """Return True if a round stays: people work on it, or have edited it by hand."""
+    return newest.touched or "edited_by" in newest.manifest or any(status != "unlabelled" for status in statuses)
 
 
 def _same(project: Project, key: str) -> Round | None:
