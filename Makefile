@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev,bench,labelstudio,ray,export
 DEMO_IMAGES ?= 1000
 DEMO_BUDGET ?= 100
-WORKERS ?= 2
+# One more than there are cores: a third of the time is waiting for servers.
+WORKERS ?= 3
 KERNELS := $(addprefix tests/curate/,masks/test_shapes.py masks/test_rle.py greedy/test_kcenter.py greedy/test_neighbours.py formats/test_nothing_lost.py) tests/labeling/test_brush.py
 MINUTES ?= 10
 SEED ?= 0
@@ -60,7 +61,7 @@ test-bounds: setup ## Run the tests of the numba kernels with their bounds check
 	@NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest $(KERNELS)
 
 quick: setup ## Run the tests that need no database, server, browser or training.
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not mongo and not studio and not browser and not train and not slow and not exhaustive"
+	@$(BIN)/python -m pytest -n 2 -m "not mongo and not studio and not browser and not train and not slow and not exhaustive"
 
 constraints: setup ## Pin the versions that are installed, after `make test` has passed with them.
 	@{ echo "# Made by 'make constraints': the versions that were tested together."; $(BIN)/pip freeze --exclude-editable; } > constraints.txt
