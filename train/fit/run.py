@@ -149,7 +149,9 @@ def prepare(project: Project, request: TrainRequest) -> tuple[Recipe, TrainingDa
         resolved = _resolved(requested or recipe.load(recipe.DEFAULTS[data.task], request.overrides), data)
         data = data.as_wanted(resolved)
         if unsure := dataset.unlocated(data, resolved):
-            note = f"images ({unsure}) larger than a crop name a class without a region: each crop of these counts as it"
+            note = (
+                f"{unsure} images, larger than a crop, name a class without its place: each of their crops counts as it"
+            )
             data = replace(data, notes=(*data.notes, note))
         return pseudo.with_pseudo_labels(project, index, resolved, data) if resolved.pseudo.model else (resolved, data)
 
