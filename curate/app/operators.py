@@ -395,7 +395,9 @@ def _similar(ctx: Any, project: Project) -> str:
 
 
 def _similar_form(ctx: Any, inputs: Any, project: Project) -> None:
-    inputs.int("count", min=1, max=10_000, default=100, label="Images", description="How many to show, likest first.")
+    inputs.int(
+        "count", min=1, max=10_000, default=100, label="Images", description="How many to show, the most similar first."
+    )
 
 
 def _cancel(ctx: Any, project: Project) -> str:

@@ -82,6 +82,23 @@ def data(folder: Path, train: int = 8, val: int = 0, task: str = "segmentation")
     return TrainingData(task, CLASSES, tuple(items[:train]), tuple(items[train:]), single=False, clean=True)
 
 
+def save_block(root: Path, number: int, size: tuple[int, int], name: str, box: tuple[int, int, int, int]) -> None:
+    """Save a picture of this height and width below `root`, with a bright block (a crack) or a dark one, and its mask.
+
+    `box`: top, left, height and width of the block; without a name there is none.
+    """
+    high, wide = size
+    pixels = fakes.steel(wide, high, seed=number).astype(int)
+    for folder in (root / "images", root / "masks" / name):
+        folder.mkdir(parents=True, exist_ok=True)
+    if name:
+        mask = np.zeros(size, np.uint8)
+        mask[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = 255
+        pixels[mask > 0] += 90 if name == "crack" else -90
+        Image.fromarray(mask).save(root / "masks" / name / f"{number:02d}.png")
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number:02d}.png")
+
+
 def tiny(*more: str) -> Recipe:
     return load("unet-resnet", [*TINY, *more])
 

@@ -15,9 +15,8 @@ from torch import nn
 from curate.errors import CurateError
 from curate.index import sync
 from curate.project import Project
-from tests import fakes
 from tests.conftest import Make
-from tests.train.conftest import CLASSES, LIBRARY, Plain
+from tests.train.conftest import CLASSES, LIBRARY, Plain, save_block
 from tests.train.test_recipe import network
 from train import recipe
 from train.architectures import _smp, two_stage
@@ -160,19 +159,11 @@ def test_models_without_crops_are_as_they_were() -> None:
 def strips(make: Make, tmp_path: Path) -> Project:
     """24 strips, half of them clean; a defect is a bright or a dark block."""
     root, random = tmp_path / "steel", np.random.default_rng(0)
-    for folder in (root / "images", *(root / "masks" / name for name in CLASSES)):
-        folder.mkdir(parents=True)
     for number in range(24):
         high, wide = (64, 448) if number % 3 else (100, 330)
-        pixels = fakes.steel(wide, high, seed=number).astype(int)
         name = ("crack", "", "hole", "")[number % 4]
-        if name:
-            y, x = int(random.integers(high - 24)), int(random.integers(wide - 40))
-            mask = np.zeros((high, wide), np.uint8)
-            mask[y : y + 24, x : x + 40] = 255
-            pixels[mask > 0] += 90 if name == "crack" else -90
-            Image.fromarray(mask).save(root / "masks" / name / f"{number:02d}.png")
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number:02d}.png")
+        y, x = (int(random.integers(high - 24)), int(random.integers(wide - 40))) if name else (0, 0)
+        save_block(root, number, (high, wide), name, (y, x, 24, 40))
     project = make([LIBRARY | {"data": root}], CLASSES)
     sync.run(project)
     return project

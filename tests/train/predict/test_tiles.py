@@ -17,7 +17,7 @@ from curate.index import sync
 from curate.project import Project
 from tests import fakes
 from tests.conftest import Make
-from tests.train.conftest import CLASSES, LIBRARY, Plain, data
+from tests.train.conftest import CLASSES, LIBRARY, Plain, data, save_block
 from tests.train.fit.test_loop import fit_settings
 from tests.train.test_recipe import network
 from train import recipe
@@ -189,19 +189,11 @@ def test_flips_are_the_mean_over_mirrored_images_in_every_engine_and_in_the_fit(
 def plant(make: Make, tmp_path: Path) -> Project:
     """30 images of three sizes, a third clean; a hole is a spot of 8 pixels, a crack a line of 24."""
     root, random = tmp_path / "steel", np.random.default_rng(0)
-    for folder in (root / "images", *(root / "masks" / name for name in CLASSES)):
-        folder.mkdir(parents=True)
     for number in range(30):
         high, wide = ((64, 100), (90, 64), (64, 64))[number // 3 % 3]
-        pixels = fakes.steel(wide, high, seed=number).astype(int)
         y, x = int(random.integers(high - 8)), int(random.integers(wide - 24))
         name = ("crack", "hole", "")[number % 3]
-        if name:
-            mask = np.zeros((high, wide), np.uint8)
-            mask[y : y + (4 if name == "crack" else 8), x : x + (24 if name == "crack" else 8)] = 255
-            pixels[mask > 0] += 90 if name == "crack" else -90
-            Image.fromarray(mask).save(root / "masks" / name / f"{number:02d}.png")
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number:02d}.png")
+        save_block(root, number, (high, wide), name, (y, x, *((4, 24) if name == "crack" else (8, 8))))
     project = make([LIBRARY | {"data": root}], CLASSES)
     sync.run(project)
     return project
